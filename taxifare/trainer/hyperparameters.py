@@ -1,0 +1,26 @@
+"""The hyperparameters of the taxi fare trainer: every field is a flag. Importing this does not import TensorFlow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vertex_runtime.arguments import option
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """What a run learns with; to add one, add a field here and use it in `model.py`."""
+
+    batch_size: int = option(256, "examples per step, over all replicas", minimum=1)
+    num_examples_to_train_on: int = option(0, "examples to train on in all, repeats included; 0: --epochs times the rows", minimum=0)
+    epochs: float = option(20.0, "passes over the training rows, where --num_examples_to_train_on is 0", above=0)
+    num_evals: int = option(5, "evaluations, evenly spaced over the training", minimum=1)
+    lr: float = option(5e-3, "peak learning rate", above=0)
+    nbuckets: int = option(10, "buckets per latitude and longitude for the feature crosses", minimum=2)
+    nnsize: tuple[int, ...] = option((32, 8), 'sizes of the hidden layers, such as "32 8"')
+    features: str = option("city", "city: engineered features; lab: the network of the published course", choices=("city", "lab"))
+    members: int = option(8, "city: networks that train side by side and are averaged", minimum=1)
+    loss_delta: float = option(10.0, "city: dollars of error beyond which the loss is linear", above=0)
+    weight_decay: float = option(0.5, "city: AdamW's decay, times the learning rate", minimum=0)
+    warmup_fraction: float = option(0.15, "city: share of the steps that raise the learning rate", minimum=0)
+    seed: int = option(0, "seed of initial weights and of the order of rows", minimum=0)

@@ -1,0 +1,171 @@
+"""Command line of a trainer: every field of two dataclasses, the trainer's hyperparameters and `RunOptions`, is a flag.
+
+Order of precedence everywhere: flag, then the service's variable, then the local default. Parsing imports neither
+TensorFlow nor NumPy, so that `--help` and a mistyped flag answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import math
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn, TypeVar
+
+from .errors import UserError
+
+H = TypeVar("H")
+YES_NO = ("auto", "yes", "no")
+
+
+def option(default: Any, help: str, **limits: Any) -> Any:
+    """A dataclass field that becomes a flag. `limits`: `choices`, `minimum` (inclusive), `above` (exclusive), `bare`."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": help, **limits})
+    return field(default=default, metadata={"help": help, **limits})
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Flags that every trainer has beside its hyperparameters; none of them changes what a given row teaches."""
+
+    train_data_path: tuple[str, ...] = option((), "files, wildcards or folders to train on [AIP_TRAINING_DATA_URI]")
+    eval_data_path: tuple[str, ...] = option((), "the same, to evaluate on [AIP_VALIDATION_DATA_URI]")
+    test_data_path: tuple[str, ...] = option((), "the same, for final test_* metrics [AIP_TEST_DATA_URI]")
+    output_dir: str = option("", "D: writes D/model, D/checkpoints, D/logs [AIP_MODEL_DIR and its siblings]")
+    bad_rows: str = option("error", "stop at the first bad row, or skip bad rows and count them", choices=("error", "skip"))
+    start_over: bool = option(False, "move an earlier run in --output_dir aside and begin anew (not in a job)")
+    in_memory: str = option("auto", "hold the training data in memory; auto: up to 2 GiB of files", choices=YES_NO)
+    checkpoint_steps: int = option(2000, "steps between checkpoints; one is written at each evaluation too", minimum=1)
+    steps_per_call: int = option(0, "steps inside one compiled call; 0 picks them so that a call lasts up to 1 s", minimum=0)
+    jit_compile: str = option("auto", "compile the steps with XLA; auto: in runs long enough to repay it", choices=YES_NO, bare="yes")
+    skew_tolerance: float = option(0.0, "largest |served - trained| / max(1, |trained|); 0: 1e-5, or 2e-2 on accelerators", minimum=0)
+    profile: str = option("", "A,B: write a profile of the steps from A to B to the log directory")
+    ledger: str = option("", "append a hash of every row fed to every step to this file (for tests)")
+
+
+def parse(hyperparameters: type[H], argv: Sequence[str] | None, description: str) -> tuple[H, RunOptions]:
+    """Parse a trainer's command line.
+
+    Args:
+        hyperparameters: the trainer's dataclass; see `option` for its fields.
+        argv: arguments without the program's name; None takes the process's own.
+        description: what `--help` opens with.
+
+    Raises:
+        UserError: an unknown flag (the nearest known one is named) or a bad value.
+    """
+    parser = _Parser(description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    _add_group(parser, "data, outputs and how to run", RunOptions)
+    _add_group(parser, "hyperparameters", hyperparameters)
+    values = vars(parser.parse_args(argv))
+    return _take(hyperparameters, values), _take(RunOptions, values)
+
+
+def integer(text: str) -> int:
+    """Parse a whole number; the tuning service sends `128.0` for 128."""
+    value = float(text)
+    if value != int(value):
+        raise ValueError(text)
+    return int(value)
+
+
+def integers(text: str) -> tuple[int, ...]:
+    """Parse sizes such as "32 8" (or "32,8")."""
+    sizes = tuple(integer(part) for part in text.replace(",", " ").split())
+    if not sizes or min(sizes) < 1:
+        raise argparse.ArgumentTypeError('needs one or more sizes above 0, such as "32 8"')
+    return sizes
+
+
+def number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
+
+
+def step_range(text: str) -> tuple[int, int] | None:
+    """Parse `--profile A,B`; an empty text means no profile."""
+    if not text:
+        return None
+    try:
+        first, last = (integer(part) for part in text.split(","))
+    except ValueError:
+        first, last = 0, 0
+    if not 1 <= first <= last:
+        raise UserError(f"--profile: needs A,B with 1 <= A <= B, such as 20,30; got {text!r}.")
+    return first, last
+
+
+_KINDS: dict[Any, tuple[Callable[[str], Any], str]] = {
+    int: (integer, "N"), float: (number, "X"), str: (str, "TEXT"), tuple[int, ...]: (integers, '"N N"')
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}. See --help for all flags.")
+
+    def parse_args(self, args=None, namespace=None):  # type: ignore[override]
+        import sys
+
+        words = [_underscored(word) for word in (sys.argv[1:] if args is None else args)]
+        values, unknown = self.parse_known_args(words, namespace)
+        if unknown:
+            known = [name for name in self._option_string_actions if name.startswith("--")]
+            near = difflib.get_close_matches(unknown[0].split("=")[0], known, 1, 0.5)
+            self.error(f"unknown argument {unknown[0]!r}" + (f"; the nearest known flag is {near[0]}" if near else ""))
+        return values
+
+
+def _underscored(word: str) -> str:
+    """`--batch-size=4` and `--batch_size=4` are the same flag."""
+    name, equals, value = word.partition("=")
+    return name.replace("-", "_").replace("__", "--", 1) + equals + value if name.startswith("--") else word
+
+
+def _add_group(parser: argparse.ArgumentParser, title: str, kind: type) -> None:
+    group = parser.add_argument_group(title)
+    hints = typing.get_type_hints(kind)
+    for entry in dataclasses.fields(kind):
+        flag, hint, limits = f"--{entry.name}", hints[entry.name], entry.metadata
+        text = limits["help"].replace("%", "%%")
+        if hint is bool:
+            group.add_argument(flag, action="store_true", help=text)
+        elif hint == tuple[str, ...]:
+            group.add_argument(flag, nargs="+", default=(), metavar="PATH", help=text)
+        else:
+            parse_one, metavar = _KINDS[hint]
+            extra = {"nargs": "?", "const": limits["bare"]} if "bare" in limits else {}
+            shown = "{" + ",".join(limits["choices"]) + "}" if "choices" in limits else metavar
+            default = entry.default if hint != tuple[int, ...] else " ".join(map(str, entry.default))
+            group.add_argument(flag, type=_checked(parse_one, limits), default=default, metavar=shown, help=text, **extra)
+
+
+def _checked(parse_one: Callable[[str], Any], limits: Any) -> Callable[[str], Any]:
+    def parse_checked(text: str) -> Any:
+        try:
+            value = parse_one(text)
+        except (ValueError, OverflowError):
+            kind = {integer: "a whole number", number: "a finite number", integers: 'whole numbers such as "32 8"'}
+            raise argparse.ArgumentTypeError(f"needs {kind[parse_one]}; got {text!r}") from None
+        except argparse.ArgumentTypeError as error:
+            raise argparse.ArgumentTypeError(f"{error}; got {text!r}") from None
+        if "choices" in limits and value not in limits["choices"]:
+            raise argparse.ArgumentTypeError(f"must be one of {', '.join(limits['choices'])}; got {text!r}")
+        if "minimum" in limits and value < limits["minimum"]:
+            raise argparse.ArgumentTypeError(f"must be at least {limits['minimum']}; got {text!r}")
+        if "above" in limits and value <= limits["above"]:
+            raise argparse.ArgumentTypeError(f"must be above {limits['above']}; got {text!r}")
+        return value
+
+    return parse_checked
+
+
+def _take(kind: type, values: dict[str, Any]) -> Any:
+    taken = {entry.name: values[entry.name] for entry in dataclasses.fields(kind)}
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in taken.items()})

@@ -1,0 +1,216 @@
+"""Checkpoints in TensorFlow's own format, written beside the training, and the fingerprint that guards a resume.
+
+A checkpoint is one tensor bundle `ckpt-<step>`: every variable of model and optimizer, arrays of callbacks, and a JSON
+text with the step and all other state. `tf.train.load_checkpoint` reads it.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import os
+import re
+import threading
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from .errors import FAILED, UserError
+from .outputs import is_remote, record
+from .reporting import Events, log
+
+STATE = "state_json"
+KEEP = 3
+
+
+class Checkpointer:
+    """Writes and restores the checkpoints of one directory; only the chief's writes anything.
+
+    A tensor read from a variable is a value that later steps do not change (TensorFlow copies on write), so a save
+    costs the training the reads; a thread does the rest.
+    """
+
+    def __init__(self, directory: str, records: str, events: Events, writes: bool = True):
+        self.directory, self.records, self.events, self.writes = directory, records, events, writes
+        self.thread: threading.Thread | None = None
+        self.failure: Exception | None = None
+
+    def save(self, tensors: Mapping[str, tf.Tensor], state: Mapping[str, Any], wait: bool = False, skip: bool = False) -> None:
+        """Write a checkpoint in the background; `wait` until it is durable, or `skip` it while the last is being written.
+
+        Raises:
+            UserError: this write or the one before it failed; older checkpoints are untouched.
+        """
+        if not self.writes or (skip and self.thread is not None and self.thread.is_alive()):
+            return
+        self.join()
+        self.thread = threading.Thread(target=self._write, args=(dict(tensors), dict(state)), daemon=True)
+        self.thread.start()
+        if wait:
+            self.join()
+
+    def join(self) -> None:
+        """Wait for the write under way, if any, and report its failure."""
+        if self.thread is not None:
+            self.thread.join()
+        self.check()
+
+    def check(self) -> None:
+        if self.failure is not None:
+            text = str(self.failure).splitlines()[0][:200]
+            raise UserError(
+                f"cannot write a checkpoint to {self.directory}: {text}. Earlier checkpoints are kept; make room and start again.",
+                FAILED,
+            )
+
+    def _write(self, tensors: dict[str, tf.Tensor], state: dict[str, Any]) -> None:
+        prefix = f"{self.directory}/ckpt-{state['step']:09d}"
+        part = prefix if is_remote(prefix) else f"{self.directory}/.part-{state['step']:09d}"
+        try:
+            names, values = list(tensors), list(tensors.values())
+            names, values = names + [STATE], values + [tf.constant(json.dumps(state))]
+            with tf.device("/cpu:0"):
+                tf.raw_ops.SaveV2(prefix=part, tensor_names=names, shape_and_slices=[""] * len(names), tensors=values)
+            self.events.enter("checkpoint", state["step"])
+            endings = (".data-00000-of-00001", ".index")  # a checkpoint exists once its index does
+            if part != prefix:
+                record(self.records, *(prefix + ending for ending in endings))
+                for ending in endings:
+                    _sync(part + ending)
+                    os.replace(part + ending, prefix + ending)
+            for step in self.steps()[:-KEEP]:
+                for ending in reversed(endings):
+                    tf.io.gfile.remove(f"{self.directory}/ckpt-{step:09d}{ending}")
+        except Exception as error:  # noqa: BLE001 - handed to the training thread, which ends the run
+            self.failure = error
+
+    def steps(self) -> list[int]:
+        """Return the steps of the checkpoints in the directory, oldest first."""
+        names = tf.io.gfile.listdir(self.directory) if tf.io.gfile.isdir(self.directory) else []
+        return sorted(int(match[1]) for name in names if (match := re.fullmatch(r"ckpt-(\d+)\.index", name)))
+
+    def load(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+        """Return (tensors, state) of the newest checkpoint that reads back whole; None where there is none.
+
+        Raises:
+            UserError: there are checkpoints and none can be read.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            prefix = f"{self.directory}/ckpt-{step:09d}"
+            try:
+                reader = tf.train.load_checkpoint(prefix)
+                tensors = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+                return tensors, json.loads(tensors.pop(STATE))
+            except (tf.errors.OpError, RuntimeError, ValueError, KeyError) as error:
+                log("WARNING", f"checkpoint {prefix} cannot be read ({str(error).splitlines()[0][:120]}); trying the one before it.")
+        if steps:
+            raise UserError(f"none of the {len(steps)} checkpoints in {self.directory} can be read. Restore them or use another --output_dir.")
+        return None
+
+    def clean(self) -> None:
+        """Remove the half-written files that a killed process left."""
+        if self.writes and not is_remote(self.directory):
+            for name in os.listdir(self.directory):
+                if name.startswith(".part-"):
+                    os.remove(os.path.join(self.directory, name))
+
+
+def _sync(path: str) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def named_variables(**owners: Sequence[Any]) -> dict[str, Any]:
+    """Name Keras variables by owner, place and path; the place keeps equal paths apart."""
+    return {f"{owner}/{i:03d}/{v.path}": v for owner, variables in owners.items() for i, v in enumerate(variables)}
+
+
+def snapshot(variables: Mapping[str, Any]) -> dict[str, tf.Tensor]:
+    return {name: tf.convert_to_tensor(variable.value) for name, variable in variables.items()}
+
+
+def assign(variables: Mapping[str, Any], tensors: Mapping[str, np.ndarray], where: str) -> None:
+    """Give the variables their saved values.
+
+    Raises:
+        UserError: names or shapes differ, which the fingerprint makes impossible unless Keras names them anew.
+    """
+    for name, variable in variables.items():
+        if name not in tensors or tuple(tensors[name].shape) != tuple(variable.shape):
+            raise UserError(f"the checkpoint in {where} does not fit the model (at {name}). Use another --output_dir or --start_over.")
+        variable.assign(tensors[name])
+
+
+def source_fingerprint(module: ModuleType) -> str:
+    """Hash the code of a trainer's `model.py` and of everything it imports from its own package and the runtime.
+
+    Comments and layout do not count.
+    """
+    import importlib
+
+    own = {module.__name__.rpartition(".")[0], __package__}
+    seen: dict[str, str] = {}
+    waiting = [module]
+    while waiting:
+        current = waiting.pop()
+        with open(current.__file__) as file:
+            tree = ast.parse(file.read())
+        seen[current.__name__.rpartition(".")[2]] = ast.dump(tree)
+        package = current.__name__.rpartition(".")[0]
+        for node in ast.walk(tree):
+            names = [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
+            if isinstance(node, ast.ImportFrom):
+                base = ".".join(filter(None, (package if node.level else "", node.module)))
+                names = [base, *(f"{base}.{name}" for name in names)]
+            for name in names:
+                if name.rpartition(".")[0] in own and (found := _module(importlib, name)) and name.rpartition(".")[2] not in seen:
+                    waiting.append(found)
+    return hashlib.sha256(json.dumps(sorted(seen.items())).encode()).hexdigest()
+
+
+def _module(importlib: Any, name: str) -> ModuleType | None:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        return None
+
+
+def compare_fingerprints(old: Mapping[str, Any], new: Mapping[str, Any], where: str) -> str | None:
+    """Return a remark where a run may go on with more examples, None where nothing differs.
+
+    Args:
+        old, new: {"hyperparameters": {...}, "source": sha256, "data": [file descriptions]}.
+
+    Raises:
+        UserError: anything else differs; the message names it, both values and the ways out.
+    """
+    differing = [
+        (f"--{name}", old["hyperparameters"].get(name), value)
+        for name, value in new["hyperparameters"].items()
+        if old["hyperparameters"].get(name) != value
+    ]
+    if old["source"] != new["source"]:
+        differing.append(("the trainer's source (model.py or what it imports)", old["source"][:12], new["source"][:12]))
+    before, after = ({entry["path"]: entry for entry in described["data"]} for described in (old, new))
+    for path in sorted(before.keys() | after.keys()):
+        if before.get(path) != after.get(path):
+            differing.append((f"data {path}", _describe(before.get(path)), _describe(after.get(path))))
+    if not differing:
+        return None
+    name, was, now = differing[0]
+    if len(differing) == 1 and name == "--num_examples_to_train_on" and was and now > was:
+        return f"training goes on from {was} to {now} examples: the learning-rate schedule changes with it."
+    others = f" (and {len(differing) - 1} more: {', '.join(entry[0] for entry in differing[1:4])})" if len(differing) > 1 else ""
+    raise UserError(
+        f"{where} holds a run with another {name}: it had {was}, this one has {now}{others}. "
+        "Use another --output_dir, or --start_over to move the earlier run aside."
+    )
+
+
+def _describe(entry: Mapping[str, Any] | None) -> str:
+    return "no such file" if entry is None else f"{entry['bytes']} bytes, sha256 {entry['sha256'][:12]}"

@@ -1,0 +1,190 @@
+"""Where a run writes: its directories, the lock on them, the manifest of its files, and its JSON records.
+
+`--output_dir D` is laid out as the service lays out `baseOutputDirectory`: D/model, D/checkpoints, D/logs.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+from .environment import Environment, resolve_uri
+from .errors import UserError
+from .reporting import log
+
+MANIFEST = "manifest.txt"
+_append = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The directories of one run (local, `gs://…` or `/gcs/…`); `records` holds run.json and metrics.json."""
+
+    model: str
+    checkpoints: str
+    logs: str
+    records: str
+    given: bool = True
+
+    @property
+    def rejected(self) -> str:
+        return self.model.rstrip("/") + ".rejected"
+
+
+def resolve_outputs(output_dir: str, env: Environment, trainer: str) -> Outputs:
+    """Apply the order flag, variable, local default; no directory is made yet."""
+    service = (env.model_dir, env.checkpoint_dir, env.tensorboard_dir)
+    given = bool(output_dir or any(service))
+    root = output_dir or f"{trainer}-run-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    root = resolve_uri(root.rstrip("/") or "/")
+    if env.trial:
+        root = f"{root}/{env.trial}"
+    if output_dir and env.model_dir:
+        log("WARNING", f"--output_dir {output_dir} overrides AIP_MODEL_DIR={env.model_dir}, where the service looks for the model.")
+    if env.in_job and not given:
+        log("WARNING", f"no --output_dir and no AIP_MODEL_DIR (the job has no baseOutputDirectory): {root} is lost with the machine.")
+    model, checkpoints, logs = (
+        resolve_uri(path.rstrip("/")) if path and not output_dir else f"{root}/{name}"
+        for path, name in zip(service, ("model", "checkpoints", "logs"))
+    )
+    in_service = bool(env.checkpoint_dir and not output_dir)
+    return Outputs(model, checkpoints, logs, checkpoints if in_service else root, given)
+
+
+def is_remote(path: str) -> bool:
+    return "://" in path
+
+
+def prepare(outputs: Outputs, start_over: bool, env: Environment) -> TextIO | None:
+    """Make the directories, prove that they can be written, take the lock and, if asked, move an earlier run aside.
+
+    Returns:
+        The lock, held until it is closed or the process ends; None where the file system has none.
+
+    Raises:
+        UserError: not writable, in use by another run, or holding files that no run of ours wrote.
+    """
+    if start_over and env.in_job:
+        raise UserError("--start_over is refused in a job: a restart of the replica would repeat it. Use another output directory.")
+    if start_over and is_remote(outputs.records):
+        raise UserError(f"--start_over moves files on a local disk only; got {outputs.records}. Use another --output_dir.")
+    for directory in dict.fromkeys((outputs.records, outputs.checkpoints, outputs.logs, outputs.model)):
+        _probe(directory)
+    lock = _lock(outputs.records)
+    if start_over:
+        _move_aside(outputs.records)
+    _refuse_foreign_model(outputs)
+    return lock
+
+
+def _probe(directory: str) -> None:
+    import tensorflow as tf
+
+    probe = f"{directory}/.probe-{os.getpid()}"
+    try:
+        tf.io.gfile.makedirs(directory)
+        with tf.io.gfile.GFile(probe, "w") as file:
+            file.write("x")
+        tf.io.gfile.remove(probe)
+    except (tf.errors.OpError, OSError) as error:
+        text = str(error).splitlines()[0]
+        raise UserError(f"cannot write to {directory}: {text}. Choose another --output_dir or mend its permissions.") from None
+
+
+def _lock(directory: str) -> TextIO | None:
+    """An advisory lock of the kernel's: a killed process leaves none behind."""
+    if is_remote(directory):
+        return None
+    file = open(f"{directory}/.lock", "a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        raise UserError(f"{directory} is in use by a live run ({holder}). Wait for it, end it, or use another --output_dir.") from None
+    except OSError:  # a mounted bucket has no locks
+        file.close()
+        return None
+    file.truncate(0)
+    file.write(f"host {socket.gethostname()}, pid {os.getpid()}")
+    file.flush()
+    return file
+
+
+def record(records: str, *paths: str) -> None:
+    """Note files of ours in the manifest, before they are written. A bucket has none: nothing is moved there."""
+    if is_remote(records):
+        return
+    lines = "".join(os.path.relpath(path, records) + "\n" for path in paths)
+    with _append, open(f"{records}/{MANIFEST}", "a") as file:
+        file.write(lines)
+
+
+def _recorded(records: str) -> set[str]:
+    try:
+        with open(f"{records}/{MANIFEST}") as file:
+            return set(file.read().splitlines())
+    except OSError:
+        return set()
+
+
+def _move_aside(records: str) -> None:
+    aside = f"{records}.before-{time.strftime('%Y%m%d-%H%M%S')}"
+    moved = []
+    for name in sorted(_recorded(records) | {MANIFEST}):
+        source, target = os.path.join(records, name), os.path.join(aside, name)
+        if os.path.isfile(source) and not os.path.relpath(source, records).startswith(".."):
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            os.rename(source, target)
+            moved.append(os.path.dirname(source))
+    for directory in sorted({d for d in moved if d != records}, key=len, reverse=True):
+        while directory != records and os.path.isdir(directory) and not os.listdir(directory):
+            os.rmdir(directory)
+            directory = os.path.dirname(directory)
+    if moved:
+        log("INFO", f"--start_over moved {len(moved)} files of the earlier run to {aside}.")
+
+
+def _refuse_foreign_model(outputs: Outputs) -> None:
+    if is_remote(outputs.model) or not os.path.isdir(outputs.model):
+        return
+    ours = _recorded(outputs.records)
+    for folder, _, names in os.walk(outputs.model):
+        for name in names:
+            path = os.path.join(folder, name)
+            if os.path.relpath(path, outputs.records) not in ours:
+                raise UserError(f"{path} was not written by a run of this trainer and is kept: use another --output_dir.")
+
+
+def write_json(records: str, name: str, value: Mapping[str, Any]) -> None:
+    """Write a record in one step: a reader sees the old file or the new one, never half of one."""
+    import tensorflow as tf
+
+    path = f"{records}/{name}"
+    text = json.dumps(value, indent=1, sort_keys=True, default=str) + "\n"
+    record(records, path)
+    if is_remote(path):
+        with tf.io.gfile.GFile(path, "w") as file:
+            file.write(text)
+        return
+    with open(path + ".tmp", "w") as file:
+        file.write(text)
+    os.replace(path + ".tmp", path)
+
+
+def versions() -> dict[str, str]:
+    import keras
+    import numpy
+    import pyarrow
+    import tensorflow as tf
+
+    found = {module.__name__: module.__version__ for module in (tf, keras, numpy, pyarrow)}
+    return {"python": platform.python_version(), **found}

@@ -1,0 +1,144 @@
+"""Ask an exported model for predictions in the service's JSON: `{"instances": [...]}` in, `{"predictions": [...]}` out.
+
+Needs TensorFlow and the exported folder, nothing else of this project.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+BATCH = 1024
+
+
+def load_signature(directory: str) -> Any:
+    """Load the `serving_default` signature of a SavedModel.
+
+    Raises:
+        ValueError: the folder holds no SavedModel that can be served.
+    """
+    import tensorflow as tf
+
+    try:
+        loaded = tf.saved_model.load(directory)
+    except OSError:
+        raise ValueError(f"{directory} holds no SavedModel. Give the folder with saved_model.pb in it.") from None
+    if "serving_default" not in loaded.signatures:
+        raise ValueError(f"{directory} has no signature serving_default; it has {', '.join(loaded.signatures) or 'none'}.")
+    signature = loaded.signatures["serving_default"]
+    signature._owner = loaded  # a signature alone does not keep its variables alive
+    return signature
+
+
+def answer(signature: Any, instances: Sequence[Any]) -> list[Any]:
+    """Return one prediction per instance as the service does: the bare value where the model has one output.
+
+    Raises:
+        ValueError: an instance does not fit the signature; its text starts with the instance's place (from 0).
+    """
+    import tensorflow as tf
+
+    specs = signature.structured_input_signature[1]
+    columns: dict[str, list[Any]] = {name: [] for name in specs}
+    for place, instance in enumerate(instances):
+        for name, value in _named(instance, specs, place).items():
+            columns[name].append(_value(value, specs[name].dtype, name, place))
+    found = signature(**{name: tf.constant(values, specs[name].dtype) for name, values in columns.items()})
+    lists = {name: _jsonable(name, values.numpy()) for name, values in found.items()}
+    if len(lists) == 1:
+        return next(iter(lists.values()))
+    return [dict(zip(lists, row)) for row in zip(*lists.values())]
+
+
+def _named(instance: Any, specs: Mapping[str, Any], place: int) -> Mapping[str, Any]:
+    if not isinstance(instance, dict) or (len(specs) == 1 and "b64" in instance):
+        if len(specs) > 1:
+            raise ValueError(f"{place}: must be an object with {', '.join(specs)}; got {json.dumps(instance)[:80]}")
+        return {next(iter(specs)): instance}
+    if instance.keys() != specs.keys():
+        missing, unknown = sorted(specs.keys() - instance.keys()), sorted(instance.keys() - specs.keys())
+        faults = [f"lacks {', '.join(missing)}"] * bool(missing) + [f"has unknown {', '.join(unknown)}"] * bool(unknown)
+        raise ValueError(f"{place}: {' and '.join(faults)}; the model takes {', '.join(specs)}")
+    return instance
+
+
+def _value(value: Any, dtype: Any, name: str, place: int) -> Any:
+    if dtype.name == "string":
+        if isinstance(value, dict) and set(value) == {"b64"}:
+            return base64.b64decode(value["b64"])
+        if isinstance(value, str):
+            return value
+        raise ValueError(f"{place}: {name} must be a text; got {json.dumps(value)[:80]}")
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{place}: {name} must be a number; got {json.dumps(value)[:80]}")
+    return value
+
+
+def _jsonable(name: str, values: Any) -> list[Any]:
+    if values.dtype.kind not in "OS":
+        return values.tolist()
+    if name.endswith("_bytes"):
+        return [{"b64": base64.b64encode(value).decode()} for value in values.tolist()]
+    return [value.decode("utf-8") for value in values.tolist()]
+
+
+def _batches(lines: Iterable[str]) -> Iterable[tuple[list[int], list[Any]]]:
+    numbers: list[int] = []
+    instances: list[Any] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            instances.append(json.loads(line))
+        except ValueError as error:
+            yield numbers, instances  # what came before a bad line is answered
+            raise ValueError(f"line {number}: not JSON ({error}); got {line.strip()[:80]!r}") from None
+        numbers.append(number)
+        if len(instances) == BATCH:
+            yield numbers, instances
+            numbers, instances = [], []
+    if instances:
+        yield numbers, instances
+
+
+def _answer_lines(signature: Any, numbers: Sequence[int], instances: Sequence[Any]) -> list[Any]:
+    try:
+        return answer(signature, instances)
+    except ValueError as error:
+        place, _, text = str(error).partition(": ")
+        raise ValueError(f"line {numbers[int(place)]}: {text}") from None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Answer JSON lines from stdin on stdout, one JSON value per line, in order."""
+    parser = argparse.ArgumentParser(prog="scripts/predict", description=main.__doc__)
+    parser.add_argument("model_dir", help="folder of the SavedModel: what a trainer writes to <output_dir>/model")
+    parser.add_argument("--envelope", action="store_true", help='print the whole answer, {"predictions": [...]}, instead')
+    args = parser.parse_args(argv)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        signature, everything = None, []
+        for numbers, instances in _batches(sys.stdin):
+            if not instances:
+                continue
+            signature = signature or load_signature(args.model_dir)
+            predictions = _answer_lines(signature, numbers, instances)
+            everything += predictions if args.envelope else []
+            for prediction in () if args.envelope else predictions:
+                print(json.dumps(prediction, ensure_ascii=False))
+        if args.envelope:
+            print(json.dumps({"predictions": everything}, ensure_ascii=False))
+    except ValueError as error:
+        sys.stdout.flush()
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

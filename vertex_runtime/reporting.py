@@ -1,0 +1,167 @@
+"""What a run says while it works: log lines, a progress bar, TensorBoard scalars, hypertune reports, an event file.
+
+On a terminal people read it, on the service Cloud Logging does: there every line is JSON with a severity. Only the
+chief's reporters write; the others are built quiet, so that the loop never asks which replica it is.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Mapping
+
+from .errors import UserError
+
+
+def log(severity: str, message: str, **fields: object) -> None:
+    """Print one line: JSON with `severity` in a job (stdout: the service takes all of stderr for errors), else text."""
+    if _in_job():
+        print(json.dumps({"severity": severity, "message": message, **fields}), flush=True)
+    else:
+        print(message if severity == "INFO" else f"{severity.lower()}: {message}", file=sys.stdout if severity == "INFO" else sys.stderr, flush=True)
+
+
+def report_error(message: str) -> None:
+    """Print the one line that says why the run ends, on stderr."""
+    message = " ".join(message.split())
+    print(json.dumps({"severity": "ERROR", "message": message}) if _in_job() else f"error: {message}", file=sys.stderr, flush=True)
+
+
+def _in_job() -> bool:
+    return any(os.environ.get(name) for name in ("CLOUD_ML_JOB_ID", "CLUSTER_SPEC", "TF_CONFIG", "AIP_MODEL_DIR"))
+
+
+def format_metrics(metrics: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.5g}" for name, value in metrics.items())
+
+
+class Progress:
+    """A bar on a terminal, otherwise one line per evaluation."""
+
+    def __init__(self, total_steps: int, batch_size: int, quiet: bool):
+        self.quiet, self.batch_size, self.bar = quiet, batch_size, None
+        self.total, self.rate, self.start = total_steps, 0.0, (0, time.perf_counter())
+        if not quiet and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=total_steps * batch_size, unit="ex", unit_scale=True, smoothing=0.1, dynamic_ncols=True)
+
+    def begin(self, step: int) -> None:
+        """(Re)start the clock: what came before is not training."""
+        self.start = (step, time.perf_counter())
+        if self.bar is not None:
+            self.bar.n = step * self.batch_size
+            self.bar.refresh()
+
+    def update(self, step: int, loss: float) -> None:
+        first, since = self.start
+        self.rate = (step - first) * self.batch_size / max(time.perf_counter() - since, 1e-9)
+        if self.bar is not None:
+            self.bar.set_postfix_str(f"loss {loss:.4g}{self.note if hasattr(self, 'note') else ''}", refresh=False)
+            self.bar.update(step * self.batch_size - self.bar.n)
+
+    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.note = "".join(f", {name} {value:.4g}" for name, value in metrics.items() if name.startswith("val_") and name != "val_loss")
+        if self.quiet:
+            return
+        text = f"step {step}/{self.total}: {format_metrics(metrics)}, {self.rate:,.0f} examples/s"
+        if self.bar is not None:
+            self.bar.write(text)
+        else:
+            log("INFO", text, step=step, metrics={name: _finite(value) for name, value in metrics.items()}, examples_per_second=round(self.rate))
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+class Scalars:
+    """TensorBoard scalars: training values under logs/train, evaluation under logs/validation."""
+
+    def __init__(self, directory: str | None):
+        self.directory, self.writers = directory, {}
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> list[str]:
+        """Write one evaluation; returns the files that this call made."""
+        import tensorflow as tf
+
+        if self.directory is None:
+            return []
+        before = {path for run in self.writers for path in tf.io.gfile.glob(f"{self.directory}/{run}/*")}
+        for name, value in metrics.items():
+            run = "validation" if name.startswith("val_") else "train"
+            if run not in self.writers:
+                self.writers[run] = tf.summary.create_file_writer(f"{self.directory}/{run}")
+            with self.writers[run].as_default():
+                tf.summary.scalar(name.removeprefix("val_"), value, step=step)
+        for writer in self.writers.values():
+            writer.flush()
+        return [path for run in self.writers for path in tf.io.gfile.glob(f"{self.directory}/{run}/*") if path not in before]
+
+
+class Hypertune:
+    """Reports the study's metric; quiet outside a trial. The library's file holds only the newest 100 reports."""
+
+    def __init__(self, metric: str, trial: str | None, metric_file: str | None, quiet: bool):
+        self.metric, self.client = metric, None
+        if quiet or not (trial or metric_file):
+            return
+        if trial:
+            os.environ.setdefault("CLOUD_ML_TRIAL_ID", trial)
+        try:
+            import hypertune
+        except ImportError:
+            raise UserError("a tuning trial needs the package cloudml-hypertune: pip install cloudml-hypertune.") from None
+        self.client = hypertune.HyperTune()
+
+    def report(self, step: int, value: float) -> None:
+        """Report unless the value is not finite: the service takes a missing metric, never NaN, for an infeasible trial."""
+        if self.client is not None and math.isfinite(value):
+            self.client.report_hyperparameter_tuning_metric(
+                hyperparameter_metric_tag=self.metric, metric_value=value, global_step=step
+            )
+
+
+class Events:
+    """The phases of this process, for whoever started it.
+
+    `TRAINER_EVENTS` names a file that gets one JSON line per phase. `TRAINER_KILL`, such as `step=40,signal=KILL` or
+    `checkpoint=2,signal=TERM`, makes the process signal itself at that step, or in the n-th phase of that name:
+    a kill drill that hits the same place each time.
+    """
+
+    def __init__(self, variables: Mapping[str, str]):
+        self.path = variables.get("TRAINER_EVENTS")
+        self.place, self.at, self.signal = None, 0, signal.SIGKILL
+        self.counts: dict[str, int] = {}
+        text = variables.get("TRAINER_KILL", "")
+        try:
+            for part in filter(None, text.split(",")):
+                key, value = part.split("=")
+                if key == "signal":
+                    self.signal = signal.Signals[f"SIG{value}"]
+                else:
+                    self.place, self.at = key, int(value)
+        except (ValueError, KeyError):
+            raise UserError(f"TRAINER_KILL must look like step=40,signal=KILL or checkpoint=2; got {text!r}.") from None
+
+    @property
+    def kill_step(self) -> int | None:
+        return self.at if self.place == "step" else None
+
+    def enter(self, phase: str, step: int, **fields: object) -> None:
+        """Announce a phase: data, build, step, checkpoint, evaluation, export or end."""
+        self.counts[phase] = self.counts.get(phase, 0) + 1
+        if self.path:
+            with open(self.path, "a") as file:
+                file.write(json.dumps({"time": time.time(), "phase": phase, "step": step, **fields}) + "\n")
+        if self.place == phase and self.at == (step if phase == "step" else self.counts[phase]):
+            os.kill(os.getpid(), self.signal)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

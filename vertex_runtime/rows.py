@@ -1,0 +1,154 @@
+"""Training and evaluation rows as the loop takes them: preprocessed features in memory, or a shuffled stream of them.
+
+The order of rows is a pure function of seed, data and position: row p of the run is place p % N of epoch p // N, and a
+batch is the next `batch_size` rows, across the end of an epoch too.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from .data import Chunk, concatenate, take
+from .errors import UserError
+
+Tensors = tuple[dict[str, tf.Tensor], tf.Tensor]  # features by name [rows, ...] and labels [rows]
+STREAM_ROWS = 131_072
+
+
+class Preparer:
+    """Runs a trainer's `preprocess` over chunks of raw rows, in the very graph that is exported."""
+
+    def __init__(self, model: Any, hyperparameters: Any, facts: Any):
+        self.model, self.facts = model, facts
+        names = list(model.INPUTS)
+
+        @tf.function(input_signature=[[model.INPUTS[name] for name in names]])
+        def run(raw: list[tf.Tensor]) -> dict[str, tf.Tensor]:
+            return model.preprocess(dict(zip(names, raw)), hyperparameters, facts)
+
+        self.names, self.run = names, run
+
+    def __call__(self, chunk: Chunk) -> Tensors:
+        with tf.device("/cpu:0"):
+            features = self.run([tf.convert_to_tensor(chunk[name]) for name in self.names])
+            return features, tf.constant(self.model.encode_labels(chunk, self.facts))
+
+
+class MemoryRows:
+    """All rows preprocessed once and held in memory."""
+
+    def __init__(self, chunks: Iterator[Chunk], prepare: Preparer):
+        parts = [prepare(chunk) for chunk in chunks]
+        if not parts:
+            raise UserError("the data has no rows.")
+        # One column at a time, so that only one of them is ever held twice.
+        features = {}
+        for name in list(parts[0][0]):
+            features[name] = tf.concat([part[0].pop(name) for part in parts], 0)
+        self.tensors: Tensors = features, tf.concat([labels for _, labels in parts], 0)
+        self.count = int(self.tensors[1].shape[0])
+
+    def feed(self, batch_size: int, seed: int, step: int) -> Iterator[tuple[Tensors, np.ndarray]]:
+        """Yield (tensors, order): order [steps, batch_size] int32 says which rows each next step takes, from `step` on."""
+        epoch, start = divmod(step * batch_size, self.count)
+        left = np.empty(0, np.int32)
+        while True:
+            order = np.concatenate([left, permutation(seed, epoch, self.count)[start:]])
+            steps = len(order) // batch_size
+            if steps:
+                yield self.tensors, order[: steps * batch_size].reshape(steps, batch_size)
+            left, epoch, start = order[steps * batch_size :], epoch + 1, 0
+
+    def chunks(self) -> Iterator[Tensors]:
+        yield self.tensors
+
+
+class StreamedRows:
+    """Rows read from disk in every epoch: the files in a new order, shuffled within runs of about 131,072 rows."""
+
+    def __init__(self, files: list[str], read: Callable[[list[str]], Iterator[Chunk]], prepare: Preparer, count: int):
+        self.files, self.read, self.prepare, self.count = files, read, prepare, count
+
+    def feed(self, batch_size: int, seed: int, step: int) -> Iterator[tuple[Tensors, np.ndarray]]:
+        """As `MemoryRows.feed`; a run of rows always holds whole batches, so a step's place follows from its number."""
+        steps = max(1, STREAM_ROWS // batch_size)
+        part, skipped = divmod(step, steps)
+        for chunk in self._runs(seed, part * steps * batch_size, steps * batch_size):
+            order = permutation(seed, (1 << 32) + part, steps * batch_size).reshape(steps, batch_size)
+            yield self.prepare(chunk), order[skipped:]
+            part, skipped = part + 1, 0
+
+    def _runs(self, seed: int, first: int, rows: int) -> Iterator[Chunk]:
+        """Yield raw chunks of exactly `rows` rows, from row `first` of the run on, through epoch after epoch."""
+        epoch, skip = divmod(first, self.count)
+        held: list[Chunk] = []
+        size = 0
+        while True:
+            for chunk in self.read([self.files[i] for i in permutation(seed, epoch, len(self.files))]):
+                length = len(next(iter(chunk.values())))
+                if skip >= length:
+                    skip -= length
+                    continue
+                held.append(take(chunk, slice(skip, None)))
+                size, skip = size + length - skip, 0
+                while size >= rows:
+                    joined = concatenate(held)
+                    yield take(joined, slice(0, rows))
+                    held, size = [take(joined, slice(rows, None))], size - rows
+            epoch += 1
+
+    def chunks(self) -> Iterator[Tensors]:
+        for chunk in self.read(self.files):
+            yield self.prepare(chunk)
+
+
+def permutation(seed: int, epoch: int, count: int) -> np.ndarray:
+    """Return the order of `count` rows in an epoch: [count] int32."""
+    generator = np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), epoch]))
+    return generator.permutation(count).astype(np.int32, copy=False)
+
+
+def ahead(items: Iterator[Any], depth: int = 2) -> Iterator[Any]:
+    """Iterate in a thread of its own, `depth` items ahead."""
+    slots: queue.Queue = queue.Queue(depth)
+    ended = threading.Event()
+
+    def work() -> None:
+        try:
+            for item in items:
+                if _put(slots, (item, None), ended):
+                    return
+            _put(slots, (None, StopIteration()), ended)
+        except BaseException as error:  # noqa: BLE001 - raised again where the items are taken
+            _put(slots, (None, error), ended)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        while True:
+            item, error = slots.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item
+    finally:
+        ended.set()
+
+
+def _put(slots: queue.Queue, item: Any, ended: threading.Event) -> bool:
+    """Put an item; return True where nobody takes items any more."""
+    while not ended.is_set():
+        try:
+            slots.put(item, timeout=0.1)
+            return False
+        except queue.Full:
+            continue
+    return True
+
+

@@ -1,0 +1,262 @@
+"""One training run from files to served model; `task.py` decides its parts, this does the work in their order."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from . import data, export
+from .arguments import RunOptions, step_range
+from .checkpoint import Checkpointer, compare_fingerprints, source_fingerprint
+from .environment import Environment
+from .errors import UserError
+from .loop import Plan, Preempted, Steps, Trainer, end_by_sigterm
+from .outputs import Outputs, prepare, record, versions, write_json
+from .reporting import Events, Hypertune, Progress, Scalars, format_metrics, log
+from .rows import MemoryRows, Preparer, StreamedRows
+
+IN_MEMORY_BYTES = 2 << 30
+JIT_EXAMPLES = 8_000_000  # XLA repays its compilation (about half a second) in runs of this length
+
+
+def train_and_export(
+    model: ModuleType, hp: Any, options: RunOptions, env: Environment, outputs: Outputs, strategy: tf.distribute.Strategy
+) -> dict[str, float]:
+    """Train `model` (a trainer's module `model`), export it, check the export and write the records.
+
+    Returns:
+        The final metrics: training, `val_*` and, with test data, `test_*`.
+
+    Raises:
+        UserError: anything that the user can mend.
+    """
+    events = Events(os.environ)
+    with ThreadPoolExecutor(1) as background:
+        lock = prepare(outputs, options.start_over, env)  # noqa: F841 - held until the run ends
+        events.enter("data", 0)
+        inputs = Inputs(model, hp, options, env, background)
+        total = hp.num_examples_to_train_on or round(hp.epochs * inputs.train.count)
+        plan = make_plan(hp, options, total, inputs.train.count)
+        fingerprint = {
+            "hyperparameters": dataclasses.asdict(hp) | {"num_examples_to_train_on": total},
+            "source": source_fingerprint(model),
+            "data": inputs.described(),
+        }
+        fingerprint = json.loads(json.dumps(fingerprint))
+        checkpointer = Checkpointer(outputs.checkpoints, outputs.records, events, env.is_chief)
+        checkpointer.clean()
+        restored = checkpointer.load()
+        if restored and (remark := compare_fingerprints(restored[1]["fingerprint"], fingerprint, outputs.records)):
+            log("WARNING", remark)
+            restored[1].update(finished=False, stopped=False)
+        describe_run(model, inputs, plan, outputs, strategy, env)
+        if restored:
+            log("INFO", f"resuming from step {restored[1]['step']} of {plan.total_steps} ({outputs.checkpoints})")
+        write_json(outputs.records, "run.json", run_record(hp, options, env, inputs, plan, outputs))
+        events.enter("build", 0)
+        with strategy.scope():
+            network = model.build_model(hp, inputs.facts, plan.total_steps)
+        steps = Steps(network, strategy, plan, inputs.example(), bool(options.ledger))
+        try:
+            metrics = fit(model, hp, options, env, outputs, inputs, plan, steps, checkpointer, fingerprint, events, restored)
+        except Preempted:
+            end_by_sigterm()
+    if inputs.test is not None:
+        metrics |= {f"test_{name}": value for name, value in steps.evaluate(inputs.test).items()}
+    tolerance = options.skew_tolerance or (2e-2 if tf.config.list_physical_devices("GPU") else 1e-5)
+    gate = export.export(model, network, hp, inputs.prepare, inputs.sample, outputs, tolerance, events, plan.total_steps)
+    write_json(outputs.records, "metrics.json", metrics | {"skew_gate": gate, "synthetic_sample_data": inputs.synthetic})
+    hypertune(model, env).report(plan.total_steps, metrics[model.OBJECTIVE])
+    events.enter("end", plan.total_steps)
+    say_end(inputs, metrics, gate, outputs)
+    return metrics
+
+
+class Inputs:
+    """The rows of a run: training, evaluation and test data, found, read, preprocessed and described."""
+
+    def __init__(self, model: ModuleType, hp: Any, options: RunOptions, env: Environment, background: ThreadPoolExecutor):
+        self.model, self.options = model, options
+        if env.data_format not in (None, "csv"):
+            raise UserError(f"AIP_DATA_FORMAT={env.data_format} is not read yet: only csv is. Export the data set to CSV files.")
+        train, evaluation, test = self._paths(env)
+        streams = options.in_memory == "no" or (options.in_memory == "auto" and data.total_bytes(train) > IN_MEMORY_BYTES)
+        self.descriptions: list[Future] = [
+            background.submit(data.fingerprint, path, not streams) for path in dict.fromkeys([*train, *evaluation])
+        ]
+        self.reported: set[str] = set()
+        self.facts = model.learn(self._read(train), hp)
+        self.prepare = Preparer(model, hp, self.facts)
+        sampler = export.Sampler(hp.seed, model.INPUTS)
+        self.train = self._rows(train, streams)
+        self.evaluation = self._rows(evaluation, streams, sampler)
+        self.test = self._rows(test, streams) if test else None
+        self.sample = sampler.sample()
+
+    def _paths(self, env: Environment) -> tuple[list[str], list[str], list[str]]:
+        options = self.options
+        self.synthetic = not (options.train_data_path or env.training_data or env.in_job)
+        if self.synthetic:
+            train, evaluation = sample_paths(self.model)
+            log("INFO", "training on synthetic sample data, which ships with the project (no --train_data_path given)")
+            return train, list(options.eval_data_path) or evaluation, list(options.test_data_path)
+        chosen = []
+        for flag, variable, given, uri in (
+            ("--train_data_path", "AIP_TRAINING_DATA_URI", options.train_data_path, env.training_data),
+            ("--eval_data_path", "AIP_VALIDATION_DATA_URI", options.eval_data_path, env.validation_data),
+            ("--test_data_path", "AIP_TEST_DATA_URI", options.test_data_path, env.test_data),
+        ):
+            if not given and not uri and not flag.startswith("--test"):
+                raise UserError(f"no data: give {flag}, or let the service set {variable}.")
+            paths = self.model.find(given or (uri,), flag if given else variable) if given or uri else []
+            chosen.append(paths)
+        return chosen[0], chosen[1], chosen[2]
+
+    def _read(self, paths: Sequence[str], sampler: export.Sampler | None = None) -> Iterator[data.Chunk]:
+        bad = data.BadRows(self.options.bad_rows)
+        for path in paths:
+            for chunk in self.model.read(path, bad):
+                if sampler is not None:
+                    sampler.add(chunk)
+                yield chunk
+        if bad.reasons and (key := "|".join(paths)) not in self.reported:
+            self.reported.add(key)
+            log("WARNING", f"{bad} in {paths[0]}" + (f" and {len(paths) - 1} more files" if len(paths) > 1 else ""))
+
+    def _rows(self, paths: Sequence[str], streams: bool, sampler: export.Sampler | None = None) -> MemoryRows | StreamedRows:
+        try:
+            if not streams:
+                return MemoryRows(self._read(paths, sampler), self.prepare)
+            count = sum(len(next(iter(chunk.values()))) for chunk in self._read(paths, sampler))
+            return StreamedRows(list(paths), self._read, self.prepare, count)
+        except data.UnknownLabel as error:
+            raise UserError(f"{data.locate(paths, error.label)}: the label {error.label!r} was not seen in training. Mend it or add examples.") from None
+
+    def described(self) -> list[dict[str, Any]]:
+        return [description.result() for description in self.descriptions]
+
+    def example(self) -> Any:
+        """Return some preprocessed rows, for their shapes."""
+        return self.prepare(data.take(self.sample, slice(0, 1)))
+
+
+def sample_paths(model: ModuleType) -> tuple[list[str], list[str]]:
+    """Return the bundled synthetic (training, evaluation) files of a trainer, wherever it is installed."""
+    package = importlib.util.find_spec(model.NAME)
+    folders = list(package.submodule_search_locations) if package else [os.path.dirname(os.path.dirname(model.__file__))]
+    found = [os.path.join(folders[0], "tests", "data", name) for name in model.SAMPLE_FILES]
+    if missing := [path for path in found if not os.path.exists(path)]:
+        raise UserError(f"the sample data is not installed ({missing[0]}). Give --train_data_path and --eval_data_path.")
+    return found[:1], found[1:]
+
+
+def make_plan(hp: Any, options: RunOptions, total_examples: int, rows: int) -> Plan:
+    """Turn examples into steps.
+
+    Raises:
+        UserError: the batch does not fit the data or the examples to train on.
+    """
+    if hp.batch_size > rows:
+        raise UserError(f"--batch_size {hp.batch_size} is larger than the training data, which has {rows} rows. Lower it.")
+    if hp.batch_size > total_examples:
+        raise UserError(f"--num_examples_to_train_on {total_examples} is less than one batch of --batch_size {hp.batch_size}.")
+    jit = options.jit_compile == "yes" or (options.jit_compile == "auto" and total_examples >= JIT_EXAMPLES)
+    return Plan(
+        total_examples // hp.batch_size, hp.batch_size, hp.num_evals, options.checkpoint_steps, options.steps_per_call, jit,
+        hp.seed, step_range(options.profile),
+    )
+
+
+def fit(
+    model: ModuleType, hp: Any, options: RunOptions, env: Environment, outputs: Outputs, inputs: Inputs, plan: Plan, steps: Steps,
+    checkpointer: Checkpointer, fingerprint: dict[str, Any], events: Events, restored: Any,
+) -> dict[str, float]:
+    """Run the loop with the reports that every run makes at each evaluation."""
+    progress = Progress(plan.total_steps, plan.batch_size, quiet=not env.is_chief)
+    scalars = Scalars(outputs.logs if env.is_chief else None)
+    tuning = hypertune(model, env)
+
+    def on_evaluation(step: int, metrics: dict[str, float]) -> None:
+        progress.evaluated(step, metrics)
+        rates = {"learning_rate": float(steps.model.optimizer.learning_rate), "examples_per_second": progress.rate}
+        record(outputs.records, *scalars.write(step, metrics | rates))
+        tuning.report(step, metrics[model.OBJECTIVE])
+
+    trainer = Trainer(
+        steps, plan, inputs.train, inputs.evaluation, checkpointer, model.callbacks(hp), fingerprint, events, progress, on_evaluation,
+        profile_dir=outputs.logs, objective=model.OBJECTIVE, maximize=model.MAXIMIZE,
+        ledger=partial(write_ledger, options.ledger, env.name, next_attempt(options.ledger)) if options.ledger else None,
+    )
+    return trainer.run(restored)
+
+
+def hypertune(model: ModuleType, env: Environment) -> Hypertune:
+    return Hypertune(model.OBJECTIVE, env.trial, env.metric_file, quiet=not env.is_chief)
+
+
+def next_attempt(path: str) -> int:
+    """Return the number of this process among those that wrote to a ledger, from 1."""
+    try:
+        with open(path) as file:
+            return 1 + max((json.loads(line)["attempt"] for line in file if line.endswith("}\n")), default=0)
+    except FileNotFoundError:
+        return 1
+
+
+def write_ledger(path: str, replica: str, attempt: int, step: int, hashes: np.ndarray) -> None:
+    """Append the hashes [steps, rows, 8] of the rows fed from `step` on, a line a step."""
+    with open(path, "a") as file:
+        for i, rows in enumerate(hashes):
+            line = {"attempt": attempt, "replica": replica, "step": step + i + 1, "rows": [row.tobytes().hex() for row in rows]}
+            file.write(json.dumps(line) + "\n")
+
+
+def describe_run(model: ModuleType, inputs: Inputs, plan: Plan, outputs: Outputs, strategy: tf.distribute.Strategy, env: Environment) -> None:
+    found = ", ".join(f"{name} {version}" for name, version in versions().items())
+    log("INFO", f"{model.NAME}: {env.name} of {env.worker_count} worker(s); {found}")
+    kind = "in memory" if isinstance(inputs.train, MemoryRows) else "streamed"
+    log("INFO", f"rows: {inputs.train.count} to train on ({kind}), {inputs.evaluation.count} to evaluate on")
+    replicas = strategy.num_replicas_in_sync
+    compiled = ", compiled by XLA" if plan.jit_compile else ""
+    log("INFO", f"steps: {plan.total_steps} of global batch {plan.batch_size} ({plan.batch_size // replicas} per replica){compiled}")
+    log("INFO", f"outputs: model {outputs.model}, checkpoints {outputs.checkpoints}, logs {outputs.logs}")
+
+
+def run_record(hp: Any, options: RunOptions, env: Environment, inputs: Inputs, plan: Plan, outputs: Outputs) -> dict[str, Any]:
+    return {
+        "command": sys.argv,
+        "hyperparameters": dataclasses.asdict(hp),
+        "options": dataclasses.asdict(options),
+        "environment": dataclasses.asdict(env),
+        "versions": versions(),
+        "data": inputs.described(),
+        "rows": {"train": inputs.train.count, "evaluation": inputs.evaluation.count},
+        "synthetic_sample_data": inputs.synthetic,
+        "total_steps": plan.total_steps,
+        "outputs": dataclasses.asdict(outputs),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def say_end(inputs: Inputs, metrics: dict[str, float], gate: dict[str, float], outputs: Outputs) -> None:
+    """Print what was reached and what to do next."""
+    on = " on synthetic sample data" if inputs.synthetic else ""
+    log("INFO", f"done{on}: {format_metrics({k: v for k, v in metrics.items() if not k.endswith('loss')})}")
+    log("INFO", f"served and trained predictions agree on {gate['rows']} rows (largest difference {gate['largest_difference']:.1e})")
+    log("INFO", f"model: {outputs.model}")
+    log("INFO", f"curves: tensorboard --logdir {shlex.quote(outputs.logs)}")
+    instance = export._instances(inputs.model, data.take(inputs.sample, slice(0, 1)))[0]
+    log("INFO", f"predict: echo {shlex.quote(json.dumps(instance))} | scripts/predict {shlex.quote(outputs.model)}")
