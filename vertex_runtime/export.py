@@ -36,7 +36,7 @@ def build_served(model: Any, network: keras.Model, hyperparameters: Any, facts: 
         features = model.preprocess(raw, hyperparameters, facts)
         return model.outputs(network(features, training=False), facts)
 
-    return module, tf.function(serve).get_concrete_function(**model.INPUTS)
+    return module, tf.function(serve, autograph=False).get_concrete_function(**model.INPUTS)
 
 
 def export(
@@ -86,7 +86,7 @@ def export(
 def compare(model: Any, trained: keras.Model, prepare: Preparer, sample: Chunk, directory: str) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Ask both paths about the sample; return (measurements, the worst rows)."""
     features, labels = prepare(sample)
-    forward = tf.function(lambda batch: model.outputs(trained(batch, training=False), prepare.facts))
+    forward = tf.function(lambda batch: model.outputs(trained(batch, training=False), prepare.facts), autograph=False)
     count = int(labels.shape[0])
     parts = [forward({k: v[i : i + 256] for k, v in features.items()}) for i in range(0, count, 256)]
     expected = {name: np.concatenate([part[name].numpy() for part in parts]) for name in parts[0]}

@@ -41,6 +41,8 @@ class Plan:
     jit_compile: bool = False
     seed: int = 0
     profile: tuple[int, int] | None = None
+    worker: int = 0
+    workers: int = 1
 
     @property
     def call_steps(self) -> int:
@@ -91,15 +93,20 @@ class Steps:
     def __init__(self, model: keras.Model, strategy: tf.distribute.Strategy, plan: Plan, example: Tensors, fingerprints: bool):
         self.model, self.strategy, self.plan, self.fingerprints = model, strategy, plan, fingerprints
         replicas = strategy.num_replicas_in_sync
+        self.local_replicas = replicas // plan.workers
         self.evaluation_batch = -(-max(plan.batch_size, EVALUATION_BATCH) // replicas) * replicas
         spec = tf.nest.map_structure(lambda t: tf.TensorSpec([None, *t.shape[1:]], t.dtype), example)
-        order = tf.TensorSpec([plan.call_steps, plan.batch_size], tf.int32)
+        order = tf.TensorSpec([plan.call_steps, plan.batch_size // plan.workers], tf.int32)
         count = tf.TensorSpec([], tf.int32)
-        self.train = tf.function(self._train, input_signature=[spec, order, count])
-        self._loop = tf.function(self._train_loop, jit_compile=plan.jit_compile)
-        shape = [EVALUATION_STEPS, self.evaluation_batch]
+        # AutoGraph is off: nothing here needs it, and converting Keras's code would take most of the tracing.
+        self.train = tf.function(self._train, input_signature=[spec, order, count], autograph=False)
+        self._loop = tf.function(self._train_loop, jit_compile=plan.jit_compile, autograph=False)
+        shape = [EVALUATION_STEPS, self.evaluation_batch // plan.workers]
         weights = tf.TensorSpec(shape, tf.float32)
-        self.evaluate_call = tf.function(self._evaluate, input_signature=[spec, tf.TensorSpec(shape, tf.int32), weights, count])
+        signature = [spec, tf.TensorSpec(shape, tf.int32), weights, count]
+        self.evaluate_call = tf.function(self._evaluate, input_signature=signature, autograph=False)
+        # Across workers this is a collective: every worker asks for metrics at the same steps.
+        self.results = tf.function(model.get_metrics_result, autograph=False)
         with strategy.scope():
             if not model.optimizer.built:
                 model.optimizer.build(model.trainable_variables)
@@ -114,11 +121,13 @@ class Steps:
         return bad, loss, _row_hashes(block) if self.fingerprints else tf.zeros([0], tf.uint8)
 
     def _train_loop(self, block: Tensors, count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        bad, loss = tf.constant(-1), tf.constant(0.0)
-        for i in tf.range(count):
-            logs = self.strategy.run(self._replica_step, args=(tf.nest.map_structure(lambda t: t[i], block),))
-            loss = tf.cast(self.strategy.experimental_local_results(logs)[0], tf.float32)
-            bad = tf.where((bad < 0) & ~tf.math.is_finite(loss), i, bad)
+        def one(i: tf.Tensor, bad: tf.Tensor, _: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            loss = self.strategy.run(self._replica_step, args=(tf.nest.map_structure(lambda t: t[i], block),))
+            loss = tf.cast(self.strategy.experimental_local_results(loss)[0], tf.float32)
+            return i + 1, tf.where((bad < 0) & ~tf.math.is_finite(loss), i, bad), loss
+
+        start = (tf.constant(0), tf.constant(-1), tf.constant(0.0))
+        _, bad, loss = tf.while_loop(lambda i, *_: i < count, one, start, parallel_iterations=1)
         return bad, loss
 
     def _replica_step(self, batch: Tensors) -> tf.Tensor:
@@ -126,22 +135,33 @@ class Steps:
 
     def _own_share(self, batch: Any) -> Any:
         """Return this replica's part of the rows that this process holds."""
-        replicas = self.strategy.num_replicas_in_sync
-        if replicas == 1:
+        if self.local_replicas == 1:
             return batch
-        place = tf.distribute.get_replica_context().replica_id_in_sync_group
+        place = tf.distribute.get_replica_context().replica_id_in_sync_group - self.plan.worker * self.local_replicas
 
         def part(t: tf.Tensor) -> tf.Tensor:
-            size = t.shape[0] // replicas
+            size = t.shape[0] // self.local_replicas
             return tf.slice(t, [place * size] + [0] * (t.shape.rank - 1), [size, *t.shape[1:]])
 
         return tf.nest.map_structure(part, batch)
 
     def _evaluate(self, rows: Tensors, order: tf.Tensor, weights: tf.Tensor, count: tf.Tensor) -> None:
-        features, labels = _gather(rows, order)
-        for i in tf.range(count):
-            batch = tf.nest.map_structure(lambda t: t[i], (features, labels, weights))
+        block = (*_gather(rows, order), weights)
+
+        def one(i: tf.Tensor) -> tuple[tf.Tensor]:
+            batch = tf.nest.map_structure(lambda t: t[i], block)
             self.strategy.run(lambda b: self.model.test_step(self._own_share(b)), args=(batch,))
+            return (i + 1,)
+
+        tf.while_loop(lambda i: i < count, one, (tf.constant(0),), parallel_iterations=1)
+
+    def share(self, order: np.ndarray) -> np.ndarray:
+        """Return this worker's columns of an array [steps, global batch]."""
+        size = order.shape[1] // self.plan.workers
+        return order[:, self.plan.worker * size : (self.plan.worker + 1) * size]
+
+    def metrics(self) -> dict[str, float]:
+        return {name: float(value) for name, value in self.results().items()}
 
     def evaluate(self, rows: MemoryRows | StreamedRows, stop: Callable[[], bool] = lambda: False) -> dict[str, float]:
         """Return the model's metrics over every row, each counted once; the last batch is padded with weight 0.
@@ -156,10 +176,11 @@ class Steps:
             for order, weights, steps in _batches(count, self.evaluation_batch):
                 if stop():
                     raise Preempted
+                order, weights = self.share(order), self.share(weights)
                 self.evaluate_call(tensors, tf.constant(order), tf.constant(weights), tf.constant(steps))
                 padded += steps * self.evaluation_batch
             total += count
-        metrics = {name: float(value) for name, value in self.model.get_metrics_result().items()}
+        metrics = self.metrics()
         # Keras divides a batch's loss by its rows, the padding among them.
         metrics["loss"] *= padded / total
         self.model.reset_metrics()
@@ -358,7 +379,7 @@ class Trainer:
         if count < plan.call_steps:
             order = np.concatenate([order, np.zeros((plan.call_steps - count, plan.batch_size), np.int32)])
         start = time.perf_counter()
-        bad, loss, hashes = self.steps.train(rows, tf.constant(order), tf.constant(count))
+        bad, loss, hashes = self.steps.train(rows, tf.constant(self.steps.share(order)), tf.constant(count))
         bad, loss = int(bad), float(loss)
         if self.calls:  # the first one traces
             self.step_seconds = (time.perf_counter() - start) / count
@@ -372,8 +393,10 @@ class Trainer:
         state["step"] = step + count
         if self.ledger:
             self.ledger(step, hashes.numpy()[:count])
-        logs = {name: float(value) for name, value in self.model.get_metrics_result().items()} if self.callbacks else {}
+        logs = self.steps.metrics() if self.callbacks else {}
         self.hooks.on_train_batch_end(state["step"] - 1, logs)
+        if self.calls == 1:
+            self.progress.begin(state["step"])  # tracing is not training
         self.progress.update(state["step"], loss)
         self.events.enter("step", state["step"], total_steps=plan.total_steps, examples_per_second=round(self.progress.rate))
         if plan.profile and state["step"] == plan.profile[1]:
@@ -383,7 +406,7 @@ class Trainer:
         state, step = self.state, self.state["step"]
         pending = self._state()  # before the training metrics are read off and reset
         self.events.enter("evaluation", step)
-        metrics = {name: float(value) for name, value in self.model.get_metrics_result().items()}
+        metrics = self.steps.metrics()
         self.hooks.on_test_begin()
         try:
             evaluated = self.steps.evaluate(self.eval_rows, lambda: stop.received)
@@ -395,6 +418,7 @@ class Trainer:
         self._note_best(metrics)
         state.update(evaluated=step, metrics=metrics)
         self.on_evaluation(step, metrics)
+        self.progress.begin(step)
         self.hooks.on_epoch_end(state["epoch"], dict(metrics))
         state["epoch"] += 1
         self.checkpointer.save(*self._state())

@@ -44,14 +44,14 @@ class Progress:
 
     def __init__(self, total_steps: int, batch_size: int, quiet: bool):
         self.quiet, self.batch_size, self.bar = quiet, batch_size, None
-        self.total, self.rate, self.start = total_steps, 0.0, (0, time.perf_counter())
+        self.total, self.rate, self.start, self.note = total_steps, 0.0, (0, time.perf_counter()), ""
         if not quiet and sys.stderr.isatty():
             from tqdm import tqdm
 
             self.bar = tqdm(total=total_steps * batch_size, unit="ex", unit_scale=True, smoothing=0.1, dynamic_ncols=True)
 
     def begin(self, step: int) -> None:
-        """(Re)start the clock: what came before is not training."""
+        """Start the clock of a window: what came before it (tracing, an evaluation) is not counted."""
         self.start = (step, time.perf_counter())
         if self.bar is not None:
             self.bar.n = step * self.batch_size
@@ -59,9 +59,10 @@ class Progress:
 
     def update(self, step: int, loss: float) -> None:
         first, since = self.start
-        self.rate = (step - first) * self.batch_size / max(time.perf_counter() - since, 1e-9)
+        if step > first:
+            self.rate = (step - first) * self.batch_size / (time.perf_counter() - since)
         if self.bar is not None:
-            self.bar.set_postfix_str(f"loss {loss:.4g}{self.note if hasattr(self, 'note') else ''}", refresh=False)
+            self.bar.set_postfix_str(f"loss {loss:.4g}{self.note}", refresh=False)
             self.bar.update(step * self.batch_size - self.bar.n)
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:

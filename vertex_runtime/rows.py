@@ -28,7 +28,7 @@ class Preparer:
         self.model, self.facts = model, facts
         names = list(model.INPUTS)
 
-        @tf.function(input_signature=[[model.INPUTS[name] for name in names]])
+        @tf.function(input_signature=[[model.INPUTS[name] for name in names]], autograph=False)
         def run(raw: list[tf.Tensor]) -> dict[str, tf.Tensor]:
             return model.preprocess(dict(zip(names, raw)), hyperparameters, facts)
 

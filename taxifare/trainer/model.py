@@ -15,8 +15,9 @@ import numpy as np
 import tensorflow as tf
 
 from vertex_runtime import data
+from vertex_runtime.sparse import RowSparseAdam, Rows
 
-from .features import CELL_RANGE, COORDINATES, city_features, crosses, pair_count
+from .features import CELL_RANGE, COORDINATES, MAX_CELL_PAIRS, Features, city_features, crosses
 from .hyperparameters import Hyperparameters
 
 NAME = "taxifare"
@@ -37,8 +38,8 @@ INPUTS: dict[str, tf.TensorSpec] = {
     **{name: tf.TensorSpec([None], tf.float32, name) for name in (*COORDINATES, "passenger_count")},
 }
 LEARN_ROWS = 200_000  # enough for means and spreads
-# Standardised features are clipped here: rare extremes steer the fit, and absurd requests stay harmless.
-CLIP = 4.0
+CLIP = 6.0  # for standardised features: rare extremes steer the fit, and absurd requests stay harmless
+CROSS_SCALE = 0.1  # Adam moves a row by about `lr` however rare its cell, so rows must count for little
 
 
 def find(paths: Sequence[str], flag: str) -> list[str]:
@@ -58,7 +59,12 @@ def encode_labels(chunk: data.Chunk, facts: Mapping[str, Any]) -> np.ndarray:
 
 def callbacks(hp: Hyperparameters) -> list[keras.callbacks.Callback]:
     """Return the Keras callbacks to train with; see the README on which hooks are called when."""
-    return []
+    chosen: list[keras.callbacks.Callback] = []
+    if hp.early_stopping:
+        chosen.append(keras.callbacks.EarlyStopping(OBJECTIVE, patience=hp.early_stopping, mode="min", restore_best_weights=True))
+    if hp.plateau:
+        chosen.append(keras.callbacks.ReduceLROnPlateau(OBJECTIVE, factor=0.5, patience=hp.plateau, mode="min"))
+    return chosen
 
 
 def score(outputs: Mapping[str, np.ndarray], labels: np.ndarray) -> float:
@@ -72,67 +78,36 @@ def extra_files(facts: Mapping[str, Any]) -> dict[str, str]:
 
 
 def learn(chunks: Iterable[data.Chunk], hp: Hyperparameters) -> dict[str, np.ndarray]:
-    """Return mean and spread of each feature and of the fare over the first training rows."""
-    count, total, squares, fare_total, fare_squares = 0, 0.0, 0.0, 0.0, 0.0
+    """Return mean and spread of every feature and of the fare, over the first training rows."""
+    count, first, second = 0, 0.0, 0.0
     for chunk in chunks:
-        dense = city_features({name: tf.convert_to_tensor(chunk[name], spec.dtype) for name, spec in INPUTS.items()})[0]
-        values, fares = dense.numpy().astype(np.float64), chunk[LABEL].astype(np.float64)
-        count += len(fares)
-        total, squares = total + values.sum(0), squares + np.square(values).sum(0)
-        fare_total, fare_squares = fare_total + fares.sum(), fare_squares + np.square(fares).sum()
+        numbers = city_features({name: tf.convert_to_tensor(chunk[name], spec.dtype) for name, spec in INPUTS.items()})[0]
+        columns = np.column_stack([numbers.numpy(), chunk[LABEL]]).astype(np.float64)
+        count, first, second = count + len(columns), first + columns.sum(0), second + np.square(columns).sum(0)
         if count >= LEARN_ROWS:
             break
-
-    def moments(first: Any, second: Any) -> tuple[np.ndarray, np.ndarray]:
-        mean = np.asarray(first / count)
-        scale = np.sqrt(np.maximum(second / count - mean * mean, 0.0))
-        # A constant column must not blow up when a request brings another value.
-        return mean.astype(np.float32), np.where(scale > 1e-3, scale, 1.0).astype(np.float32)
-
-    mean, scale = moments(total, squares)
-    fare_mean, fare_scale = moments(fare_total, fare_squares)
-    return {"mean": mean, "scale": scale, "fare_mean": fare_mean, "fare_scale": fare_scale}
+    mean, scale = first / count, np.sqrt(np.maximum(second / count - (first / count) ** 2, 0.0))
+    scale = np.where(scale > 1e-3, scale, 1.0)  # a column that was constant must not blow up in a request
+    facts = {"mean": mean[:-1], "scale": scale[:-1], "fare_mean": mean[-1], "fare_scale": scale[-1]}
+    return {name: np.asarray(value, np.float32) for name, value in facts.items()}
 
 
-def preprocess(
-    raw: Mapping[str, tf.Tensor], hp: Hyperparameters, facts: Mapping[str, np.ndarray]
-) -> dict[str, tf.Tensor]:
-    """Raw inputs -> `numbers` float32 [n, k] and `cells` int32 [n, number of crosses]."""
+def preprocess(raw: Mapping[str, tf.Tensor], hp: Hyperparameters, facts: Mapping[str, np.ndarray]) -> Features:
+    """Raw inputs -> `numbers`, float32 [n, k], and `cells`, int32 [n, crosses]."""
     if hp.features == "lab":
         scaled = [(raw[name] + 78.0) / 8.0 if "longitude" in name else (raw[name] - 37.0) / 8.0 for name in COORDINATES]
         distance = tf.sqrt((scaled[2] - scaled[0]) ** 2 + (scaled[3] - scaled[1]) ** 2)
-        return {
-            "numbers": tf.stack([*scaled, distance], axis=1),
-            "cells": tf.stack(crosses(scaled, hp.nbuckets)[2:], axis=1),
-        }
-    dense, pickup, dropoff = city_features(raw)
-    dense = tf.clip_by_value((dense - facts["mean"]) / facts["scale"], -CLIP, CLIP)
-    on_map = [0.5 + value / (2.0 * CELL_RANGE) for value in (*pickup, *dropoff)]
-    return {"numbers": dense, "cells": tf.stack(crosses(on_map, hp.nbuckets), axis=1)}
-
-
-class Members(keras.layers.Layer):
-    """One dense layer for each of several networks: [batch, members, inputs] -> [batch, members, units]."""
-
-    def __init__(self, units: int, spread: float, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.units, self.spread = units, spread
-
-    def build(self, shape: tuple[int | None, ...]) -> None:
-        deviation = self.spread / math.sqrt(shape[2])
-        shape_of_kernel = (shape[1], shape[2], self.units)
-        start = keras.initializers.RandomNormal(stddev=deviation)
-        self.kernel = self.add_weight(name="kernel", shape=shape_of_kernel, initializer=start)
-        self.bias = self.add_weight(name="bias", shape=(shape[1], self.units), initializer="zeros")
-
-    def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        return keras.ops.einsum("bmi,mio->bmo", inputs, self.kernel) + self.bias
+        return {"numbers": tf.stack([*scaled, distance], axis=1), "cells": crosses(scaled, hp.nbuckets)[2][:, None]}
+    numbers, pickup, dropoff = city_features(raw)
+    numbers = tf.clip_by_value((numbers - facts["mean"]) / facts["scale"], -CLIP, CLIP)
+    scaled = [0.5 + kilometres / (2.0 * CELL_RANGE) for kilometres in (*pickup, *dropoff)]
+    return {"numbers": numbers, "cells": tf.stack(crosses(scaled, hp.nbuckets), axis=1)}
 
 
 class MembersLoss(keras.losses.Loss):
-    """Pseudo-Huber loss of every member by itself: squared near zero, linear far beyond `delta` dollars.
+    """Pseudo-Huber loss of each member by itself: squared for small errors, linear well beyond `delta` dollars.
 
-    Averaging the members first would train one wide network; apart, their errors differ and cancel out.
+    Averaging the members before the loss would train one wide network; apart, their errors differ and cancel out.
     """
 
     def __init__(self, delta: float) -> None:
@@ -145,58 +120,63 @@ class MembersLoss(keras.losses.Loss):
 
 
 class MembersRMSE(keras.metrics.RootMeanSquaredError):
-    """RMSE in dollars of the mean over the members, which is what is served."""
+    """RMSE, in dollars, of the mean over the members: that is what is served."""
 
     def update_state(self, y_true: tf.Tensor, y_pred: tf.Tensor, sample_weight: tf.Tensor | None = None) -> None:
         super().update_state(keras.ops.reshape(y_true, (-1,)), keras.ops.mean(y_pred, axis=-1), sample_weight)
 
 
-def _lab_model(hp: Hyperparameters, facts: Mapping[str, np.ndarray]) -> keras.Model:
-    """The course's network: one embedding of the pickup-dropoff cross beside the coordinates and the distance."""
-    dense = keras.Input((5,), name="numbers")
-    cells = keras.Input((1,), dtype="int32", name="cells")
-    rows = pair_count((hp.nbuckets + 1) ** 2)
-    embedded = keras.layers.Flatten()(keras.layers.Embedding(rows, 10)(cells))
-    hidden = keras.layers.Concatenate()([dense, embedded])
+def _lab_network(hp: Hyperparameters, facts: Mapping[str, np.ndarray], numbers: Any, cells: Any) -> Any:
+    """The course's network: an embedding of the pickup-dropoff cross beside the coordinates and the distance."""
+    embedded = keras.layers.Flatten()(Rows(min((hp.nbuckets + 1) ** 4, MAX_CELL_PAIRS), 10)(cells))
+    hidden = keras.layers.Concatenate()([numbers, embedded])
     for units in hp.nnsize:
         hidden = keras.layers.Dense(units, activation="relu")(hidden)
-    # Starting at the mean fare saves some seeds from killing every ReLU on the way there.
-    fare = keras.layers.Dense(1, bias_initializer=keras.initializers.Constant(float(facts["fare_mean"])))(hidden)
-    model = keras.Model({"numbers": dense, "cells": cells}, fare)
-    model.compile(keras.optimizers.Adam(hp.lr), loss="mse", weighted_metrics=[MembersRMSE(name="rmse")])
-    return model
+    # Starting at the mean fare keeps most seeds from killing every ReLU on the way up to it.
+    return keras.layers.Dense(1, bias_initializer=keras.initializers.Constant(float(facts["fare_mean"])))(hidden)
+
+
+def _city_network(hp: Hyperparameters, facts: Mapping[str, np.ndarray], numbers: Any, cells: Any) -> Any:
+    """Several networks side by side, plus what each pickup cell, dropoff cell and pair of cells costs extra."""
+
+    def members_dense(inputs: Any, units: int, gain: float) -> Any:
+        """A dense layer for each member: [batch, members, inputs] -> [batch, members, units]."""
+        start = keras.initializers.RandomNormal(stddev=gain / math.sqrt(inputs.shape[-1]))
+        return keras.layers.EinsumDense("bmi,mio->bmo", (hp.members, units), None, "mo", kernel_initializer=start)(
+            inputs
+        )
+
+    first, *others = hp.nnsize
+    hidden = keras.layers.Dense(hp.members * first, activation="relu", kernel_initializer="he_normal")(numbers)
+    hidden = keras.layers.Reshape((hp.members, first))(hidden)
+    for units in others:
+        hidden = keras.layers.ReLU()(members_dense(hidden, units, gain=math.sqrt(2.0)))
+    scores = keras.layers.Reshape((hp.members,))(members_dense(hidden, 1, gain=0.1))  # all start near the mean fare
+    for column, power in enumerate((2, 2, 4)):
+        rows = min((hp.nbuckets + 1) ** power, MAX_CELL_PAIRS)
+        table = keras.layers.Embedding(rows, 1, embeddings_initializer="zeros", name=f"cross_{column}")
+        scores = scores + CROSS_SCALE * table(cells[:, column])
+    return keras.layers.Rescaling(float(facts["fare_scale"]), float(facts["fare_mean"]))(scores)
 
 
 def build_model(hp: Hyperparameters, facts: Mapping[str, np.ndarray], total_steps: int) -> keras.Model:
-    """The compiled network: features -> dollars [batch, members]."""
-    if hp.features == "lab":
-        return _lab_model(hp, facts)
-    dense = keras.Input((len(facts["mean"]),), name="numbers")
-    cells = keras.Input((3,), dtype="int32", name="cells")
-    first, *others = hp.nnsize
-    hidden = keras.layers.Dense(hp.members * first, activation="relu", kernel_initializer="he_normal")(dense)
-    hidden = keras.layers.Reshape((hp.members, first))(hidden)
-    for units in others:
-        hidden = keras.layers.ReLU()(Members(units, spread=math.sqrt(2.0))(hidden))
-    # A small start of the last layer: every member begins near the mean fare.
-    scores = keras.layers.Reshape((hp.members,))(Members(1, spread=0.1)(hidden))
-    rows = (hp.nbuckets + 1) ** 2
-    # Wide part: what each pickup cell, dropoff cell and pair of cells costs above or below the rest.
-    for column, size in enumerate((rows, rows, pair_count(rows))):
-        table = keras.layers.Embedding(size, 1, embeddings_initializer="zeros", name=f"cross_{column}")
-        scores = scores + 0.02 * table(cells[:, column])
-    fares = keras.layers.Rescaling(float(facts["fare_scale"]), float(facts["fare_mean"]))(scores)
-    model = keras.Model({"numbers": dense, "cells": cells}, fares)
+    """The compiled network: features -> dollars, float32 [batch, members] (one member for the lab's)."""
+    lab = hp.features == "lab"
+    numbers = keras.Input((5 if lab else len(facts["mean"]),), name="numbers")
+    cells = keras.Input((1 if lab else 3,), dtype="int32", name="cells")
+    fares = (_lab_network if lab else _city_network)(hp, facts, numbers, cells)
+    model = keras.Model({"numbers": numbers, "cells": cells}, fares)
     warmup = int(total_steps * hp.warmup_fraction)
-    rate = keras.optimizers.schedules.CosineDecay(
-        0.0, decay_steps=max(1, total_steps - warmup), warmup_target=hp.lr, warmup_steps=warmup
-    )
-    optimizer = keras.optimizers.AdamW(rate, weight_decay=hp.weight_decay, beta_2=0.99)
-    optimizer.exclude_from_weight_decay(var_names=["bias"])
-    model.compile(optimizer, loss=MembersLoss(hp.loss_delta), weighted_metrics=[MembersRMSE(name="rmse")])
+    rate = keras.optimizers.schedules.CosineDecay(0.0, max(1, total_steps - warmup), 0.0, "rate", hp.lr, warmup)
+    if lab:
+        optimizer, loss = RowSparseAdam(hp.lr), "mse"
+    else:
+        optimizer = keras.optimizers.AdamW(hp.lr if hp.plateau else rate, weight_decay=hp.weight_decay, beta_2=0.99)
+        loss = MembersLoss(hp.loss_delta)
+    model.compile(optimizer, loss, weighted_metrics=[MembersRMSE(name="rmse")])
     return model
 
 
 def outputs(predictions: tf.Tensor, facts: Mapping[str, np.ndarray]) -> dict[str, tf.Tensor]:
-    """The served answer: the members' mean, never below zero."""
+    """The served answer: the mean of the members, never below zero."""
     return {LABEL: tf.nn.relu(tf.reduce_mean(predictions, axis=-1))}

@@ -1,4 +1,6 @@
-"""Adam for large tables of which a batch touches few rows."""
+"""Large tables of which a batch touches few rows: a layer that gathers from one, and Adam for those rows only."""
+
+from __future__ import annotations
 
 import keras
 import tensorflow as tf
@@ -77,3 +79,18 @@ class RowSparseAdam(keras.optimizers.Adam):
         self.assign(moment, tf.where(touched, m, old_m))
         self.assign(velocity, tf.where(touched, v, old_v))
         self.assign_sub(variable, tf.where(touched, step, tf.zeros_like(step)))
+
+
+class Rows(keras.layers.Layer):
+    """An embedding whose gradient is sure to stay a few rows.
+
+    It gathers from the variable itself: a read of the whole table would be copied at every update.
+    """
+
+    def __init__(self, rows: int, width: int, **kwargs):
+        super().__init__(**kwargs)
+        self.table = self.add_weight(shape=(rows, width), initializer="uniform", name="table")
+
+    def call(self, ids: tf.Tensor) -> tf.Tensor:
+        """Return [..., width] for ids [...]."""
+        return tf.gather(self.table.value, ids)

@@ -1,0 +1,68 @@
+# Sourced by the other scripts: makes ./.venv, once, and installs the project into it in editable form.
+# PYTHON names another interpreter to make it with.
+
+root=$(cd "$(dirname "$0")/.." && pwd)
+venv=$root/.venv
+
+fail() {
+    echo "error: $*" >&2
+    exit 1
+}
+
+# An interpreter on PATH may be a stand-in that does not run, so each is tried. TensorFlow has no packages for 3.14.
+find_python() {
+    if [ -n "${PYTHON:-}" ]; then
+        "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || fail "PYTHON=$PYTHON is not a Python 3.10 or newer."
+        echo "$PYTHON"
+        return
+    fi
+    for python in python3 python3.11 python3.12 python3.13 python3.10; do
+        if "$python" -c 'import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null; then
+            echo "$python"
+            return
+        fi
+    done
+    found=$(python3 --version 2>&1) || found="no python3"
+    fail "needs Python 3.10 to 3.13 with its venv module (Debian: apt-get install python3-venv); found $found." \
+        "Install one, or name it: PYTHON=/path/to/python3.11 $0"
+}
+
+has_pip() {
+    "$venv/bin/python" -m pip --version >/dev/null 2>&1
+}
+
+# Run a command with its output in a log, a dot every two seconds; show the log's end if it fails.
+run_quietly() {
+    log=$1
+    shift
+    "$@" >>"$log" 2>&1 &
+    child=$!
+    trap 'kill $child 2>/dev/null; exit 130' INT TERM
+    while kill -0 $child 2>/dev/null; do
+        sleep 2
+        printf . >&2
+    done
+    trap - INT TERM
+    echo >&2
+    if ! wait $child; then
+        tail -n 15 "$log" >&2
+        fail "could not install; all of pip's output is in $log. Starting again goes on from here."
+    fi
+}
+
+# ensure_environment EXTRAS [PIP-ARGUMENT...]: see that ./.venv has the project with these extras.
+ensure_environment() {
+    extras=$1
+    shift
+    wanted="$root $(cat "$root/setup.py" "$root/requirements-dev.txt" | cksum) $extras"
+    case "$(cat "$venv/installed" 2>/dev/null)" in
+        "$wanted"*) if "$venv/bin/python" -c '' 2>/dev/null; then return; fi ;;
+    esac
+    if ! has_pip; then
+        python=$(find_python)
+        "$python" -m venv "$venv" && has_pip || fail "$venv cannot be used; move it away and start again."
+    fi
+    echo "Installing the project with $extras into $venv (a minute or two the first time)" >&2
+    (cd "$root" && run_quietly "$venv/install.log" "$venv/bin/python" -m pip install --no-input -e ".[$extras]" "$@")
+    echo "$wanted" >"$venv/installed"
+}

@@ -1,0 +1,62 @@
+"""Packaging: one distribution with every trainer, or a narrowed one that also installs its trainer as `trainer`.
+
+    python setup.py sdist --formats=gztar                          # start with: python3 -m taxifare.trainer.task
+    VERTEX_TRAINER=taxifare python setup.py sdist --formats=gztar  # that, or:   python3 -m trainer.task
+
+The training service runs this file again when it installs the sdist, without VERTEX_TRAINER, and gcloud's generated
+Dockerfile runs it with no other file beside it: so it reads no file and decides by the folders that are there.
+TensorFlow is never required: the prebuilt containers bring their own, which pip must not replace.
+"""
+
+import os
+
+from setuptools import find_packages, setup
+from setuptools.command.egg_info import egg_info
+
+EXTRAS = {
+    "tf": ["tensorflow>=2.17"],
+    "cloud": ["google-cloud-aiplatform>=1.60", "google-cloud-storage>=2.16", "PyYAML>=6.0"],
+    "bigquery": ["google-cloud-bigquery>=3.20", "google-cloud-bigquery-storage>=2.24"],
+    "tune": ["google-cloud-aiplatform>=1.60", "PyYAML>=6.0"],
+    "test": ["pytest>=8.0", "PyYAML>=6.0", "rich>=13.0", "scikit-learn>=1.4", "setuptools>=65.0", "wheel"],
+}
+EXTRAS["all"] = sorted({package for name, packages in EXTRAS.items() if name != "tf" for package in packages})
+
+every = find_packages(include=["vertex_runtime", "vertex_runtime.*", "vertex_local", "vertex_local.*", "*.trainer", "*.trainer.*"])
+trainers = sorted(name[: -len(".trainer")] for name in every if name.count(".") == 1 and name.endswith(".trainer"))
+wanted = os.environ.get("VERTEX_TRAINER")
+if wanted and wanted not in trainers:
+    raise SystemExit(f"VERTEX_TRAINER must be one of {', '.join(trainers) or 'no trainer: there is none here'}; got {wanted!r}.")
+kept = [wanted] if wanted else trainers
+packages = [name for name in every if name.partition(".")[0] in ("vertex_runtime", "vertex_local", *kept)] + kept
+# Where one trainer is there (an unpacked narrowed sdist), `trainer` is a second name of its code.
+alias = {"trainer": f"{kept[0]}/trainer"} if len(kept) == 1 else {}
+if alias:
+    packages += [name.partition(".")[2] for name in packages if name.startswith(f"{kept[0]}.trainer")]
+
+
+class FreshEggInfo(egg_info):
+    """Lists the files of this build only: setuptools also takes what an earlier build in this folder listed."""
+
+    def find_sources(self):
+        listed = os.path.join(self.egg_info, "SOURCES.txt")
+        if os.path.exists(listed):
+            os.remove(listed)
+        super().find_sources()
+
+
+setup(
+    name="vertex-trainer",
+    version="0.1.0",
+    description="Reference trainer package for TensorFlow on Vertex AI custom training",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    # The floors are what TensorFlow 2.17's prebuilt container satisfies; a ceiling would fight later containers.
+    install_requires=["cloudml-hypertune>=0.1.0.dev6", "numpy>=1.26", "pyarrow>=14.0.1", "tensorboard>=2.17", "tqdm>=4.65"],
+    extras_require=EXTRAS,
+    packages=packages,
+    package_dir=alias,
+    package_data={trainer: ["tests/data/*"] for trainer in kept},
+    cmdclass={"egg_info": FreshEggInfo},
+    zip_safe=False,
+)

@@ -1,0 +1,177 @@
+"""How a question's text becomes numbers, and what that needs to know of the training rows; TensorFlow operations only.
+
+N-grams are cut, hashed and counted by integer operations on all texts at once, so no string is ever made for one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from .hyperparameters import Hyperparameters
+
+INPUTS = {"text": tf.TensorSpec([None], tf.string, name="text")}
+LABEL = "label"
+
+Facts = Mapping[str, Any]
+
+_NOT_WORD = r"[^\pL\pN_#+]+"  # "c#" and "c++" stay words
+_MULTIPLIER, _MIX = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9  # odd, 64 bits, from splitmix64
+BLOCK = 1024  # texts handled at a time
+
+
+
+def preprocess(raw: Mapping[str, tf.Tensor], hp: Hyperparameters, facts: Facts) -> dict[str, tf.Tensor]:
+    """Turn raw texts [n] into features of fixed width; this very graph is also the served one."""
+    text = raw["text"]
+    if hp.model == "cnn":
+        words = _word_ids(_clean(text, hp), hp)
+        return {"ids": words.to_tensor(0, shape=[None, facts["widths"][0]])}
+    # By blocks, since a long text has thousands of n-grams; one block at least, for no text at all.
+    blocks = tf.maximum(1, (tf.size(text) + BLOCK - 1) // BLOCK)
+    width = sum(facts["widths"])
+    found = tuple(tf.TensorArray(kind, blocks, element_shape=[None, width], infer_shape=False) for kind in (tf.int32, tf.float32))
+
+    def one(i: tf.Tensor, ids: tf.TensorArray, weights: tf.TensorArray) -> tuple[Any, ...]:
+        block = _weigh(_clean(text[i * BLOCK : (i + 1) * BLOCK], hp), hp, facts)
+        return i + 1, ids.write(i, block[0]), weights.write(i, block[1])
+
+    _, ids, weights = tf.while_loop(lambda i, *_: i < blocks, one, (tf.constant(0), *found))
+    return {"ids": ids.concat(), "weights": weights.concat()}
+
+
+def _weigh(text: tf.Tensor, hp: Hyperparameters, facts: Facts) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return table rows and TF-IDF weights [n, width] of clean texts."""
+    texts, ids, weights = tf.size(text, tf.int64), [], []
+    for (row, bucket), share, width in zip(_ngram_groups(text, hp), _shares(hp), facts["widths"]):
+        index = tf.gather(tf.constant(facts["index"]), bucket)
+        known = index >= 0
+        row, index, count = _distinct(tf.boolean_mask(row, known), tf.boolean_mask(index, known))
+        weight = (1.0 + tf.math.log(tf.cast(count, tf.float32))) * tf.gather(tf.constant(facts["idf"]), index)
+        ids.append(_padded(index, row, texts, width))
+        weights.append(share * tf.math.l2_normalize(_padded(weight, row, texts, width), axis=-1))
+    return tf.concat(ids, 1), tf.concat(weights, 1)
+
+
+def _clean(text: tf.Tensor, hp: Hyperparameters) -> tf.Tensor:
+    """Cut and lower-case; the result is valid UTF-8 whatever came in."""
+    return tf.strings.lower(tf.strings.substr(text, 0, hp.max_bytes), encoding="utf-8")
+
+
+def _words(text: tf.Tensor) -> tf.RaggedTensor:
+    return tf.strings.split(tf.strings.regex_replace(text, _NOT_WORD, " "))
+
+
+def _word_ids(text: tf.Tensor, hp: Hyperparameters) -> tf.RaggedTensor:
+    """Return hashed words as 1..vocabulary-1; 0 is left for padding."""
+    words = _words(text)
+    ids = tf.strings.to_hash_bucket_fast(words.flat_values, hp.vocabulary - 1) + 1
+    return words.with_flat_values(tf.cast(ids, tf.int32))
+
+
+def _shares(hp: Hyperparameters) -> list[float]:
+    """Return the length of each n-gram group's part of a feature vector."""
+    return [1.0, hp.word_weight] if hp.word_weight else [1.0]
+
+
+def _ngram_groups(text: tf.Tensor, hp: Hyperparameters) -> list[tuple[tf.Tensor, tf.Tensor]]:
+    """Return text numbers and buckets of all n-grams, for each group."""
+    groups = [_char_ngrams(text, hp)] + ([_word_ngrams(text)] if hp.word_weight else [])
+    return [(row, _bucket(value, hp)) for row, value in groups]
+
+
+def _char_ngrams(text: tf.Tensor, hp: Hyperparameters) -> tuple[tf.Tensor, tf.Tensor]:
+    """Cut n-grams out of each word with a space put before and after it; return rows and 64-bit hashes."""
+    points = tf.strings.unicode_decode(tf.strings.join([" ", text, " "]), "UTF-8")
+    code, row = points.flat_values, points.value_rowids()
+    inside = (code > 0x20) & (code != 0xA0) & (code != 0x3000)
+    code = tf.cast(tf.where(inside, code, 0x20), tf.uint64)
+    # Texts lie end to end, spaces between them. A window is an n-gram of one word just when no
+    # space is inside it, so neither word nor text borders need more care.
+    rows, hashes = [], []
+    value, valid = code, tf.ones_like(inside)
+    for n in range(2, hp.max_n + 1):
+        value = value[:-1] * tf.constant(_MULTIPLIER, tf.uint64) + code[n - 1 :]
+        valid = (valid[:-1] & inside[n - 2 : -1]) if n > 2 else (inside[:-1] | inside[1:])
+        if n >= hp.min_n:
+            rows.append(tf.boolean_mask(row[: tf.size(value)], valid))
+            hashes.append(tf.boolean_mask(value, valid))
+    return tf.concat(rows, 0), tf.concat(hashes, 0)
+
+
+def _word_ngrams(text: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return rows and 64-bit hashes of words and of pairs of neighbouring words."""
+    words = _words(text)
+    row = words.value_rowids()
+    value = tf.cast(tf.strings.to_hash_bucket_fast(words.flat_values, 2**62), tf.uint64)
+    pair = value[:-1] * tf.constant(_MULTIPLIER, tf.uint64) + value[1:]
+    same = row[:-1] == row[1:]
+    return tf.concat([row, tf.boolean_mask(row[:-1], same)], 0), tf.concat([value, tf.boolean_mask(pair, same)], 0)
+
+
+def _bucket(value: tf.Tensor, hp: Hyperparameters) -> tf.Tensor:
+    """Mix all bits of 64-bit hashes and keep the first `hash_bits`."""
+    value = tf.bitwise.bitwise_xor(value, tf.bitwise.right_shift(value, tf.constant(32, tf.uint64)))
+    value *= tf.constant(_MIX, tf.uint64)
+    return tf.cast(tf.bitwise.right_shift(value, tf.constant(64 - hp.hash_bits, tf.uint64)), tf.int32)
+
+
+def _distinct(row: tf.Tensor, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Return row, index and count of each distinct pair, sorted. Sorting beats `tf.unique` threefold."""
+    key = tf.sort(row * 2**32 + tf.cast(index, tf.int64))
+    first = tf.concat([tf.ones_like(key[:1], tf.bool), key[1:] != key[:-1]], 0)
+    start = tf.where(first)[:, 0]
+    count = tf.concat([start[1:], [tf.size(key, tf.int64)]], 0)[: tf.size(start)] - start
+    key = tf.gather(key, start)
+    return key // 2**32, tf.cast(key % 2**32, tf.int32), count
+
+
+def _padded(values: tf.Tensor, row: tf.Tensor, rows: tf.Tensor, width: int) -> tf.Tensor:
+    """Lay out values by row, cut or padded with 0 to the width."""
+    return tf.RaggedTensor.from_value_rowids(values, row, rows).to_tensor(shape=[None, width])
+
+
+def learn(chunks: Iterable[Mapping[str, Any]], hp: Hyperparameters) -> Facts:
+    """Learn class names, vocabulary, IDF and widths from the training rows.
+
+    Args:
+        chunks: columns by name, of some rows each: `text` and `label`.
+    """
+    measure = tf.function(lambda text: _measure(text, hp), input_signature=[INPUTS["text"]])
+    frequency, lengths, names = np.zeros(2**hp.hash_bits, np.int64), [], []
+    for chunk in chunks:
+        names.append(np.asarray(chunk[LABEL]).astype(bytes))
+        for start in range(0, len(chunk["text"]), BLOCK):
+            buckets, length = measure(tf.convert_to_tensor(chunk["text"][start : start + BLOCK]))
+            frequency += np.bincount(buckets.numpy(), minlength=len(frequency))
+            lengths.append(length.numpy())
+    classes, counts = np.unique(np.concatenate(names), return_counts=True)
+    # The table is as wide as almost all texts need.
+    widths = np.ceil(np.quantile(np.concatenate(lengths, 1), hp.coverage, axis=1)).astype(int)
+    facts = {"class_names": np.char.decode(classes, "utf-8"), "prior": (counts / counts.sum()).astype(np.float32)}
+    if hp.model == "cnn":
+        # Two convolutions of 7 with stride 3 need 25 words.
+        return facts | {"widths": [hp.sequence_length or int(np.clip(widths[0], 25, 250))], "sharpness": 1.0}
+    # Words, of which a long text has fewer, may take up to half of the room.
+    words = min(int(widths[1]), hp.max_features // 2) if len(widths) > 1 else 0
+    widths = [min(int(widths[0]), hp.max_features - words), words][: len(widths)]
+    # Rows of the table from rare to frequent: what does not fit into the width is what tells least.
+    kept = np.flatnonzero(frequency >= hp.min_count)
+    kept = kept[np.argsort(frequency[kept], kind="stable")][-hp.max_rows :]
+    index = np.full(2**hp.hash_bits, -1, np.int32)
+    index[kept] = np.arange(len(kept))
+    idf = np.log((1.0 + counts.sum()) / (1.0 + frequency[kept])) + 1.0
+    return facts | {"index": index, "idf": idf.astype(np.float32), "widths": widths, "sharpness": hp.sharpness}
+
+
+def _measure(text: tf.Tensor, hp: Hyperparameters) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return the distinct buckets of each text, end to end, and how many each has per group."""
+    text = _clean(text, hp)
+    if hp.model == "cnn":
+        return tf.zeros([0], tf.int32), tf.cast(_word_ids(text, hp).row_lengths()[None], tf.int32)
+    found = [_distinct(*group)[:2] for group in _ngram_groups(text, hp)]
+    lengths = [tf.math.bincount(tf.cast(row, tf.int32), minlength=tf.size(text)) for row, _ in found]
+    return tf.concat([bucket for _, bucket in found], 0), tf.stack(lengths)

@@ -1,0 +1,37 @@
+"""Train the question tagger.
+
+On the sample data that ships with the project (a few seconds, accuracy about 0.93):
+
+    python -m stackoverflow.trainer.task --output_dir=/tmp/stackoverflow
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from vertex_runtime.arguments import parse
+from vertex_runtime.environment import Environment
+from vertex_runtime.errors import run_as_program
+from vertex_runtime.outputs import resolve_outputs
+from vertex_runtime.strategy import choose_strategy, import_tensorflow
+
+from .hyperparameters import Hyperparameters
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, float]:
+    """Train, export and check the model; return the final metrics."""
+    hp, options = parse(Hyperparameters, argv, "Train the question tagger.")
+    env = Environment.from_mapping(os.environ)
+    outputs = resolve_outputs(options.output_dir, env, "stackoverflow")
+    import_tensorflow()
+    strategy = choose_strategy(env, hp.seed)  # before any other TensorFlow operation
+    from vertex_runtime.run import train_and_export
+
+    from . import model
+
+    return train_and_export(model, hp, options, env, outputs, strategy)
+
+
+if __name__ == "__main__":
+    run_as_program(main)

@@ -1,0 +1,66 @@
+"""What all tests share: a clean environment, the real data where it is, and the trainers' real command lines."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SERVICE_VARIABLES = ("AIP_", "CLOUD_ML_", "CLUSTER_SPEC", "TF_CONFIG", "TRAINER_", "VERTEX_")
+
+RunTrainer = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Forget the service's variables before any module or fixture sees them."""
+    for name in _service_variables():
+        del os.environ[name]
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget what an earlier test left in the process's environment."""
+    for name in _service_variables():
+        monkeypatch.delenv(name)
+
+
+def _service_variables() -> list[str]:
+    return [name for name in os.environ if name.startswith(SERVICE_VARIABLES)]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data, which is not part of the project: SHARED_DATA, or ../shared/data."""
+    folder = Path(os.environ.get("SHARED_DATA") or ROOT.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"the real data is not here: no folder {folder} (SHARED_DATA names another)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run_trainer(tmp_path_factory: pytest.TempPathFactory) -> RunTrainer:
+    """Run a trainer's command line as a process: `run_trainer("taxifare", "--num_evals=1", env={…}, cwd=…)`.
+
+    Without `cwd` it starts in a new folder, so that `--output_dir=out` is the caller's own. `code` is what it must end
+    with; None takes any.
+    """
+
+    def run(
+        trainer: str, *flags: object, env: Mapping[str, str] | None = None, cwd: Path | None = None, code: int | None = 0,
+        timeout: float = 300,
+    ) -> subprocess.CompletedProcess[str]:  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-m", f"{trainer}.trainer.task", *map(str, flags)],
+            env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
+            cwd=cwd or tmp_path_factory.mktemp(trainer),
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout,
+        )  # fmt: skip
+        assert code is None or done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return run

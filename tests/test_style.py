@@ -1,0 +1,194 @@
+"""The house rules that a reader relies on: sizes, who imports whom, docstrings, and that what is written down exists."""
+
+from __future__ import annotations
+
+import ast
+import io
+import os
+import re
+import subprocess
+import sys
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+TRAINERS = ("taxifare", "stackoverflow")
+PACKAGES = ("vertex_runtime", "vertex_local", *TRAINERS)
+SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+PROGRAMS = [ROOT / "setup.py", *(path for folder in ("scripts", ".ci") for path in sorted((ROOT / folder).iterdir()) if path.is_file())]
+READERS = ("data.py", "rows.py")
+CORE = ("environment", "strategy", "loop", "checkpoint", "export")
+RUNTIME_FILE, LARGEST_FILES = 250, {"data.py": 300, "loop.py": 350}
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), name_of(path))
+
+
+def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return (node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)))
+
+
+def lines_of_code(path: Path) -> int:
+    """Count the lines that hold more than blanks, comments and docstrings."""
+    documented = set()
+    for node in ast.walk(parse(path)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+            documented |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
+    layout = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER)
+    code = set()
+    for token in tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline):
+        if token.type not in layout:
+            code |= set(range(token.start[0], token.end[0] + 1))
+    return len(code - documented)
+
+
+def imports(path: Path) -> set[str]:
+    """Return every module that a file imports, at whatever depth; its own package's start with a dot."""
+    found = set()
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            found |= {"." * node.level + (node.module or alias.name) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module in PACKAGES:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module)
+    return found
+
+
+# ------------------------------------------------------------------ sizes
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize("name, budget", [("task", 150), ("model", 250)])
+def test_the_files_that_users_edit_are_short(trainer, name, budget):
+    assert len((ROOT / trainer / "trainer" / f"{name}.py").read_text().splitlines()) <= budget
+
+
+def test_the_runtime_can_be_read_in_one_sitting():
+    sizes = {path.name: lines_of_code(path) for path in SOURCES if path.parent.name == "vertex_runtime"}
+    assert sum(sizes[f"{name}.py"] for name in CORE) <= 800, sizes
+    assert sum(size for name, size in sizes.items() if name not in READERS) <= 1600, sizes
+    assert not {name: size for name, size in sizes.items() if size > LARGEST_FILES.get(name, RUNTIME_FILE)}
+
+
+def test_functions_are_short():
+    sizes = {f"{name_of(path)}:{f.lineno} {f.name}": f.end_lineno - f.lineno + 1 for path in SOURCES for f in functions(parse(path))}
+    assert not {name: size for name, size in sizes.items() if size > 60}
+
+
+# ------------------------------------------------------------------ who imports whom
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_a_model_imports_no_more_of_us_than_data_helpers(trainer):
+    ours = {f"vertex_runtime.{name}" for name in ("data", "rows", "optimizers")}
+    outside = {"keras", "numpy", "tensorflow"} | sys.stdlib_module_names
+    for name in imports(ROOT / trainer / "trainer" / "model.py"):
+        assert re.fullmatch(r"\.\w+", name) or name in ours or name.partition(".")[0] in outside, name
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_hyperparameters_and_task_import_no_tensorflow(trainer):
+    code = f"import sys, {trainer}.trainer.task; print(sorted({{'keras', 'numpy', 'tensorflow'}} & set(sys.modules)))"
+    assert run_python(code) == "[]"
+
+
+@pytest.mark.parametrize("module", ["environment", "arguments", "errors", "outputs", "reporting", "strategy"])
+def test_what_answers_at_once_imports_no_tensorflow(module):
+    code = f"import sys, vertex_runtime.{module}; print(sorted({{'keras', 'numpy', 'tensorflow'}} & set(sys.modules)))"
+    assert run_python(code) == "[]"
+
+
+def test_the_runtime_knows_no_trainer_and_no_local_service():
+    for path in (ROOT / "vertex_runtime").glob("*.py"):
+        assert not {name.partition(".")[0] for name in imports(path)} & {*TRAINERS, "vertex_local", "trainer"}, path.name
+
+
+def test_the_local_service_knows_no_trainer_and_no_tensorflow():
+    """It runs any program; the runtime is at most looked at where it imports nothing heavy itself."""
+    for path in (ROOT / "vertex_local").glob("*.py"):
+        names = imports(path)
+        assert not {name.partition(".")[0] for name in names} & {*TRAINERS, "trainer", "tensorflow", "keras", "numpy"}, path.name
+        assert {name for name in names if name.startswith("vertex_runtime")} <= {"vertex_runtime.environment"}, path.name
+
+
+def run_python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+# ------------------------------------------------------------------ how it is written
+
+
+def test_it_is_python_3_10():
+    for path in (*SOURCES, ROOT / "setup.py", ROOT / "scripts" / "make_sample_data", *sorted((ROOT / "tests").glob("*.py"))):
+        ast.parse(path.read_text(encoding="utf-8"), name_of(path), feature_version=(3, 10))
+
+
+def test_public_functions_and_modules_have_docstrings():
+    bare = [name_of(path) for path in SOURCES if path.stat().st_size and not ast.get_docstring(parse(path))]
+    for path in SOURCES:
+        for node in parse(path).body:
+            public = isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_")
+            # A function of three statements and telling names is its own description.
+            if public and not ast.get_docstring(node) and len(node.body) > 3:
+                bare.append(f"{name_of(path)}:{node.lineno} {node.name}")
+    assert not bare
+
+
+def test_package_code_has_no_assert():
+    """An assertion says nothing to a user and is gone under -O; a UserError names the remedy."""
+    assert not [f"{name_of(path)}:{node.lineno}" for path in SOURCES for node in ast.walk(parse(path)) if isinstance(node, ast.Assert)]
+
+
+def test_no_path_of_one_machine():
+    pattern = re.compile(r"(?<![\w./}])/(home|Users|root|work|mnt|scratch)/")
+    tests = [path for path in sorted((ROOT / "tests").glob("*.py")) if path.name != Path(__file__).name]
+    documents = [*ROOT.glob("*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("*.txt")]
+    for path in (*SOURCES, *PROGRAMS, *tests, *documents):
+        found = [line for line in path.read_text(encoding="utf-8").splitlines() if pattern.search(line)]
+        assert not found, f"{name_of(path)}: {found}"
+
+
+# ------------------------------------------------------------------ what is written down exists
+
+
+def test_scripts_run_as_programs():
+    for path in (*(ROOT / "scripts").iterdir(), ROOT / ".ci" / "run"):
+        text = path.read_text(encoding="utf-8")
+        assert path.suffix == ".sh" or (os.access(path, os.X_OK) and text.startswith("#!")), path.name
+
+
+def test_every_script_that_is_named_exists():
+    named = re.compile(r"(?<![\w/.-])((?:scripts|benchmarks|jobs|\.ci)/[\w./-]*\w)")
+    documents = [*ROOT.glob("*.md"), *ROOT.glob("*/README.md"), *SOURCES, *(ROOT / "jobs").glob("*.yaml"), *PROGRAMS]
+    missing = [f"{name_of(path)}: {name}" for path in documents for name in named.findall(path.read_text()) if not (ROOT / name).exists()]
+    assert not missing
+
+
+def test_readme_names_every_script_and_package():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in ("scripts/train", "scripts/test", "scripts/predict", "CHANGELOG", *PACKAGES):
+        assert name in text, name
+    assert len(text.splitlines()) <= 250
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_the_command_in_a_trainers_docstring_runs(trainer, tmp_path, run_trainer):
+    text = ast.get_docstring(parse(ROOT / trainer / "trainer" / "task.py"))
+    command = re.search(rf"^    python -m {trainer}\.trainer\.task (.*)$", text, re.MULTILINE)
+    assert command, "the docstring opens with a command that works on the sample data"
+    flags = re.sub(r"--output_dir=\S+", "--output_dir=out", command[1]).split()
+    run_trainer(trainer, *flags, cwd=tmp_path)
+    assert (tmp_path / "out" / "model" / "saved_model.pb").is_file()
