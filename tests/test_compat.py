@@ -8,6 +8,7 @@ the files are Python 3.10 is checked everywhere, in test_style.py. Environments 
 
 from __future__ import annotations
 
+import csv
 import fcntl
 import hashlib
 import importlib.metadata
@@ -28,6 +29,7 @@ from conftest import ROOT
 pytestmark = pytest.mark.compat
 
 TINY = ("--num_examples_to_train_on=2048", "--num_evals=2")
+Trained = tuple[str, dict[str, tuple[Path, str, list]]]  # version; by variant: model, requests, its answers there
 VARIANTS = {
     "taxifare": ("taxifare",),
     "taxifare-lab": ("taxifare", "--features=lab"),
@@ -122,8 +124,9 @@ def execute(command: Sequence[object], cwd: Path, code: int = 0, stdin: str = ""
 
 
 def test_the_oldest_versions_are_what_they_claim(python_2_17, requirements):
-    code = "import sys, tensorflow, pyarrow, numpy; print(tensorflow.__version__, pyarrow.__version__, numpy.__version__, sys.version)"
-    tf, arrow, numpy, python = execute([python_2_17, "-c", code], ROOT).split(maxsplit=3)
+    names = ("tensorflow", "pyarrow", "numpy", "python")
+    code = f"from vertex_runtime.outputs import versions; print(*map(versions().get, {names}))"
+    tf, arrow, numpy, python = execute([python_2_17, "-c", code], ROOT).split()
     assert tf.startswith("2.17.") and f"pyarrow=={arrow}" in requirements and numpy.startswith("1.26.")
     assert python.startswith("3.10.") or find_python([10]) is None
 
@@ -148,19 +151,19 @@ def test_the_default_suite_passes_with_the_oldest_versions(python_2_17):
 
 
 @pytest.fixture(scope="session", params=["current", "2.17"])
-def trained(request, pythons, tmp_path_factory) -> dict[str, Path]:
-    """Export every variant with one version of TensorFlow."""
-    folder = tmp_path_factory.mktemp(f"trained-{request.param}")
+def trained(request: pytest.FixtureRequest, pythons: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Export every variant with one version of TensorFlow, and ask each model there."""
+    folder, python, found = tmp_path_factory.mktemp(f"trained-{request.param}"), pythons[request.param], {}
     for name, (trainer, *flags) in VARIANTS.items():
-        command = [pythons[request.param], "-m", f"{trainer}.trainer.task", *TINY, *flags, f"--output_dir={name}"]
+        command = [python, "-m", f"{trainer}.trainer.task", *TINY, *flags, f"--output_dir={name}"]
         execute(command, folder, PYTHONPATH=str(ROOT))
-    return {name: folder / name / "model" for name in VARIANTS} | {"python": pythons[request.param]}
+        lines = instances(trainer)
+        found[name] = (folder / name / "model", lines, ask(python, folder / name / "model", lines, folder))
+    return request.param, found
 
 
 def instances(trainer: str) -> str:
     """Return requests as JSON lines: sample rows, and what people really send."""
-    import csv
-
     if trainer == "stackoverflow":
         with open(ROOT / "stackoverflow/tests/data/valid.csv", encoding="utf-8", newline="") as file:
             texts = [row["text"] for row in csv.DictReader(file)][:60]
@@ -177,26 +180,30 @@ def instances(trainer: str) -> str:
 def ask(python: str, model: Path, lines: str, folder: Path) -> list:
     """Ask with predict.py and the exported folder alone, both moved away from the project."""
     shutil.copy(ROOT / "vertex_runtime" / "predict.py", folder / "predict.py")
-    moved = shutil.copytree(model, folder / "model", dirs_exist_ok=True)
+    moved = shutil.copytree(model, folder / "elsewhere", dirs_exist_ok=True)
     said = execute([python, folder / "predict.py", moved], folder, stdin=lines, PYTHONPATH="")
+    shutil.rmtree(moved)
     return [json.loads(line) for line in said.splitlines()]
 
 
-def numbers(answer: object) -> list[float]:
-    """Return every number of an answer, in order; texts must be equal and are compared apart."""
+def values(answer: object) -> list[float | str]:
+    """Return every number and text of an answer, in order."""
     if isinstance(answer, dict):
         answer = [answer[name] for name in sorted(answer)]
-    return [number for part in answer for number in numbers(part)] if isinstance(answer, list) else [answer]
+    return [value for part in answer for value in values(part)] if isinstance(answer, list) else [answer]
 
 
-@pytest.mark.parametrize("version", ["2.15", "2.17", "current"])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_an_exported_model_answers_equally_elsewhere(trained, pythons, variant, version, tmp_path):
-    lines = instances(VARIANTS[variant][0])
-    expected = ask(trained["python"], trained[variant], lines, tmp_path)
-    found = ask(pythons[version], trained[variant], lines, tmp_path)
-    assert len(found) == len(expected) == len(lines.split("\n"))
-    for got, wanted in zip(map(numbers, found), map(numbers, expected)):
-        assert [value for value in got if isinstance(value, str)] == [value for value in wanted if isinstance(value, str)]
-        for a, b in zip(got, wanted, strict=True):
-            assert isinstance(a, str) or abs(a - b) <= 1e-5 * max(1, abs(b))
+def test_an_exported_model_answers_equally_elsewhere(trained, pythons, variant, tmp_path):
+    version, models = trained
+    model, lines, expected = models[variant]
+    for other in sorted({"2.15", "2.17", "current"} - {version}):
+        found = ask(pythons[other], model, lines, tmp_path)
+        assert len(found) == len(expected) == len(lines.split("\n"))
+        assert_close(found, expected)
+
+
+def assert_close(found: list, expected: list) -> None:
+    for got, wanted in zip(found, expected):
+        for a, b in zip(values(got), values(wanted), strict=True):
+            assert a == b if isinstance(b, str) else abs(a - b) <= 1e-5 * max(1, abs(b))

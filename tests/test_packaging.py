@@ -188,6 +188,10 @@ python3 -m trainer.task \\
 """
 
 
+def test_the_readme_shows_the_published_command():
+    assert PUBLISHED in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("files", [1, 2])
 def test_the_published_courses_command(tree, files):
     folder = tree / "taxifare" / "tests" / "data"

@@ -106,7 +106,7 @@ class Checkpointer:
                 reader = tf.train.load_checkpoint(prefix)
                 tensors = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
                 return tensors, json.loads(tensors.pop(STATE))
-            except (tf.errors.OpError, RuntimeError, ValueError, KeyError) as error:
+            except Exception as error:  # noqa: BLE001 - damage shows as almost any kind
                 log("WARNING", f"checkpoint {prefix} cannot be read ({str(error).splitlines()[0][:120]}); trying the one before it.")
         if steps:
             raise UserError(f"none of the {len(steps)} checkpoints in {self.directory} can be read. Restore them or use another --output_dir.")
@@ -135,15 +135,21 @@ def snapshot(variables: Mapping[str, Any]) -> dict[str, tf.Tensor]:
 
 
 def assign(variables: Mapping[str, Any], tensors: Mapping[str, np.ndarray], where: str) -> None:
-    """Give the variables their saved values.
+    """Give the variables their saved values, by owner and place: Keras numbers paths anew in every process.
 
     Raises:
-        UserError: names or shapes differ, which the fingerprint makes impossible unless Keras names them anew.
+        UserError: a variable is missing or of another shape, which the fingerprint rules out but for a change of Keras.
     """
+    places = {_place(name): value for name, value in tensors.items()}
     for name, variable in variables.items():
-        if name not in tensors or tuple(tensors[name].shape) != tuple(variable.shape):
+        saved = places.get(_place(name))
+        if saved is None or tuple(saved.shape) != tuple(variable.shape):
             raise UserError(f"the checkpoint in {where} does not fit the model (at {name}). Use another --output_dir or --start_over.")
-        variable.assign(tensors[name])
+        variable.assign(saved)
+
+
+def _place(name: str) -> str:
+    return "/".join(name.split("/", 2)[:2])
 
 
 def source_fingerprint(module: ModuleType) -> str:

@@ -27,6 +27,7 @@ from .rows import MemoryRows, StreamedRows, Tensors, ahead
 
 EVALUATION_BATCH = 256
 EVALUATION_STEPS = 32
+LATE_GATHER = 1024
 
 
 @dataclass(frozen=True)
@@ -116,13 +117,20 @@ class Steps:
 
     def _train(self, rows: Tensors, order: tf.Tensor, count: tf.Tensor) -> tuple[tf.Tensor, ...]:
         """Train `count` steps; returns (first step with a non-finite loss or -1, mean loss so far, hashes of the rows)."""
-        block = _gather(rows, order)
-        bad, loss = self._loop(block, count)
+        # Large batches are faster gathered one by one in the compiled loop, small ones all at once before it.
+        late = self.plan.jit_compile and self.plan.batch_size >= LATE_GATHER and not self.fingerprints
+        block = (rows, order) if late else _gather(rows, order)
+        bad, loss = self._loop(block, count, late)
         return bad, loss, _row_hashes(block) if self.fingerprints else tf.zeros([0], tf.uint8)
 
-    def _train_loop(self, block: Tensors, count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def _train_loop(self, block: Any, count: tf.Tensor, late: bool) -> tuple[tf.Tensor, tf.Tensor]:
+        def rows_of(i: tf.Tensor) -> Tensors:
+            if not late:
+                return tf.nest.map_structure(lambda t: t[i], block)
+            return tf.nest.map_structure(lambda t: tf.gather(t, block[1][i]), block[0])
+
         def one(i: tf.Tensor, bad: tf.Tensor, _: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            loss = self.strategy.run(self._replica_step, args=(tf.nest.map_structure(lambda t: t[i], block),))
+            loss = self.strategy.run(self._replica_step, args=(rows_of(i),))
             loss = tf.cast(self.strategy.experimental_local_results(loss)[0], tf.float32)
             return i + 1, tf.where((bad < 0) & ~tf.math.is_finite(loss), i, bad), loss
 

@@ -47,11 +47,8 @@ class MemoryRows:
         parts = [prepare(chunk) for chunk in chunks]
         if not parts:
             raise UserError("the data has no rows.")
-        # One column at a time, so that only one of them is ever held twice.
-        features = {}
-        for name in list(parts[0][0]):
-            features[name] = tf.concat([part[0].pop(name) for part in parts], 0)
-        self.tensors: Tensors = features, tf.concat([labels for _, labels in parts], 0)
+        features = {name: _joined([part[0].pop(name) for part in parts]) for name in list(parts[0][0])}
+        self.tensors: Tensors = features, _joined([labels for _, labels in parts])
         self.count = int(self.tensors[1].shape[0])
 
     def feed(self, batch_size: int, seed: int, step: int) -> Iterator[tuple[Tensors, np.ndarray]]:
@@ -69,6 +66,22 @@ class MemoryRows:
         yield self.tensors
 
 
+def _joined(parts: list[tf.Tensor]) -> tf.Tensor:
+    """Join tensors row by row, freeing each when it is copied: `tf.concat` would hold everything twice."""
+    shape = (sum(int(part.shape[0]) for part in parts), *parts[0].shape[1:])
+    kind = np.dtype(parts[0].dtype.as_numpy_dtype)
+    size = int(np.prod(shape)) * kind.itemsize
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64  # TensorFlow takes over memory that is aligned to 64 bytes as it is
+    whole = memory[start : start + size].view(kind).reshape(shape)
+    row = 0
+    for i, part in enumerate(parts):
+        whole[row : row + int(part.shape[0])] = part.numpy()
+        row += int(part.shape[0])
+        parts[i] = part = None
+    return tf.experimental.dlpack.from_dlpack(whole.__dlpack__())
+
+
 class StreamedRows:
     """Rows read from disk in every epoch: the files in a new order, shuffled within runs of about 131,072 rows."""
 
@@ -77,12 +90,20 @@ class StreamedRows:
 
     def feed(self, batch_size: int, seed: int, step: int) -> Iterator[tuple[Tensors, np.ndarray]]:
         """As `MemoryRows.feed`; a run of rows always holds whole batches, so a step's place follows from its number."""
-        steps = max(1, STREAM_ROWS // batch_size)
+        steps = max(1, min(STREAM_ROWS, self.count) // batch_size)
+        size = steps * batch_size
         part, skipped = divmod(step, steps)
-        for chunk in self._runs(seed, part * steps * batch_size, steps * batch_size):
-            order = permutation(seed, (1 << 32) + part, steps * batch_size).reshape(steps, batch_size)
-            yield self.prepare(chunk), order[skipped:]
+        for chunk in self._runs(seed, part * size, size):
+            yield self.prepare(chunk), self._order(seed, part, size).reshape(steps, batch_size)[skipped:]
             part, skipped = part + 1, 0
+
+    def _order(self, seed: int, part: int, size: int) -> np.ndarray:
+        """Return the order of a run's rows: shuffled, those of one epoch before those of the next."""
+        first = part * size
+        epoch_ends = range((first // self.count + 1) * self.count, first + size, self.count)
+        edges = [0, *(end - first for end in epoch_ends), size]
+        parts = [start + permutation(seed, (1 << 32) + first + start, end - start) for start, end in zip(edges, edges[1:])]
+        return np.concatenate(parts)
 
     def _runs(self, seed: int, first: int, rows: int) -> Iterator[Chunk]:
         """Yield raw chunks of exactly `rows` rows, from row `first` of the run on, through epoch after epoch."""

@@ -11,6 +11,8 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -29,7 +31,23 @@ from .reporting import Events, Hypertune, Progress, Scalars, format_metrics, log
 from .rows import MemoryRows, Preparer, StreamedRows
 
 IN_MEMORY_BYTES = 2 << 30
-JIT_EXAMPLES = 8_000_000  # XLA repays its compilation (about half a second) in runs of this length
+JIT_STEPS, JIT_EXAMPLES = 5_000, 8_000_000  # XLA repays its compilation (about half a second) in runs of this length
+
+
+@dataclass
+class Run:
+    """What the parts of a run share."""
+
+    model: ModuleType
+    hp: Any
+    options: RunOptions
+    env: Environment
+    outputs: Outputs
+    strategy: tf.distribute.Strategy
+
+    def __post_init__(self) -> None:
+        self.events = Events(os.environ)
+        self.tuning = Hypertune(self.model.OBJECTIVE, self.env.trial, self.env.metric_file, quiet=not self.env.is_chief)
 
 
 def train_and_export(
@@ -43,53 +61,84 @@ def train_and_export(
     Raises:
         UserError: anything that the user can mend.
     """
-    events = Events(os.environ)
-    with ThreadPoolExecutor(1) as background:
-        lock = prepare(outputs, options.start_over, env)  # noqa: F841 - held until the run ends
-        events.enter("data", 0)
+    run = Run(model, hp, options, env, outputs, strategy)
+    with ExitStack() as held:
+        background = held.enter_context(ThreadPoolExecutor(1))
+        if env.is_chief:
+            held.enter_context(prepare(outputs, options.start_over, env) or nullcontext())  # the lock
+        run.events.enter("data", 0)
         inputs = Inputs(model, hp, options, env, background)
-        total = hp.num_examples_to_train_on or round(hp.epochs * inputs.train.count)
-        plan = make_plan(hp, options, total, inputs.train.count)
-        fingerprint = {
-            "hyperparameters": dataclasses.asdict(hp) | {"num_examples_to_train_on": total},
-            "source": source_fingerprint(model),
-            "data": inputs.described(),
-        }
-        fingerprint = json.loads(json.dumps(fingerprint))
-        checkpointer = Checkpointer(outputs.checkpoints, outputs.records, events, env.is_chief)
-        checkpointer.clean()
-        restored = checkpointer.load()
-        if restored and (remark := compare_fingerprints(restored[1]["fingerprint"], fingerprint, outputs.records)):
-            log("WARNING", remark)
-            restored[1].update(finished=False, stopped=False)
-        describe_run(model, inputs, plan, outputs, strategy, env)
-        if restored:
-            log("INFO", f"resuming from step {restored[1]['step']} of {plan.total_steps} ({outputs.checkpoints})")
-        write_json(outputs.records, "run.json", run_record(hp, options, env, inputs, plan, outputs))
-        events.enter("build", 0)
-        with strategy.scope():
-            network = model.build_model(hp, inputs.facts, plan.total_steps)
-        steps = Steps(network, strategy, plan, inputs.example(), bool(options.ledger))
+        plan = make_plan(run, inputs.train.count)
+        trainer = build(run, inputs, plan)
         try:
-            metrics = fit(model, hp, options, env, outputs, inputs, plan, steps, checkpointer, fingerprint, events, restored)
+            metrics = trainer.run(restore(run, inputs, plan, trainer))
         except Preempted:
             end_by_sigterm()
-    if inputs.test is not None:
-        metrics |= {f"test_{name}": value for name, value in steps.evaluate(inputs.test).items()}
-    tolerance = options.skew_tolerance or (2e-2 if tf.config.list_physical_devices("GPU") else 1e-5)
-    gate = export.export(model, network, hp, inputs.prepare, inputs.sample, outputs, tolerance, events, plan.total_steps)
-    write_json(outputs.records, "metrics.json", metrics | {"skew_gate": gate, "synthetic_sample_data": inputs.synthetic})
-    hypertune(model, env).report(plan.total_steps, metrics[model.OBJECTIVE])
-    events.enter("end", plan.total_steps)
-    say_end(inputs, metrics, gate, outputs)
+        if inputs.test is not None:
+            metrics |= {f"test_{name}": value for name, value in trainer.steps.evaluate(inputs.test).items()}
+        if env.is_chief:
+            publish(run, inputs, plan, trainer.model, metrics)
+        run.events.enter("end", plan.total_steps)
     return metrics
+
+
+def build(run: Run, inputs: Inputs, plan: Plan) -> Trainer:
+    """Build the network and the loop around it, with the reports that every run makes at each evaluation."""
+    model, env, outputs, options = run.model, run.env, run.outputs, run.options
+    run.events.enter("build", 0)
+    with run.strategy.scope():
+        network = model.build_model(run.hp, inputs.facts, plan.total_steps)
+    steps = Steps(network, run.strategy, plan, inputs.example(), bool(options.ledger))
+    progress = Progress(plan.total_steps, plan.batch_size, quiet=not env.is_chief)
+    scalars = Scalars(outputs.logs if env.is_chief else None)
+
+    def on_evaluation(step: int, metrics: dict[str, float]) -> None:
+        progress.evaluated(step, metrics)
+        rates = {"learning_rate": float(network.optimizer.learning_rate), "examples_per_second": progress.rate}
+        if written := scalars.write(step, metrics | rates):
+            record(outputs.records, *written)
+        run.tuning.report(step, metrics[model.OBJECTIVE])
+
+    return Trainer(
+        steps, plan, inputs.train, inputs.evaluation, Checkpointer(outputs.checkpoints, outputs.records, run.events, env.is_chief),
+        model.callbacks(run.hp), inputs.fingerprint(plan), run.events, progress, on_evaluation,
+        profile_dir=outputs.logs, objective=model.OBJECTIVE, maximize=model.MAXIMIZE,
+        ledger=partial(write_ledger, options.ledger, env.name, next_attempt(options.ledger)) if options.ledger else None,
+    )
+
+
+def restore(run: Run, inputs: Inputs, plan: Plan, trainer: Trainer) -> Any:
+    """Return the state to resume from, if any, after checking that it belongs to this very run; say how the run starts."""
+    checkpointer = trainer.checkpointer
+    checkpointer.clean()
+    restored = checkpointer.load()
+    if restored and (remark := compare_fingerprints(restored[1]["fingerprint"], trainer.fingerprint, run.outputs.records)):
+        log("WARNING", remark)
+        restored[1].update(finished=False, stopped=False)
+    if run.env.is_chief:
+        describe_run(run, inputs, plan)
+        write_json(run.outputs.records, "run.json", run_record(run, inputs, plan))
+    if restored:
+        log("INFO", f"resuming from step {restored[1]['step']} of {plan.total_steps} ({run.outputs.checkpoints})")
+    return restored
+
+
+def publish(run: Run, inputs: Inputs, plan: Plan, network: Any, metrics: dict[str, float]) -> None:
+    """Export and check the model, write the final records and reports, and say what was reached."""
+    tolerance = run.options.skew_tolerance or (2e-2 if tf.config.list_physical_devices("GPU") else 1e-5)
+    gate = export.export(
+        run.model, network, run.hp, inputs.prepare, inputs.sample, run.outputs, tolerance, run.events, plan.total_steps
+    )
+    write_json(run.outputs.records, "metrics.json", metrics | {"skew_gate": gate, "synthetic_sample_data": inputs.synthetic})
+    run.tuning.report(plan.total_steps, metrics[run.model.OBJECTIVE])
+    say_end(inputs, metrics, gate, run.outputs)
 
 
 class Inputs:
     """The rows of a run: training, evaluation and test data, found, read, preprocessed and described."""
 
     def __init__(self, model: ModuleType, hp: Any, options: RunOptions, env: Environment, background: ThreadPoolExecutor):
-        self.model, self.options = model, options
+        self.model, self.hp, self.options = model, hp, options
         if env.data_format not in (None, "csv"):
             raise UserError(f"AIP_DATA_FORMAT={env.data_format} is not read yet: only csv is. Export the data set to CSV files.")
         train, evaluation, test = self._paths(env)
@@ -148,6 +197,12 @@ class Inputs:
     def described(self) -> list[dict[str, Any]]:
         return [description.result() for description in self.descriptions]
 
+    def fingerprint(self, plan: Plan) -> dict[str, Any]:
+        """Return what a run must have in common with a checkpoint to go on from it."""
+        examples = {"num_examples_to_train_on": plan.total_steps * plan.batch_size}
+        found = {"hyperparameters": dataclasses.asdict(self.hp) | examples, "source": source_fingerprint(self.model), "data": self.described()}
+        return json.loads(json.dumps(found))
+
     def example(self) -> Any:
         """Return some preprocessed rows, for their shapes."""
         return self.prepare(data.take(self.sample, slice(0, 1)))
@@ -163,48 +218,28 @@ def sample_paths(model: ModuleType) -> tuple[list[str], list[str]]:
     return found[:1], found[1:]
 
 
-def make_plan(hp: Any, options: RunOptions, total_examples: int, rows: int) -> Plan:
+def make_plan(run: Run, rows: int) -> Plan:
     """Turn examples into steps.
 
     Raises:
-        UserError: the batch does not fit the data or the examples to train on.
+        UserError: the batch does not fit the data, the examples to train on, or the replicas.
     """
-    if hp.batch_size > rows:
-        raise UserError(f"--batch_size {hp.batch_size} is larger than the training data, which has {rows} rows. Lower it.")
-    if hp.batch_size > total_examples:
-        raise UserError(f"--num_examples_to_train_on {total_examples} is less than one batch of --batch_size {hp.batch_size}.")
-    jit = options.jit_compile == "yes" or (options.jit_compile == "auto" and total_examples >= JIT_EXAMPLES)
+    hp, options, replicas = run.hp, run.options, run.strategy.num_replicas_in_sync
+    total = hp.num_examples_to_train_on or round(hp.epochs * rows)
+    batch = hp.batch_size
+    if batch > rows:
+        raise UserError(f"--batch_size {batch} is larger than the training data, which has {rows} rows. Lower it.")
+    if batch > total:
+        raise UserError(f"--num_examples_to_train_on {total} is less than one batch of --batch_size {batch}. Raise it or lower the batch.")
+    if batch % replicas:
+        near = [size for size in (batch // replicas * replicas, (batch // replicas + 1) * replicas) if size]
+        raise UserError(f"--batch_size {batch} must divide by the {replicas} replicas; the nearest that do are {' and '.join(map(str, near))}.")
+    long = total >= JIT_EXAMPLES or total // batch >= JIT_STEPS
+    jit = replicas == 1 and (options.jit_compile == "yes" or (options.jit_compile == "auto" and long))
     return Plan(
-        total_examples // hp.batch_size, hp.batch_size, hp.num_evals, options.checkpoint_steps, options.steps_per_call, jit,
-        hp.seed, step_range(options.profile),
+        total // batch, batch, hp.num_evals, options.checkpoint_steps, options.steps_per_call, jit, hp.seed,
+        step_range(options.profile), run.env.worker_index, run.env.worker_count,
     )
-
-
-def fit(
-    model: ModuleType, hp: Any, options: RunOptions, env: Environment, outputs: Outputs, inputs: Inputs, plan: Plan, steps: Steps,
-    checkpointer: Checkpointer, fingerprint: dict[str, Any], events: Events, restored: Any,
-) -> dict[str, float]:
-    """Run the loop with the reports that every run makes at each evaluation."""
-    progress = Progress(plan.total_steps, plan.batch_size, quiet=not env.is_chief)
-    scalars = Scalars(outputs.logs if env.is_chief else None)
-    tuning = hypertune(model, env)
-
-    def on_evaluation(step: int, metrics: dict[str, float]) -> None:
-        progress.evaluated(step, metrics)
-        rates = {"learning_rate": float(steps.model.optimizer.learning_rate), "examples_per_second": progress.rate}
-        record(outputs.records, *scalars.write(step, metrics | rates))
-        tuning.report(step, metrics[model.OBJECTIVE])
-
-    trainer = Trainer(
-        steps, plan, inputs.train, inputs.evaluation, checkpointer, model.callbacks(hp), fingerprint, events, progress, on_evaluation,
-        profile_dir=outputs.logs, objective=model.OBJECTIVE, maximize=model.MAXIMIZE,
-        ledger=partial(write_ledger, options.ledger, env.name, next_attempt(options.ledger)) if options.ledger else None,
-    )
-    return trainer.run(restored)
-
-
-def hypertune(model: ModuleType, env: Environment) -> Hypertune:
-    return Hypertune(model.OBJECTIVE, env.trial, env.metric_file, quiet=not env.is_chief)
 
 
 def next_attempt(path: str) -> int:
@@ -224,29 +259,31 @@ def write_ledger(path: str, replica: str, attempt: int, step: int, hashes: np.nd
             file.write(json.dumps(line) + "\n")
 
 
-def describe_run(model: ModuleType, inputs: Inputs, plan: Plan, outputs: Outputs, strategy: tf.distribute.Strategy, env: Environment) -> None:
+def describe_run(run: Run, inputs: Inputs, plan: Plan) -> None:
+    """Say at the start what runs where on what."""
     found = ", ".join(f"{name} {version}" for name, version in versions().items())
-    log("INFO", f"{model.NAME}: {env.name} of {env.worker_count} worker(s); {found}")
+    log("INFO", f"{run.model.NAME}: {run.env.name} of {run.env.worker_count} worker(s); {found}")
     kind = "in memory" if isinstance(inputs.train, MemoryRows) else "streamed"
     log("INFO", f"rows: {inputs.train.count} to train on ({kind}), {inputs.evaluation.count} to evaluate on")
-    replicas = strategy.num_replicas_in_sync
+    replicas = run.strategy.num_replicas_in_sync
     compiled = ", compiled by XLA" if plan.jit_compile else ""
     log("INFO", f"steps: {plan.total_steps} of global batch {plan.batch_size} ({plan.batch_size // replicas} per replica){compiled}")
-    log("INFO", f"outputs: model {outputs.model}, checkpoints {outputs.checkpoints}, logs {outputs.logs}")
+    log("INFO", f"outputs: model {run.outputs.model}, checkpoints {run.outputs.checkpoints}, logs {run.outputs.logs}")
 
 
-def run_record(hp: Any, options: RunOptions, env: Environment, inputs: Inputs, plan: Plan, outputs: Outputs) -> dict[str, Any]:
+def run_record(run: Run, inputs: Inputs, plan: Plan) -> dict[str, Any]:
+    """Return what run.json holds: enough to tell later what this run was."""
     return {
         "command": sys.argv,
-        "hyperparameters": dataclasses.asdict(hp),
-        "options": dataclasses.asdict(options),
-        "environment": dataclasses.asdict(env),
+        "hyperparameters": dataclasses.asdict(run.hp),
+        "options": dataclasses.asdict(run.options),
+        "environment": dataclasses.asdict(run.env),
         "versions": versions(),
         "data": inputs.described(),
         "rows": {"train": inputs.train.count, "evaluation": inputs.evaluation.count},
         "synthetic_sample_data": inputs.synthetic,
         "total_steps": plan.total_steps,
-        "outputs": dataclasses.asdict(outputs),
+        "outputs": dataclasses.asdict(run.outputs),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 

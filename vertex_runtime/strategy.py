@@ -29,12 +29,11 @@ def import_tensorflow() -> None:
         with _without_noise():
             import tensorflow as tf
 
-            version = tf.__version__
-            tf.config.list_physical_devices()
+            version = str(getattr(tf, "__version__", "0"))
+            if hasattr(tf, "config"):
+                tf.config.list_physical_devices()
     except ImportError as error:
         raise UserError(f"TensorFlow cannot be imported ({error}). {remedy}.") from None
-    except AttributeError:
-        version = "0"
     if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < OLDEST:
         raise UserError(f"TensorFlow {version} is too old; at least {'.'.join(map(str, OLDEST))} is needed. {remedy}.")
 

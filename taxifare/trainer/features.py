@@ -115,13 +115,18 @@ def city_features(raw: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, Point, Point
     return tf.stack([*time.values(), *trip.values(), flat_fare, unknown, passengers], axis=1), pickup, dropoff
 
 
-def crosses(scaled: list[tf.Tensor], nbuckets: int) -> list[tf.Tensor]:
-    """Four coordinates, 0..1 across the map -> ids of the pickup cell, the dropoff cell and the two together."""
-    lon_1, lat_1, lon_2, lat_2 = (
-        tf.raw_ops.Bucketize(input=x, boundaries=list(np.linspace(0, 1, nbuckets))) for x in scaled
-    )
+def lab_features(raw: Mapping[str, tf.Tensor]) -> tf.Tensor:
+    """float32 [n, 5], not standardised yet: what the published course feeds its network, coordinates and distance."""
+    lon_1, lat_1, lon_2, lat_2 = (raw[name] for name in COORDINATES)
+    return tf.stack([lon_1, lat_1, lon_2, lat_2, tf.sqrt((lon_2 - lon_1) ** 2 + (lat_2 - lat_1) ** 2)], axis=1)
+
+
+def cell_pairs(scaled: list[tf.Tensor], nbuckets: int) -> tf.Tensor:
+    """Four coordinates, 0..1 across the map -> int32 [n, 1]: id of the pair of pickup cell and dropoff cell."""
+    edges = np.linspace(0.0, 1.0, nbuckets).tolist()
+    lon_1, lat_1, lon_2, lat_2 = (tf.raw_ops.Bucketize(input=value, boundaries=edges) for value in scaled)
     pickup, dropoff = lon_1 * (nbuckets + 1) + lat_1, lon_2 * (nbuckets + 1) + lat_2
     pair = tf.cast(pickup, tf.int64) * (nbuckets + 1) ** 2 + tf.cast(dropoff, tf.int64)
     if (nbuckets + 1) ** 4 > MAX_CELL_PAIRS:
         pair = (pair % (2**31 - 1)) * 2654435761 // 2**16 % MAX_CELL_PAIRS  # multiplicative hash; stays below 2^63
-    return [pickup, dropoff, tf.cast(pair, tf.int32)]
+    return tf.cast(pair, tf.int32)[:, None]

@@ -17,7 +17,7 @@ import tensorflow as tf
 from vertex_runtime import data
 from vertex_runtime.sparse import RowSparseAdam, Rows
 
-from .features import CELL_RANGE, COORDINATES, MAX_CELL_PAIRS, Features, city_features, crosses
+from .features import CELL_RANGE, COORDINATES, MAX_CELL_PAIRS, Features, cell_pairs, city_features, lab_features
 from .hyperparameters import Hyperparameters
 
 NAME = "taxifare"
@@ -81,7 +81,8 @@ def learn(chunks: Iterable[data.Chunk], hp: Hyperparameters) -> dict[str, np.nda
     """Return mean and spread of every feature and of the fare, over the first training rows."""
     count, first, second = 0, 0.0, 0.0
     for chunk in chunks:
-        numbers = city_features({name: tf.convert_to_tensor(chunk[name], spec.dtype) for name, spec in INPUTS.items()})[0]
+        raw = {name: tf.convert_to_tensor(chunk[name], spec.dtype) for name, spec in INPUTS.items()}
+        numbers = lab_features(raw) if hp.features == "lab" else city_features(raw)[0]
         columns = np.column_stack([numbers.numpy(), chunk[LABEL]]).astype(np.float64)
         count, first, second = count + len(columns), first + columns.sum(0), second + np.square(columns).sum(0)
         if count >= LEARN_ROWS:
@@ -93,15 +94,15 @@ def learn(chunks: Iterable[data.Chunk], hp: Hyperparameters) -> dict[str, np.nda
 
 
 def preprocess(raw: Mapping[str, tf.Tensor], hp: Hyperparameters, facts: Mapping[str, np.ndarray]) -> Features:
-    """Raw inputs -> `numbers`, float32 [n, k], and `cells`, int32 [n, crosses]."""
+    """Raw inputs -> `numbers`, float32 [n, k], and `cells`, int32 [n, 1]."""
     if hp.features == "lab":
-        scaled = [(raw[name] + 78.0) / 8.0 if "longitude" in name else (raw[name] - 37.0) / 8.0 for name in COORDINATES]
-        distance = tf.sqrt((scaled[2] - scaled[0]) ** 2 + (scaled[3] - scaled[1]) ** 2)
-        return {"numbers": tf.stack([*scaled, distance], axis=1), "cells": crosses(scaled, hp.nbuckets)[2][:, None]}
+        numbers = (lab_features(raw) - facts["mean"]) / facts["scale"]
+        # The course's buckets: equal steps over five standard deviations each way.
+        return {"numbers": numbers, "cells": cell_pairs(tf.unstack(numbers[:, :4] / 10.0 + 0.5, axis=1), hp.nbuckets)}
     numbers, pickup, dropoff = city_features(raw)
     numbers = tf.clip_by_value((numbers - facts["mean"]) / facts["scale"], -CLIP, CLIP)
     scaled = [0.5 + kilometres / (2.0 * CELL_RANGE) for kilometres in (*pickup, *dropoff)]
-    return {"numbers": numbers, "cells": tf.stack(crosses(scaled, hp.nbuckets), axis=1)}
+    return {"numbers": numbers, "cells": cell_pairs(scaled, hp.nbuckets)}
 
 
 class MembersLoss(keras.losses.Loss):
@@ -126,9 +127,14 @@ class MembersRMSE(keras.metrics.RootMeanSquaredError):
         super().update_state(keras.ops.reshape(y_true, (-1,)), keras.ops.mean(y_pred, axis=-1), sample_weight)
 
 
+def pair_rows(hp: Hyperparameters) -> int:
+    """Return the rows of the table that `cell_pairs` points into."""
+    return min((hp.nbuckets + 1) ** 4, MAX_CELL_PAIRS)
+
+
 def _lab_network(hp: Hyperparameters, facts: Mapping[str, np.ndarray], numbers: Any, cells: Any) -> Any:
     """The course's network: an embedding of the pickup-dropoff cross beside the coordinates and the distance."""
-    embedded = keras.layers.Flatten()(Rows(min((hp.nbuckets + 1) ** 4, MAX_CELL_PAIRS), 10)(cells))
+    embedded = Rows(pair_rows(hp), 10)(cells[:, 0])
     hidden = keras.layers.Concatenate()([numbers, embedded])
     for units in hp.nnsize:
         hidden = keras.layers.Dense(units, activation="relu")(hidden)
@@ -137,7 +143,7 @@ def _lab_network(hp: Hyperparameters, facts: Mapping[str, np.ndarray], numbers: 
 
 
 def _city_network(hp: Hyperparameters, facts: Mapping[str, np.ndarray], numbers: Any, cells: Any) -> Any:
-    """Several networks side by side, plus what each pickup cell, dropoff cell and pair of cells costs extra."""
+    """Several networks side by side, plus what each pair of pickup cell and dropoff cell costs extra."""
 
     def members_dense(inputs: Any, units: int, gain: float) -> Any:
         """A dense layer for each member: [batch, members, inputs] -> [batch, members, units]."""
@@ -152,18 +158,16 @@ def _city_network(hp: Hyperparameters, facts: Mapping[str, np.ndarray], numbers:
     for units in others:
         hidden = keras.layers.ReLU()(members_dense(hidden, units, gain=math.sqrt(2.0)))
     scores = keras.layers.Reshape((hp.members,))(members_dense(hidden, 1, gain=0.1))  # all start near the mean fare
-    for column, power in enumerate((2, 2, 4)):
-        rows = min((hp.nbuckets + 1) ** power, MAX_CELL_PAIRS)
-        table = keras.layers.Embedding(rows, 1, embeddings_initializer="zeros", name=f"cross_{column}")
-        scores = scores + CROSS_SCALE * table(cells[:, column])
+    table = keras.layers.Embedding(pair_rows(hp), 1, embeddings_initializer="zeros", name="cell_pairs")
+    scores = scores + CROSS_SCALE * table(cells[:, 0])
     return keras.layers.Rescaling(float(facts["fare_scale"]), float(facts["fare_mean"]))(scores)
 
 
 def build_model(hp: Hyperparameters, facts: Mapping[str, np.ndarray], total_steps: int) -> keras.Model:
     """The compiled network: features -> dollars, float32 [batch, members] (one member for the lab's)."""
     lab = hp.features == "lab"
-    numbers = keras.Input((5 if lab else len(facts["mean"]),), name="numbers")
-    cells = keras.Input((1 if lab else 3,), dtype="int32", name="cells")
+    numbers = keras.Input((len(facts["mean"]),), name="numbers")
+    cells = keras.Input((1,), dtype="int32", name="cells")
     fares = (_lab_network if lab else _city_network)(hp, facts, numbers, cells)
     model = keras.Model({"numbers": numbers, "cells": cells}, fares)
     warmup = int(total_steps * hp.warmup_fraction)

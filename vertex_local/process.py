@@ -1,0 +1,215 @@
+"""One replica as a process: its supervisor, its output line by line, and how each of its attempts ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from .environment import Member
+from .kills import Kill
+
+_SUPERVISOR = Path(__file__).with_name("supervise.py")
+_LONGEST = 1 << 16  # bytes without a line end, such as a progress bar's, before they are shown anyway
+_ERROR = re.compile(r"^([\w.]*(Error|Exception|Interrupt|Exit)\b|(fatal|error)\b)", re.IGNORECASE)
+
+
+@dataclass
+class Attempt:
+    """One life of a replica. `code` is negative for a signal; `told` is when vertex_local wanted it to end."""
+
+    start: float
+    pid: int | None = None
+    end: float | None = None
+    code: int | None = None
+    told: float | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it ended because it was told to."""
+        return self.told is not None and (self.end is None or self.end >= self.told)
+
+
+@dataclass
+class Replica:
+    """A replica that is started: what it runs, and its attempts so far. All of it belongs to one thread."""
+
+    member: Member
+    argv: tuple[str, ...]
+    cwd: Path
+    env: dict[str, str]
+    log: Path
+    events: Path
+    kill: Kill | None = None
+    attempts: list[Attempt] = field(default_factory=list)
+    restarts_in_try: int = 0
+    kill_sent: bool = False
+    errors: deque = field(default_factory=lambda: deque(maxlen=200))
+    last_line: str = ""
+    _process: subprocess.Popen | None = None
+    _orders: int | None = None
+    _open: dict[str, Any] = field(default_factory=dict)
+    _rest: dict[str, bytes] = field(default_factory=dict)
+    _file: BinaryIO | None = None
+
+    @property
+    def name(self) -> str:
+        return self.member.name
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether its last attempt ended with 0 by itself."""
+        return not self.running and self.attempts[-1].code == 0 and not self.attempts[-1].stopped
+
+    @property
+    def state(self) -> str:
+        """One word, or the way it ended."""
+        if self.running or not self.attempts:
+            return "running" if self.running else "waiting"
+        return "done" if self.succeeded else f"ended ({self.attempts[-1].code})"
+
+    def start(self, selector: selectors.BaseSelector) -> None:
+        """Start the next attempt; a kill drill belongs to the first one only."""
+        env = dict(self.env)
+        if self.kill and self.kill.for_trainer and not self.attempts:
+            env["TRAINER_KILL"] = self.kill.for_trainer
+        orders, self._orders = os.pipe()
+        status, tell = os.pipe()
+        command = [sys.executable, "-I", "-S", str(_SUPERVISOR), str(tell), *self.argv]
+        try:
+            self._process = subprocess.Popen(
+                command, cwd=self.cwd, env=env, stdin=orders, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                pass_fds=(tell,), start_new_session=True, bufsize=0,
+            )  # fmt: skip
+        except BaseException:
+            os.close(self._orders)
+            os.close(status)
+            raise
+        finally:
+            os.close(orders)
+            os.close(tell)
+        self._open = {"out": self._process.stdout, "err": self._process.stderr, "status": os.fdopen(status, "rb", 0)}
+        self._rest = dict.fromkeys(self._open, b"")
+        self._file = open(self.log, "ab")
+        self.errors.clear()
+        self.last_line = ""
+        self.attempts.append(Attempt(time.time()))
+        for kind, stream in self._open.items():
+            selector.register(stream, selectors.EVENT_READ, (self, kind))
+
+    def read(self, selector: selectors.BaseSelector, kind: str) -> list[str]:
+        """Take what a stream holds and return its finished lines; at the end of the last stream the attempt is over."""
+        stream = self._open[kind]
+        data = os.read(stream.fileno(), 1 << 16)
+        *lines, self._rest[kind] = (self._rest[kind] + data).split(b"\n")
+        if len(self._rest[kind]) > _LONGEST or (not data and self._rest[kind]):
+            lines.append(self._rest[kind])
+            self._rest[kind] = b""
+        if not data:
+            selector.unregister(stream)
+            stream.close()
+            del self._open[kind]
+        if kind == "status":
+            self._note(lines)
+            lines = []
+            if not data and self.attempts[-1].code is None:
+                self._lost()
+        texts = [self._keep(kind, line) for line in lines]
+        if not self._open:
+            self._finish()
+        return texts
+
+    def _keep(self, kind: str, line: bytes) -> str:
+        self._file.write(line + b"\n")
+        self._file.flush()
+        text = line.decode("utf-8", "replace").rstrip("\r")
+        if text.strip():
+            self.last_line = text.strip()
+            if kind == "err" or '"severity"' in text:
+                self.errors.append(text.strip())
+        return text
+
+    def _note(self, lines: list[bytes]) -> None:
+        attempt = self.attempts[-1]
+        for line in lines:
+            first, *more = line.split()
+            if more:
+                attempt.code, attempt.end = int(first), float(more[0])
+            else:
+                attempt.pid = int(first)
+
+    def _lost(self) -> None:
+        """The supervisor itself was killed, the program with it: end the program's children, known by their variables."""
+        self.attempts[-1].code, self.attempts[-1].end = -signal.SIGKILL, time.time()
+        mark = f"TRAINER_EVENTS={self.events}\0".encode()
+        for entry in filter(str.isdigit, os.listdir("/proc") if sys.platform == "linux" else ()):
+            try:
+                if mark in Path("/proc", entry, "environ").read_bytes():
+                    os.kill(int(entry), signal.SIGKILL)
+            except OSError:
+                continue  # another user's, or gone
+
+    def _finish(self) -> None:
+        os.close(self._orders)
+        self._process.wait()
+        self._file.close()
+        self._process = None
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the replica's main process."""
+        try:
+            os.write(self._orders, bytes([number]))
+        except OSError:
+            pass  # it has just ended by itself
+
+    def stop(self, number: int) -> None:
+        """End this attempt by a signal; how it ends then says nothing about the job."""
+        self.attempts[-1].told = self.attempts[-1].told or time.time()
+        self.signal(number)
+
+    def abandon(self) -> None:
+        """Kill everything at once and wait for it, without reading what it still says."""
+        if self._process is not None:
+            os.close(self._orders)
+            for stream in self._open.values():
+                stream.close()
+            self._process.wait()
+            self._file.close()
+            attempt, now = self.attempts[-1], time.time()
+            attempt.told = attempt.told or now
+            attempt.code, attempt.end = -signal.SIGKILL if attempt.code is None else attempt.code, attempt.end or now
+            self._process = None
+
+    def last_error(self) -> str:
+        """Return the line that best says why the last attempt failed: the last that reads like an error, else the last."""
+        for line in reversed(self.errors):
+            text = _message(line)
+            if text is not None:
+                return text
+        plain = [line for line in self.errors if not line.startswith("{")]
+        return plain[-1] if plain else self.last_line or "it said nothing"
+
+
+def _message(line: str) -> str | None:
+    """Return the text of a line that reports an error: plain, or JSON with a severity as Cloud Logging takes it."""
+    if line.startswith("{"):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            return None
+        bad = entry.get("severity") in ("ERROR", "CRITICAL", "ALERT", "EMERGENCY")
+        return str(entry.get("message", "")) if bad else None
+    return line if _ERROR.match(line) else None

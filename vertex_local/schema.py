@@ -1,0 +1,172 @@
+"""Check YAML or JSON text against one of the SDK's proto types, field by field, so that every mistake has a line."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+_DURATION = re.compile(r"\d{1,12}(\.\d{1,9})?s")
+_BITS = {"INT32": 31, "INT64": 63, "UINT32": 32, "UINT64": 64}
+_BROKEN = (yaml.YAMLError, RecursionError)  # the latter on text nested thousands deep
+
+
+class SpecError(ValueError):
+    """A job file that cannot run as it stands: file, line, field, the value and the remedy."""
+
+
+@dataclass
+class Tree:
+    """A checked message in its JSON form, and the line on which each of its fields stands."""
+
+    name: str
+    message: dict[str, Any]
+    lines: dict[tuple, int]
+
+    def error(self, path: tuple, problem: str) -> SpecError:
+        """Return the error for the field at `path`; its line is that of the nearest thing around it that has one."""
+        known = path
+        while known and known not in self.lines:
+            known = known[:-1]
+        dotted = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path).lstrip(".")
+        return SpecError(f"{self.name}:{self.lines.get(known, 1)}: {dotted or 'the file'}: {problem}")
+
+
+def top_keys(text: str, name: str) -> list[str]:
+    """Return the names at the top of the file: they tell one kind of job from another."""
+    loader = _loader(text, name)
+    try:
+        node = loader.get_single_node()
+    except _BROKEN:
+        return []  # parse() says where
+    finally:
+        loader.dispose()
+    return [str(key.value) for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+
+
+def parse(text: str, name: str, message_type: Any) -> Tree:
+    """Return `text` as a message of a proto-plus type in JSON form; raise a SpecError with file and line if it is none."""
+    from google.protobuf import json_format
+
+    loader = _loader(text, name)
+    tree = Tree(name, {}, {})
+    try:
+        tree.message = _message(tree, loader, loader.get_single_node(), message_type.pb().DESCRIPTOR, (), ())
+    except _BROKEN as error:
+        mark = getattr(error, "problem_mark", None) or loader.get_mark()
+        raise SpecError(f"{name}:{mark.line + 1}: {getattr(error, 'problem', None) or error}") from None
+    finally:
+        loader.dispose()
+    try:
+        json_format.ParseDict(tree.message, message_type.pb()(), ignore_unknown_fields=False)
+    except json_format.ParseError as error:  # whatever the walk does not know about
+        raise SpecError(f"{name}: {error}") from None
+    return tree
+
+
+def _loader(text: str, name: str) -> yaml.SafeLoader:
+    try:  # JSON may be indented with tabs, YAML may not; a JSON string holds no raw tab, so no value changes
+        return yaml.SafeLoader(text.replace("\t", " ") if text.lstrip().startswith("{") else text)
+    except yaml.YAMLError as error:
+        raise SpecError(f"{name}:1: {error}") from None
+
+
+def _message(tree: Tree, loader: Any, node: Any, descriptor: Any, path: tuple, parents: tuple) -> dict[str, Any]:
+    if not isinstance(node, yaml.MappingNode):
+        raise tree.error(path, f"takes a mapping of fields ({', '.join(f.json_name for f in descriptor.fields)}).")
+    if id(node) in parents:
+        raise tree.error(path, "a YAML alias refers to itself; write the value out.")
+    own: list[str] = []
+    for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+        if key.value in own:
+            tree.lines[(*path, key.value)] = key.start_mark.line + 1
+            raise tree.error((*path, key.value), "is given twice; keep one.")
+        own.append(key.value)
+    loader.flatten_mapping(node)  # puts what `<<: *other` merges in first, so that the mapping's own fields win
+    fields, result = {field.json_name: field for field in descriptor.fields}, {}
+    for key, value in node.value:
+        name = key.value if isinstance(key, yaml.ScalarNode) else "?"
+        where = (*path, name)
+        tree.lines[where] = key.start_mark.line + 1
+        if name not in fields:
+            raise tree.error(where, _unknown(name, descriptor))
+        item = _field(tree, loader, value, fields[name], where, (*parents, id(node)))
+        if item is None:
+            continue
+        oneof = fields[name].containing_oneof
+        rivals = [other.json_name for other in oneof.fields if other.json_name in result.keys() - {name}] if oneof else []
+        if rivals:
+            raise tree.error(where, f"cannot stand beside {rivals[0]}; keep one of them.")
+        result[name] = item
+    return result
+
+
+def _unknown(key: str, descriptor: Any) -> str:
+    names = [field.json_name for field in descriptor.fields]
+    if key in descriptor.fields_by_name:
+        return f"unknown field; job files use camelCase: write {descriptor.fields_by_name[key].json_name}."
+    near = difflib.get_close_matches(key, names, 1, 0.5)
+    return f"unknown field; {f'did you mean {near[0]}?' if near else 'known are ' + ', '.join(names) + '.'}"
+
+
+def _field(tree: Tree, loader: Any, node: Any, field: Any, path: tuple, parents: tuple) -> Any:
+    if isinstance(node, yaml.ScalarNode) and _plain(tree, loader, node, path) is None:
+        return None  # "args:" with nothing after it: unset, as in JSON
+    kind = field.message_type
+    if kind is not None and kind.GetOptions().map_entry:
+        if not isinstance(node, yaml.MappingNode):
+            raise tree.error(path, "takes a mapping of names to values.")
+        value = kind.fields_by_name["value"]
+        return {str(k.value): _value(tree, loader, v, value, (*path, str(k.value)), parents) for k, v in node.value}
+    repeated = getattr(field, "is_repeated", None)  # protobuf from 6.31 on; before it, a label
+    if not (field.label == field.LABEL_REPEATED if repeated is None else repeated):
+        return _value(tree, loader, node, field, path, parents)
+    if not isinstance(node, yaml.SequenceNode):
+        raise tree.error(path, "takes a list: write `- ` before each item, or [a, b].")
+    return [_value(tree, loader, item, field, (*path, i), parents) for i, item in enumerate(node.value)]
+
+
+def _value(tree: Tree, loader: Any, node: Any, field: Any, path: tuple, parents: tuple) -> Any:
+    tree.lines.setdefault(path, node.start_mark.line + 1)
+    kind = field.message_type
+    if kind is not None and not kind.full_name.startswith("google.protobuf."):
+        return _message(tree, loader, node, kind, path, parents)
+    value = _plain(tree, loader, node, path)
+    if kind is None:
+        return _scalar(tree, value, field, path)
+    if kind.name == "Duration" and not (isinstance(value, str) and _DURATION.fullmatch(value)):
+        raise tree.error(path, f"takes seconds as text such as 3600s; got {value!r}.")
+    return value
+
+
+def _plain(tree: Tree, loader: Any, node: Any, path: tuple) -> Any:
+    try:
+        return loader.construct_object(node, deep=True)
+    except ValueError as error:  # YAML takes 2020-13-45 for a date
+        raise tree.error(path, f"got {node.value!r}: {error}; put text in quotes.") from None
+
+
+def _scalar(tree: Tree, value: Any, field: Any, path: tuple) -> Any:
+    if field.enum_type is not None:
+        names = list(field.enum_type.values_by_name)
+        if value not in names:
+            near = difflib.get_close_matches(str(value).upper().replace("-", "_"), names, 1, 0.5)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(names)}."
+            raise tree.error(path, f"{value!r} is not one of its values; {hint}")
+    elif field.type == field.TYPE_STRING and not isinstance(value, str):
+        raise tree.error(path, f"takes text; got {value!r} ({type(value).__name__}): put it in quotes.")
+    elif field.type == field.TYPE_BOOL and not isinstance(value, bool):
+        raise tree.error(path, f"takes true or false; got {value!r}.")
+    elif field.type in (field.TYPE_DOUBLE, field.TYPE_FLOAT) and (isinstance(value, bool) or not isinstance(value, (int, float))):
+        raise tree.error(path, f"takes a number; got {value!r}.")
+    for name, bits in _BITS.items():
+        if field.type == getattr(field, f"TYPE_{name}"):
+            # REST answers show 64-bit numbers as text, and ParseDict takes both.
+            whole = isinstance(value, int) and not isinstance(value, bool) or isinstance(value, str) and value.isdecimal()
+            if not whole or not -(2**bits) <= int(value) < 2**bits:
+                raise tree.error(path, f"takes a whole number; got {value!r}.")
+            return int(value)
+    return value
