@@ -130,7 +130,7 @@ def test_second_sigterm_ends_at_once():
 def test_damaged_checkpoint_falls_back(unbroken, tmp_path):
     trainer, reference, _ = unbroken
     output = tmp_path / "out"
-    start(trainer, output, TRAINER_KILL="step=30,signal=KILL")
+    start(trainer, output, TRAINER_KILL="step=60,signal=KILL")
     files = sorted((output / "checkpoints").glob("ckpt-*.data*"))
     files[-1].write_bytes(files[-1].read_bytes()[:1000])
     done = start(trainer, output)

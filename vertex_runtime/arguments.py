@@ -19,6 +19,7 @@ from .errors import UserError
 
 H = TypeVar("H")
 YES_NO = ("auto", "yes", "no")
+STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
 
 
 def option(default: Any, help: str, **limits: Any) -> Any:
@@ -42,6 +43,8 @@ class RunOptions:
     checkpoint_steps: int = option(2000, "steps between checkpoints; one is written at each evaluation too", minimum=1)
     steps_per_call: int = option(0, "steps inside one compiled call; 0 picks them so that a call lasts up to 1 s", minimum=0)
     jit_compile: str = option("auto", "compile the steps with XLA; auto: in runs long enough to repay it", choices=YES_NO, bare="yes")
+    strategy: str = option("auto", "how to distribute; auto: by cluster and devices", choices=STRATEGIES)
+    startup_timeout: float = option(300.0, "seconds that a worker waits for its peers to appear", above=0)
     skew_tolerance: float = option(0.0, "largest |served - trained| / max(1, |trained|); 0: 1e-5, or 2e-2 on accelerators", minimum=0)
     profile: str = option("", "A,B: write a profile of the steps from A to B to the log directory")
     ledger: str = option("", "append a hash of every row fed to every step to this file (for tests)")

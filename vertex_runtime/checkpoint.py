@@ -69,6 +69,7 @@ class Checkpointer:
 
     def _write(self, tensors: dict[str, tf.Tensor], state: dict[str, Any]) -> None:
         prefix = f"{self.directory}/ckpt-{state['step']:09d}"
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)  # of this thread only: training goes first
         part = prefix if is_remote(prefix) else f"{self.directory}/.part-{state['step']:09d}"
         try:
             names, values = list(tensors), list(tensors.values())

@@ -15,6 +15,7 @@ from typing import Any
 from .errors import UserError
 
 ROLES = {"workerpool0": "chief", "workerpool1": "worker", "workerpool2": "ps", "workerpool3": "evaluator"}
+TPU_VARIABLES = ("TPU_CONFIG", "TPU_NODE_NAME", "TPU_ACCELERATOR_TYPE")
 DATA_FORMATS = ("csv", "jsonl", "bigquery")
 
 
@@ -36,6 +37,7 @@ class Environment:
     trial: str | None = None
     metric_file: str | None = None
     in_job: bool = False
+    tpu: bool = False
 
     @classmethod
     def from_mapping(cls, variables: Mapping[str, str]) -> Environment:
@@ -77,6 +79,7 @@ class Environment:
                 value and (name in ("CLUSTER_SPEC", "TF_CONFIG") or name.startswith(("CLOUD_ML_", "AIP_")))
                 for name, value in variables.items()
             ),
+            tpu=any(variables.get(name) for name in TPU_VARIABLES),
         )
 
     @property

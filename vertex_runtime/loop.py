@@ -7,6 +7,7 @@ each step; the same loop serves one device, several, several workers and TPUs.
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import random
@@ -405,6 +406,8 @@ class Trainer:
         self.hooks.on_train_batch_end(state["step"] - 1, logs)
         if self.calls == 1:
             self.progress.begin(state["step"])  # tracing is not training
+            gc.freeze()  # nor is there garbage in what tracing made
+            gc.enable()
         self.progress.update(state["step"], loss)
         self.events.enter("step", state["step"], total_steps=plan.total_steps, examples_per_second=round(self.progress.rate))
         if plan.profile and state["step"] == plan.profile[1]:

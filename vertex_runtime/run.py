@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import importlib.util
 import json
 import os
@@ -62,7 +63,9 @@ def train_and_export(
         UserError: anything that the user can mend.
     """
     run = Run(model, hp, options, env, outputs, strategy)
+    gc.disable()  # until the first step: collecting while graphs are traced takes as long as the tracing
     with ExitStack() as held:
+        held.callback(gc.enable)
         background = held.enter_context(ThreadPoolExecutor(1))
         if env.is_chief:
             held.enter_context(prepare(outputs, options.start_over, env) or nullcontext())  # the lock
@@ -101,7 +104,7 @@ def build(run: Run, inputs: Inputs, plan: Plan) -> Trainer:
 
     return Trainer(
         steps, plan, inputs.train, inputs.evaluation, Checkpointer(outputs.checkpoints, outputs.records, run.events, env.is_chief),
-        model.callbacks(run.hp), inputs.fingerprint(plan), run.events, progress, on_evaluation,
+        model.callbacks(run.hp), inputs.fingerprint(), run.events, progress, on_evaluation,
         profile_dir=outputs.logs, objective=model.OBJECTIVE, maximize=model.MAXIMIZE,
         ledger=partial(write_ledger, options.ledger, env.name, next_attempt(options.ledger)) if options.ledger else None,
     )
@@ -197,10 +200,9 @@ class Inputs:
     def described(self) -> list[dict[str, Any]]:
         return [description.result() for description in self.descriptions]
 
-    def fingerprint(self, plan: Plan) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """Return what a run must have in common with a checkpoint to go on from it."""
-        examples = {"num_examples_to_train_on": plan.total_steps * plan.batch_size}
-        found = {"hyperparameters": dataclasses.asdict(self.hp) | examples, "source": source_fingerprint(self.model), "data": self.described()}
+        found = {"hyperparameters": dataclasses.asdict(self.hp), "source": source_fingerprint(self.model), "data": self.described()}
         return json.loads(json.dumps(found))
 
     def example(self) -> Any:

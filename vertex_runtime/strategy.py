@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import re
 import sys
@@ -24,6 +25,7 @@ def import_tensorflow() -> None:
         UserError: TensorFlow is missing or older than 2.17.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    gc.disable()  # what is imported stays: looking through it for garbage takes a third of the import's time
     remedy = "Install it with: pip install 'tensorflow>=2.17'"
     try:
         with _without_noise():
@@ -34,32 +36,74 @@ def import_tensorflow() -> None:
                 tf.config.list_physical_devices()
     except ImportError as error:
         raise UserError(f"TensorFlow cannot be imported ({error}). {remedy}.") from None
+    gc.freeze()
+    gc.enable()
     if tuple(int(part) for part in version.split(".")[:2] if part.isdigit()) < OLDEST:
         raise UserError(f"TensorFlow {version} is too old; at least {'.'.join(map(str, OLDEST))} is needed. {remedy}.")
 
 
-def choose_strategy(env: Environment, seed: int):
+def choose_strategy(env: Environment, seed: int, wish: str = "auto"):
     """Return the strategy to train under; must run before any other TensorFlow operation of the process.
 
     Results repeat bit for bit afterwards: seeds are set and TensorFlow's operations are made deterministic.
+
+    Raises:
+        UserError: the wished-for strategy is impossible here.
     """
     import keras
     import tensorflow as tf
 
     config = env.tf_config()
-    if config is None:
+    if config is None or wish not in ("auto", "multi_worker"):
         os.environ.pop("TF_CONFIG", None)
     else:
         os.environ["TF_CONFIG"] = config
-    keras.utils.set_random_seed(seed)
     tf.config.experimental.enable_op_determinism()
-    accelerators = tf.config.list_physical_devices("GPU")
-    if len(accelerators) > 1:
-        strategy, reason = tf.distribute.MirroredStrategy(), f"{len(accelerators)} GPUs"
-    else:
-        strategy, reason = tf.distribute.get_strategy(), f"one device ({'GPU' if accelerators else 'CPU'})"
+    strategy, reason = _build(env, wish)
+    keras.utils.set_random_seed(seed)
     log("INFO", f"strategy: {type(strategy).__name__}, for {reason}")
     return strategy
+
+
+def _build(env: Environment, wish: str):
+    """Return (strategy, why it was chosen)."""
+    import tensorflow as tf
+
+    if wish == "tpu" or (wish == "auto" and env.tpu):
+        return _tpu_strategy(), "--strategy=tpu" if wish == "tpu" else "a TPU job"
+    if env.worker_count > 1 and wish in ("auto", "multi_worker"):
+        # NCCL is for GPUs on every worker (a Reduction Server speaks nothing else); on CPUs a ring is all there is.
+        gpus = tf.config.list_physical_devices("GPU")
+        kinds = tf.distribute.experimental.CommunicationImplementation
+        options = tf.distribute.experimental.CommunicationOptions(implementation=kinds.NCCL if gpus else kinds.RING)
+        strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+        reducers = f" and {env.reduction_servers} reduction servers" if env.reduction_servers else ""
+        return strategy, f"{env.worker_count} workers{reducers}"
+    if env.worker_count > 1:
+        raise UserError(f"--strategy={wish} cannot serve a cluster of {env.worker_count} workers. Use auto or multi_worker.")
+    if wish == "multi_worker":
+        raise UserError("--strategy=multi_worker needs a cluster of two or more workers in TF_CONFIG or CLUSTER_SPEC. Use auto.")
+    gpus, cpus = tf.config.list_logical_devices("GPU"), tf.config.list_logical_devices("CPU")
+    devices = [device.name for device in (gpus or cpus)]
+    if wish == "mirrored" and len(devices) < 2:
+        raise UserError(f"--strategy=mirrored needs two or more devices of a kind; here is {', '.join(devices)}. Use auto.")
+    if wish == "mirrored" or (wish == "auto" and len(gpus) > 1):
+        return tf.distribute.MirroredStrategy(devices), f"{len(devices)} {'GPUs' if gpus else 'CPU devices'}"
+    return tf.distribute.get_strategy(), f"one device ({'GPU' if gpus else 'CPU'})"
+
+
+def _tpu_strategy():
+    """Connect to the TPU of this very machine; "" or None would make TensorFlow look for one elsewhere."""
+    import tensorflow as tf
+
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu="local")
+        tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+        return tf.distribute.TPUStrategy(resolver)
+    except (ValueError, RuntimeError, tf.errors.OpError) as error:
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"--strategy=tpu: no TPU can be used here ({text}). Run on a TPU machine, or use --strategy=auto.") from None
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     env = Environment.from_mapping(os.environ)
     outputs = resolve_outputs(options.output_dir, env, "taxifare")
     import_tensorflow()
-    strategy = choose_strategy(env, hp.seed)  # before any other TensorFlow operation
+    strategy = choose_strategy(env, hp.seed, options.strategy)  # before any other TensorFlow operation
     from vertex_runtime.run import train_and_export
 
     from . import model
