@@ -236,7 +236,10 @@ class TestRefusals:
         killed = start("taxifare", output, TRAINER_KILL="step=30,signal=KILL")
         assert killed.returncode == -signal.SIGKILL
         before = sorted(path.name for path in (output / "checkpoints").glob("ckpt-*"))
-        limited = "import resource, runpy, sys; sys.argv = sys.argv[1:]; resource.setrlimit(resource.RLIMIT_FSIZE, (40000, 40000)); runpy.run_module('taxifare.trainer.task', run_name='__main__')"
+        limited = (
+            "import resource, runpy, sys; sys.argv = sys.argv[1:]; resource.setrlimit(resource.RLIMIT_FSIZE, (40000, 40000));"
+            "runpy.run_module('taxifare.trainer.task', run_name='__main__')"
+        )
         command = [sys.executable, "-c", limited, "task", f"--output_dir={output}", *COMMON, *FLAGS["taxifare"]]
         full = subprocess.run(command, capture_output=True, text=True)
         assert full.returncode == 1 and "cannot write a checkpoint" in full.stderr and "Traceback" not in full.stderr, full.stderr

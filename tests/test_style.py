@@ -20,8 +20,8 @@ PACKAGES = ("vertex_runtime", "vertex_local", *TRAINERS)
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 SCRIPTS = [path for folder in ("scripts", ".ci") for path in sorted((ROOT / folder).iterdir()) if path.is_file()]
 READERS = ("data.py", "rows.py")
-CORE = ("environment", "strategy", "loop", "checkpoint", "export")
-RUNTIME_FILE, LARGEST_FILES = 250, {"data.py": 300, "loop.py": 350}
+CORE = ("environment", "strategy", "loop", "steps", "checkpoint", "export")
+RUNTIME_FILE, LARGEST_FILES = 250, {"data.py": 300, "run.py": 275}
 
 
 def name_of(path: Path) -> str:
@@ -76,8 +76,8 @@ def test_the_files_that_users_edit_are_short(trainer, name, budget):
 
 def test_the_runtime_can_be_read_in_one_sitting():
     sizes = {path.name: lines_of_code(path) for path in SOURCES if path.parent.name == "vertex_runtime"}
-    assert sum(sizes[f"{name}.py"] for name in CORE) <= 800, sizes
-    assert sum(size for name, size in sizes.items() if name not in READERS) <= 1600, sizes
+    assert sum(sizes[f"{name}.py"] for name in CORE) <= 850, sizes
+    assert sum(size for name, size in sizes.items() if name not in READERS) <= 1900, sizes
     assert not {name: size for name, size in sizes.items() if size > LARGEST_FILES.get(name, RUNTIME_FILE)}
 
 
@@ -132,7 +132,8 @@ def run_python(code: str) -> str:
 
 
 def test_it_is_python_3_10():
-    for path in (*SOURCES, ROOT / "setup.py", ROOT / "scripts" / "make_sample_data", *sorted((ROOT / "tests").glob("*.py"))):
+    programs = [path for path in SCRIPTS if "python" in path.read_text(encoding="utf-8").splitlines()[0]]
+    for path in (*SOURCES, ROOT / "setup.py", *programs, *sorted(ROOT.glob("tests/*.py")), *sorted(ROOT.glob("benchmarks/*.py"))):
         ast.parse(path.read_text(encoding="utf-8"), name_of(path), feature_version=(3, 10))
 
 

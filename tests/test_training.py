@@ -29,8 +29,8 @@ def prepared(trainer: str, jit: bool = False, batch: int = 64):
     import tensorflow as tf
 
     from vertex_runtime import data
-    from vertex_runtime.loop import Plan, Steps
     from vertex_runtime.rows import MemoryRows, Preparer
+    from vertex_runtime.steps import Plan, Steps
 
     model = importlib.import_module(f"{trainer}.trainer.model")
     hp = importlib.import_module(f"{trainer}.trainer.hyperparameters").Hyperparameters(batch_size=batch)
@@ -48,10 +48,8 @@ def test_step_has_no_string_and_no_dynamic_shape_and_compiles(trainer):
 
     steps, rows, _, _ = prepared(trainer, jit=True)
     features, labels = rows.tensors
-    block = [
-        tf.nest.map_structure(lambda t: tf.TensorSpec([steps.plan.call_steps, 64, *t.shape[1:]], t.dtype), part) for part in (features, labels)
-    ]
-    graph = steps._loop.get_concrete_function(tuple(block), tf.TensorSpec([], tf.int32)).graph
+    block = tf.nest.map_structure(lambda t: tf.TensorSpec([steps.plan.call_steps, 64, *t.shape[1:]], t.dtype), (features, labels))
+    graph = steps._loop.get_concrete_function(block, tf.TensorSpec([], tf.int32), False).graph
     bodies = [graph, *(function.graph for function in graph._functions.values() if hasattr(function, "graph"))]
     operations = [op for body in bodies for op in body.get_operations()]
     assert len(operations) > 100
@@ -245,7 +243,8 @@ def test_export_holds_each_weight_once(trainer, tmp_path):
     signature = tf.saved_model.load(str(tmp_path / "model")).signatures["serving_default"]
     inputs = set(signature.structured_input_signature[1])
     if trainer == "taxifare":
-        assert inputs == {"pickup_datetime", "pickup_longitude", "pickup_latitude", "dropoff_longitude", "dropoff_latitude", "passenger_count"}
+        coordinates = {f"{end}_{axis}" for end in ("pickup", "dropoff") for axis in ("longitude", "latitude")}
+        assert inputs == {"pickup_datetime", "passenger_count", *coordinates}
         assert set(signature.structured_outputs) == {"fare_amount"}
     else:
         assert inputs == {"text"} and set(signature.structured_outputs) == {"label", "scores"}
@@ -256,8 +255,8 @@ def test_export_holds_each_weight_once(trainer, tmp_path):
 
 def test_gate_stops_a_wrong_scaler(tmp_path, monkeypatch, capsys):
     """The served graph scales the features otherwise than the training did."""
-    from vertex_runtime import export
     from taxifare.trainer import model
+    from vertex_runtime import export
 
     honest = export.build_served
 

@@ -69,7 +69,7 @@ def test_bad_rows_are_skipped_and_counted(tmp_path, capsys):
     path = write(tmp_path, "bad.csv", lines)
     train("taxifare", f"--train_data_path={path}", f"--eval_data_path={TAXI}", "--bad_rows=skip", f"--output_dir={tmp_path / 'a'}", *SHORT)
     said = capsys.readouterr()
-    assert f"skipped 9 bad rows" in said.err and "has 5 columns, not 8" in said.err
+    assert "skipped 9 bad rows" in said.err and "has 5 columns, not 8" in said.err
     assert "rows: 51 to train on" in said.out
 
 
@@ -115,7 +115,7 @@ def test_header_and_column_order_are_recognised(tmp_path):
 FLAGS = {
     "no match": (["--train_data_path=/nowhere/*.csv"], r"--train_data_path: /nowhere/\*.csv matches no file"),
     "no evaluation data": ([f"--train_data_path={TAXI}"], "give --eval_data_path, or let the service set AIP_VALIDATION_DATA_URI"),
-    "bigquery": ([f"--train_data_path=bq://p.d.t", f"--eval_data_path={TAXI}"], "BigQuery tables are not read yet; got bq://p.d.t"),
+    "bigquery": (["--train_data_path=bq://p.d.t", f"--eval_data_path={TAXI}"], "BigQuery tables are not read yet; got bq://p.d.t"),
     "large batch": (["--batch_size=5000"], "--batch_size 5000 is larger than the training data, which has 1600 rows"),
     "less than a batch": (["--num_examples_to_train_on=10"], "--num_examples_to_train_on 10 is less than one batch"),
     "no sizes": (["--nnsize", ""], "--nnsize: needs one or more sizes"),
@@ -160,7 +160,8 @@ def test_bad_variable(case, tmp_path, monkeypatch):
 
 def test_text_mistakes(tmp_path):
     flags = [f"--output_dir={tmp_path / 'out'}", *SHORT]
-    good = write(tmp_path, "good.csv", ["text,label", *(f"how to loop {i},python" for i in range(40)), *(f"join {i},sql" for i in range(40))])
+    rows = [f"how to loop {i},python" for i in range(40)] + [f"join {i},sql" for i in range(40)]
+    good = write(tmp_path, "good.csv", ["text,label", *rows])
     unseen = write(tmp_path, "unseen.csv", ["text,label", "what is a monad,haskell"])
     with pytest.raises(UserError, match=r"unseen.csv, line 2: the label 'haskell' was not seen in training"):
         train("stackoverflow", f"--train_data_path={good}", f"--eval_data_path={unseen}", *flags)
@@ -191,7 +192,8 @@ def process(*flags: str, **variables: str) -> subprocess.CompletedProcess[str]:
 
 def test_process_ends_with_one_line_and_code_2(tmp_path):
     (tmp_path / "empty.csv").write_text("")
-    for flags in (["--batch_sice=3"], [f"--train_data_path={tmp_path}/empty.csv", f"--eval_data_path={TAXI}", f"--output_dir={tmp_path / 'o'}"]):
+    empty = [f"--train_data_path={tmp_path}/empty.csv", f"--eval_data_path={TAXI}", f"--output_dir={tmp_path / 'o'}"]
+    for flags in (["--batch_sice=3"], empty):
         done = process(*flags)
         assert done.returncode == 2
         assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("error: "), done.stderr

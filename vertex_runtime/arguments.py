@@ -44,6 +44,7 @@ class RunOptions:
     steps_per_call: int = option(0, "steps inside one compiled call; 0 picks them so that a call lasts up to 1 s", minimum=0)
     jit_compile: str = option("auto", "compile the steps with XLA; auto: in runs long enough to repay it", choices=YES_NO, bare="yes")
     strategy: str = option("auto", "how to distribute; auto: by cluster and devices", choices=STRATEGIES)
+    shard: str = option("auto", "how workers share streamed data; auto: by files if they suffice", choices=("auto", "rows", "files"))
     startup_timeout: float = option(300.0, "seconds that a worker waits for its peers to appear", above=0)
     skew_tolerance: float = option(0.0, "largest |served - trained| / max(1, |trained|); 0: 1e-5, or 2e-2 on accelerators", minimum=0)
     profile: str = option("", "A,B: write a profile of the steps from A to B to the log directory")

@@ -94,15 +94,15 @@ class Checkpointer:
         names = tf.io.gfile.listdir(self.directory) if tf.io.gfile.isdir(self.directory) else []
         return sorted(int(match[1]) for name in names if (match := re.fullmatch(r"ckpt-(\d+)\.index", name)))
 
-    def load(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-        """Return (tensors, state) of the newest checkpoint that reads back whole; None where there is none.
+    def load(self, step: int | None = None) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+        """Return (tensors, state) of the checkpoint of a step, or of the newest that reads back whole; None where none is.
 
         Raises:
-            UserError: there are checkpoints and none can be read.
+            UserError: there are checkpoints and none of those asked for can be read.
         """
-        steps = self.steps()
-        for step in reversed(steps):
-            prefix = f"{self.directory}/ckpt-{step:09d}"
+        steps = self.steps() if step is None else [step]
+        for candidate in reversed(steps):
+            prefix = f"{self.directory}/ckpt-{candidate:09d}"
             try:
                 reader = tf.train.load_checkpoint(prefix)
                 tensors = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
@@ -110,8 +110,13 @@ class Checkpointer:
             except Exception as error:  # noqa: BLE001 - damage shows as almost any kind
                 log("WARNING", f"checkpoint {prefix} cannot be read ({str(error).splitlines()[0][:120]}); trying the one before it.")
         if steps:
-            raise UserError(f"none of the {len(steps)} checkpoints in {self.directory} can be read. Restore them or use another --output_dir.")
+            many = f"none of the {len(steps)} checkpoints in {self.directory} can be read"
+            raise UserError(f"{many}. Restore them or use another --output_dir.")
         return None
+
+    def finished(self, step: int) -> bool:
+        """Tell whether the run had ended when the checkpoint of this step was written."""
+        return json.loads(tf.train.load_checkpoint(f"{self.directory}/ckpt-{step:09d}").get_tensor(STATE))["finished"]
 
     def clean(self) -> None:
         """Remove the half-written files that a killed process left."""
@@ -144,6 +149,8 @@ def assign(variables: Mapping[str, Any], tensors: Mapping[str, np.ndarray], wher
     places = {_place(name): value for name, value in tensors.items()}
     for name, variable in variables.items():
         saved = places.get(_place(name))
+        if saved is None and name.startswith("metrics/"):
+            continue  # a worker that SIGTERM ends alone cannot add up the metrics of all
         if saved is None or tuple(saved.shape) != tuple(variable.shape):
             raise UserError(f"the checkpoint in {where} does not fit the model (at {name}). Use another --output_dir or --start_over.")
         variable.assign(saved)

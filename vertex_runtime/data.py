@@ -23,7 +23,7 @@ import numpy as np
 from .environment import resolve_uri
 from .errors import UserError
 
-BLOCK_BYTES = 8 << 20
+BLOCK_BYTES = 4 << 20
 Chunk = dict[str, np.ndarray]  # column -> [rows]: float32, or objects (bytes) for text
 
 
@@ -139,7 +139,7 @@ def total_bytes(paths: Iterable[str]) -> int:
 
 
 def read_csv(path: str, columns: Sequence[Column], bad: BadRows) -> Iterator[Chunk]:
-    """Read a CSV file in chunks of about 8 MiB; the header may be there or not.
+    """Read a CSV file in chunks of about 4 MiB; the header may be there or not.
 
     Raises:
         UserError: the file is empty or not of these columns, or (policy "error") a row is bad.
@@ -308,7 +308,8 @@ def read_label_folders(root: str, text: str, label: str, bad: BadRows) -> Iterat
     for name in classes:
         files = sorted(glob.glob(os.path.join(glob.escape(root), glob.escape(name), "*.txt")))
         if not files:
-            raise UserError(f"{os.path.join(root, name)} has no *.txt file: the class {name!r} has no examples. Add some or remove the folder.")
+            folder = os.path.join(root, name)
+            raise UserError(f"{folder} has no *.txt file: the class {name!r} has no examples. Add some or remove the folder.")
         texts = []
         for path in files:
             with open(path, "rb") as file:
@@ -318,7 +319,8 @@ def read_label_folders(root: str, text: str, label: str, bad: BadRows) -> Iterat
                     bad.add(path, "the text is empty", "")
                     continue
             except UnicodeDecodeError as error:
-                bad.add(f"{path}, line {content[: error.start].count(10) + 1}", "the text is not UTF-8", content[error.start : error.start + 8])
+                line = content[: error.start].count(b"\n") + 1
+                bad.add(f"{path}, line {line}", "the text is not UTF-8", content[error.start : error.start + 8])
                 continue
             texts.append(content)
         yield {text: _objects(texts), label: _objects([name.encode()] * len(texts))}

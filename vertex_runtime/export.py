@@ -83,7 +83,9 @@ def export(
     return report
 
 
-def compare(model: Any, trained: keras.Model, prepare: Preparer, sample: Chunk, directory: str) -> tuple[dict[str, float], list[dict[str, Any]]]:
+def compare(
+    model: Any, trained: keras.Model, prepare: Preparer, sample: Chunk, directory: str
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Ask both paths about the sample; return (measurements, the worst rows)."""
     features, labels = prepare(sample)
     forward = tf.function(lambda batch: model.outputs(trained(batch, training=False), prepare.facts), autograph=False)

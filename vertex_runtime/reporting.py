@@ -21,8 +21,10 @@ def log(severity: str, message: str, **fields: object) -> None:
     """Print one line: JSON with `severity` in a job (stdout: the service takes all of stderr for errors), else text."""
     if _in_job():
         print(json.dumps({"severity": severity, "message": message, **fields}), flush=True)
+    elif severity == "INFO":
+        print(message, flush=True)
     else:
-        print(message if severity == "INFO" else f"{severity.lower()}: {message}", file=sys.stdout if severity == "INFO" else sys.stderr, flush=True)
+        print(f"{severity.lower()}: {message}", file=sys.stderr, flush=True)
 
 
 def report_error(message: str) -> None:
@@ -66,14 +68,16 @@ class Progress:
             self.bar.update(step * self.batch_size - self.bar.n)
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
-        self.note = "".join(f", {name} {value:.4g}" for name, value in metrics.items() if name.startswith("val_") and name != "val_loss")
+        shown = {name: value for name, value in metrics.items() if name.startswith("val_") and name != "val_loss"}
+        self.note = "".join(f", {name} {value:.4g}" for name, value in shown.items())
         if self.quiet:
             return
         text = f"step {step}/{self.total}: {format_metrics(metrics)}, {self.rate:,.0f} examples/s"
         if self.bar is not None:
             self.bar.write(text)
         else:
-            log("INFO", text, step=step, metrics={name: _finite(value) for name, value in metrics.items()}, examples_per_second=round(self.rate))
+            finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+            log("INFO", text, step=step, metrics=finite, examples_per_second=round(self.rate))
 
     def close(self) -> None:
         if self.bar is not None:
@@ -162,7 +166,3 @@ class Events:
                 file.write(json.dumps({"time": time.time(), "phase": phase, "step": step, **fields}) + "\n")
         if self.place == phase and self.at == (step if phase == "step" else self.counts[phase]):
             os.kill(os.getpid(), self.signal)
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -6,9 +6,12 @@ batch is the next `batch_size` rows, across the end of an epoch too.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,44 @@ from .errors import UserError
 
 Tensors = tuple[dict[str, tf.Tensor], tf.Tensor]  # features by name [rows, ...] and labels [rows]
 STREAM_ROWS = 131_072
+
+
+def _return_memory() -> None:
+    """Give freed memory back to the system, which glibc would keep for later and so make the peak twice the data."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of every batch a worker takes: the `worker`-th of `workers` equal runs of its columns."""
+
+    worker: int = 0
+    workers: int = 1
+
+    def columns(self, order: np.ndarray) -> np.ndarray:
+        """Return this worker's columns of [steps, global batch]."""
+        size = order.shape[1] // self.workers
+        return order[:, self.worker * size : (self.worker + 1) * size]
+
+
+def deal_files(counts: Sequence[int], batch_size: int, workers: int) -> tuple[list[list[int]], int]:
+    """Deal files out: return (the files' places for each worker, the steps of an epoch, equal for all).
+
+    The largest file goes first, always to the worker with the fewest rows so far.
+
+    Raises:
+        UserError: there are fewer files than workers.
+    """
+    if len(counts) < workers:
+        raise UserError(f"--shard=files: {len(counts)} files cannot be dealt to {workers} workers. Use --shard=rows, or more files.")
+    dealt: list[list[int]] = [[] for _ in range(workers)]
+    rows = [0] * workers
+    for i in sorted(range(len(counts)), key=lambda i: (-counts[i], i)):
+        worker = min(range(workers), key=lambda w: (rows[w], len(dealt[w]), w))
+        dealt[worker].append(i)
+        rows[worker] += counts[i]
+    return dealt, -(-max(rows) // (batch_size // workers))
 
 
 class Preparer:
@@ -51,15 +92,15 @@ class MemoryRows:
         self.tensors: Tensors = features, _joined([labels for _, labels in parts])
         self.count = int(self.tensors[1].shape[0])
 
-    def feed(self, batch_size: int, seed: int, step: int) -> Iterator[tuple[Tensors, np.ndarray]]:
-        """Yield (tensors, order): order [steps, batch_size] int32 says which rows each next step takes, from `step` on."""
+    def feed(self, batch_size: int, seed: int, step: int, share: Share) -> Iterator[tuple[Tensors, np.ndarray]]:
+        """Yield (tensors, order): order [steps, own part of the batch] int32, the rows of each next step, from `step` on."""
         epoch, start = divmod(step * batch_size, self.count)
         left = np.empty(0, np.int32)
         while True:
             order = np.concatenate([left, permutation(seed, epoch, self.count)[start:]])
             steps = len(order) // batch_size
             if steps:
-                yield self.tensors, order[: steps * batch_size].reshape(steps, batch_size)
+                yield self.tensors, share.columns(order[: steps * batch_size].reshape(steps, batch_size))
             left, epoch, start = order[steps * batch_size :], epoch + 1, 0
 
     def chunks(self) -> Iterator[Tensors]:
@@ -79,23 +120,58 @@ def _joined(parts: list[tf.Tensor]) -> tf.Tensor:
         whole[row : row + int(part.shape[0])] = part.numpy()
         row += int(part.shape[0])
         parts[i] = part = None
+        _return_memory()
     return tf.experimental.dlpack.from_dlpack(whole.__dlpack__())
 
 
 class StreamedRows:
-    """Rows read from disk in every epoch: the files in a new order, shuffled within runs of about 131,072 rows."""
+    """Rows read from disk in every epoch: the files in a new order, shuffled within runs of about 131,072 rows.
 
-    def __init__(self, files: list[str], read: Callable[[list[str]], Iterator[Chunk]], prepare: Preparer, count: int):
-        self.files, self.read, self.prepare, self.count = files, read, prepare, count
+    Dealt out by rows, every worker reads all files and prepares its part of each batch: the batches are those of one
+    process. Dealt out by files, a worker reads its own only, and the batches differ from one process's.
+    """
 
-    def feed(self, batch_size: int, seed: int, step: int) -> Iterator[tuple[Tensors, np.ndarray]]:
+    def __init__(
+        self, files: Sequence[str], counts: Sequence[int], read: Callable[[Sequence[str]], Iterator[Chunk]], prepare: Preparer,
+        by_files: bool = False,
+    ):
+        self.files, self.counts, self.read, self.prepare, self.by_files = list(files), list(counts), read, prepare, by_files
+        self.count = sum(counts)
+
+    def feed(self, batch_size: int, seed: int, step: int, share: Share) -> Iterator[tuple[Tensors, np.ndarray]]:
         """As `MemoryRows.feed`; a run of rows always holds whole batches, so a step's place follows from its number."""
+        if self.by_files:
+            yield from self._feed_own_files(batch_size, seed, step, share)
+            return
         steps = max(1, min(STREAM_ROWS, self.count) // batch_size)
         size = steps * batch_size
         part, skipped = divmod(step, steps)
-        for chunk in self._runs(seed, part * size, size):
-            yield self.prepare(chunk), self._order(seed, part, size).reshape(steps, batch_size)[skipped:]
+        for chunk in self._runs(self.files, self.count, seed, part * size, size):
+            own = share.columns(self._order(seed, part, size).reshape(steps, batch_size)[skipped:])
+            yield self.prepare(take(chunk, own.ravel())), np.arange(own.size, dtype=np.int32).reshape(own.shape)
             part, skipped = part + 1, 0
+
+    def _feed_own_files(self, batch_size: int, seed: int, step: int, share: Share) -> Iterator[tuple[Tensors, np.ndarray]]:
+        """Each row of the worker's files once per epoch; places past its last row hold -1, of weight 0."""
+        own, epoch_steps = deal_files(self.counts, batch_size, share.workers)
+        files, count = [self.files[i] for i in own[share.worker]], sum(self.counts[i] for i in own[share.worker])
+        local = batch_size // share.workers
+        run_steps = max(1, min(STREAM_ROWS // local, epoch_steps))
+        epoch, at = divmod(step, epoch_steps)
+        tensors: Tensors | None = None
+        while True:
+            part, skipped = divmod(at, run_steps)
+            runs = self._runs(files, count, seed + epoch, part * run_steps * local, run_steps * local, once=True)
+            for run in range(part, -(-epoch_steps // run_steps)):
+                steps = min(run_steps, epoch_steps - run * run_steps)
+                chunk = next(runs, None)
+                rows = 0 if chunk is None else min(steps * local, len(next(iter(chunk.values()))))
+                tensors = self.prepare(chunk) if rows or tensors is None else tensors
+                order = np.full(steps * local, -1, np.int32)
+                order[:rows] = permutation(seed, (epoch << 32) + (share.worker << 16) + run, rows)
+                yield tensors, order.reshape(steps, local)[skipped:]
+                skipped = 0
+            epoch, at = epoch + 1, 0
 
     def _order(self, seed: int, part: int, size: int) -> np.ndarray:
         """Return the order of a run's rows: shuffled, those of one epoch before those of the next."""
@@ -105,13 +181,15 @@ class StreamedRows:
         parts = [start + permutation(seed, (1 << 32) + first + start, end - start) for start, end in zip(edges, edges[1:])]
         return np.concatenate(parts)
 
-    def _runs(self, seed: int, first: int, rows: int) -> Iterator[Chunk]:
-        """Yield raw chunks of exactly `rows` rows, from row `first` of the run on, through epoch after epoch."""
-        epoch, skip = divmod(first, self.count)
+    def _runs(
+        self, files: Sequence[str], count: int, seed: int, first: int, rows: int, once: bool = False
+    ) -> Iterator[Chunk]:
+        """Yield raw chunks of exactly `rows` rows, from row `first` on, through epoch after epoch or `once`."""
+        epoch, skip = divmod(first, count) if not once else (0, first)
         held: list[Chunk] = []
         size = 0
         while True:
-            for chunk in self.read([self.files[i] for i in permutation(seed, epoch, len(self.files))]):
+            for chunk in self.read([files[i] for i in permutation(seed, epoch, len(files))]):
                 length = len(next(iter(chunk.values())))
                 if skip >= length:
                     skip -= length
@@ -122,6 +200,10 @@ class StreamedRows:
                     joined = concatenate(held)
                     yield take(joined, slice(0, rows))
                     held, size = [take(joined, slice(rows, None))], size - rows
+            if once:
+                if size:
+                    yield concatenate(held)
+                return
             epoch += 1
 
     def chunks(self) -> Iterator[Tensors]:

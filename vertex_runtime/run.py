@@ -24,12 +24,14 @@ import tensorflow as tf
 from . import data, export
 from .arguments import RunOptions, step_range
 from .checkpoint import Checkpointer, compare_fingerprints, source_fingerprint
+from .cluster import agree
 from .environment import Environment
 from .errors import UserError
-from .loop import Plan, Preempted, Steps, Trainer, end_by_sigterm
+from .loop import Trainer, end_by_sigterm
 from .outputs import Outputs, prepare, record, versions, write_json
 from .reporting import Events, Hypertune, Progress, Scalars, format_metrics, log
-from .rows import MemoryRows, Preparer, StreamedRows
+from .rows import MemoryRows, Preparer, Share, StreamedRows, deal_files
+from .steps import Plan, Preempted, Steps
 
 IN_MEMORY_BYTES = 2 << 30
 JIT_STEPS, JIT_EXAMPLES = 5_000, 8_000_000  # XLA repays its compilation (about half a second) in runs of this length
@@ -71,7 +73,7 @@ def train_and_export(
             held.enter_context(prepare(outputs, options.start_over, env) or nullcontext())  # the lock
         run.events.enter("data", 0)
         inputs = Inputs(model, hp, options, env, background)
-        plan = make_plan(run, inputs.train.count)
+        plan = make_plan(run, inputs)
         trainer = build(run, inputs, plan)
         try:
             metrics = trainer.run(restore(run, inputs, plan, trainer))
@@ -81,6 +83,7 @@ def train_and_export(
             metrics |= {f"test_{name}": value for name, value in trainer.steps.evaluate(inputs.test).items()}
         if env.is_chief:
             publish(run, inputs, plan, trainer.model, metrics)
+        agree(strategy, 0, env)  # a worker that left now would take the chief's export down with it
         run.events.enter("end", plan.total_steps)
     return metrics
 
@@ -105,20 +108,23 @@ def build(run: Run, inputs: Inputs, plan: Plan) -> Trainer:
     return Trainer(
         steps, plan, inputs.train, inputs.evaluation, Checkpointer(outputs.checkpoints, outputs.records, run.events, env.is_chief),
         model.callbacks(run.hp), inputs.fingerprint(), run.events, progress, on_evaluation,
-        profile_dir=outputs.logs, objective=model.OBJECTIVE, maximize=model.MAXIMIZE,
-        ledger=partial(write_ledger, options.ledger, env.name, next_attempt(options.ledger)) if options.ledger else None,
+        profile_dir=outputs.logs if env.is_chief else None, objective=model.OBJECTIVE, maximize=model.MAXIMIZE,
+        ledger=partial(write_ledger, options.ledger, env.name, next_attempt(options.ledger, env.name)) if options.ledger else None,
     )
 
 
 def restore(run: Run, inputs: Inputs, plan: Plan, trainer: Trainer) -> Any:
     """Return the state to resume from, if any, after checking that it belongs to this very run; say how the run starts."""
-    checkpointer = trainer.checkpointer
+    checkpointer, env = trainer.checkpointer, run.env
     checkpointer.clean()
-    restored = checkpointer.load()
+    restored = checkpointer.load() if env.is_chief else None
+    step = agree(run.strategy, restored[1]["step"] if restored else 0, env)
+    if step and not env.is_chief:
+        restored = checkpointer.load(step)
     if restored and (remark := compare_fingerprints(restored[1]["fingerprint"], trainer.fingerprint, run.outputs.records)):
         log("WARNING", remark)
         restored[1].update(finished=False, stopped=False)
-    if run.env.is_chief:
+    if env.is_chief:
         describe_run(run, inputs, plan)
         write_json(run.outputs.records, "run.json", run_record(run, inputs, plan))
     if restored:
@@ -141,7 +147,7 @@ class Inputs:
     """The rows of a run: training, evaluation and test data, found, read, preprocessed and described."""
 
     def __init__(self, model: ModuleType, hp: Any, options: RunOptions, env: Environment, background: ThreadPoolExecutor):
-        self.model, self.hp, self.options = model, hp, options
+        self.model, self.hp, self.options, self.workers = model, hp, options, env.worker_count
         if env.data_format not in (None, "csv"):
             raise UserError(f"AIP_DATA_FORMAT={env.data_format} is not read yet: only csv is. Export the data set to CSV files.")
         train, evaluation, test = self._paths(env)
@@ -173,8 +179,13 @@ class Inputs:
         ):
             if not given and not uri and not flag.startswith("--test"):
                 raise UserError(f"no data: give {flag}, or let the service set {variable}.")
-            paths = self.model.find(given or (uri,), flag if given else variable) if given or uri else []
-            chosen.append(paths)
+            try:
+                chosen.append(self.model.find(given or (uri,), flag if given else variable) if given or uri else [])
+            except UserError as error:
+                if given or not flag.startswith("--test"):
+                    raise
+                log("WARNING", f"no test metrics: {error}")  # the service names a split even if no file came of it
+                chosen.append([])
         return chosen[0], chosen[1], chosen[2]
 
     def _read(self, paths: Sequence[str], sampler: export.Sampler | None = None) -> Iterator[data.Chunk]:
@@ -192,10 +203,12 @@ class Inputs:
         try:
             if not streams:
                 return MemoryRows(self._read(paths, sampler), self.prepare)
-            count = sum(len(next(iter(chunk.values()))) for chunk in self._read(paths, sampler))
-            return StreamedRows(list(paths), self._read, self.prepare, count)
+            counts = [sum(len(next(iter(chunk.values()))) for chunk in self._read([path], sampler)) for path in paths]
+            by_files = self.workers > 1 and (self.options.shard == "files" or (self.options.shard == "auto" and len(paths) >= self.workers))
+            return StreamedRows(paths, counts, self._read, self.prepare, by_files)
         except data.UnknownLabel as error:
-            raise UserError(f"{data.locate(paths, error.label)}: the label {error.label!r} was not seen in training. Mend it or add examples.") from None
+            where = data.locate(paths, error.label)
+            raise UserError(f"{where}: the label {error.label!r} was not seen in training. Mend it or add examples.") from None
 
     def described(self) -> list[dict[str, Any]]:
         return [description.result() for description in self.descriptions]
@@ -220,13 +233,16 @@ def sample_paths(model: ModuleType) -> tuple[list[str], list[str]]:
     return found[:1], found[1:]
 
 
-def make_plan(run: Run, rows: int) -> Plan:
+def make_plan(run: Run, inputs: Inputs) -> Plan:
     """Turn examples into steps.
 
     Raises:
         UserError: the batch does not fit the data, the examples to train on, or the replicas.
     """
-    hp, options, replicas = run.hp, run.options, run.strategy.num_replicas_in_sync
+    hp, options, replicas, rows = run.hp, run.options, run.strategy.num_replicas_in_sync, inputs.train.count
+    padded = isinstance(inputs.train, StreamedRows) and inputs.train.by_files
+    if padded:  # an epoch ends for all workers when the one with the most rows has fed its last
+        rows = deal_files(inputs.train.counts, hp.batch_size, run.env.worker_count)[1] * hp.batch_size
     total = hp.num_examples_to_train_on or round(hp.epochs * rows)
     batch = hp.batch_size
     if batch > rows:
@@ -235,30 +251,34 @@ def make_plan(run: Run, rows: int) -> Plan:
         raise UserError(f"--num_examples_to_train_on {total} is less than one batch of --batch_size {batch}. Raise it or lower the batch.")
     if batch % replicas:
         near = [size for size in (batch // replicas * replicas, (batch // replicas + 1) * replicas) if size]
-        raise UserError(f"--batch_size {batch} must divide by the {replicas} replicas; the nearest that do are {' and '.join(map(str, near))}.")
+        listed = " and ".join(map(str, near))
+        raise UserError(f"--batch_size {batch} must divide by the {replicas} replicas; the nearest that do are {listed}.")
     long = total >= JIT_EXAMPLES or total // batch >= JIT_STEPS
     jit = replicas == 1 and (options.jit_compile == "yes" or (options.jit_compile == "auto" and long))
     return Plan(
         total // batch, batch, hp.num_evals, options.checkpoint_steps, options.steps_per_call, jit, hp.seed,
-        step_range(options.profile), run.env.worker_index, run.env.worker_count,
+        step_range(options.profile), Share(run.env.worker_index, run.env.worker_count), padded,
     )
 
 
-def next_attempt(path: str) -> int:
-    """Return the number of this process among those that wrote to a ledger, from 1."""
+def next_attempt(path: str, replica: str) -> int:
+    """Return the number of this process among those of the same replica that wrote to a ledger, from 1."""
     try:
         with open(path) as file:
-            return 1 + max((json.loads(line)["attempt"] for line in file if line.endswith("}\n")), default=0)
+            lines = [json.loads(line) for line in file if line.endswith("}\n")]
     except FileNotFoundError:
-        return 1
+        lines = []
+    return 1 + max((line["attempt"] for line in lines if line["replica"] == replica), default=0)
 
 
-def write_ledger(path: str, replica: str, attempt: int, step: int, hashes: np.ndarray) -> None:
-    """Append the hashes [steps, rows, 8] of the rows fed from `step` on, a line a step."""
-    with open(path, "a") as file:
-        for i, rows in enumerate(hashes):
-            line = {"attempt": attempt, "replica": replica, "step": step + i + 1, "rows": [row.tobytes().hex() for row in rows]}
-            file.write(json.dumps(line) + "\n")
+def write_ledger(path: str, replica: str, attempt: int, step: int, hashes: np.ndarray, fed: np.ndarray) -> None:
+    """Append the hashes [steps, rows, 8] of the rows fed from `step` on, a line a step; `fed` is false for padding."""
+    text = ""
+    for i, rows in enumerate(hashes):
+        kept = [row.tobytes().hex() for row in rows[fed[i]]]
+        text += json.dumps({"attempt": attempt, "replica": replica, "step": step + i + 1, "rows": kept}) + "\n"
+    with open(path, "ab", buffering=0) as file:  # one write, which the replicas of a job cannot tear apart
+        file.write(text.encode())
 
 
 def describe_run(run: Run, inputs: Inputs, plan: Plan) -> None:
@@ -270,6 +290,9 @@ def describe_run(run: Run, inputs: Inputs, plan: Plan) -> None:
     replicas = run.strategy.num_replicas_in_sync
     compiled = ", compiled by XLA" if plan.jit_compile else ""
     log("INFO", f"steps: {plan.total_steps} of global batch {plan.batch_size} ({plan.batch_size // replicas} per replica){compiled}")
+    if plan.share.workers > 1:
+        how = "its own files; the batches differ from one process's" if plan.padded else "its part of each batch, the same as one process's"
+        log("INFO", f"plan: each of {plan.share.workers} workers takes {how}; {plan.total_steps} steps for all")
     log("INFO", f"outputs: model {run.outputs.model}, checkpoints {run.outputs.checkpoints}, logs {run.outputs.logs}")
 
 

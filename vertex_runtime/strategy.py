@@ -15,7 +15,10 @@ from .errors import UserError
 from .reporting import log
 
 OLDEST = (2, 17)
-NOISE = re.compile(r"WARNING: All log messages before absl|[IWE]\d{4} .*(port|cuda\w*|cpu_feature_guard|computation_placer|util)\.cc:|\d{4}-.*: [IWE] |To enable the following")
+NOISE = re.compile(
+    r"WARNING: All log messages before absl|[IWE]\d{4} .*(port|cuda\w*|cpu_feature_guard|computation_placer|util)\.cc:"
+    r"|\d{4}-.*: [IWE] |To enable the following"
+)
 
 
 def import_tensorflow() -> None:

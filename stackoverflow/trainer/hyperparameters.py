@@ -12,7 +12,7 @@ class Hyperparameters:
     """What a run learns with; to add one, add a field here and use it in `model.py`."""
 
     model: str = option("linear", "linear: hashed n-grams; cnn: the published sample's network", choices=("linear", "cnn"))
-    batch_size: int = option(64, "examples per step, over all replicas", minimum=1)
+    batch_size: int = option(60, "examples per step, over all replicas", minimum=1)
     num_examples_to_train_on: int = option(0, "examples to train on in all, repeats included; 0: --epochs times the rows", minimum=0)
     epochs: float = option(4.0, "passes over the training rows, where --num_examples_to_train_on is 0", above=0)
     num_evals: int = option(5, "evaluations, evenly spaced over the training", minimum=1)

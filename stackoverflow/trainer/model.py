@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from vertex_runtime import data
-from vertex_runtime.sparse import RowSparseAdam, Rows
+from vertex_runtime.sparse import Rows, RowSparseAdam
 
 from .features import INPUTS, LABEL, Facts, learn, preprocess  # noqa: F401 - parts of what a model module offers
 from .hyperparameters import Hyperparameters

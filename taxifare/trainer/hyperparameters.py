@@ -11,7 +11,7 @@ from vertex_runtime.arguments import option
 class Hyperparameters:
     """What a run learns with; to add one, add a field here and use it in `model.py`."""
 
-    batch_size: int = option(256, "examples per step, over all replicas", minimum=1)
+    batch_size: int = option(240, "examples per step, over all replicas", minimum=1)
     num_examples_to_train_on: int = option(0, "examples to train on in all, repeats included; 0: --epochs times the rows", minimum=0)
     epochs: float = option(30.0, "passes over the training rows, where --num_examples_to_train_on is 0", above=0)
     num_evals: int = option(5, "evaluations, evenly spaced over the training", minimum=1)

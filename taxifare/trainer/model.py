@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from vertex_runtime import data
-from vertex_runtime.sparse import RowSparseAdam, Rows
+from vertex_runtime.sparse import Rows, RowSparseAdam
 
 from .features import CELL_RANGE, COORDINATES, MAX_CELL_PAIRS, Features, cell_pairs, city_features, lab_features
 from .hyperparameters import Hyperparameters

@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 
 from vertex_runtime.arguments import parse
+from vertex_runtime.cluster import Peers
 from vertex_runtime.environment import Environment
 from vertex_runtime.errors import run_as_program
 from vertex_runtime.outputs import resolve_outputs
@@ -25,12 +26,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     env = Environment.from_mapping(os.environ)
     outputs = resolve_outputs(options.output_dir, env, "taxifare")
     import_tensorflow()
-    strategy = choose_strategy(env, hp.seed, options.strategy)  # before any other TensorFlow operation
-    from vertex_runtime.run import train_and_export
+    with Peers(env, options.startup_timeout):
+        strategy = choose_strategy(env, hp.seed, options.strategy)  # before any other TensorFlow operation
+        from vertex_runtime import evaluator, run
 
-    from . import model
+        from . import model
 
-    return train_and_export(model, hp, options, env, outputs, strategy)
+        work = evaluator.follow if env.role == "evaluator" else run.train_and_export
+        return work(model, hp, options, env, outputs, strategy)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,64 @@
+"""A replica that only evaluates: it follows the checkpoints of the training replicas, in no collective with them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
+from typing import Any
+
+import tensorflow as tf
+
+from .arguments import RunOptions
+from .checkpoint import Checkpointer, assign, named_variables
+from .environment import Environment
+from .errors import UserError
+from .outputs import Outputs
+from .reporting import Scalars, format_metrics, log
+from .run import Inputs, Run, make_plan
+from .steps import Steps
+
+POLL_SECONDS = 1.0
+
+
+def follow(
+    model: ModuleType, hp: Any, options: RunOptions, env: Environment, outputs: Outputs, strategy: tf.distribute.Strategy
+) -> dict[str, float]:
+    """Evaluate each checkpoint that appears, write its metrics under logs/eval, and end when training has ended.
+
+    Returns:
+        The metrics of the last checkpoint.
+    """
+    run = Run(model, hp, options, env, outputs, strategy)
+    with ThreadPoolExecutor(1) as background:
+        inputs = Inputs(model, hp, options, env, background)
+    plan = make_plan(run, inputs)
+    network = model.build_model(hp, inputs.facts, plan.total_steps)
+    steps = Steps(network, strategy, plan, inputs.example(), False)
+    variables = named_variables(model=network.variables)
+    checkpointer = Checkpointer(outputs.checkpoints, outputs.records, run.events, writes=False)
+    scalars = Scalars(f"{outputs.logs}/eval")
+    log("INFO", f"evaluator: following {outputs.checkpoints}")
+    seen, metrics = 0, {}
+    while True:
+        newest = (checkpointer.steps() or [0])[-1]
+        if newest > seen and (found := _try(checkpointer.load, newest)):
+            assign(variables, found[0], outputs.checkpoints)
+            run.events.enter("evaluation", newest)
+            metrics = {f"val_{name}": value for name, value in steps.evaluate(inputs.evaluation).items()}
+            scalars.write(newest, metrics)
+            log("INFO", f"evaluator: step {newest}: {format_metrics(metrics)}", step=newest)
+            seen = newest
+        if seen and seen == newest and _try(checkpointer.finished, newest):
+            run.events.enter("end", newest)
+            return metrics
+        time.sleep(POLL_SECONDS)
+
+
+def _try(read: Callable[[int], Any], step: int) -> Any:
+    """Read a checkpoint that may be superseded or written anew meanwhile."""
+    try:
+        return read(step)
+    except (UserError, tf.errors.OpError, RuntimeError, ValueError, IndexError):
+        return None
