@@ -111,27 +111,31 @@ def collective(args: argparse.Namespace) -> dict[str, Any]:
         table = tf.Variable(tf.zeros([1 << 18, 20]))
     found: dict[str, dict[int, list[float]]] = {"dense": {}, "rows": {}, "update": {}}
 
-    def reduce(value: Any) -> Any:
-        return tf.distribute.get_replica_context().all_reduce("SUM", value)
+    def reduce(value: tf.Tensor, ids: tf.Tensor | None = None) -> tf.Tensor:
+        value = 0.5 * value  # made on this replica's device, which is then where the sum shall go
+        if ids is None:
+            return tf.distribute.get_replica_context().all_reduce("SUM", value)
+        return tf.distribute.get_replica_context().all_reduce("SUM", tf.IndexedSlices(value, ids + 0, tf.constant([1 << 18, 20]))).values
 
     def repeat(kind: str, size: int) -> None:
-        count = max(8, min(400, 4_000_000 // size))
+        count, shape = max(8, min(400, 4_000_000 // size)), [size] if kind == "dense" else [size, 20]
         ids = tf.random.uniform([size], 0, 1 << 18, tf.int32)
 
         def once(i: tf.Tensor, value: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             if kind == "dense":
-                summed = strategy.run(lambda v: reduce(v), args=(value,))
+                summed = strategy.run(reduce, args=(value,))
             elif kind == "rows":
-                summed = strategy.run(lambda v: reduce(tf.IndexedSlices(v, ids, [1 << 18, 20])).values, args=(value,))
+                summed = strategy.run(reduce, args=(value, ids))
             else:
                 table.scatter_sub(tf.IndexedSlices(value, ids))
                 return i + 1, value
-            return i + 1, 0.5 * strategy.experimental_local_results(summed)[0][:size]
+            return i + 1, tf.reshape(strategy.experimental_local_results(summed)[0][:size], shape)
 
-        shape = [size] if kind == "dense" else [size, 20]
-        many = tf.function(lambda v: tf.while_loop(lambda i, _: i < count, once, (tf.constant(0), v), parallel_iterations=1), autograph=False)
-        value = tf.ones(shape)
-        found[kind][size] = timed(lambda: (many(value)[1].numpy(), count)[1], args.windows)
+        def many(value: tf.Tensor) -> tf.Tensor:
+            return tf.while_loop(lambda i, _: i < count, once, (tf.constant(0), value), parallel_iterations=1)[1]
+
+        compiled, value = tf.function(many, autograph=False), tf.ones(shape)
+        found[kind][size] = timed(lambda: (compiled(value).numpy(), count)[1], args.windows)
 
     alone = strategy.num_replicas_in_sync == 1
     for size in (1000, 10_000, 100_000) if alone else (1, 12_500, 262_144, 4_194_304):

@@ -25,8 +25,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     hp, options = parse(Hyperparameters, argv, "Train the question tagger.")
     env = Environment.from_mapping(os.environ)
     outputs = resolve_outputs(options.output_dir, env, "stackoverflow")
-    import_tensorflow()
     with Peers(env, options.startup_timeout):
+        import_tensorflow()
         strategy = choose_strategy(env, hp.seed, options.strategy)  # before any other TensorFlow operation
         from vertex_runtime import evaluator, run
 
