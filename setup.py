@@ -18,7 +18,8 @@ EXTRAS = {
     "cloud": ["google-cloud-aiplatform>=1.60", "google-cloud-storage>=2.16", "PyYAML>=6.0"],
     "bigquery": ["google-cloud-bigquery>=3.20", "google-cloud-bigquery-storage>=2.24"],
     "tune": ["google-cloud-aiplatform>=1.60", "PyYAML>=6.0"],
-    "test": ["pytest>=8.0", "PyYAML>=6.0", "rich>=13.0", "scikit-learn>=1.4", "setuptools>=65.0", "wheel"],
+    # vertex_local checks job files with the types of google-cloud-aiplatform, benchmarks compare with scikit-learn.
+    "test": ["google-cloud-aiplatform>=1.60", "pytest>=8.0", "PyYAML>=6.0", "rich>=13.0", "scikit-learn>=1.4", "setuptools>=65.0", "wheel"],
 }
 EXTRAS["all"] = sorted({package for name, packages in EXTRAS.items() if name != "tf" for package in packages})
 

@@ -6,8 +6,7 @@ batch is the next `batch_size` rows, across the end of an epoch too.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
+import mmap
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -22,12 +21,6 @@ from .errors import UserError
 
 Tensors = tuple[dict[str, tf.Tensor], tf.Tensor]  # features by name [rows, ...] and labels [rows]
 STREAM_ROWS = 131_072
-
-
-def _return_memory() -> None:
-    """Give freed memory back to the system, which glibc would keep for later and so make the peak twice the data."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 @dataclass(frozen=True)
@@ -85,12 +78,17 @@ class MemoryRows:
     """All rows preprocessed once and held in memory."""
 
     def __init__(self, chunks: Iterator[Chunk], prepare: Preparer):
-        parts = [prepare(chunk) for chunk in chunks]
-        if not parts:
+        features: dict[str, _Growing] = {}
+        labels = _Growing()
+        for chunk in chunks:
+            found, marks = prepare(chunk)
+            for name, values in found.items():
+                features.setdefault(name, _Growing()).append(values.numpy())
+            labels.append(marks.numpy())
+        if not labels.rows:
             raise UserError("the data has no rows.")
-        features = {name: _joined([part[0].pop(name) for part in parts]) for name in list(parts[0][0])}
-        self.tensors: Tensors = features, _joined([labels for _, labels in parts])
-        self.count = int(self.tensors[1].shape[0])
+        self.tensors: Tensors = {name: column.tensor() for name, column in features.items()}, labels.tensor()
+        self.count = labels.rows
 
     def feed(self, batch_size: int, seed: int, step: int, share: Share) -> Iterator[tuple[Tensors, np.ndarray]]:
         """Yield (tensors, order): order [steps, own part of the batch] int32, the rows of each next step, from `step` on."""
@@ -107,21 +105,41 @@ class MemoryRows:
         yield self.tensors
 
 
-def _joined(parts: list[tf.Tensor]) -> tf.Tensor:
-    """Join tensors row by row, freeing each when it is copied: `tf.concat` would hold everything twice."""
-    shape = (sum(int(part.shape[0]) for part in parts), *parts[0].shape[1:])
-    kind = np.dtype(parts[0].dtype.as_numpy_dtype)
-    size = int(np.prod(shape)) * kind.itemsize
-    memory = np.empty(size + 64, np.uint8)
-    start = -memory.ctypes.data % 64  # TensorFlow takes over memory that is aligned to 64 bytes as it is
-    whole = memory[start : start + size].view(kind).reshape(shape)
-    row = 0
-    for i, part in enumerate(parts):
-        whole[row : row + int(part.shape[0])] = part.numpy()
-        row += int(part.shape[0])
-        parts[i] = part = None
-        _return_memory()
-    return tf.experimental.dlpack.from_dlpack(whole.__dlpack__())
+class _Growing:
+    """A column that grows in place: TensorFlow keeps memory it has freed, so joining tensors would take twice the data.
+
+    The memory is mapped, hence aligned as TensorFlow wants it, and pages that no row has touched cost nothing.
+    """
+
+    def __init__(self) -> None:
+        self.rows, self.memory = 0, None
+
+    def append(self, values: np.ndarray) -> None:
+        """Add rows [n, ...]; all calls must agree in type and shape but for n."""
+        if self.memory is None:
+            self.kind, self.shape = values.dtype, values.shape[1:]
+            self.memory = mmap.mmap(-1, max(values.nbytes, mmap.PAGESIZE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        used = self._array(self.rows).nbytes
+        if used + values.nbytes > len(self.memory):
+            self._grow(max(used + values.nbytes, 2 * len(self.memory)))
+        self.rows += len(values)
+        self._array(self.rows)[self.rows - len(values) :] = values
+
+    def _grow(self, size: int) -> None:
+        try:
+            self.memory.resize(size)
+        except SystemError:  # no mremap on this system: copy
+            larger = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            larger[: len(self.memory)] = self.memory[:]
+            self.memory = larger
+
+    def _array(self, rows: int) -> np.ndarray:
+        count = rows * int(np.prod(self.shape))
+        return np.frombuffer(self.memory, self.kind, count).reshape(rows, *self.shape)
+
+    def tensor(self) -> tf.Tensor:
+        """Return all rows without copying them."""
+        return tf.experimental.dlpack.from_dlpack(self._array(self.rows).__dlpack__())
 
 
 class StreamedRows:
