@@ -319,6 +319,7 @@ def say_end(inputs: Inputs, metrics: dict[str, float], gate: dict[str, float], o
     log("INFO", f"done{on}: {format_metrics({k: v for k, v in metrics.items() if not k.endswith('loss')})}")
     log("INFO", f"served and trained predictions agree on {gate['rows']} rows (largest difference {gate['largest_difference']:.1e})")
     log("INFO", f"model: {outputs.model}")
-    log("INFO", f"curves: tensorboard --logdir {shlex.quote(outputs.logs)}")
+    python = sys.executable if not sys.executable.startswith(os.getcwd() + os.sep) else os.path.relpath(sys.executable)
+    log("INFO", f"curves: {shlex.quote(python)} -m tensorboard.main --logdir {shlex.quote(outputs.logs)}")
     instance = export._instances(inputs.model, data.take(inputs.sample, slice(0, 1)))[0]
     log("INFO", f"predict: echo {shlex.quote(json.dumps(instance))} | scripts/predict {shlex.quote(outputs.model)}")

@@ -64,7 +64,8 @@ def choose_strategy(env: Environment, seed: int, wish: str = "auto"):
     tf.config.experimental.enable_op_determinism()
     strategy, reason = _build(env, wish)
     keras.utils.set_random_seed(seed)
-    log("INFO", f"strategy: {type(strategy).__name__}, for {reason}")
+    name = type(strategy).__name__.replace("_DefaultDistributionStrategy", "none")
+    log("INFO", f"strategy: {name}, for {reason}")
     return strategy
 
 

@@ -1,6 +1,6 @@
 """Train the taxi fare model.
 
-On the sample data that ships with the project (a few seconds, RMSE about 2.6 dollars):
+On the sample data that ships with the project (a few seconds, RMSE about 2.3 dollars):
 
     python -m taxifare.trainer.task --output_dir=/tmp/taxifare
 """
