@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SERVICE_VARIABLES = ("AIP_", "CLOUD_ML_", "CLUSTER_SPEC", "TF_CONFIG", "TRAINER_", "VERTEX_")
+# The service's, ours, and what importing TensorFlow sets (TPU_ML_).
+SERVICE_VARIABLES = ("AIP_", "CLOUD_ML_", "CLUSTER_SPEC", "TF_CONFIG", "TPU_ML_", "TRAINER_", "VERTEX_")
 
 RunTrainer = Callable[..., "subprocess.CompletedProcess[str]"]
 

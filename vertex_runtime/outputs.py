@@ -181,6 +181,7 @@ def write_json(records: str, name: str, value: Mapping[str, Any]) -> None:
 
 
 def versions() -> dict[str, str]:
+    """Return the versions of Python and of what computes, by module."""
     import keras
     import numpy
     import pyarrow
