@@ -6,6 +6,7 @@ gcloud sends unknown fields and misspelt enums on and the server answers minutes
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
 def loads(text: str, name: str, overrides: Sequence[str] = ()) -> JobSpec:
     """Read a job from text; `name` stands for the file in messages."""
     try:
-        from google.cloud.aiplatform_v1.types import custom_job
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of Google's, about the Python at hand
+            from google.cloud.aiplatform_v1.types import custom_job
     except ImportError as error:
         raise SpecError(f"{name}: checking it needs the package google-cloud-aiplatform: install it ({error}).") from None
     keys = top_keys(text, name)

@@ -23,10 +23,7 @@ def load_signature(directory: str) -> Any:
     Raises:
         ValueError: the folder holds no SavedModel that can be served.
     """
-    gc.disable()  # collecting while TensorFlow is imported takes a third of the time
-    import tensorflow as tf
-
-    gc.enable()
+    tf = _import_tensorflow()
     try:
         loaded = tf.saved_model.load(directory)
     except OSError:
@@ -36,6 +33,23 @@ def load_signature(directory: str) -> Any:
     signature = loaded.signatures["serving_default"]
     signature._owner = loaded  # a signature alone does not keep its variables alive
     return signature
+
+
+def _import_tensorflow() -> Any:
+    """Import TensorFlow without what its C++ side says on stderr of absent GPUs, which would bury a one-line error."""
+    gc.disable()  # collecting meanwhile takes a third of the time
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), 2)
+    try:
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        gc.enable()
+    return tf
 
 
 def answer(signature: Any, instances: Sequence[Any]) -> list[Any]:

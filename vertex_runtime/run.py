@@ -322,4 +322,6 @@ def say_end(inputs: Inputs, metrics: dict[str, float], gate: dict[str, float], o
     python = sys.executable if not sys.executable.startswith(os.getcwd() + os.sep) else os.path.relpath(sys.executable)
     log("INFO", f"curves: {shlex.quote(python)} -m tensorboard.main --logdir {shlex.quote(outputs.logs)}")
     instance = export._instances(inputs.model, data.take(inputs.sample, slice(0, 1)))[0]
-    log("INFO", f"predict: echo {shlex.quote(json.dumps(instance))} | scripts/predict {shlex.quote(outputs.model)}")
+    script = os.path.join(os.path.dirname(os.path.dirname(__file__)), "scripts", "predict")
+    ask = os.path.relpath(script) if os.path.exists(script) else f"{python} {os.path.join(os.path.dirname(__file__), 'predict.py')}"
+    log("INFO", f"predict: echo {shlex.quote(json.dumps(instance))} | {ask} {shlex.quote(outputs.model)}")
