@@ -1,125 +1,28 @@
-"""Run a Vertex AI job file on this machine, without Docker and network.
-
-    python -m vertex_local run jobs/taxifare-2-workers.yaml -- --num_evals=2
-
-It runs what the file says, with the rights of whoever calls it. What comes after `--` is appended to every pool's
-arguments. Exit codes: 0 the job succeeded, 1 it failed, 2 it cannot be started, 128 + signal it was cancelled.
-"""
+"""Rehearse on this machine what the service would do: `python -m vertex_local COMMAND --help` tells more of each."""
 
 from __future__ import annotations
 
-import argparse
-import os
-import signal
+import importlib
 import sys
-import threading
 from collections.abc import Sequence
 
-from . import cluster, drill, jobs, kills, report, spec
-from .lifecycle import GRACE
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Return the command line's parser."""
-    parser = argparse.ArgumentParser(
-        prog="python -m vertex_local", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    run = parser.add_subparsers(dest="command", required=True).add_parser("run", help="run a custom job")
-    run.add_argument("spec", help="job file as gcloud's --config takes it, or a whole CustomJob; YAML or JSON")
-    run.add_argument("--bucket_root", metavar="DIR", help="folder for gs://BUCKET/X as BUCKET/X (default: STATE_DIR/buckets)")
-    run.add_argument("--state_dir", metavar="DIR", default=".vertex_local", help="folder for jobs (default: %(default)s)")
-    run.add_argument("--project_dir", metavar="DIR", default=".", help="checkout with the Dockerfile (default: here)")
-    run.add_argument("--job_id", metavar="ID", help="name of the job, must be new (default: a number made of the time)")
-    run.add_argument("--python", metavar="PATH", help="interpreter for python and python3 (default: this one)")
-    run.add_argument("--with_index", action="store_true", help="install what the job's packages require and is missing")
-    run.add_argument("--announce", metavar="POOL", action="append", default=[], help="pool in the cluster, but not started")
-    run.add_argument(
-        "--grace", metavar="SECONDS", type=float, default=GRACE, help="for the others when the chief is done (default: %(default)g)"
-    )
-    run.add_argument(
-        "--kill", metavar="REPLICA@PLACE=N[,signal=S]", type=_kill, action="append", default=[],
-        help="end a replica's first attempt, such as workerpool1-0@step=40,signal=KILL; places: step, checkpoint, "
-        "evaluation, export (n-th; by our trainers), seconds (any program); repeatable",
-    )  # fmt: skip
-    run.add_argument("--drill", metavar="N", type=_positive, help="run once unbroken, then N times with kills drawn by --seed")
-    run.add_argument("--seed", type=int, default=0, help="for --drill (default: %(default)s)")
-    return parser
-
-
-def _kill(text: str) -> kills.Kill:
-    try:
-        return kills.parse(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"takes a whole number from 1 on; got {text!r}.")
-    return int(text)
+COMMANDS = {
+    "run": "run a custom job's file: every replica a process with the service's environment",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code."""
+    """Run the command that the first word names and return its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    cut = argv.index("--") if "--" in argv else len(argv)
-    parser = build_parser()
-    args = parser.parse_args(argv[:cut])
-    if args.drill and args.kill:
-        parser.error("--drill draws its own kills; give it or --kill.")
-    cancel, caught = threading.Event(), []
-
-    def end(number: int, frame: object) -> None:
-        caught.append(number)
-        if cancel.is_set():
-            raise KeyboardInterrupt  # the second time: no more patience
-        cancel.set()
-
-    wanted = [signal.SIGINT, signal.SIGTERM] + [signal.SIGHUP] * (signal.getsignal(signal.SIGHUP) != signal.SIG_IGN)  # nohup
-    old = {number: signal.signal(number, end) for number in wanted}
-    try:
-        code = _run(args, argv[cut + 1 :], cancel)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr) if not isinstance(error, BrokenPipeError) else _hush()
-        return 1
-    except KeyboardInterrupt:
-        code = 1
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-    return 128 + caught[0] if caught and code else code
-
-
-def _run(args: argparse.Namespace, extra: Sequence[str], cancel: threading.Event) -> int:
-    job = spec.load(args.spec, extra)
-    options = {
-        name: getattr(args, name)
-        for name in ("bucket_root", "state_dir", "project_dir", "job_id", "python", "with_index", "announce", "grace")
-    }
-    if args.drill:
-        drills = drill.run(job, args.drill, args.seed, report=report.for_terminal(), cancel=cancel, **options)
-        passed = sum(each.passed for each in drills[1:])
-        print(f"{passed} of {args.drill} drills passed.")
-        return 0 if passed == args.drill else 1
-    result = cluster.run(job, kills=args.kill, report=report.for_terminal(), cancel=cancel, **options)
-    _summary(result)
-    return 0 if result.succeeded else 1
-
-
-def _summary(result: jobs.Result) -> None:
-    print(f"{result.state} after {result.end - result.start:.1f} s, {result.restarts} restarts; see {result.folder}")
-    for name, path in result.outputs.items():
-        print(f"  {name} {path}")
-    sys.stdout.flush()
-    if result.error:
-        print(f"error: {result.error}", file=sys.stderr)
-
-
-def _hush() -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has gone; so would the exit's flush
+    if argv and argv[0] in COMMANDS:
+        return importlib.import_module(f".{argv[0]}", __package__).main(argv[1:])
+    lines = "\n".join(f"  {name:8s} {what}" for name, what in COMMANDS.items())
+    usage = f"usage: python -m vertex_local COMMAND [--help] …\n\n{__doc__}\n\n{lines}"
+    if argv and argv[0] in ("-h", "--help"):
+        print(usage)
+        return 0
+    print(f"{usage}\n\nerror: {f'no command {argv[0]!r}' if argv else 'give a command'}.", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import buckets
+from . import buckets, settings
 from .schema import SpecError, Tree, parse, top_keys
 
 ROLES = ("chief", "worker", "ps", "evaluator")
@@ -60,13 +60,18 @@ class JobSpec:
         return dataclasses.replace(self, output=prefix)
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> JobSpec:
-    """Read a job file; `overrides` are appended to every pool's arguments."""
+def load(path: str | Path, overrides: Sequence[str] = (), given: Mapping[str, str] | None = None) -> JobSpec:
+    """Read a job file; `overrides` are appended to every pool's arguments, `given` are settings that flags gave."""
+    return loads(read(path, given), str(path), overrides)
+
+
+def read(path: str | Path, given: Mapping[str, str] | None = None) -> str:
+    """Return a job file's text with its settings filled in (see `settings.render`)."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: cannot be read as UTF-8 text: {error}") from None
-    return loads(text, str(path), overrides)
+    return settings.render(text, str(path), given)
 
 
 def loads(text: str, name: str, overrides: Sequence[str] = ()) -> JobSpec:

@@ -1,0 +1,92 @@
+"""Run a custom job's file on this machine, without Docker and network.
+
+    python -m vertex_local run jobs/taxifare-2-workers.yaml -- --num_evals=2
+
+It runs what the file says, with the rights of whoever calls it. What comes after `--` is appended to every pool's
+arguments. Exit codes: 0 the job succeeded, 1 it failed, 2 it cannot be started, 128 + signal it was cancelled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import threading
+from collections.abc import Sequence
+
+from . import cli, cluster, drill, jobs, kills, report, settings, spec
+from .lifecycle import GRACE
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line's parser."""
+    run = argparse.ArgumentParser(
+        prog="python -m vertex_local run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    run.add_argument("spec", help="job file as gcloud's --config takes it, or a whole CustomJob; YAML or JSON")
+    run.add_argument("--bucket_root", metavar="DIR", help="folder for gs://BUCKET/X as BUCKET/X (default: STATE_DIR/buckets)")
+    run.add_argument("--state_dir", metavar="DIR", default=".vertex_local", help="folder for jobs (default: %(default)s)")
+    run.add_argument("--project_dir", metavar="DIR", default=".", help="checkout with the Dockerfile (default: here)")
+    run.add_argument("--job_id", metavar="ID", help="name of the job, must be new (default: a number made of the time)")
+    run.add_argument("--python", metavar="PATH", help="interpreter for python and python3 (default: this one)")
+    run.add_argument("--with_index", action="store_true", help="install what the job's packages require and is missing")
+    run.add_argument("--announce", metavar="POOL", action="append", default=[], help="pool in the cluster, but not started")
+    run.add_argument(
+        "--grace", metavar="SECONDS", type=float, default=GRACE, help="for the others when the chief is done (default: %(default)g)"
+    )
+    run.add_argument(
+        "--kill", metavar="REPLICA@PLACE=N[,signal=S]", type=_kill, action="append", default=[],
+        help="end a replica's first attempt, such as workerpool1-0@step=40,signal=KILL; places: step, checkpoint, "
+        "evaluation, export (n-th; by our trainers), seconds (any program); repeatable",
+    )  # fmt: skip
+    run.add_argument("--drill", metavar="N", type=_positive, help="run once unbroken, then N times with kills drawn by --seed")
+    run.add_argument("--seed", type=int, default=0, help="for --drill (default: %(default)s)")
+    settings.add_flags(run)
+    return run
+
+
+def _kill(text: str) -> kills.Kill:
+    try:
+        return kills.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"takes a whole number from 1 on; got {text!r}.")
+    return int(text)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one job and return its exit code."""
+    own, extra = cli.split(argv)
+    parser = build_parser()
+    args = parser.parse_args(own)
+    if args.drill and args.kill:
+        parser.error("--drill draws its own kills; give it or --kill.")
+    return cli.supervised(lambda cancel: _run(args, extra, cancel))
+
+
+def _run(args: argparse.Namespace, extra: Sequence[str], cancel: threading.Event) -> int:
+    job = spec.load(args.spec, extra, settings.from_flags(args))
+    options = {
+        name: getattr(args, name)
+        for name in ("bucket_root", "state_dir", "project_dir", "job_id", "python", "with_index", "announce", "grace")
+    }
+    if args.drill:
+        drills = drill.run(job, args.drill, args.seed, report=report.for_terminal(), cancel=cancel, **options)
+        passed = sum(each.passed for each in drills[1:])
+        print(f"{passed} of {args.drill} drills passed.")
+        return 0 if passed == args.drill else 1
+    result = cluster.run(job, kills=args.kill, report=report.for_terminal(), cancel=cancel, **options)
+    _summary(result)
+    return 0 if result.succeeded else 1
+
+
+def _summary(result: jobs.Result) -> None:
+    print(f"{result.state} after {result.end - result.start:.1f} s, {result.restarts} restarts; see {result.folder}")
+    for name, path in result.outputs.items():
+        print(f"  {name} {path}")
+    sys.stdout.flush()
+    if result.error:
+        print(f"error: {result.error}", file=sys.stderr)
