@@ -175,7 +175,10 @@ def startup(bench: Bench) -> None:
     """Seconds from `vertex_local run` of 3 replicas to the job's first step, beside the same trainers started directly."""
     import yaml
 
-    job = yaml.safe_load((ROOT / "jobs" / "taxifare-2-workers.yaml").read_text())
+    sys.path.insert(0, str(ROOT))
+    from vertex_local import spec as job_files
+
+    job = yaml.safe_load(job_files.read(ROOT / "jobs" / "taxifare-2-workers.yaml"))
     job["workerPoolSpecs"][1]["replicaCount"] = 2
     arguments = job["workerPoolSpecs"][0]["containerSpec"]["args"]
     spec, state, output = bench.folder / "job.json", bench.folder / "state", bench.folder / "output"

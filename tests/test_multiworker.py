@@ -34,8 +34,8 @@ def data_flags(trainer: str) -> list[str]:
     return [f"--train_data_path={train}", f"--eval_data_path={valid}"]
 
 
-def job(folder: Path, trainer: str, replicas: int, *flags: str, **pools: dict) -> subprocess.CompletedProcess[str]:
-    """Run a job of so many replicas on the bundled data; its output is folder/buckets/b/out."""
+def job(folder: Path, trainer: str, replicas: int, *flags: str, own: tuple[str, ...] = (), **pools: dict) -> subprocess.CompletedProcess[str]:
+    """Run a job of so many replicas on the bundled data, with `own` flags of vertex_local; output: folder/buckets/buck/out."""
     pool = {"machineSpec": {"machineType": "n1-standard-4"}, "replicaCount": 1}
     container = {"imageUri": "host/any:1", "command": ["python", "-m", f"{trainer}.trainer.task"], "args": [*data_flags(trainer), *flags]}
     specs = [{**pool, "containerSpec": container}]
@@ -45,7 +45,7 @@ def job(folder: Path, trainer: str, replicas: int, *flags: str, **pools: dict) -
     text["scheduling"] = {"restartJobOnWorkerRestart": True}
     (folder / "job.json").write_text(json.dumps(text))
     command = [sys.executable, "-m", "vertex_local", "run", folder / "job.json"]
-    command += ["--state_dir", folder / "state", "--bucket_root", folder / "buckets"]
+    command += ["--state_dir", folder / "state", "--bucket_root", folder / "buckets", *own]
     return subprocess.run([*map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=400)
 
 
@@ -79,6 +79,20 @@ def test_the_same_weights_on_1_2_and_3_processes(trainer, tmp_path):
         replica_names = ["chief-0", *(f"worker-{i}" for i in range(replicas - 1))]
         for step in range(1, 101):
             assert sum((rows[name, step] for name in replica_names), []) == one_rows["chief-0", step]
+
+
+def test_the_lab_network_and_callbacks_on_two_workers(tmp_path):
+    """A table whose gradient stays a few rows, and a learning rate that a callback changes."""
+    flags = ["--features=lab", "--nbuckets=10", "--lr=0.001", "--plateau=1", "--early_stopping=9", "--epochs=6", "--num_evals=6"]
+    found = []
+    for replicas in (1, 2):
+        folder = tmp_path / str(replicas)
+        folder.mkdir()
+        done = job(folder, "taxifare", replicas, *flags)
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+        found.append(weights(folder / "buckets/buck/out"))
+    for name in found[0]:
+        np.testing.assert_allclose(found[1][name], found[0][name], atol=1e-5, rtol=0, err_msg=name)
 
 
 def test_only_the_chief_writes_and_the_model_loads_alone(tmp_path):
@@ -189,6 +203,27 @@ def test_streamed_by_files_each_row_once(tmp_path):
     assert "its own files; the batches differ" in outs[0][0]
     rows = sum(load_drill().fed_rows(tmp_path / "ledger").values(), [])
     assert len(rows) == 1600 and len(set(rows)) > 1590
+
+
+def test_a_streamed_job_survives_a_kill(tmp_path):
+    """Files of unequal length dealt to two workers: after a kill every row is fed as in the unbroken job."""
+    lines = (ROOT / "taxifare/tests/data/taxi-train.csv").read_text().splitlines(keepends=True)
+    for i, (start, end) in enumerate([(0, 700), (700, 1000), (1000, 1600)]):
+        (tmp_path / f"part-{i}.csv").write_text("".join(lines[start:end]))
+    flags = ["--in_memory=no", "--shard=files", "--batch_size=100", "--epochs=4", "--num_evals=4", "--checkpoint_steps=5"]
+    flags.append(f"--train_data_path={tmp_path}/part-*.csv")
+    found = []
+    for name, kill in (("whole", ()), ("killed", ("--kill", "workerpool1-0@step=37,signal=KILL"))):
+        folder = tmp_path / name
+        folder.mkdir()
+        done = job(folder, "taxifare", 2, *flags, f"--ledger={folder / 'ledger'}", own=kill)
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+        result = json.loads(next((folder / "state" / "jobs").glob("*/result.json")).read_text())
+        assert bool(result["restarts"]) == bool(kill)
+        found.append((weights(folder / "buckets/buck/out"), load_drill().fed_rows(folder / "ledger")))
+    (whole, rows), (killed, again) = found
+    assert again == rows
+    assert load_drill().largest_difference(killed, whole) == 0.0
 
 
 @pytest.mark.slow

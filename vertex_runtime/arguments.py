@@ -19,6 +19,7 @@ from .errors import UserError
 
 H = TypeVar("H")
 YES_NO = ("auto", "yes", "no")
+PLANS = ("no", "flags", "model", "data")
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
 
 
@@ -48,6 +49,7 @@ class RunOptions:
     startup_timeout: float = option(300.0, "seconds that a worker waits for its peers to appear", above=0)
     skew_tolerance: float = option(0.0, "largest |served - trained| / max(1, |trained|); 0: 1e-5, or 2e-2 on accelerators", minimum=0)
     profile: str = option("", "A,B: write a profile of the steps from A to B to the log directory")
+    plan: str = option("no", "say as JSON what would be trained, and stop: by the flags, the model or the data", choices=PLANS, bare="data")
     ledger: str = option("", "append a hash of every row fed to every step to this file (for tests)")
 
 

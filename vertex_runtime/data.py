@@ -13,8 +13,9 @@ import io
 import math
 import os
 import re
+import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -364,3 +365,34 @@ def locate(paths: Sequence[str], label: str) -> str:
                 if label in row:
                     return f"{path}, line {reader.line_num}"
     return ", ".join(paths)
+
+
+def unseen(paths: Sequence[str], label: str) -> UserError:
+    """Return the error for a label that the training rows do not have."""
+    return UserError(f"{locate(paths, label)}: the label {label!r} was not seen in training. Mend it or add examples.")
+
+
+def count(
+    read: Callable[[str], Iterator[Chunk]], paths: Sequence[str], label: str, seconds: float
+) -> tuple[list[int], Counter[bytes], bool]:
+    """Count each file's rows and, where the column `label` is text, those of each label.
+
+    Returns:
+        (rows per file, rows per label, whether all was read). After `seconds` of reading, the rest of the rows is
+        estimated from the files' sizes.
+    """
+    end, rows, labels, seen = time.monotonic() + seconds, [], Counter(), 0
+    for path in paths:
+        size = total_bytes([path])
+        if time.monotonic() > end:
+            rows.append(round(sum(rows) * size / seen))
+            continue
+        rows.append(0)
+        for blocks, chunk in enumerate(read(path), 1):
+            rows[-1] += len(chunk[label])
+            labels.update(chunk[label] if chunk[label].dtype == object else ())
+            if time.monotonic() > end and blocks * BLOCK_BYTES < size:
+                rows[-1] = round(rows[-1] * size / (blocks * BLOCK_BYTES))
+                break
+        seen += size
+    return rows, labels, time.monotonic() <= end

@@ -100,7 +100,7 @@ def build(run: Run, inputs: Inputs, plan: Plan) -> Trainer:
 
     def on_evaluation(step: int, metrics: dict[str, float]) -> None:
         progress.evaluated(step, metrics)
-        rates = {"learning_rate": float(network.optimizer.learning_rate), "examples_per_second": progress.rate}
+        rates = {"learning_rate": float(tf.convert_to_tensor(network.optimizer.learning_rate)), "examples_per_second": progress.rate}
         if written := scalars.write(step, metrics | rates):
             record(outputs.records, *written)
         run.tuning.report(step, metrics[model.OBJECTIVE])
@@ -150,8 +150,8 @@ class Inputs:
         self.model, self.hp, self.options, self.workers = model, hp, options, env.worker_count
         if env.data_format not in (None, "csv"):
             raise UserError(f"AIP_DATA_FORMAT={env.data_format} is not read yet: only csv is. Export the data set to CSV files.")
-        train, evaluation, test = self._paths(env)
-        streams = options.in_memory == "no" or (options.in_memory == "auto" and data.total_bytes(train) > IN_MEMORY_BYTES)
+        train, evaluation, test, self.synthetic = data_paths(model, options, env)
+        streams = is_streamed(options, train)
         self.descriptions: list[Future] = [
             background.submit(data.fingerprint, path, not streams) for path in dict.fromkeys([*train, *evaluation])
         ]
@@ -163,30 +163,6 @@ class Inputs:
         self.evaluation = self._rows(evaluation, streams, sampler)
         self.test = self._rows(test, streams) if test else None
         self.sample = sampler.sample()
-
-    def _paths(self, env: Environment) -> tuple[list[str], list[str], list[str]]:
-        options = self.options
-        self.synthetic = not (options.train_data_path or env.training_data or env.in_job)
-        if self.synthetic:
-            train, evaluation = sample_paths(self.model)
-            log("INFO", "training on synthetic sample data, which ships with the project (no --train_data_path given)")
-            return train, list(options.eval_data_path) or evaluation, list(options.test_data_path)
-        chosen = []
-        for flag, variable, given, uri in (
-            ("--train_data_path", "AIP_TRAINING_DATA_URI", options.train_data_path, env.training_data),
-            ("--eval_data_path", "AIP_VALIDATION_DATA_URI", options.eval_data_path, env.validation_data),
-            ("--test_data_path", "AIP_TEST_DATA_URI", options.test_data_path, env.test_data),
-        ):
-            if not given and not uri and not flag.startswith("--test"):
-                raise UserError(f"no data: give {flag}, or let the service set {variable}.")
-            try:
-                chosen.append(self.model.find(given or (uri,), flag if given else variable) if given or uri else [])
-            except UserError as error:
-                if given or not flag.startswith("--test"):
-                    raise
-                log("WARNING", f"no test metrics: {error}")  # the service names a split even if no file came of it
-                chosen.append([])
-        return chosen[0], chosen[1], chosen[2]
 
     def _read(self, paths: Sequence[str], sampler: export.Sampler | None = None) -> Iterator[data.Chunk]:
         bad = data.BadRows(self.options.bad_rows)
@@ -204,11 +180,10 @@ class Inputs:
             if not streams:
                 return MemoryRows(self._read(paths, sampler), self.prepare)
             counts = [sum(len(next(iter(chunk.values()))) for chunk in self._read([path], sampler)) for path in paths]
-            by_files = self.workers > 1 and (self.options.shard == "files" or (self.options.shard == "auto" and len(paths) >= self.workers))
+            by_files = is_dealt_by_files(self.options, len(paths), self.workers)
             return StreamedRows(paths, counts, self._read, self.prepare, by_files)
         except data.UnknownLabel as error:
-            where = data.locate(paths, error.label)
-            raise UserError(f"{where}: the label {error.label!r} was not seen in training. Mend it or add examples.") from None
+            raise data.unseen(paths, error.label) from None
 
     def described(self) -> list[dict[str, Any]]:
         return [description.result() for description in self.descriptions]
@@ -221,6 +196,44 @@ class Inputs:
     def example(self) -> Any:
         """Return some preprocessed rows, for their shapes."""
         return self.prepare(data.take(self.sample, slice(0, 1)))
+
+
+def data_paths(model: ModuleType, options: RunOptions, env: Environment) -> tuple[list[str], list[str], list[str], bool]:
+    """Return the files (training, evaluation, test) and whether they are the bundled sample: flag, then variable, then that.
+
+    Raises:
+        UserError: a path matches nothing, or a job names no data.
+    """
+    if not (options.train_data_path or env.training_data or env.in_job):
+        train, evaluation = sample_paths(model)
+        log("INFO", "training on synthetic sample data, which ships with the project (no --train_data_path given)")
+        return train, list(options.eval_data_path) or evaluation, list(options.test_data_path), True
+    chosen = []
+    for flag, variable, given, uri in (
+        ("--train_data_path", "AIP_TRAINING_DATA_URI", options.train_data_path, env.training_data),
+        ("--eval_data_path", "AIP_VALIDATION_DATA_URI", options.eval_data_path, env.validation_data),
+        ("--test_data_path", "AIP_TEST_DATA_URI", options.test_data_path, env.test_data),
+    ):
+        if not given and not uri and not flag.startswith("--test"):
+            raise UserError(f"no data: give {flag}, or let the service set {variable}.")
+        try:
+            chosen.append(model.find(given or (uri,), flag if given else variable) if given or uri else [])
+        except UserError as error:
+            if given or not flag.startswith("--test"):
+                raise
+            log("WARNING", f"no test metrics: {error}")  # the service names a split even if no file came of it
+            chosen.append([])
+    return chosen[0], chosen[1], chosen[2], False
+
+
+def is_streamed(options: RunOptions, paths: Sequence[str]) -> bool:
+    """Tell whether training data is read anew in every epoch rather than held in memory."""
+    return options.in_memory == "no" or (options.in_memory == "auto" and data.total_bytes(paths) > IN_MEMORY_BYTES)
+
+
+def is_dealt_by_files(options: RunOptions, files: int, workers: int) -> bool:
+    """Tell whether each worker reads files of its own, where data is streamed."""
+    return workers > 1 and (options.shard == "files" or (options.shard == "auto" and files >= workers))
 
 
 def sample_paths(model: ModuleType) -> tuple[list[str], list[str]]:

@@ -24,6 +24,13 @@ def sum_duplicates(ids: tf.Tensor, values: tf.Tensor, rows: int) -> tf.Tensor:
     return tf.gather(tf.math.unsorted_segment_sum(values, last, size), last)
 
 
+def _can_pack(gradient: tf.Tensor | tf.IndexedSlices, variable: tf.Variable) -> bool:
+    """Tell whether row numbers can travel beside the values: whole numbers are exact in float32 below 2**24."""
+    if not isinstance(gradient, tf.IndexedSlices) or gradient.values.dtype != tf.float32:
+        return False
+    return None not in gradient.values.shape and len(variable.shape) == 2 and variable.shape[0] < 2**24
+
+
 @keras.saving.register_keras_serializable(package="vertex_runtime")
 class RowSparseAdam(keras.optimizers.Adam):
     """Adam that updates only the rows a batch touches, for gradients that are `tf.IndexedSlices`.
@@ -52,6 +59,29 @@ class RowSparseAdam(keras.optimizers.Adam):
         self.assign(moment, tf.IndexedSlices(m, ids))
         self.assign(velocity, tf.IndexedSlices(v, ids))
         self.assign(variable, tf.IndexedSlices(tf.gather(variable, ids) - step, ids))
+
+    def _all_reduce_sum_gradients(self, grads_and_vars):
+        """Sum over the replicas in one all-reduce: rows travel in a buffer with a place for those of every replica.
+
+        TensorFlow's own way takes three collective operations, one after the other, for each sparse gradient.
+        """
+        context = tf.distribute.get_replica_context()
+        count, sent = context.num_replicas_in_sync, []
+        if count == 1 or any(gradient is None for gradient, _ in grads_and_vars):
+            return super()._all_reduce_sum_gradients(grads_and_vars)
+        for gradient, variable in grads_and_vars:
+            if _can_pack(gradient, variable):
+                ids = tf.cast(gradient.indices, tf.float32)[:, None]
+                rows = tf.concat([gradient.values, ids], 1)
+                mine = tf.range(count)[:, None, None] == context.replica_id_in_sync_group
+                gradient = tf.reshape(tf.where(mine, rows[None], 0.0), [count * rows.shape[0], rows.shape[1]])
+            sent.append(gradient)
+        return [
+            (tf.IndexedSlices(summed[:, :-1], tf.cast(summed[:, -1], tf.int32), gradient.dense_shape), variable)
+            if _can_pack(gradient, variable)
+            else (summed, variable)
+            for summed, (gradient, variable) in zip(context.all_reduce(tf.distribute.ReduceOp.SUM, sent), grads_and_vars)
+        ]
 
     @staticmethod
     def _is_dense(gradient: tf.IndexedSlices, rows: int) -> bool:
