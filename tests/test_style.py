@@ -77,7 +77,7 @@ def test_the_files_that_users_edit_are_short(trainer, name, budget):
 def test_the_runtime_can_be_read_in_one_sitting():
     sizes = {path.name: lines_of_code(path) for path in SOURCES if path.parent.name == "vertex_runtime"}
     assert sum(sizes[f"{name}.py"] for name in CORE) <= 850, sizes
-    assert sum(size for name, size in sizes.items() if name not in READERS) <= 1900, sizes
+    assert sum(size for name, size in sizes.items() if name not in READERS) <= 2000, sizes
     assert not {name: size for name, size in sizes.items() if size > LARGEST_FILES.get(name, RUNTIME_FILE)}
 
 
@@ -203,3 +203,10 @@ def test_the_command_in_a_trainers_docstring_runs(trainer, tmp_path, run_trainer
     flags = re.sub(r"--output_dir=\S+", "--output_dir=out", command[1]).split()
     run_trainer(trainer, *flags, cwd=tmp_path)
     assert (tmp_path / "out" / "model" / "saved_model.pb").is_file()
+
+
+def test_the_predictions_are_what_the_script_prints():
+    printed = subprocess.run([sys.executable, ROOT / "benchmarks" / "scaling.py"], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() in (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    prices = (ROOT / "vertex_local" / "prices.yaml").read_text(encoding="utf-8")
+    assert "machine: n1-standard-4\n  region: us-central1\n  price: 0.21849885" in prices
