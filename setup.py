@@ -15,11 +15,14 @@ from setuptools.command.egg_info import egg_info
 
 EXTRAS = {
     "tf": ["tensorflow>=2.17"],
-    "cloud": ["google-cloud-aiplatform>=1.60", "google-cloud-storage>=2.16", "PyYAML>=6.0"],
+    "cloud": ["google-cloud-aiplatform>=1.60", "google-cloud-storage>=2.16", "packaging>=23.0", "PyYAML>=6.0"],
     "bigquery": ["google-cloud-bigquery>=3.20", "google-cloud-bigquery-storage>=2.24"],
-    "tune": ["google-cloud-aiplatform>=1.60", "PyYAML>=6.0"],
+    "tune": ["google-cloud-aiplatform>=1.60", "optuna>=5.0", "plotly>=5.20", "PyYAML>=6.0", "rich>=13.0"],
     # vertex_local checks job files with the types of google-cloud-aiplatform, benchmarks compare with scikit-learn.
-    "test": ["google-cloud-aiplatform>=1.60", "pytest>=8.0", "PyYAML>=6.0", "rich>=13.0", "scikit-learn>=1.4", "setuptools>=65.0", "wheel"],
+    "test": [
+        "google-cloud-aiplatform>=1.60", "optuna>=5.0", "packaging>=23.0", "plotly>=5.20", "pytest>=8.0", "PyYAML>=6.0",
+        "rich>=13.0", "scikit-learn>=1.4", "setuptools>=65.0", "wheel",
+    ],  # fmt: skip
 }
 EXTRAS["all"] = sorted({package for name, packages in EXTRAS.items() if name != "tf" for package in packages})
 
@@ -57,7 +60,7 @@ setup(
     extras_require=EXTRAS,
     packages=packages,
     package_dir=alias,
-    package_data={trainer: ["tests/data/*"] for trainer in kept},
+    package_data={**{trainer: ["tests/data/*"] for trainer in kept}, "vertex_local": ["*.yaml"]},
     cmdclass={"egg_info": FreshEggInfo},
     zip_safe=False,
 )

@@ -77,7 +77,8 @@ def rows(trainer: Trainer, batches: Sequence[int]) -> list[str]:
         rate = 1000 * batch / total
         seconds = workers * 1e6 / rate
         cells = (
-            workers, f"{batch:,}", f"{compute:.2f}", f"{collective:,.1f}", f"{rate:,.0f}", f"{seconds:,.1f}", f"{seconds / 3600 * PRICE:,.4f}",
+            workers, f"{batch:,}", f"{compute:.2f}", f"{collective:,.1f}", f"{rate:,.0f}",
+            f"{seconds:,.1f}", f"{seconds / 3600 * PRICE:,.4f}",
         )  # fmt: skip
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return lines

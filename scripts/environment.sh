@@ -66,3 +66,17 @@ ensure_environment() {
     (cd "$root" && run_quietly "$venv/install.log" "$venv/bin/python" -m pip install --no-input -e ".[$extras]" "$@")
     echo "$wanted" >"$venv/installed"
 }
+
+# run_module MODULE [ARGUMENT...]: run a module of the project with the active environment's python3 if that has what the
+# extra `cloud` brings, else with that of ./.venv.
+run_module() {
+    export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+    for python in python3 "$venv/bin/python"; do
+        if "$python" -c 'import sys; from importlib.util import find_spec as find
+sys.exit(not all(map(find, ("google.cloud.aiplatform", "google.cloud.storage", "yaml", "setuptools"))))' 2>/dev/null; then
+            exec "$python" -m "$@"
+        fi
+    done
+    ensure_environment tf,cloud setuptools
+    exec "$venv/bin/python" -m "$@"
+}

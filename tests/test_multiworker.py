@@ -34,8 +34,10 @@ def data_flags(trainer: str) -> list[str]:
     return [f"--train_data_path={train}", f"--eval_data_path={valid}"]
 
 
-def job(folder: Path, trainer: str, replicas: int, *flags: str, own: tuple[str, ...] = (), **pools: dict) -> subprocess.CompletedProcess[str]:
-    """Run a job of so many replicas on the bundled data, with `own` flags of vertex_local; output: folder/buckets/buck/out."""
+def job(
+    folder: Path, trainer: str, replicas: int, *flags: str, own: tuple[str, ...] = (), **pools: bool
+) -> subprocess.CompletedProcess[str]:
+    """Run a job of so many replicas on the bundled data, with `own` flags of vertex_local, into folder/buckets/buck/out."""
     pool = {"machineSpec": {"machineType": "n1-standard-4"}, "replicaCount": 1}
     container = {"imageUri": "host/any:1", "command": ["python", "-m", f"{trainer}.trainer.task"], "args": [*data_flags(trainer), *flags]}
     specs = [{**pool, "containerSpec": container}]

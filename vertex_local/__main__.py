@@ -7,7 +7,10 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = {
+    "check": "look at a job's file, package, flags, data, machines and images before it costs something; time and price",
     "run": "run a custom job's file: every replica a process with the service's environment",
+    "tune": "run a hyperparameter tuning job's file: trials in parallel, searched by Optuna",
+    "serve": "a job service on this machine that answers gcloud and the Python SDK",
 }
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -66,12 +66,11 @@ def _image(image: str, project: Path) -> _Stage:
     build_args = {}
     if re.search(r"^\s*ARG\s+TRAINER\b", text, re.MULTILINE | re.IGNORECASE):
         trainers = sorted(folder.parent.name for folder in project.glob("*/trainer") if folder.is_dir())
-        base = re.split("[:@]", image.rpartition("/")[2])[0]
-        named = [trainer for trainer in trainers if re.search(rf"(^|[-_.]){re.escape(trainer)}([-_.]|$)", base)]
-        if len(named) != 1:
+        named = trainer_in(image, trainers)
+        if named is None:
             problem = f"image {image} does not name one of this project's trainers ({', '.join(trainers)})"
             raise CommandError(f"{problem}: give containerSpec.command if the image is another's.")
-        build_args["TRAINER"] = named[0]
+        build_args["TRAINER"] = named
     stage = parse_dockerfile(text, build_args)
     command = stage.entrypoint or stage.cmd
     if not command:
@@ -79,6 +78,13 @@ def _image(image: str, project: Path) -> _Stage:
     if os.path.basename(command[0]) not in ("sh", "bash") and any(map(_VARIABLE.search, command)):
         raise CommandError(f"{path}: Docker puts no variables into {json.dumps(command)}; use the shell form, or ENV.")
     return stage
+
+
+def trainer_in(image: str, trainers: Sequence[str]) -> str | None:
+    """Return which of `trainers` an image's address names, as in …/taxifare-gpu:v1; None if it is not just one."""
+    base = re.split("[:@]", image.rpartition("/")[2])[0]
+    named = [trainer for trainer in trainers if re.search(rf"(^|[-_.]){re.escape(trainer)}([-_.]|$)", base)]
+    return named[0] if len(named) == 1 else None
 
 
 def parse_dockerfile(text: str, build_args: Mapping[str, str]) -> _Stage:

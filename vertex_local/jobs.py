@@ -68,6 +68,6 @@ def create(state_dir: Path, job_id: str | None) -> Result:
         folder.mkdir()
     except FileExistsError:
         raise JobError(f"job {job_id} exists already in {folder}; choose another --job_id, or leave it out.") from None
-    for name in ("logs", "events", "work"):
+    for name in ("logs", "lines", "events", "work"):
         (folder / name).mkdir()
     return Result(job_id, folder)

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from .environment import Member
 from .kills import Kill
@@ -60,6 +60,7 @@ class Replica:
     _open: dict[str, Any] = field(default_factory=dict)
     _rest: dict[str, bytes] = field(default_factory=dict)
     _file: BinaryIO | None = None
+    _lines: TextIO | None = None
 
     @property
     def name(self) -> str:
@@ -104,6 +105,7 @@ class Replica:
         self._open = {"out": self._process.stdout, "err": self._process.stderr, "status": os.fdopen(status, "rb", 0)}
         self._rest = dict.fromkeys(self._open, b"")
         self._file = open(self.log, "ab")
+        self._lines = open(self.log.parents[1] / "lines" / self.log.name, "a")
         self.errors.clear()
         self.last_line = ""
         self.attempts.append(Attempt(time.time()))
@@ -135,6 +137,8 @@ class Replica:
     def _keep(self, kind: str, line: bytes) -> str:
         self._file.write(line + b"\n")
         self._file.flush()
+        self._lines.write(f"{time.time():.6f} {kind} {len(line) + 1}\n")  # when and where it was said: `serve` asks for it
+        self._lines.flush()
         text = line.decode("utf-8", "replace").rstrip("\r")
         if text.strip():
             self.last_line = text.strip()
@@ -165,8 +169,12 @@ class Replica:
     def _finish(self) -> None:
         os.close(self._orders)
         self._process.wait()
-        self._file.close()
+        self._close()
         self._process = None
+
+    def _close(self) -> None:
+        self._file.close()
+        self._lines.close()
 
     def signal(self, number: int) -> None:
         """Send a signal to the replica's main process."""
@@ -187,7 +195,7 @@ class Replica:
             for stream in self._open.values():
                 stream.close()
             self._process.wait()
-            self._file.close()
+            self._close()
             attempt, now = self.attempts[-1], time.time()
             attempt.told = attempt.told or now
             attempt.code, attempt.end = -signal.SIGKILL if attempt.code is None else attempt.code, attempt.end or now

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import yaml
 
 _DURATION = re.compile(r"\d{1,12}(\.\d{1,9})?s")
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)")
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")  # a number in JSON, but text in YAML 1.1
 _BITS = {"INT32": 31, "INT64": 63, "UINT32": 32, "UINT64": 64}
 _BROKEN = (yaml.YAMLError, RecursionError)  # the latter on text nested thousands deep
 
@@ -139,6 +142,8 @@ def _value(tree: Tree, loader: Any, node: Any, field: Any, path: tuple, parents:
         return _scalar(tree, value, field, path)
     if kind.name == "Duration" and not (isinstance(value, str) and _DURATION.fullmatch(value)):
         raise tree.error(path, f"takes seconds as text such as 3600s; got {value!r}.")
+    if kind.name == "Timestamp" and not (isinstance(value, str) and _TIME.fullmatch(value)):
+        raise tree.error(path, f'takes a quoted time such as "2026-01-31T18:00:00Z"; got {value!r}.')
     return value
 
 
@@ -160,8 +165,11 @@ def _scalar(tree: Tree, value: Any, field: Any, path: tuple) -> Any:
         raise tree.error(path, f"takes text; got {value!r} ({type(value).__name__}): put it in quotes.")
     elif field.type == field.TYPE_BOOL and not isinstance(value, bool):
         raise tree.error(path, f"takes true or false; got {value!r}.")
-    elif field.type in (field.TYPE_DOUBLE, field.TYPE_FLOAT) and (isinstance(value, bool) or not isinstance(value, (int, float))):
-        raise tree.error(path, f"takes a number; got {value!r}.")
+    elif field.type in (field.TYPE_DOUBLE, field.TYPE_FLOAT):
+        if isinstance(value, str) and _EXPONENT.fullmatch(value):
+            return float(value)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise tree.error(path, f"takes a number; got {value!r}.")
     for name, bits in _BITS.items():
         if field.type == getattr(field, f"TYPE_{name}"):
             # REST answers show 64-bit numbers as text, and ParseDict takes both.

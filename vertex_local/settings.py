@@ -19,6 +19,8 @@ NAMES = {
     "bucket": "the bucket for packages and outputs, without gs://",
     "repository": "the Docker repository in Artifact Registry",
     "tag": "the images' tag",
+    "prebuilt": "the prebuilt image that runs the project's sdist",
+    "serving": "the image that serves the model",
 }
 PLACEHOLDERS = ("your-project", "your-bucket")  # as the file comes with the project: good for local runs only
 _PLACE = re.compile(r"\$\{(\w*)\}")

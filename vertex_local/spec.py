@@ -84,12 +84,17 @@ def loads(text: str, name: str, overrides: Sequence[str] = ()) -> JobSpec:
         raise SpecError(f"{name}: checking it needs the package google-cloud-aiplatform: install it ({error}).") from None
     keys = top_keys(text, name)
     if "studySpec" in keys or "trialJobSpec" in keys:
-        raise SpecError(f"{name}:1: this is a HyperparameterTuningJob; give a CustomJobSpec or a CustomJob.")
+        raise SpecError(f"{name}:1: this is a HyperparameterTuningJob, for `tune`; give a CustomJobSpec or a CustomJob.")
     if "jobSpec" in keys:
         tree = parse(text, name, custom_job.CustomJob)
         return _job(tree, tree.message.get("jobSpec", {}), ("jobSpec",), text).with_args(overrides)
     tree = parse(text, name, custom_job.CustomJobSpec)
     return _job(tree, tree.message, (), text).with_args(overrides)
+
+
+def trial_job(tree: Tree, text: str) -> JobSpec:
+    """Return the job that every trial of a checked HyperparameterTuningJob runs."""
+    return _job(tree, tree.message.get("trialJobSpec", {}), ("trialJobSpec",), text)
 
 
 def _job(tree: Tree, message: dict[str, Any], top: tuple, text: str) -> JobSpec:

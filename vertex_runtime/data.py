@@ -383,12 +383,9 @@ def count(
     """
     end, rows, labels, seen = time.monotonic() + seconds, [], Counter(), 0
     for path in paths:
-        size = total_bytes([path])
-        if time.monotonic() > end:
-            rows.append(round(sum(rows) * size / seen))
-            continue
-        rows.append(0)
-        for blocks, chunk in enumerate(read(path), 1):
+        size, late = total_bytes([path]), time.monotonic() > end
+        rows.append(round(sum(rows) * size / seen) if seen and late else 0)
+        for blocks, chunk in enumerate(() if seen and late else read(path), 1):
             rows[-1] += len(chunk[label])
             labels.update(chunk[label] if chunk[label].dtype == object else ())
             if time.monotonic() > end and blocks * BLOCK_BYTES < size:

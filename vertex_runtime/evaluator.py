@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from .environment import Environment
 from .errors import UserError
 from .outputs import Outputs
 from .reporting import Scalars, format_metrics, log
+from .rows import Share
 from .run import Inputs, Run, make_plan
 from .steps import Steps
 
@@ -33,7 +35,7 @@ def follow(
     run = Run(model, hp, options, env, outputs, strategy)
     with ThreadPoolExecutor(1) as background:
         inputs = Inputs(model, hp, options, env, background)
-    plan = make_plan(run, inputs)
+    plan = dataclasses.replace(make_plan(run, inputs), share=Share())  # the workers share batches; it takes every row itself
     network = model.build_model(hp, inputs.facts, plan.total_steps)
     steps = Steps(network, strategy, plan, inputs.example(), False)
     variables = named_variables(model=network.variables)

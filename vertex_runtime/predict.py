@@ -131,14 +131,28 @@ def _answer_lines(signature: Any, numbers: Sequence[int], instances: Sequence[An
         raise ValueError(f"line {numbers[int(place)]}: {text}") from None
 
 
+def _serve(signature: Any, lines: Iterable[str]) -> None:
+    """Answer whole requests, one a line: `{"predictions": [...]}`, or `{"error": ...}` for what does not fit the model."""
+    for line in lines:
+        try:
+            found: dict[str, Any] = {"predictions": answer(signature, json.loads(line)["instances"])}
+        except Exception as error:  # whatever TensorFlow makes of a request, the next one gets its answer
+            found = {"error": str(error).partition("\n")[0] or type(error).__name__}
+        print(json.dumps(found, ensure_ascii=False), flush=True)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Answer JSON lines from stdin on stdout, one JSON value per line, in order."""
     parser = argparse.ArgumentParser(prog="scripts/predict", description=main.__doc__)
     parser.add_argument("model_dir", help="folder of the SavedModel: what a trainer writes to <output_dir>/model")
     parser.add_argument("--envelope", action="store_true", help='print the whole answer, {"predictions": [...]}, instead')
+    parser.add_argument("--requests", action="store_true", help='each line is a request, {"instances": [...]}, until the input ends')
     args = parser.parse_args(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
+        if args.requests:
+            _serve(load_signature(args.model_dir), sys.stdin)
+            return 0
         signature, everything = None, []
         for numbers, instances in _batches(sys.stdin):
             if not instances:

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Mapping
 
-from .errors import UserError
+from .errors import FAILED, UserError
 
 
 def log(severity: str, message: str, **fields: object) -> None:
@@ -112,7 +112,7 @@ class Hypertune:
     """Reports the study's metric; quiet outside a trial. The library's file holds only the newest 100 reports."""
 
     def __init__(self, metric: str, trial: str | None, metric_file: str | None, quiet: bool):
-        self.metric, self.client = metric, None
+        self.metric, self.client, self.last = metric, None, None
         if quiet or not (trial or metric_file):
             return
         if trial:
@@ -124,11 +124,17 @@ class Hypertune:
         self.client = hypertune.HyperTune()
 
     def report(self, step: int, value: float) -> None:
-        """Report unless the value is not finite: the service takes a missing metric, never NaN, for an infeasible trial."""
-        if self.client is not None and math.isfinite(value):
-            self.client.report_hyperparameter_tuning_metric(
-                hyperparameter_metric_tag=self.metric, metric_value=value, global_step=step
-            )
+        """Report an evaluation, unless it is the one reported last.
+
+        Raises:
+            UserError: the value is not finite. Left unreported, an earlier one would count as the trial's.
+        """
+        if self.client is None or (step, value) == self.last:
+            return
+        if not math.isfinite(value):
+            raise UserError(f"{self.metric} is {value} at step {step}: the trial is infeasible. Lower --lr or look at the data.", FAILED)
+        self.last = (step, value)
+        self.client.report_hyperparameter_tuning_metric(hyperparameter_metric_tag=self.metric, metric_value=value, global_step=step)
 
 
 class Events:

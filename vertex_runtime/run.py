@@ -83,6 +83,7 @@ def train_and_export(
             metrics |= {f"test_{name}": value for name, value in trainer.steps.evaluate(inputs.test).items()}
         if env.is_chief:
             publish(run, inputs, plan, trainer.model, metrics)
+            run.tuning.report(trainer.state["step"], metrics[model.OBJECTIVE])  # what the exported model has
         agree(strategy, 0, env)  # a worker that left now would take the chief's export down with it
         run.events.enter("end", plan.total_steps)
     return metrics
@@ -133,13 +134,12 @@ def restore(run: Run, inputs: Inputs, plan: Plan, trainer: Trainer) -> Any:
 
 
 def publish(run: Run, inputs: Inputs, plan: Plan, network: Any, metrics: dict[str, float]) -> None:
-    """Export and check the model, write the final records and reports, and say what was reached."""
+    """Export and check the model, write the final records, and say what was reached."""
     tolerance = run.options.skew_tolerance or (2e-2 if tf.config.list_physical_devices("GPU") else 1e-5)
     gate = export.export(
         run.model, network, run.hp, inputs.prepare, inputs.sample, run.outputs, tolerance, run.events, plan.total_steps
     )
     write_json(run.outputs.records, "metrics.json", metrics | {"skew_gate": gate, "synthetic_sample_data": inputs.synthetic})
-    run.tuning.report(plan.total_steps, metrics[run.model.OBJECTIVE])
     say_end(inputs, metrics, gate, run.outputs)
 
 

@@ -75,15 +75,18 @@ def _build(env: Environment, wish: str):
 
     if wish == "tpu" or (wish == "auto" and env.tpu):
         return _tpu_strategy(), "--strategy=tpu" if wish == "tpu" else "a TPU job"
-    if env.worker_count > 1 and wish in ("auto", "multi_worker"):
+    workers = env.worker_count if env.role in ("chief", "worker") else 1  # an evaluator is in nobody's cluster
+    if workers == 1 < env.worker_count and wish == "multi_worker":
+        wish = "auto"  # one list of arguments serves all pools
+    if workers > 1 and wish in ("auto", "multi_worker"):
         # NCCL is for GPUs on every worker (a Reduction Server speaks nothing else); on CPUs a ring is all there is.
         gpus = tf.config.list_physical_devices("GPU")
         kinds = tf.distribute.experimental.CommunicationImplementation
         options = tf.distribute.experimental.CommunicationOptions(implementation=kinds.NCCL if gpus else kinds.RING)
         strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
         reducers = f" and {env.reduction_servers} reduction servers" if env.reduction_servers else ""
-        return strategy, f"{env.worker_count} workers{reducers}"
-    if env.worker_count > 1:
+        return strategy, f"{workers} workers{reducers}"
+    if workers > 1:
         raise UserError(f"--strategy={wish} cannot serve a cluster of {env.worker_count} workers. Use auto or multi_worker.")
     if wish == "multi_worker":
         raise UserError("--strategy=multi_worker needs a cluster of two or more workers in TF_CONFIG or CLUSTER_SPEC. Use auto.")

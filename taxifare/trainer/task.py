@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from vertex_runtime import plan
 from vertex_runtime.arguments import parse
 from vertex_runtime.cluster import Peers
 from vertex_runtime.environment import Environment
@@ -24,6 +25,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """Train, export and check the model; return the final metrics."""
     hp, options = parse(Hyperparameters, argv, "Train the taxi fare model.")
     env = Environment.from_mapping(os.environ)
+    if options.plan != "no":
+        return plan.say(f"{__package__}.model", hp, options, env)
     outputs = resolve_outputs(options.output_dir, env, "taxifare")
     with Peers(env, options.startup_timeout):
         import_tensorflow()

@@ -1,0 +1,178 @@
+"""The local job service asked by the real gcloud, as it comes: jobs from our files and from flags, logs, storage."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+from test_local_support import environ, wait_for
+from test_serve_support import Service
+
+from vertex_local import spec
+
+pytestmark = pytest.mark.skipif(shutil.which("gcloud") is None, reason="gcloud is not installed here")
+GIVEN = {"project": "my-project", "region": "us-central1", "bucket": "cloud-bucket", "repository": "repo", "tag": "v1"}
+PARENT = "/v1/projects/my-project/locations/us-central1"
+SLEEP = "import time; print('up', flush=True); time.sleep(300)"
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    started = Service(tmp_path_factory.mktemp("gcloud"), f"--project_dir={ROOT}", "--project=my-project", "--region=us-central1")
+    yield started
+    started.stop()
+
+
+@pytest.fixture(scope="module")
+def gcloud(service, tmp_path_factory):
+    """Run gcloud with exactly the lines that `serve` prints for it, and a configuration of its own."""
+    exports = [line.removeprefix("export ") for line in service.out if line.startswith("export CLOUDSDK_")]
+    printed = dict(word.partition("=")[::2] for line in exports for word in line.split())
+    own = {"CLOUDSDK_CONFIG": str(tmp_path_factory.mktemp("config")), "CLOUDSDK_CORE_DISABLE_PROMPTS": "1"}
+
+    def run(*args: object, code: int = 0, timeout: float = 120) -> str:
+        command = ["gcloud", *map(str, args)]
+        done = subprocess.run(command, env=environ(**own, **printed), cwd=service.folder, capture_output=True, text=True, timeout=timeout)
+        assert done.returncode == code, f"{done.returncode}: {done.stdout}{done.stderr}"
+        return done.stdout if code == 0 else done.stderr
+
+    return run
+
+
+def ended(service, name: str) -> dict:
+    path = name.partition("/locations/us-central1")[2]
+    over = ("SUCCEEDED", "FAILED", "CANCELLED")
+    return wait_for(lambda: (job := service.call("GET", path, base=PARENT))["state"].endswith(over) and job, 120)
+
+
+def created(gcloud, kind: str, *flags: object) -> str:
+    return gcloud("ai", kind, "create", "--region=us-central1", "--format=value(name)", *flags).strip()
+
+
+def write_config(folder, source: str, name: str = "job.json", **fields) -> object:
+    container = {"imageUri": "host/any:1", "command": ["python", "-c", source], "args": ["--from=file"]}
+    pool = {"machineSpec": {"machineType": "n1-standard-4"}, "replicaCount": 1, "containerSpec": container}
+    (folder / name).write_text(json.dumps({"workerPoolSpecs": [pool], **fields}))
+    return folder / name
+
+
+def test_create_describe_list_and_stream_logs(service, gcloud, tmp_path):
+    source = (
+        "import json,os,sys\nprint('args', *sys.argv[1:])\nprint('oh', file=sys.stderr)\n"
+        "print(json.dumps({'severity': 'WARNING', 'message': 'careful'}))\n"
+    )
+    config = write_config(tmp_path, source, baseOutputDirectory={"outputUriPrefix": "gs://cloud-bucket/run"})
+    name = created(gcloud, "custom-jobs", "--display-name=from-file", f"--config={config}", "--labels=stage=dev")
+    job = ended(service, name)
+    assert job["state"] == "JOB_STATE_SUCCEEDED" and job["labels"] == {"stage": "dev"}
+    shown = json.loads(gcloud("ai", "custom-jobs", "describe", name, "--format=json"))
+    assert {key: shown[key] for key in job} == job
+    listed = gcloud("ai", "custom-jobs", "list", "--region=us-central1", "--filter=displayName=from-file", "--format=value(name)")
+    assert listed.split() == [name]
+    logs = gcloud("ai", "custom-jobs", "stream-logs", name, "--polling-interval=5", "--task-name=workerpool0-0")
+    lines = [line.split("\t") for line in logs.splitlines()]
+    assert [(line[0], line[2], line[3]) for line in lines if line[3] in ("args --from=file", "oh", "careful")] == [
+        ("INFO", "workerpool0-0", "args --from=file"), ("ERROR", "workerpool0-0", "oh"), ("WARNING", "workerpool0-0", "careful"),
+    ] or sorted(line[3] for line in lines) == ["args --from=file", "careful", "oh"]  # fmt: skip
+
+
+def test_flags_override_the_file(service, gcloud, tmp_path):
+    config = write_config(tmp_path, "import sys; print('args', *sys.argv[1:])", scheduling={"timeout": "3600s"})
+    name = created(gcloud, "custom-jobs", "--display-name=both", f"--config={config}", "--args=--from=flag,--more=1")
+    job = ended(service, name)
+    assert job["state"] == "JOB_STATE_SUCCEEDED" and job["jobSpec"]["scheduling"]["timeout"] == "3600s"
+    assert service.log(name.rpartition("/")[2]) == "args --from=flag --more=1\n"
+
+
+def test_a_job_from_flags_alone_with_a_package(service, gcloud, tmp_path):
+    (tmp_path / "mypackage").mkdir()
+    (tmp_path / "mypackage" / "__init__.py").touch()
+    (tmp_path / "mypackage" / "task.py").write_text("import sys; print('packaged', *sys.argv[1:])")
+    (tmp_path / "setup.py").write_text("from setuptools import setup; setup(name='mypackage', version='1', packages=['mypackage'])")
+    subprocess.run([sys.executable, "setup.py", "-q", "sdist", "--formats=gztar"], cwd=tmp_path, check=True, capture_output=True)
+    gcloud("storage", "buckets", "create", "gs://package-bucket")
+    (archive,) = (tmp_path / "dist").iterdir()
+    gcloud("storage", "cp", archive, "gs://package-bucket/dist/")
+    pool = "machine-type=n1-standard-4,replica-count=1,executor-image-uri=us-docker.pkg.dev/vertex-ai/training/tf-cpu.2-17.py310:latest,"
+    name = created(
+        gcloud, "custom-jobs", "--display-name=flags", f"--worker-pool-spec={pool}python-module=mypackage.task",
+        f"--python-package-uris=gs://package-bucket/dist/{archive.name}", "--args=--data=gs://package-bucket/x,--n=2",
+    )  # fmt: skip
+    job = ended(service, name)
+    assert job["state"] == "JOB_STATE_SUCCEEDED", job
+    assert service.log(name.rpartition("/")[2]) == f"packaged --data={service.state}/buckets/package-bucket/x --n=2\n"
+
+
+def test_cancel(service, gcloud, tmp_path):
+    name = created(gcloud, "custom-jobs", "--display-name=long", f"--config={write_config(tmp_path, SLEEP)}")
+    wait_for(lambda: "up" in service.log(name.rpartition("/")[2]))
+    gcloud("ai", "custom-jobs", "cancel", name)
+    assert ended(service, name)["state"] == "JOB_STATE_CANCELLED"
+    assert gcloud("ai", "custom-jobs", "describe", name, "--format=value(state)").strip() == "JOB_STATE_CANCELLED"
+
+
+def test_what_is_wrong_is_told_as_gcloud_tells_it(service, gcloud, tmp_path):
+    config = write_config(tmp_path, "pass", noSuchField=1)
+    error = gcloud("ai", "custom-jobs", "create", "--region=us-central1", "--display-name=x", f"--config={config}", code=1)
+    assert "INVALID_ARGUMENT" in error and "noSuchField" in error
+    error = gcloud("ai", "custom-jobs", "describe", "123", "--region=us-central1", code=1)
+    assert "NOT_FOUND" in error and "customJobs/123" in error
+
+
+@pytest.mark.parametrize("trainer", ["taxifare", pytest.param("stackoverflow", marks=pytest.mark.slow)])
+def test_our_job_files_are_taken(service, gcloud, tmp_path, trainer):
+    """The file as it is, with its settings filled in; cancelled once the service has taken it."""
+    (tmp_path / "job.yaml").write_text(spec.read(ROOT / "jobs" / f"{trainer}.yaml", GIVEN))
+    name = created(gcloud, "custom-jobs", f"--display-name={trainer}", f"--config={tmp_path / 'job.yaml'}")
+    job = service.call("GET", name.partition("/locations/us-central1")[2], base=PARENT)
+    assert job["jobSpec"]["workerPoolSpecs"][0]["containerSpec"]["imageUri"] == f"us-central1-docker.pkg.dev/my-project/repo/{trainer}:v1"
+    assert wait_for(lambda: service.log(name.rpartition("/")[2], "service")), "it began to run"
+    if "endTime" not in service.call("GET", name.partition("/locations/us-central1")[2], base=PARENT):
+        gcloud("ai", "custom-jobs", "cancel", name)
+    ended(service, name)
+
+
+def test_a_tuning_job_from_flags_and_a_file(service, gcloud, tmp_path):
+    value = "float(sys.argv[-1].partition('=')[2])"
+    source = f"import hypertune,sys; hypertune.HyperTune().report_hyperparameter_tuning_metric('loss', {value}, 1)"
+    config = write_config(tmp_path, source, baseOutputDirectory={"outputUriPrefix": "gs://cloud-bucket/hp"})
+    parameter = {"parameterId": "x", "scaleType": "UNIT_LINEAR_SCALE", "doubleValueSpec": {"minValue": -1, "maxValue": 1}}
+    study = {"metrics": [{"metricId": "loss", "goal": "MINIMIZE"}], "parameters": [parameter]}
+    (tmp_path / "hp.json").write_text(json.dumps({"studySpec": study, "trialJobSpec": json.loads(config.read_text()), "maxTrialCount": 9}))
+    name = created(
+        gcloud, "hp-tuning-jobs", "--display-name=hp", f"--config={tmp_path / 'hp.json'}", "--max-trial-count=2",
+        "--parallel-trial-count=2", "--algorithm=random-search",
+    )  # fmt: skip
+    job = ended(service, name)
+    assert job["state"] == "JOB_STATE_SUCCEEDED" and job["studySpec"]["algorithm"] == "RANDOM_SEARCH", job
+    shown = json.loads(gcloud("ai", "hp-tuning-jobs", "describe", name, "--format=json"))
+    assert shown["maxTrialCount"] == 2 and [trial["state"] for trial in shown["trials"]] == ["SUCCEEDED"] * 2
+
+
+@pytest.mark.slow
+def test_storage_copies_both_ways(service, gcloud, tmp_path):
+    content = os.urandom(9 << 20)  # above eight MiB gcloud's upload is a resumable one
+    (tmp_path / "big.bin").write_bytes(content)
+    gcloud("storage", "buckets", "create", "gs://copy-bucket")
+    gcloud("storage", "cp", tmp_path / "big.bin", "gs://copy-bucket/folder/big.bin")
+    assert (service.state / "buckets/copy-bucket/folder/big.bin").read_bytes() == content
+    gcloud("storage", "cp", "gs://copy-bucket/folder/big.bin", tmp_path / "back.bin")
+    assert (tmp_path / "back.bin").read_bytes() == content
+    assert gcloud("storage", "ls", "-r", "gs://copy-bucket/**").split() == ["gs://copy-bucket/folder/big.bin"]
+    gcloud("storage", "rm", "gs://copy-bucket/folder/big.bin")
+    assert not (service.state / "buckets/copy-bucket/folder/big.bin").exists()
+
+
+def test_without_the_token_gcloud_is_refused(service, tmp_path):
+    exports = {
+        "CLOUDSDK_CONFIG": str(tmp_path), "CLOUDSDK_CORE_PROJECT": "p", "CLOUDSDK_AUTH_DISABLE_CREDENTIALS": "true",
+        "CLOUDSDK_API_ENDPOINT_OVERRIDES_AIPLATFORM": f"http://localhost:{service.port}/",
+    }  # fmt: skip
+    command = ["gcloud", "ai", "custom-jobs", "list", "--region=us-central1"]
+    done = subprocess.run(command, env=environ(**exports), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "Authorization: Bearer" in done.stderr

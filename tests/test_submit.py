@@ -1,0 +1,585 @@
+"""The submitting scripts as processes: what they send to a stand-in for the service, what they print, what they refuse.
+
+gcloud is the real one where it is installed; the SDK is real everywhere.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import http.server
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import urllib.parse
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+from test_cloud_support import REAL, Service, call, gcloud_variables, needs_gcloud, plain, script, serving
+
+from vertex_local import cloud, deploy, package, pipeline, pipeline_options, spec, submit
+
+JOBS = ROOT / "jobs"
+FLAGS = (*REAL, "--no_check", "--poll=0.1")
+
+
+@pytest.fixture
+def service() -> Iterator[Service]:
+    with serving() as found:
+        yield found
+
+
+@pytest.fixture
+def gcloud(service, tmp_path) -> dict[str, str]:
+    return gcloud_variables(service.url, tmp_path)
+
+
+@pytest.fixture
+def fake_gcloud(tmp_path) -> dict[str, str]:
+    """A `gcloud` on PATH that writes down its arguments and answers GCLOUD_SAYS, or ends with GCLOUD_CODE."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "gcloud").write_text(
+        f'#!/bin/sh\nprintf "%s\\n" "$@" "" >>{tmp_path}/gcloud.log\n'
+        '[ -z "$GCLOUD_CODE" ] || { echo "ERROR: (gcloud.ai) INVALID_ARGUMENT: no such region." >&2; exit "$GCLOUD_CODE"; }\n'
+        'echo "${GCLOUD_SAYS:-{\\"name\\": \\"projects/1/locations/r/customJobs/4711\\", \\"state\\": \\"JOB_STATE_PENDING\\"\\}}"\n'
+    )
+    (folder / "gcloud").chmod(0o755)
+    return {"PATH": os.pathsep.join([str(folder), str(Path(sys.executable).parent), "/usr/bin", "/bin"])}
+
+
+def asked(folder: Path) -> list[list[str]]:
+    return [block.splitlines() for block in (folder / "gcloud.log").read_text().split("\n\n") if block]
+
+
+def last_error(done: subprocess.CompletedProcess[str]) -> str:
+    lines = done.stderr.splitlines()
+    assert lines and lines[-1].startswith("error: ") and "Traceback" not in done.stderr, done.stderr
+    return lines[-1]
+
+
+# ------------------------------------------------------------------ submit_job
+
+
+@needs_gcloud
+def test_submitting_returns_at_once_with_the_id_and_the_commands(tmp_path, service, gcloud):
+    job = JOBS / "taxifare.yaml"
+    flags = (*FLAGS, "--labels=team=fares,stage=try", "--base_output_dir=gs://other-bucket/run-2")
+    done = script("submit_job", job, *flags, "--", "--num_evals=3", cwd=tmp_path, env=gcloud)
+    body, expected = service.posted(), spec.load(job, ["--num_evals=3"], {"project": "real-project-1", "bucket": "real-bucket-1"})
+    assert body["displayName"] == "taxifare" and body["labels"] == {"team": "fares", "stage": "try"}
+    assert body["jobSpec"]["baseOutputDirectory"] == {"outputUriPrefix": "gs://other-bucket/run-2"}
+    container = body["jobSpec"]["workerPoolSpecs"][0]["containerSpec"]
+    assert container["args"] == list(expected.pools[0].args)
+    assert container["imageUri"] == "europe-west4-docker.pkg.dev/real-project-1/trainers/taxifare:latest"
+    (kept,) = (tmp_path / ".vertex_local" / "submitted").iterdir()
+    assert plain(yaml.safe_load(kept.read_text())) == plain(body["jobSpec"]), "the very text that was sent is kept"
+    assert f"--config={kept.relative_to(tmp_path)}" in done.stdout.splitlines()[0]
+    name = "projects/real-project-1/locations/europe-west4/customJobs/4711"
+    assert f"submitted custom job {name}\n" in done.stdout
+    where = "4711 --project=real-project-1 --region=europe-west4"
+    assert f"$ gcloud ai custom-jobs stream-logs {where}\n" in done.stdout
+    assert f"$ gcloud ai custom-jobs cancel {where}\n" in done.stdout
+    assert "/agent-platform/locations/europe-west4/training/4711?project=real-project-1\n" in done.stdout
+    assert [method for method, _, _ in service.requests] == ["POST"], "it does not wait"
+
+
+@needs_gcloud
+def test_wait_follows_a_job_that_fails(tmp_path, service, gcloud):
+    service.states = ["JOB_STATE_PENDING", "JOB_STATE_PENDING", "JOB_STATE_RUNNING", "JOB_STATE_RUNNING", "JOB_STATE_FAILED"]
+    done = script("submit_job", JOBS / "taxifare.yaml", *FLAGS, "--wait", cwd=tmp_path, env=gcloud, code=1)
+    progress = [line.partition(",")[0] for line in done.stdout.splitlines() if re.fullmatch(r"\w+, \d+ s", line)]
+    assert progress == ["pending", "running", "failed"], "one line for each change"
+    assert "it broke" in last_error(done.__class__(done.args, 1, "", done.stderr.replace("\nin two", " in two")))
+
+
+@needs_gcloud
+def test_an_evaluator_goes_by_rest_with_its_empty_pool(tmp_path, service, gcloud):
+    service.states = ["JOB_STATE_PENDING", "JOB_STATE_SUCCEEDED"]
+    job = JOBS / "taxifare-evaluator.yaml"
+    done = call(submit.main, "job", job, *FLAGS, "--wait", "--display_name=mine", "--", "--lr=0.1", cwd=tmp_path, env=gcloud)
+    body = service.posted()
+    assert body["displayName"] == "mine" and body["jobSpec"]["workerPoolSpecs"][2] == {}
+    used = [pool for pool in body["jobSpec"]["workerPoolSpecs"] if pool]
+    assert [pool["containerSpec"]["args"][-1] for pool in used] == ["--lr=0.1"] * 3
+    (method, path, _) = service.requests[0]
+    assert (method, path) == ("POST", "/v1/projects/real-project-1/locations/europe-west4/customJobs")
+    (kept,) = (tmp_path / ".vertex_local" / "submitted").iterdir()
+    assert json.loads(kept.read_text()) == body and f"POST {service.url}v1/projects/real-project-1" in done.stdout
+
+
+@needs_gcloud
+def test_a_reduction_server_keeps_its_own_arguments(tmp_path, service, gcloud):
+    call(submit.main, "job", JOBS / "taxifare-reduction-server.yaml", *FLAGS, "--", "--lr=0.1", cwd=tmp_path, env=gcloud)
+    chief, worker, server = service.posted()["jobSpec"]["workerPoolSpecs"]
+    assert chief["containerSpec"]["args"][-1] == worker["containerSpec"]["args"][-1] == "--lr=0.1"
+    assert "args" not in server["containerSpec"]
+
+
+@needs_gcloud
+def test_the_services_refusal_is_one_line(tmp_path, service, gcloud):
+    service.refusal = "machine type n1-standard-4 is not supported."
+    for job in ("taxifare", "taxifare-evaluator"):  # by gcloud, and by REST
+        done = call(submit.main, "job", JOBS / f"{job}.yaml", *FLAGS, cwd=tmp_path, env=gcloud, code=1)
+        assert "machine type n1-standard-4 is not supported." in last_error(done) and done.stderr.count("\n") <= 2
+
+
+def test_the_whole_custom_job_is_told_by_flags(tmp_path, fake_gcloud):
+    """A file with displayName, labels and key around the spec: gcloud's --config takes the spec only."""
+    inner = yaml.safe_load(spec.read(JOBS / "taxifare.yaml", {"project": "real-project-1", "bucket": "real-bucket-1"}))
+    whole = {"displayName": "mine", "labels": {"a": "b"}, "encryptionSpec": {"kmsKeyName": "projects/p/k"}, "jobSpec": inner}
+    (tmp_path / "whole.json").write_text(json.dumps(whole))
+    call(submit.main, "job", "whole.json", *REAL, "--no_check", "--labels=c=d", cwd=tmp_path, env=fake_gcloud)
+    (words,) = asked(tmp_path)
+    assert {"--display-name=mine", "--labels=a=b,c=d", "--kms-key=projects/p/k"} <= set(words)
+    (kept,) = (tmp_path / ".vertex_local" / "submitted").iterdir()
+    assert yaml.safe_load(kept.read_text()) == inner
+
+
+def test_a_file_is_never_written_over_another(tmp_path, fake_gcloud):
+    for _ in range(3):
+        call(submit.main, "job", JOBS / "taxifare.yaml", *REAL, "--no_check", cwd=tmp_path, env=fake_gcloud)
+    assert len(list((tmp_path / ".vertex_local" / "submitted").iterdir())) == 3
+    assert cloud.keep("1", "x.yaml", tmp_path) != cloud.keep("2", "x.yaml", tmp_path)
+
+
+def test_a_dry_run_prints_and_does_nothing(tmp_path, fake_gcloud):
+    done = script("submit_job", JOBS / "taxifare-sdist.yaml", "--dry_run", "--", "--num_evals=9", cwd=tmp_path, env=fake_gcloud)
+    header, *text, command = done.stdout.splitlines()
+    assert header == "# .vertex_local/submitted/TIME-taxifare-sdist.yaml" and command.startswith("$ gcloud ai custom-jobs create ")
+    (pool,) = yaml.safe_load("\n".join(text))["workerPoolSpecs"]
+    assert pool["pythonPackageSpec"]["args"][-2:] == ["--num_evals=2", "--num_evals=9"]
+    assert "past its end of availability (2026-07-11)" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["bin"], "neither files nor gcloud"
+
+
+@pytest.mark.parametrize(
+    "args, expected",
+    [
+        ([JOBS / "taxifare.yaml"], "--project: your-project is a placeholder"),
+        ([JOBS / "taxifare.yaml", "--project=p-1"], "your-bucket is a placeholder"),
+        ([JOBS / "no-such.yaml"], "no-such.yaml"),
+        ([JOBS / "taxifare-tuning.yaml", *REAL], "this is a HyperparameterTuningJob"),
+        (["plain.yaml"], "--project: not set: give it, or put it into settings.yaml"),
+    ],
+)
+def test_what_is_refused_before_anything_is_sent(tmp_path, fake_gcloud, args, expected):
+    (tmp_path / "plain.yaml").write_text("workerPoolSpecs: [{containerSpec: {imageUri: h/taxifare:1}}]")
+    done = call(submit.main, "job", *args, "--no_check", cwd=tmp_path, env=fake_gcloud, code=2)
+    assert expected in last_error(done) and done.stderr.count("\n") == 1
+    assert not (tmp_path / "gcloud.log").exists() and not (tmp_path / ".vertex_local").exists()
+
+
+def test_placeholders_are_good_enough_for_a_service_on_this_machine(tmp_path, fake_gcloud):
+    local = {**fake_gcloud, "CLOUDSDK_API_ENDPOINT_OVERRIDES_AIPLATFORM": "http://localhost:8787/"}
+    call(submit.main, "job", JOBS / "taxifare.yaml", "--no_check", cwd=tmp_path, env=local)
+    far = {**fake_gcloud, "CLOUDSDK_API_ENDPOINT_OVERRIDES_AIPLATFORM": "http://localhost.example.org/"}
+    assert "placeholder" in last_error(call(submit.main, "job", JOBS / "taxifare.yaml", "--no_check", cwd=tmp_path, env=far, code=2))
+
+
+def test_gclouds_failure_and_its_absence_are_one_line(tmp_path, fake_gcloud):
+    failing = {**fake_gcloud, "GCLOUD_CODE": "1"}
+    done = call(submit.main, "job", JOBS / "taxifare.yaml", *REAL, "--no_check", cwd=tmp_path, env=failing, code=1)
+    assert done.stderr == "error: gcloud ended with 1: ERROR: (gcloud.ai) INVALID_ARGUMENT: no such region.\n"
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "vertex_local.submit", "job", JOBS / "taxifare.yaml", *FLAGS], cwd=tmp_path,
+        env={**os.environ, "PATH": str(bare), "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1 and done.stderr.startswith("error: gcloud is not on PATH: install it, or give --dry_run")
+
+
+def test_a_failed_check_stops_it_and_its_command_is_printed(tmp_path, fake_gcloud):
+    job = tmp_path / "job.yaml"
+    text = spec.read(JOBS / "taxifare.yaml", {"project": "real-project-1", "bucket": "real-bucket-1"})
+    job.write_text(text.replace("--num_evals", "--num_evalz"))
+    done = script("submit_job", job, *REAL, cwd=tmp_path, env=fake_gcloud, code=2)
+    assert done.stdout.startswith("$ python -m vertex_local check ")
+    assert "not submitted" in last_error(done) and not (tmp_path / "gcloud.log").exists()
+
+
+# ------------------------------------------------------------------ following a job
+
+
+def test_ctrl_c_stops_following_and_not_the_job(tmp_path, fake_gcloud):
+    path = os.pathsep.join([fake_gcloud["PATH"]])
+    with subprocess.Popen(
+        [ROOT / "scripts" / "submit_job", JOBS / "taxifare.yaml", *FLAGS, "--wait", "--poll=30"], cwd=tmp_path,
+        env={**os.environ, "PATH": path}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        for line in process.stdout:
+            if line.startswith("pending"):
+                break
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == 130 and "stopped following; the job goes on." in err
+    assert not [words for words in asked(tmp_path) if "cancel" in words]
+
+
+def test_following_outlives_a_few_failed_questions():
+    answers = [cloud.CloudError("no answer")] * (cloud.PATIENCE - 1) + [{"state": "JOB_STATE_SUCCEEDED"}]
+
+    def look():
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert cloud.follow(look, 0.001, threading.Event(), lambda job: "") == 0
+    answers[:] = [cloud.CloudError("no answer")] * cloud.PATIENCE
+    with pytest.raises(cloud.CloudError, match="the job goes on: no answer"):
+        cloud.follow(look, 0.001, threading.Event(), lambda job: "")
+
+
+# ------------------------------------------------------------------ submit_tuning
+
+
+@needs_gcloud
+def test_a_tuning_job_is_sent_and_followed(tmp_path, service, gcloud):
+    service.states = ["JOB_STATE_RUNNING", "JOB_STATE_SUCCEEDED"]
+    flags = (*FLAGS, "--max_trial_count=3", "--parallel_trial_count=2", "--wait")
+    done = script("submit_tuning", JOBS / "taxifare-tuning-2-workers.yaml", *flags, "--", "--num_evals=1", cwd=tmp_path, env=gcloud)
+    body = service.posted()
+    assert (int(body["maxTrialCount"]), int(body["parallelTrialCount"]), body["displayName"]) == (3, 2, "taxifare-tuning-2-workers")
+    assert int(body["maxFailedTrialCount"]) == 3, "the file's 4 would be more than there are trials"
+    for pool in body["trialJobSpec"]["workerPoolSpecs"]:
+        assert pool["containerSpec"]["args"][-1] == "--num_evals=1"
+    assert "$ gcloud ai hp-tuning-jobs stream-logs 4711 " in done.stdout and "0 of 3 trials" in done.stdout
+
+
+def test_a_custom_job_is_no_study(tmp_path, fake_gcloud):
+    done = call(submit.main, "tuning", JOBS / "taxifare.yaml", *REAL, "--no_check", cwd=tmp_path, env=fake_gcloud, code=2)
+    assert "taxifare.yaml:" in last_error(done) and not (tmp_path / "gcloud.log").exists()
+
+
+# ------------------------------------------------------------------ build_package
+
+
+def test_the_same_sources_make_the_same_bytes(tmp_path):
+    one, two = (package.sdist(tmp_path / name, "taxifare") for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes() and one.name == "vertex_trainer-0.1.0.tar.gz"
+    with tarfile.open(one) as packed:
+        members = packed.getmembers()
+    assert {(member.mtime, member.uid, member.uname) for member in members} == {(package.EPOCH, 0, "")}
+    names = {member.name.partition("/")[2] for member in members}
+    assert {"setup.py", "LICENSE", "taxifare/trainer/task.py", "taxifare/tests/data/taxi-train.csv"} <= names
+    assert not [name for name in names if "stackoverflow" in name or name.startswith(("tests", "jobs"))]
+    assert not (ROOT / "build").exists() and not list(ROOT.glob("vertex_trainer-*")), "the checkout stays as it was"
+
+
+def test_a_package_for_local_runs(tmp_path):
+    flags = ("--trainer=taxifare", "--bucket_root=buckets", "--sample_data")
+    said = script("build_package", *flags, cwd=tmp_path).stdout
+    target = tmp_path / "buckets" / "your-bucket" / "packages" / "taxifare" / "vertex_trainer-0.1.0.tar.gz"
+    assert f"copied to {target}\n" in said
+    assert (tmp_path / "buckets/your-bucket/data/taxifare/taxi-train.csv").is_file()
+    assert target.read_bytes() == (tmp_path / "dist" / "taxifare" / target.name).read_bytes()
+    assert "is there already, the same bytes" in call(package.main, *flags, cwd=tmp_path).stdout
+    target.write_bytes(b"somebody else's")
+    assert "holds something else" in last_error(call(package.main, *flags, cwd=tmp_path, code=2))
+    assert target.read_bytes() == b"somebody else's"
+    call(package.main, *flags, "--overwrite", cwd=tmp_path)
+    assert target.read_bytes() != b"somebody else's"
+    (pool,) = spec.load(JOBS / "taxifare-sdist.yaml").pools
+    assert pool.package_uris[0].removeprefix("gs://") == str(target.relative_to(tmp_path / "buckets")), "where the job file looks for it"
+
+
+class Bucket(http.server.ThreadingHTTPServer):
+    """The storage API, as far as google-cloud-storage asks for it here; `damage` changes what arrives."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Objects)
+        self.objects: dict[str, bytes] = {}
+        self.damage = b""
+
+
+class _Objects(http.server.BaseHTTPRequestHandler):
+    server: Bucket
+
+    def do_GET(self) -> None:
+        name = urllib.parse.unquote(self.path.partition("/o/")[2].partition("?")[0])
+        self._answer(200 if name in self.server.objects else 404, name)
+
+    def do_POST(self) -> None:
+        data = self.rfile.read(int(self.headers["Content-Length"]))
+        boundary = re.search("boundary=[\"']?([^\"';]+)", self.headers["Content-Type"])[1].encode()
+        head, content = (part.partition(b"\r\n\r\n")[2].rsplit(b"\r\n", 1)[0] for part in data.split(b"--" + boundary)[1:3])
+        name = json.loads(head)["name"]
+        generation = urllib.parse.parse_qs(urllib.parse.urlsplit(self.path).query).get("ifGenerationMatch")
+        if generation and int(generation[0]) != (1 if name in self.server.objects else 0):
+            return self._answer(412, name)
+        self.server.objects[name] = content + self.server.damage
+        self._answer(200, name)
+
+    def _answer(self, code: int, name: str) -> None:
+        content = self.server.objects.get(name, b"")
+        checksum = base64.b64encode(hashlib.md5(content).digest()).decode()
+        answer = {"name": name, "bucket": "real-bucket-1", "generation": "1", "md5Hash": checksum, **package.digests(content)}
+        answer.pop("md5")
+        data = json.dumps(answer if code == 200 else {"error": {"code": code, "message": "no such object"}}).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def bucket() -> Iterator[Bucket]:
+    with Bucket() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_an_upload_is_verified_and_never_replaces_another_package(tmp_path, bucket):
+    env = {"STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{bucket.server_address[1]}"}
+    flags = ("--trainer=stackoverflow", "--upload", *REAL)
+    name = "packages/stackoverflow/vertex_trainer-0.1.0.tar.gz"
+    said = script("build_package", *flags, cwd=tmp_path, env=env).stdout
+    own = package.digests(bucket.objects[name])
+    assert f"uploaded to gs://real-bucket-1/{name}, checksums equal: md5 {own['md5']}, crc32c {own['crc32c']}" in said
+    assert "is there already, the same bytes" in call(package.main, *flags, cwd=tmp_path, env=env).stdout
+    bucket.objects[name] = b"another"
+    assert "holds something else" in last_error(call(package.main, *flags, cwd=tmp_path, env=env, code=2))
+    assert bucket.objects[name] == b"another"
+    bucket.damage = b"!"
+    assert "arrived damaged, md5 is " in last_error(call(package.main, *flags, "--overwrite", cwd=tmp_path, env=env, code=1))
+
+
+def test_a_bucket_that_does_not_answer_is_one_line(tmp_path, monkeypatch):
+    env = {"STORAGE_EMULATOR_HOST": "http://127.0.0.1:9"}
+    monkeypatch.setattr(package, "RETRY_SECONDS", 1)
+    done = call(package.main, "--trainer=taxifare", "--upload", *REAL, cwd=tmp_path, env=env, code=1)
+    assert "vertex_trainer-0.1.0.tar.gz: not uploaded: " in last_error(done)
+
+
+# ------------------------------------------------------------------ submit_training_pipeline
+
+
+def request_of(name: str, *flags: str, cwd: Path, extra: tuple[str, ...] = ()) -> dict:
+    """Return the request that a dry run of the SDK would send."""
+    done = call(pipeline.main, JOBS / f"{name}.yaml", "--dry_run", *REAL, *flags, *extra, cwd=cwd)
+    head, _, body = done.stdout.partition("\nPOST ")
+    assert body.startswith("v1/projects/real-project-1/locations/europe-west4/trainingPipelines\n"), done.stdout
+    assert list(cwd.iterdir()) == []
+    return json.loads(body.partition("\n")[2])
+
+
+def test_a_container_on_a_managed_dataset(tmp_path):
+    flags = ("--dataset=123", "--split=0.7,0.2,0.1", "--version_aliases=best,fare", "--parent_model=77", "--version_description=third")
+    found = request_of("taxifare-2-workers", *flags, cwd=tmp_path, extra=("--", "--epochs=2"))
+    assert found["inputDataConfig"] == {
+        "datasetId": "123",
+        "fractionSplit": {"trainingFraction": 0.7, "validationFraction": 0.2, "testFraction": 0.1},
+        "gcsDestination": {"outputUriPrefix": "gs://real-bucket-1/taxifare-2-workers"},
+    }
+    inputs = found["trainingTaskInputs"]
+    assert inputs["base_output_directory"] == {"output_uri_prefix": "gs://real-bucket-1/taxifare-2-workers"}
+    assert [pool["replica_count"] for pool in inputs["worker_pool_specs"]] == [1, 1]
+    for pool in inputs["worker_pool_specs"]:
+        assert pool["containerSpec"]["args"] == ["--num_evals=2", "--epochs=2"], "the dataset brings the data, not the flags"
+        assert pool["containerSpec"]["imageUri"] == "europe-west4-docker.pkg.dev/real-project-1/trainers/taxifare:latest"
+    assert inputs["scheduling"]["restart_job_on_worker_restart"] is True and inputs["scheduling"]["timeout"] == "7200s"
+    assert found["parentModel"] == "projects/real-project-1/locations/europe-west4/models/77"
+    model = found["modelToUpload"]
+    assert model["versionAliases"] == ["best", "fare", "default"] and model["versionDescription"] == "third"
+    assert model["containerSpec"]["imageUri"] == "us-docker.pkg.dev/vertex-ai/prediction/tf2-cpu.2-15:latest"
+
+
+def test_without_a_dataset_the_flags_stay(tmp_path):
+    found = request_of("stackoverflow-spot", "--no_model", cwd=tmp_path)
+    assert "inputDataConfig" not in found and "modelToUpload" not in found
+    (pool,) = found["trainingTaskInputs"]["worker_pool_specs"]
+    assert pool["containerSpec"]["args"][0] == "--train_data_path=stackoverflow/tests/data/train.csv"
+    assert found["trainingTaskInputs"]["scheduling"]["strategy"] == 4, "SPOT"
+
+
+def test_a_python_package_and_one_script(tmp_path):
+    package = request_of("taxifare-sdist", "--dataset=1", "--predefined_split=part", cwd=tmp_path)
+    (pool,) = package["trainingTaskInputs"]["worker_pool_specs"]
+    assert pool["python_package_spec"]["package_uris"] == ["gs://real-bucket-1/packages/taxifare/vertex_trainer-0.1.0.tar.gz"]
+    assert pool["python_package_spec"]["python_module"] == "taxifare.trainer.task"
+    assert package["inputDataConfig"]["predefinedSplit"] == {"key": "part"}
+    by_time = ("--dataset=1", "--timestamp_split=pickup_datetime", "--split=.8,.1,.1")
+    one = request_of("taxifare-sdist", "--kind=script", *by_time, cwd=tmp_path)
+    (pool,) = one["trainingTaskInputs"]["worker_pool_specs"]
+    assert pool["python_package_spec"]["python_module"] == "aiplatform_custom_trainer_script.task"
+    assert one["inputDataConfig"]["timestampSplit"]["key"] == "pickup_datetime"
+
+
+def test_what_the_annotated_file_says_reaches_the_pipeline(tmp_path):
+    job = tmp_path / "job.yaml"
+    message = yaml.safe_load(spec.read(JOBS / "annotated.yaml", {"project": "real-project-1", "bucket": "real-bucket-1"}))
+    message["workerPoolSpecs"][0].pop("nfsMounts")
+    job.write_text(json.dumps(message))
+    options = pipeline_options.run_options(spec.load(job))
+    strategy = options.pop("scheduling_strategy")
+    assert strategy.name == "FLEX_START"
+    assert options == {
+        "service_account": "trainer@real-project-1.iam.gserviceaccount.com", "network": message["network"],
+        "tensorboard": message["tensorboard"], "enable_web_access": True, "base_output_dir": "gs://real-bucket-1/annotated",
+        "restart_job_on_worker_restart": False, "disable_retries": False, "timeout": 7200, "max_wait_duration": 3600,
+        "machine_type": "g2-standard-8", "accelerator_type": "NVIDIA_L4", "accelerator_count": 1,
+        "reservation_affinity_type": "NO_RESERVATION", "boot_disk_type": "pd-ssd", "boot_disk_size_gb": 200,
+        "environment_variables": {"TF_CPP_MIN_LOG_LEVEL": "1", "TF_FORCE_GPU_ALLOW_GROWTH": "true"},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name, flags, expected",
+    [
+        ("taxifare-evaluator", [], "pool 3 (evaluator): the SDK's training pipelines have none"),
+        ("annotated", [], "nfsMounts: the SDK's training pipelines cannot say it"),
+        ("taxifare", ["--split=.8,.1,.1"], "--split: is about a managed dataset"),
+        ("taxifare", ["--dataset=1", "--split=.8,.1,.1", "--predefined_split=x"], "cannot stand beside"),
+        ("taxifare", ["--dataset=1", "--timestamp_split=x"], "needs the fractions, too"),
+        ("taxifare", ["--dataset=1", "--dataset_csv", "gs://b/x.csv"], "leave --dataset out"),
+        ("taxifare", ["--no_model", "--parent_model=1"], "leave --no_model out"),
+        ("taxifare", ["--kind=package"], "runs a container, not a Python package"),
+        ("taxifare-sdist", ["--kind=container"], "runs a Python package, not a container"),
+        ("taxifare-tuning", [], "this is a HyperparameterTuningJob"),
+    ],
+)
+def test_what_no_pipeline_can_be_made_of(tmp_path, name, flags, expected):
+    done = call(pipeline.main, JOBS / f"{name}.yaml", "--dry_run", *flags, cwd=tmp_path, code=2)
+    assert expected in last_error(done)
+
+
+def test_fractions_that_are_none_are_refused(tmp_path):
+    for text in ("0.8,0.1", "0.8,0.2,0.1", "a,b,c", "-1,1,1"):
+        with pytest.raises(SystemExit):
+            pipeline.build_parser().parse_args(["x.yaml", f"--split={text}"])
+
+
+def test_flags_are_checked_before_the_service_does(tmp_path):
+    for flag in ("--version_aliases=x", "--version_aliases=ok,Best", "--base_output_dir=/tmp/x", "--base_output_dir=gs://B/x", "--poll=0"):
+        with pytest.raises(SystemExit):
+            pipeline.build_parser().parse_args(["x.yaml", flag])
+    found = request_of("taxifare", "--base_output_dir=gs://other-bucket/run-2", cwd=tmp_path)
+    assert found["trainingTaskInputs"]["base_output_directory"] == {"output_uri_prefix": "gs://other-bucket/run-2"}
+
+
+def test_a_managed_dataset_takes_the_place_of_data_flags_only():
+    text = "workerPoolSpecs: [{containerSpec: {imageUri: h/taxifare:1, args: [%s]}}]"
+    job = spec.loads(text % '"--train-data-path", a, b, "--lr=1", "--eval_data_path=c", "--nnsize", "8 4"', "x")
+    assert pipeline_options.own_arguments(job, True) == ["--lr=1", "--nnsize", "8 4"]
+    assert pipeline_options.own_arguments(job, False) == list(job.pools[0].args)
+
+
+def test_one_file_holds_the_whole_trainer(tmp_path):
+    """What CustomTrainingJob sends starts the trainer, with nothing of this checkout on the path."""
+    text, required = pipeline_options.one_file("taxifare")
+    assert {re.match(r"[\w-]+", item)[0] for item in required} == {"cloudml-hypertune", "numpy", "pyarrow", "tensorboard", "tqdm"}
+    (tmp_path / "task.py").write_text(text)
+    flags = ["--num_examples_to_train_on=512", "--num_evals=1", "--output_dir=out"]
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"TMPDIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "task.py", *flags], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "model" / "saved_model.pb").is_file()
+
+
+# ------------------------------------------------------------------ deploy
+
+
+def test_a_dry_deploy_says_every_call(tmp_path):
+    (tmp_path / "ask.jsonl").write_text('{"text": "how do i parse a date?"}\n\n"bare"\n')
+    flags = ("--dry_run", *REAL, "--instances=ask.jsonl", "--version_aliases=aa,bb", "--max_replicas=3")
+    done = call(deploy.main, JOBS / "stackoverflow.yaml", *flags, cwd=tmp_path)
+    calls = [re.search(r"aiplatform\.([\w.]+)\(", line)[1] for line in done.stdout.splitlines()]
+    assert calls == ["Model.upload", "Endpoint.list", "Endpoint.create", "Model.deploy", "Endpoint.predict"]
+    assert "artifact_uri='gs://real-bucket-1/stackoverflow/model'" in done.stdout and "version_aliases=['aa', 'bb']" in done.stdout
+    assert "'max_replica_count': 3" in done.stdout or "max_replica_count=3" in done.stdout
+    assert "instances=[{'text': 'how do i parse a date?'}, 'bare']" in done.stdout
+    assert "past its end of support (2026-07-14)" in done.stderr
+
+
+def test_the_check_request_is_rows_of_the_sample_data(tmp_path):
+    done = script("deploy", JOBS / "taxifare.yaml", "--dry_run", "--model=77", cwd=tmp_path)
+    assert "aiplatform.Model(model_name='77')" in done.stdout and "Model.upload" not in done.stdout
+    assert len(re.findall("pickup_datetime", done.stdout)) == 2
+
+
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        (["--traffic=101"], "--traffic: takes a percentage from 0 to 100; got 101."),
+        (["--replicas=0"], "--replicas: takes 1 or more; got 0."),
+        (["--replicas=3", "--max_replicas=2"], "--max_replicas: takes 3 (--replicas) or more; got 2."),
+        (["--model=1", "--parent_model=2"], "--parent_model: is for an upload"),
+        (["--instances=none.jsonl"], "--instances: none.jsonl: cannot be read"),
+        (["--instances=bad.jsonl"], "bad.jsonl:2: is not JSON"),
+        (["--instances=empty.jsonl"], "is empty"),
+    ],
+)
+def test_what_cannot_be_deployed(tmp_path, flags, expected):
+    (tmp_path / "bad.jsonl").write_text("{}\n{\n")
+    (tmp_path / "empty.jsonl").write_text("\n")
+    done = call(deploy.main, JOBS / "taxifare.yaml", "--dry_run", *flags, cwd=tmp_path, code=2)
+    assert expected in last_error(done)
+
+
+# ------------------------------------------------------------------ all of them
+
+
+@pytest.mark.parametrize("name", ["build_package", "build_image", "submit_job", "submit_tuning", "submit_training_pipeline", "deploy"])
+def test_every_script_explains_itself(tmp_path, name):
+    done = script(name, "--help", cwd=tmp_path)
+    assert f"usage: scripts/{name} " in done.stdout and "--dry_run" in done.stdout and "--project" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@needs_gcloud
+def test_from_sdist_to_prediction_on_the_local_service(tmp_path):
+    """Every script in its order, with nothing but the lines exported that `serve` prints; no placeholder matters there."""
+    from test_serve_support import Service as LocalService
+
+    local = LocalService(tmp_path, f"--project_dir={ROOT}")
+    try:
+        words = (word for line in local.out if line.startswith("export ") for word in shlex.split(line)[1:])
+        env = {**dict(word.split("=", 1) for word in words), "CLOUDSDK_CONFIG": str(tmp_path / "gcloud")}
+        if "REQUESTS_CA_BUNDLE" not in env:
+            pytest.skip("the SDK needs TLS, and the local service the package cryptography for that")
+        upload = ("--trainer=taxifare", "--sample_data", "--upload")
+        said = script("build_package", *upload, cwd=tmp_path, env=env, code=1).stderr
+        assert "not uploaded: 404: The specified bucket does not exist: your-bucket" in said and said.count("\n") == 1
+        (tmp_path / ".vertex_local" / "buckets" / "your-bucket").mkdir()
+        script("build_package", *upload, cwd=tmp_path, env=env)
+        quick = ("--no_check", "--wait", "--poll=0.5")
+        for job in ("taxifare-sdist", "taxifare-evaluator"):  # by gcloud, and by REST
+            assert "succeeded" in script("submit_job", JOBS / f"{job}.yaml", *quick, "--", "--epochs=4", cwd=tmp_path, env=env).stdout
+        two = ("--max_trial_count=2", "--parallel_trial_count=1", "--", "--epochs=2")
+        assert "2 of 2 trials" in script("submit_tuning", JOBS / "taxifare-tuning.yaml", *quick, *two, cwd=tmp_path, env=env).stdout
+        columns = "fare_amount,pickup_datetime,pickup_longitude,pickup_latitude,dropoff_longitude,dropoff_latitude,passenger_count,key\n"
+        rows = (ROOT / "taxifare" / "tests" / "data" / "taxi-train.csv").read_text()
+        (tmp_path / ".vertex_local" / "buckets" / "your-bucket" / "trips.csv").write_text(columns + rows)
+        managed = ("--dataset_csv", "gs://your-bucket/trips.csv", "--split=0.8,0.1,0.1", "--base_output_dir=gs://your-bucket/managed")
+        said = script("submit_training_pipeline", JOBS / "taxifare.yaml", *quick, *managed, "--", "--epochs=4", cwd=tmp_path, env=env)
+        model = re.search("^model (projects/.*)$", said.stdout, re.MULTILINE)[1]
+        one_file = ("--kind=script", "--no_model", "--base_output_dir=gs://your-bucket/script")
+        script("submit_training_pipeline", JOBS / "taxifare-sdist.yaml", *quick, *one_file, "--", "--epochs=4", cwd=tmp_path, env=env)
+        said = script("deploy", JOBS / "taxifare.yaml", f"--model={model}", cwd=tmp_path, env=env).stdout
+        fares = [float(fare) for fare in re.findall(r" -> ([\d.]+)$", said, re.MULTILINE)]
+        assert len(fares) == 2 and all(1 < fare < 100 for fare in fares)
+        uploaded = script("deploy", JOBS / "taxifare-sdist.yaml", "--version_aliases=second", cwd=tmp_path, env=env).stdout
+        assert "which was there" in uploaded and uploaded.count(" -> ") == 2
+    finally:
+        assert local.stop() == 0

@@ -1,0 +1,207 @@
+"""A study to look at: an HTML page with Optuna's plots, and event files that fill TensorBoard's HParams view."""
+
+from __future__ import annotations
+
+import html
+import re
+import socket
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import measurements, trials, tuning_report
+from .search import import_optuna
+from .study import CATEGORICAL, INTEGER, LOG, Parameter, Study, to_seconds, walk
+from .trials import Trial
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1180px; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
+p.state { margin-top: .2rem; color: #555; } p.error { color: #b00020; } p.none { color: #777; }
+pre { background: #f4f5f7; padding: .7rem 1rem; border-radius: 6px; overflow-x: auto; }
+div.scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #e3e3e3; white-space: nowrap; }
+th:nth-child(2), td:nth-child(2) { text-align: left; } td.why { text-align: left; white-space: normal; color: #b00020; }
+tr.best { background: #e8f5e9; font-weight: 600; } tr.INFEASIBLE { color: #999; }
+"""
+
+
+# ------------------------------------------------------------------ the page
+
+
+def write_report(study: Study, result: Any, path: Path) -> str | None:
+    """Write a page that needs no network; return what is missing for it, if anything is."""
+    try:
+        import plotly  # noqa: F401
+    except ImportError as error:
+        return f"it needs the package plotly: pip install '.[tune]' ({error})."
+    new = path.with_name(path.name + ".new")
+    new.write_text("\n".join(_page(study, result)), encoding="utf-8")
+    new.replace(path)
+    return None
+
+
+def _page(study: Study, result: Any) -> Iterator[str]:
+    title = html.escape(study.message.get("displayName") or Path(study.name).stem)
+    yield f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style></head><body>'
+    states = [trial["state"] for trial in result.trials]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) or "no trials"
+    yield f'<h1>{title}</h1><p class="state">job {html.escape(result.job_id)}: {result.state}; {counts}</p>'
+    if result.error:
+        yield f'<p class="error">{html.escape(result.error)}</p>'
+    for trial in (trial for trial in result.trials if trial["id"] in result.best):
+        values = ", ".join(f"{name} {value:.6g}" for name, value in measurements.value_of(trial["finalMeasurement"]).items())
+        lines = re.sub(r" ('?--)", r" \\\n  \1", result.commands[trial["id"]])
+        yield f"<h2>Best: trial {trial['id']}, {html.escape(values)}</h2><pre>{html.escape(lines)}</pre>"
+    scripts = True  # plotly's own, once
+    for heading, figure in _figures(study, result.trials):
+        yield f"<h2>{html.escape(heading)}</h2>"
+        if isinstance(figure, str):
+            yield f'<p class="none">{html.escape(figure)}</p>'
+            continue
+        options = {"displayModeBar": False, "responsive": True}
+        yield figure.to_html(full_html=False, include_plotlyjs=scripts, config=options, default_height="460px")
+        scripts = False
+    yield "<h2>Trials, the best first</h2>" + _table(study, result)
+    yield "</body></html>\n"
+
+
+def _table(study: Study, result: Any) -> str:
+    names = [parameter.id for parameter in walk(study.parameters)]
+    head = ["trial", "state", *(metric.id for metric in study.metrics), "step", "seconds", *names]
+    rows = [f"<tr>{''.join(f'<th>{html.escape(name)}</th>' for name in head)}</tr>"]
+    for trial in tuning_report.ranked(study, result.trials):
+        drawn, values = trials.parameters(trial), trials.final_values(trial) or {}
+        final, spent = trial.get("finalMeasurement", {}), to_seconds(trial["endTime"]) - to_seconds(trial["startTime"])
+        cells = [trial["id"], trial["state"], *(f"{values[m.id]:.6g}" if m.id in values else "" for m in study.metrics)]
+        cells += [final.get("stepCount", ""), f"{spent:.1f}", *(_text(drawn.get(name, "-")) for name in names)]
+        kind = "best" if trial["id"] in result.best else trial["state"]
+        why = f'<td class="why">{html.escape(trial["infeasibleReason"])}</td>' if "infeasibleReason" in trial else ""
+        rows.append(f'<tr class="{kind}">{"".join(f"<td>{html.escape(str(cell))}</td>" for cell in cells)}{why}</tr>')
+    return f'<div class="scroll"><table>{"".join(rows)}</table></div>'
+
+
+def _text(value: Any) -> str:
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def _figures(study: Study, everyone: Sequence[Trial]) -> Iterator[tuple[str, Any]]:
+    """Yield (heading, figure, or why there is none) of each of Optuna's plots."""
+    optuna = import_optuna()
+    shown, plots = _as_optuna(study, everyone), optuna.visualization
+    several = len(study.objectives) > 1
+    if several and len(study.objectives) <= 3:
+        names = [metric.id for metric in study.objectives]
+        yield "Best trade-offs", _drawn(lambda: plots.plot_pareto_front(shown, target_names=names))
+    for i, metric in enumerate(study.objectives):
+        target: dict[str, Any] = {"target_name": metric.id}
+        if several:
+            target["target"] = lambda trial, i=i: trial.values[i]
+        name = f" of {metric.id}" if several else ""
+        yield f"History{name}", _drawn(lambda: _count_from_one(plots.plot_optimization_history(shown, **target)))
+        evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+        yield f"Importance{name}", _drawn(lambda: plots.plot_param_importances(shown, evaluator=evaluator, **target))
+        yield f"Parallel coordinates{name}", _drawn(lambda: plots.plot_parallel_coordinate(shown, **target))
+
+
+def _drawn(draw: Any) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Optuna's, about what it calls experimental
+            figure = draw()
+    except (ValueError, RuntimeError) as error:  # too few trials, or all alike
+        return f"Not drawn: {error}"
+    figure.update_layout(title=None, template="plotly_white", margin={"t": 50, "l": 70, "r": 60, "b": 50}, font={"size": 13})
+    return figure if any(len(trace.x or ()) or getattr(trace, "dimensions", None) for trace in figure.data) else "No trial is done."
+
+
+def _count_from_one(figure: Any) -> Any:
+    """Number trials as the service does."""
+    figure.for_each_trace(lambda trace: trace.update(x=[number + 1 for number in trace.x]))
+    return figure
+
+
+def _as_optuna(study: Study, everyone: Sequence[Trial]) -> Any:
+    """Return a study in memory with the values as the trials got them: the one searched has its own axes."""
+    optuna = import_optuna()
+    shown = optuna.create_study(directions=["maximize" if metric.maximize else "minimize" for metric in study.objectives])
+    axes = {parameter.id: _distribution(optuna, parameter) for parameter in walk(study.parameters)}
+    states = optuna.trial.TrialState
+    for trial in everyone:
+        values, drawn = trials.final_values(trial), trials.parameters(trial)
+        shown.add_trial(
+            optuna.trial.create_trial(
+                state=states.FAIL if values is None else states.COMPLETE,
+                values=None if values is None else [values[metric.id] for metric in study.objectives],
+                params=drawn, distributions={name: axes[name] for name in drawn},
+            )
+        )  # fmt: skip
+    return shown
+
+
+def _distribution(optuna: Any, parameter: Parameter) -> Any:
+    if parameter.kind == CATEGORICAL:
+        return optuna.distributions.CategoricalDistribution(parameter.values)
+    kind = optuna.distributions.IntDistribution if parameter.kind == INTEGER else optuna.distributions.FloatDistribution
+    return kind(parameter.low, parameter.high, log=parameter.scale == LOG)
+
+
+# ------------------------------------------------------------------ TensorBoard
+
+
+def write_events(study: Study, trial: Trial, folder: Path) -> None:
+    """Write a finished trial's parameters and values for TensorBoard, whose own writer would import TensorFlow."""
+    from tensorboard.compat.proto import event_pb2
+    from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    folder.mkdir(parents=True, exist_ok=True)
+    begin, end = to_seconds(trial["startTime"]), to_seconds(trial["endTime"])
+    name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.trial-{trial['id']}"
+    started = plugin_data_pb2.SessionStartInfo(group_name=f"trial {trial['id']}", start_time_secs=begin)
+    for key, value in trials.parameters(trial).items():
+        if isinstance(value, str):
+            started.hparams[key].string_value = value
+        else:
+            started.hparams[key].number_value = value
+    status = api_pb2.STATUS_SUCCESS if trial["state"] == trials.SUCCEEDED else api_pb2.STATUS_FAILURE
+    ended = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=end)
+    data = plugin_data_pb2.HParamsPluginData
+    with open(folder / name, "wb") as file:
+        out = RecordWriter(file)
+        out.write(event_pb2.Event(wall_time=begin, file_version="brain.Event:2").SerializeToString())
+        for tag, part in (
+            (metadata.EXPERIMENT_TAG, data(experiment=_experiment(study))),
+            (metadata.SESSION_START_INFO_TAG, data(session_start_info=started)),
+            (metadata.SESSION_END_INFO_TAG, data(session_end_info=ended)),
+        ):
+            event = event_pb2.Event(wall_time=end)
+            event.summary.value.add(tag=tag, metadata=metadata.create_summary_metadata(part), tensor=metadata.NULL_TENSOR)
+            out.write(event.SerializeToString())
+        for prefix, measured in (("measurements/", trial["measurements"]), ("", filter(None, [trial.get("finalMeasurement")]))):
+            for item in measured:
+                event = event_pb2.Event(wall_time=begin + measurements.seconds(item), step=int(item["stepCount"]))
+                for metric, value in measurements.value_of(item).items():
+                    event.summary.value.add(tag=f"{prefix}{metric}", simple_value=value)
+                out.write(event.SerializeToString())
+
+
+def _experiment(study: Study) -> Any:
+    """Return what the HParams view knows of the study itself: the parameters' ranges, and the metrics."""
+    from tensorboard.plugins.hparams import api_pb2
+
+    found = api_pb2.Experiment(name=study.message.get("displayName", ""), time_created_secs=0)
+    for parameter in walk(study.parameters):
+        info = found.hparam_infos.add(name=parameter.id)
+        is_text = parameter.kind == CATEGORICAL
+        info.type = api_pb2.DATA_TYPE_STRING if is_text else api_pb2.DATA_TYPE_FLOAT64
+        if parameter.values:
+            for value in parameter.values:
+                info.domain_discrete.values.add(**{"string_value" if is_text else "number_value": value})
+        else:
+            info.domain_interval.min_value, info.domain_interval.max_value = parameter.low, parameter.high
+    for metric in study.metrics:
+        found.metric_infos.add().name.tag = metric.id
+    return found

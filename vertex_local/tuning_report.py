@@ -1,0 +1,148 @@
+"""What people see of a study: a line for each change of a trial, on a terminal a live table with the best on top."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+from . import measurements, trials
+from .study import Study, to_seconds, walk
+from .trials import Trial
+
+
+class Quiet:
+    """Says nothing: for studies run as a library. Others override what they show."""
+
+    def say(self, text: str) -> None:
+        """Tell something about the study as a whole."""
+
+    def trial(self, trial: Trial, everyone: Sequence[Trial]) -> None:
+        """Tell that a trial's state has changed."""
+
+    def update(self, everyone: Sequence[Trial]) -> None:
+        """Show how the trials stand; called several times a second."""
+
+    def close(self, everyone: Sequence[Trial]) -> None:
+        """Leave the last state on the screen."""
+
+
+class Lines(Quiet):
+    """One line per change: for logs and pipes."""
+
+    def __init__(self, study: Study, out: TextIO):
+        self.study, self.out = study, out
+
+    def say(self, text: str) -> None:
+        print(text, file=self.out, flush=True)
+
+    def trial(self, trial: Trial, everyone: Sequence[Trial]) -> None:
+        self.say(describe(self.study, trial, everyone))
+
+
+class Table(Quiet):
+    """Notes that scroll by above a table that stays."""
+
+    def __init__(self, study: Study, out: TextIO):
+        from rich.console import Console
+        from rich.live import Live
+
+        self.study, self.shown = study, 0.0
+        self.console = Console(file=out, highlight=False)
+        self.live = Live(console=self.console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
+
+    def say(self, text: str) -> None:
+        from rich.text import Text
+
+        self.console.print(Text(text), soft_wrap=True)
+
+    def trial(self, trial: Trial, everyone: Sequence[Trial]) -> None:
+        if trial["state"] == trials.INFEASIBLE:  # why, which the table has no room for
+            self.say(describe(self.study, trial, everyone))
+
+    def update(self, everyone: Sequence[Trial]) -> None:
+        if time.monotonic() - self.shown > 0.25:
+            self.shown = time.monotonic()
+            self.live.start()
+            self.live.update(self.draw(everyone, self.console.height - 5), refresh=True)
+
+    def close(self, everyone: Sequence[Trial]) -> None:
+        self.live.update(self.draw(everyone, len(everyone)), refresh=True)
+        self.live.stop()
+
+    def draw(self, everyone: Sequence[Trial], room: int) -> Any:
+        """Return the table with at most `room` rows: the best on top, trials under way always among them."""
+        from rich.table import Table as Grid
+
+        names = [parameter.id for parameter in walk(self.study.parameters)]
+        grid = Grid("trial", "state", *(metric.id for metric in self.study.metrics), "step", "time", *names)
+        over, active = ranked(self.study, everyone), [trial for trial in everyone if "endTime" not in trial]
+        best = {trial["id"] for trial in measurements.best(self.study, everyone)}
+        kept = over if len(over) + len(active) <= room else over[: max(1, room - len(active) - 1)]
+        styles = {trials.SUCCEEDED: None, trials.INFEASIBLE: "red"}
+        for trial in kept:
+            grid.add_row(*self._row(trial, names), style="bold green" if trial["id"] in best else styles.get(trial["state"]))
+        if len(kept) < len(over):
+            grid.add_row("…", f"{len(over) - len(kept)} more")
+        for trial in active:
+            grid.add_row(*self._row(trial, names), style="cyan")
+        return grid
+
+    def _row(self, trial: Trial, names: Sequence[str]) -> list[str]:
+        values, step = _newest(trial)
+        drawn = trials.parameters(trial)
+        shown = [f"{values[metric.id]:.5g}" if metric.id in values else "" for metric in self.study.metrics]
+        parameters = [_short(drawn[name]) if name in drawn else "-" for name in names]
+        return [trial["id"], trial["state"], *shown, step, f"{_duration(trial):.1f} s", *parameters]
+
+
+def for_terminal(study: Study, out: TextIO | None = None) -> Quiet:
+    """Return the report that suits `out`, by default standard output."""
+    out = out or sys.stdout
+    if hasattr(out, "reconfigure"):
+        out.reconfigure(errors="replace")
+    try:
+        return Table(study, out) if out.isatty() else Lines(study, out)
+    except ImportError:  # without rich there is no table
+        return Lines(study, out)
+
+
+def ranked(study: Study, everyone: Sequence[Trial]) -> list[Trial]:
+    """Return the trials that are over: the best first, infeasible ones last."""
+    first = {trial["id"]: place for place, trial in enumerate(measurements.best(study, everyone))}
+    metric = study.objectives[0]
+
+    def order(trial: Trial) -> tuple:
+        values = trials.final_values(trial)
+        if values is None:
+            return (2, 0.0, int(trial["id"]))
+        return (0 if trial["id"] in first else 1, -values[metric.id] if metric.maximize else values[metric.id], int(trial["id"]))
+
+    return sorted((trial for trial in everyone if "endTime" in trial), key=order)
+
+
+def describe(study: Study, trial: Trial, everyone: Sequence[Trial]) -> str:
+    """Return one line about a trial's state."""
+    head = f"trial {trial['id']} {trial['state']}"
+    if trial["state"] == trials.INFEASIBLE:
+        return f"{head}: {trial['infeasibleReason']} (job {trial['customJob']})"
+    if trial["state"] != trials.SUCCEEDED:
+        return f"{head}: {', '.join(f'{name} {_short(value)}' for name, value in trials.parameters(trial).items())}"
+    values, step = _newest(trial)
+    text = ", ".join(f"{name} {value:.5g}" for name, value in values.items())
+    is_best = trial["id"] in [other["id"] for other in measurements.best(study, everyone)]
+    return f"{head}: {text} at step {step}, {_duration(trial):.1f} s{' (best so far)' if is_best else ''}"
+
+
+def _newest(trial: Trial) -> tuple[dict[str, float], str]:
+    measured = trial.get("finalMeasurement") or (trial["measurements"][-1] if trial["measurements"] else None)
+    return (measurements.value_of(measured), measured["stepCount"]) if measured else ({}, "")
+
+
+def _duration(trial: Trial) -> float:
+    return to_seconds(trial.get("endTime") or trials.now()) - to_seconds(trial["startTime"])
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
