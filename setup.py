@@ -60,7 +60,7 @@ setup(
     extras_require=EXTRAS,
     packages=packages,
     package_dir=alias,
-    package_data={**{trainer: ["tests/data/*"] for trainer in kept}, "vertex_local": ["*.yaml"]},
+    package_data={**{trainer: ["tests/data/*"] for trainer in kept}, "vertex_local.checking": ["*.yaml"]},
     cmdclass={"egg_info": FreshEggInfo},
     zip_safe=False,
 )

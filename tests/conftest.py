@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -19,19 +19,20 @@ RunTrainer = Callable[..., "subprocess.CompletedProcess[str]"]
 
 def pytest_configure(config: pytest.Config) -> None:
     """Forget the service's variables before any module or fixture sees them."""
-    for name in _service_variables():
-        del os.environ[name]
+    _forget_service_variables()
 
 
 @pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forget what an earlier test left in the process's environment."""
-    for name in _service_variables():
-        monkeypatch.delenv(name)
+def clean_environment() -> Iterator[None]:
+    """Forget what code under test wrote into this process's environment, before a module's fixtures can inherit it."""
+    _forget_service_variables()
+    yield
+    _forget_service_variables()
 
 
-def _service_variables() -> list[str]:
-    return [name for name in os.environ if name.startswith(SERVICE_VARIABLES)]
+def _forget_service_variables() -> None:
+    for name in [name for name in os.environ if name.startswith(SERVICE_VARIABLES)]:
+        del os.environ[name]
 
 
 @pytest.fixture(scope="session")

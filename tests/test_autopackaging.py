@@ -16,7 +16,7 @@ from test_cloud_support import REAL, gcloud_variables, needs_gcloud, script, ser
 from test_docker_support import build, instructions, start
 
 from vertex_local import spec
-from vertex_local.image_build import autopackage
+from vertex_local.submitting.image_build import autopackage
 
 PACKAGES = Path(sysconfig.get_path("purelib"))
 IMAGE = "europe-west4-docker.pkg.dev/real-project-1/trainers/{}-autopackaged:latest"

@@ -19,8 +19,8 @@ import pytest
 from conftest import ROOT
 from test_local_support import environ, wait_for
 
-from vertex_local import checks
 from vertex_local.__main__ import main
+from vertex_local.checking import checks
 
 JOBS = sorted(path.name for path in (ROOT / "jobs").glob("*.yaml") if path.stem not in ("settings", "kubernetes-tfjob"))
 TODAY = "--today=2026-08-22"

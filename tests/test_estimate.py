@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from vertex_local import checks, estimate, machines
 from vertex_local.__main__ import main
-from vertex_local.probe import Measured
+from vertex_local.checking import checks, estimate, machines
+from vertex_local.checking.probe import Measured
 
 PRICES = """\
 currency: EUR

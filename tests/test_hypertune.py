@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from vertex_local import study, trials, tuning
+from vertex_local.tuning import runner as tuning
+from vertex_local.tuning import study, trials
 from vertex_runtime.errors import FAILED, UserError
 from vertex_runtime.reporting import Hypertune
 

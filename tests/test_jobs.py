@@ -17,7 +17,8 @@ from conftest import ROOT
 from test_cloud_support import REAL, gcloud_variables, needs_gcloud, plain, script, serving
 
 import vertex_runtime
-from vertex_local import images, settings, spec, study
+from vertex_local import images, settings, spec
+from vertex_local.tuning import study
 from vertex_runtime import arguments
 
 JOBS = ROOT / "jobs"

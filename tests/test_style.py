@@ -116,7 +116,7 @@ def test_the_runtime_knows_no_trainer_and_no_local_service():
 
 def test_the_local_service_knows_no_trainer_and_no_tensorflow():
     """It runs any program; the runtime is at most looked at where it imports nothing heavy itself."""
-    for path in (ROOT / "vertex_local").glob("*.py"):
+    for path in (ROOT / "vertex_local").rglob("*.py"):
         names = imports(path)
         assert not {name.partition(".")[0] for name in names} & {*TRAINERS, "trainer", "tensorflow", "keras", "numpy"}, path.name
         assert {name for name in names if name.startswith("vertex_runtime")} <= {"vertex_runtime.environment"}, path.name
@@ -157,7 +157,7 @@ def test_package_code_has_no_assert():
 def test_no_path_of_one_machine():
     pattern = re.compile(r"(?<![\w./}])/(home|Users|root|work|mnt|scratch)/")
     tests = [path for path in sorted((ROOT / "tests").glob("*.py")) if path.name != Path(__file__).name]
-    documents = [*ROOT.glob("*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("*.txt")]
+    documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*.txt")]
     for path in (*SOURCES, ROOT / "setup.py", *SCRIPTS, *tests, *documents):
         found = [line for line in path.read_text(encoding="utf-8").splitlines() if pattern.search(line)]
         assert not found, f"{name_of(path)}: {found}"
@@ -174,7 +174,7 @@ def test_scripts_run_as_programs():
 
 def test_every_script_that_is_named_exists():
     named = re.compile(r"(?<![\w/.-])((?:scripts|benchmarks|jobs|\.ci)/[\w./-]*\w)")
-    documents = [*ROOT.glob("*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("jobs/*.yaml"), ROOT / "setup.py", *SOURCES, *SCRIPTS]
+    documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("jobs/*.yaml"), ROOT / "setup.py", *SOURCES, *SCRIPTS]
     for path in documents:
         for name in named.findall(path.read_text(encoding="utf-8")):
             assert (ROOT / name).exists(), f"{name_of(path)} names {name}"
@@ -182,7 +182,7 @@ def test_every_script_that_is_named_exists():
 
 def test_every_python_file_that_a_readme_names_exists():
     known = {path.name for folder in (*PACKAGES, "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")} | {"setup.py"}
-    for path in (*ROOT.glob("*.md"), *ROOT.glob("*/README.md")):
+    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")):
         missing = sorted(set(re.findall(r"\b\w+\.py\b", path.read_text(encoding="utf-8"))) - known)
         assert not missing, f"{name_of(path)} names {missing}"
 
@@ -208,5 +208,5 @@ def test_the_command_in_a_trainers_docstring_runs(trainer, tmp_path, run_trainer
 def test_the_predictions_are_what_the_script_prints():
     printed = subprocess.run([sys.executable, ROOT / "benchmarks" / "scaling.py"], capture_output=True, text=True, check=True).stdout
     assert printed.strip() in (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
-    prices = (ROOT / "vertex_local" / "prices.yaml").read_text(encoding="utf-8")
+    prices = (ROOT / "vertex_local" / "checking" / "prices.yaml").read_text(encoding="utf-8")
     assert "machine: n1-standard-4\n  region: us-central1\n  price: 0.21849885" in prices

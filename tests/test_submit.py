@@ -26,7 +26,8 @@ import yaml
 from conftest import ROOT
 from test_cloud_support import REAL, Service, call, gcloud_variables, needs_gcloud, plain, script, serving
 
-from vertex_local import cloud, deploy, package, pipeline, pipeline_options, spec, submit
+from vertex_local import spec
+from vertex_local.submitting import cloud, deploy, package, pipeline, pipeline_options, submit
 
 JOBS = ROOT / "jobs"
 FLAGS = (*REAL, "--no_check", "--poll=0.1")
@@ -193,7 +194,7 @@ def test_gclouds_failure_and_its_absence_are_one_line(tmp_path, fake_gcloud):
     bare = tmp_path / "bare"
     bare.mkdir()
     done = subprocess.run(
-        [sys.executable, "-m", "vertex_local.submit", "job", JOBS / "taxifare.yaml", *FLAGS], cwd=tmp_path,
+        [sys.executable, "-m", "vertex_local.submitting.submit", "job", JOBS / "taxifare.yaml", *FLAGS], cwd=tmp_path,
         env={**os.environ, "PATH": str(bare), "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 1 and done.stderr.startswith("error: gcloud is not on PATH: install it, or give --dry_run")

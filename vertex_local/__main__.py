@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = {
-    "check": "look at a job's file, package, flags, data, machines and images before it costs something; time and price",
-    "run": "run a custom job's file: every replica a process with the service's environment",
-    "tune": "run a hyperparameter tuning job's file: trials in parallel, searched by Optuna",
-    "serve": "a job service on this machine that answers gcloud and the Python SDK",
+    "run": ("run", "run a custom job's file: every replica a process with the service's environment"),
+    "check": ("checking.check", "look at a job's file, package, flags, data, machines, images before you pay; time and price"),
+    "tune": ("tuning.tune", "run a hyperparameter tuning job's file: trials in parallel, searched by Optuna"),
+    "serve": ("service.serve", "a job service on this machine that answers gcloud and the Python SDK"),
 }
 
 
@@ -18,8 +18,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that the first word names and return its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in COMMANDS:
-        return importlib.import_module(f".{argv[0]}", __package__).main(argv[1:])
-    lines = "\n".join(f"  {name:8s} {what}" for name, what in COMMANDS.items())
+        return importlib.import_module(f".{COMMANDS[argv[0]][0]}", __package__).main(argv[1:])
+    lines = "\n".join(f"  {name:8s} {what}" for name, (_, what) in COMMANDS.items())
     usage = f"usage: python -m vertex_local COMMAND [--help] …\n\n{__doc__}\n\n{lines}"
     if argv and argv[0] in ("-h", "--help"):
         print(usage)

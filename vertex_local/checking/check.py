@@ -1,0 +1,106 @@
+"""Look at a job before it costs something: file, package, flags, data, machines, images, outputs; then time and price.
+
+    python -m vertex_local check jobs/taxifare.yaml
+
+FILE is a custom job's or a hyperparameter tuning job's. What comes after `--` is appended to the trainers' arguments.
+Nothing goes over the network, and nothing is written but temporary files. Exit codes: 0 no error was found, 1 some were,
+2 the file cannot be read as a job.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+
+from .. import cli, settings
+from . import checks, estimate, sdist
+from .checks import ERROR, WARNING, Finding
+from .look import Look
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line's parser."""
+    parser = argparse.ArgumentParser(
+        prog="python -m vertex_local check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("spec", metavar="FILE", help="job file as gcloud's --config takes it, for custom or tuning jobs")
+    parser.add_argument("--bucket_root", metavar="DIR", help="folder for gs://BUCKET/X as BUCKET/X (default: STATE_DIR/buckets)")
+    parser.add_argument("--state_dir", metavar="DIR", default=".vertex_local", help="folder of local jobs (default: %(default)s)")
+    parser.add_argument("--project_dir", metavar="DIR", default=".", help="checkout with setup.py and Dockerfile (default: here)")
+    parser.add_argument("--python", metavar="PATH", help="interpreter for python and python3 (default: this one)")
+    parser.add_argument("--freeze", metavar="FILE", help="what the image has, as scripts/image_freeze writes it")
+    parser.add_argument("--serving_python", metavar="PATH", help="interpreter with the serving image's TensorFlow: loads the model")
+    parser.add_argument("--prices", metavar="FILE", help="table of prices (default: the one of vertex_local)")
+    parser.add_argument("--file_only", action="store_true", help="look at the file alone: build nothing, start nothing")
+    parser.add_argument("--no_measure", action="store_true", help="do not train for a moment to see how long the job takes")
+    parser.add_argument("--today", metavar="DATE", type=_day, default=date.today(), help="for the images' dates (default: today)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
+    settings.add_flags(parser)
+    return parser
+
+
+def _day(text: str) -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"takes a day such as 2026-07-12; got {text!r}.") from None
+
+
+def main(argv: Sequence[str]) -> int:
+    """Check one job and return the exit code."""
+    own, extra = cli.split(argv)
+    args = build_parser().parse_args(own)
+    return cli.supervised(lambda cancel: _check(args, extra, cancel))
+
+
+def _check(args: argparse.Namespace, extra: Sequence[str], cancel: threading.Event) -> int:
+    prices = estimate.load_prices(Path(args.prices) if args.prices else estimate.PRICES)
+    freeze = Path(args.freeze) if args.freeze else None
+    sdist.constraints(None, freeze)  # a file that cannot be read is found at once
+    case, found = _case(args, extra), []
+    with tempfile.TemporaryDirectory(prefix="vertex-check-") as scratch:
+        look = Look(
+            case, Path(scratch), freeze=freeze, serving_python=args.serving_python, file_only=args.file_only,
+            measures=not args.no_measure, stop=cancel.is_set,
+        )  # fmt: skip
+        for finding in look.findings():
+            if cancel.is_set():
+                raise KeyboardInterrupt
+            found.append(finding)
+            if not args.json:
+                print(f"{finding.level:13s} {finding.check:11s} {finding.message}", flush=True)
+        said = list(estimate.report(case, look.plan, look.time, *prices))
+    return _conclude(case.tree.name, found, said, args.json)
+
+
+def _case(args: argparse.Namespace, extra: Sequence[str]) -> checks.Case:
+    project = Path(os.path.abspath(args.project_dir))
+    if not project.is_dir():
+        raise ValueError(f"--project_dir: there is no folder {project}.")
+    for flag in ("python", "serving_python"):
+        if getattr(args, flag) and shutil.which(getattr(args, flag)) is None:
+            raise ValueError(f"--{flag}: {getattr(args, flag)} is not a program that can be run.")
+    python = os.path.abspath(shutil.which(args.python or sys.executable))
+    root = Path(os.path.realpath(args.bucket_root or Path(args.state_dir) / "buckets"))
+    return checks.load(args.spec, settings.from_flags(args), extra, project, root, python, args.today, bool(args.bucket_root))
+
+
+def _conclude(name: str, found: Sequence[Finding], said: Sequence[tuple[str, str]], as_json: bool) -> int:
+    """Print the estimate and the sum, and return the exit code."""
+    errors = sum(finding.level == ERROR for finding in found)
+    if as_json:
+        print(json.dumps({"findings": [vars(finding) for finding in found], "errors": errors, "estimate": said}, indent=1))
+        return 1 if errors else 0
+    for what, line in said:
+        print(f"{'estimate':13s} {what:11s} {line}")
+    warnings = sum(finding.level == WARNING for finding in found)
+    print(f"{name}: {errors} error(s), {warnings} warning(s).")
+    return 1 if errors else 0

@@ -1,0 +1,1 @@
+"""The local job service: `python -m vertex_local serve`."""

@@ -1,0 +1,37 @@
+"""The checkout that the submitting scripts belong to: its folders, its trainers, its Dockerfile's defaults."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ..commands import trainer_in
+from ..spec import Pool
+
+ROOT = Path(__file__).resolve().parents[2]
+SETTINGS = ROOT / "jobs"
+
+
+class BuildError(ValueError):
+    """What cannot be built or stored as asked, and the remedy."""
+
+
+def trainers(root: Path = ROOT) -> list[str]:
+    """Return the names of the checkout's trainers."""
+    return sorted(folder.parent.name for folder in root.glob("*/trainer") if folder.is_dir())
+
+
+def trainer_of(pool: Pool, name: str, root: Path = ROOT) -> str:
+    """Return which trainer a pool runs, by its module or its image; raise a BuildError naming the job file `name`."""
+    found = trainer_in(pool.module.partition(".")[0] if pool.module else pool.image, trainers(root))
+    if found is None:
+        raise BuildError(f"{name}: {pool.module or pool.image} names none of the trainers here, {', '.join(trainers(root))}.")
+    return found
+
+
+def dockerfile_default(name: str, root: Path = ROOT) -> str:
+    """Return the default of one of the Dockerfile's ARGs."""
+    found = re.search(rf'^ARG {name}="?([^"\s]+)"?$', (root / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
+    if not found:
+        raise BuildError(f"{root / 'Dockerfile'}: there is no line ARG {name}=….")
+    return found[1]

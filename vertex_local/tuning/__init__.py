@@ -1,0 +1,1 @@
+"""Hyperparameter tuning jobs on this machine: `python -m vertex_local tune`."""

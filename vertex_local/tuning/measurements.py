@@ -1,0 +1,129 @@
+"""What trials report, as the API's measurements, and which of them counts."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..report import Follower
+from .study import Metric, Study
+
+_OTHER = {"global_step", "timestamp", "trial", "checkpoint_path"}
+
+
+class Reports:
+    """A trial's reports as they come; hypertune's own file forgets all but the newest 100, its supervisor's copy none."""
+
+    def __init__(self, metric_file: Path):
+        self.lost = False
+        self._follower, self._seen = Follower(metric_file.with_name(f"{metric_file.name}.all")), set()
+
+    def new(self) -> list[dict[str, Any]]:
+        """Return the reports that came since the last call, each as {step, time, values}."""
+        found = []
+        for entry in self._follower.new():
+            text = json.dumps(entry, sort_keys=True)
+            if text not in self._seen:  # a restarted replica finds the file of the one before
+                self._seen.add(text)
+                self.lost |= "lost" in entry
+                found += filter(None, [_parse(entry)])
+        return found
+
+
+def _parse(entry: dict[str, Any]) -> dict[str, Any] | None:
+    """Return one report; None for what hypertune would not write."""
+    try:
+        values = {name: float(value) for name, value in entry.items() if name not in _OTHER}
+        return {"step": int(float(entry.get("global_step") or 0)), "time": float(entry["timestamp"]), "values": values}
+    except (ValueError, TypeError, KeyError, OverflowError):
+        return None
+
+
+def merge(
+    measurements: Sequence[dict[str, Any]], reports: Sequence[dict[str, Any]], metrics: Sequence[Metric], start: float
+) -> list[dict[str, Any]]:
+    """Return a trial's measurements with further reports: one for each step, the newest report of a step wins.
+
+    Without steps, every report that repeats a metric is a measurement of its own.
+
+    Args:
+        start: when the trial began, in seconds since 1970.
+    """
+    known, found = {metric.id for metric in metrics}, [dict(item) for item in measurements]
+    by_step = {int(item["stepCount"]): item for item in found}
+    for report in reports:
+        values = {name: value for name, value in report["values"].items() if name in known and math.isfinite(value)}
+        if not values:
+            continue
+        step = report["step"]
+        item = by_step.get(step)
+        if item is None or not step and values.keys() & value_of(item).keys():
+            item = by_step[step] = {"stepCount": str(step), "metrics": []}
+            found.append(item)
+        item["elapsedDuration"] = f"{max(0.0, report['time'] - start):.3f}s"
+        values = {**value_of(item), **values}
+        item["metrics"] = [{"metricId": metric.id, "value": values[metric.id]} for metric in metrics if metric.id in values]
+    return sorted(found, key=lambda item: (int(item["stepCount"]), seconds(item)))
+
+
+def value_of(measurement: dict[str, Any]) -> dict[str, float]:
+    """Return a measurement's values by metric."""
+    return {item["metricId"]: item["value"] for item in measurement.get("metrics", ())}
+
+
+def seconds(measurement: dict[str, Any]) -> float:
+    """Return when it was taken, in seconds since the trial's start."""
+    return float(measurement["elapsedDuration"][:-1])
+
+
+def final(study: Study, measurements: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return the measurement that counts: the last that holds every metric, or the best one; None if there is none.
+
+    Where several metrics are optimised, the best is that of the first.
+    """
+    names = {metric.id for metric in study.metrics}
+    whole = [item for item in measurements if names <= value_of(item).keys()]
+    if not whole and measurements:  # metrics that are reported at steps of their own
+        newest = {name: value for item in measurements for name, value in value_of(item).items()}
+        if names <= newest.keys():
+            return {**measurements[-1], "metrics": [{"metricId": m.id, "value": newest[m.id]} for m in study.metrics]}
+    if not whole:
+        return None
+    if not study.best_measurement:
+        return whole[-1]
+    return min(whole, key=lambda item: _cost(study.objectives[0], value_of(item)))
+
+
+def best(study: Study, trials: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the best trials: one, or with several metrics all that no other beats in every one.
+
+    Trials on the wrong side of a metric's threshold count only if all are.
+    """
+    done = [trial for trial in trials if trial["state"] == "SUCCEEDED"]
+    safe = [trial for trial in done if _is_safe(study, trial)] or done
+    costs = [[_cost(metric, value_of(trial["finalMeasurement"])) for metric in study.objectives] for trial in safe]
+    if len(study.objectives) == 1:
+        return [safe[costs.index(min(costs))]] if safe else []
+    return [
+        trial
+        for trial, mine in zip(safe, costs)
+        if not any(other != mine and all(a <= b for a, b in zip(other, mine)) for other in costs)
+    ]
+
+
+def excess(metric: Metric, values: dict[str, float]) -> float:
+    """Return by how much a value is on the wrong side of its metric's threshold; at most 0 if it is not."""
+    gap = values[metric.id] - (metric.threshold or 0.0)
+    return -gap if metric.maximize else gap
+
+
+def _is_safe(study: Study, trial: dict[str, Any]) -> bool:
+    values = value_of(trial["finalMeasurement"])
+    return all(excess(metric, values) <= 0 for metric in study.metrics if metric.threshold is not None)
+
+
+def _cost(metric: Metric, values: dict[str, float]) -> float:
+    return -values[metric.id] if metric.maximize else values[metric.id]
