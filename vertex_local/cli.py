@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
+import difflib
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are one line, with the nearest flag that there is."""
+
+    def error(self, message: str) -> NoReturn:
+        _, found, unknown = message.partition("unrecognized arguments: ")
+        known = [name for name in self._option_string_actions if name.startswith("--")]
+        near = difflib.get_close_matches(unknown.split("=")[0].split(" ")[0], known, 1, 0.5) if found else []
+        self.exit(2, f"error: {message}{f'; the nearest flag is {near[0]}' if near else ''}. See {self.prog} --help.\n")
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -19,7 +19,7 @@ from .lifecycle import GRACE
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    run = argparse.ArgumentParser(
+    run = cli.Parser(
         prog="python -m vertex_local run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     run.add_argument("spec", help="job file as gcloud's --config takes it, or a whole CustomJob; YAML or JSON")

@@ -69,8 +69,10 @@ def read(path: str | Path, given: Mapping[str, str] | None = None) -> str:
     """Return a job file's text with its settings filled in (see `settings.render`)."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be read: {error.strerror}. Job files lie in jobs/.") from None
+    except UnicodeDecodeError as error:
+        raise SpecError(f"{path}: is not UTF-8 text: {error}. Save it as UTF-8.") from None
     return settings.render(text, str(path), given)
 
 

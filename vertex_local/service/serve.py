@@ -38,7 +38,7 @@ class ServeError(ValueError):
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    serve = argparse.ArgumentParser(
+    serve = cli.Parser(
         prog="python -m vertex_local serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     serve.add_argument("--port", type=_port, default=PORT, help="port on 127.0.0.1; 0 takes any free one (default: %(default)s)")

@@ -42,7 +42,7 @@ def image_commands(args: argparse.Namespace, values: Mapping[str, str], root: Pa
 
 def main(argv: Sequence[str]) -> int:
     """`scripts/build_image`: build the container image with Docker, and push it if asked; return the exit code."""
-    parser = argparse.ArgumentParser(prog="scripts/build_image", description="Build a trainer's image from the Dockerfile, with Docker.")
+    parser = cli.Parser(prog="scripts/build_image", description="Build a trainer's image from the Dockerfile, with Docker.")
     parser.add_argument("--trainer", choices=trainers(), required=True, help="the trainer that it starts")
     parser.add_argument("--gpu", action="store_true", help="TensorFlow with CUDA; the image is called TRAINER-gpu")
     parser.add_argument("--base", metavar="IMAGE", help="image to build on; prebuilt: that of the settings (default: a slim Python)")

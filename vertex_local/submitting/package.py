@@ -141,7 +141,7 @@ def _differing(blob: object, own: Mapping[str, str]) -> str | None:
 
 def main(argv: Sequence[str]) -> int:
     """`scripts/build_package`: build the sdist, and upload or copy it if asked; return the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="scripts/build_package", description="Build the sdist for prebuilt containers; the same sources make the same bytes."
     )
     parser.add_argument("--trainer", choices=trainers(), help="narrow it to one trainer, which is then also the module trainer.task")

@@ -45,7 +45,7 @@ class Door:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog="scripts/submit_training_pipeline", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("spec", help="a custom job's file: machines, image, arguments, output directory and scheduling")

@@ -60,7 +60,7 @@ class Wish:
 def build_parser(which: str) -> argparse.ArgumentParser:
     """Return the parser of `scripts/submit_job` or `scripts/submit_tuning`."""
     kind = KINDS[which]
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         prog=kind.script, formatter_class=argparse.RawDescriptionHelpFormatter,
         description=f"Send a {kind.title}'s file to Vertex AI with gcloud; returns at once, unless --wait is given.\n"
         "Arguments after -- are appended to the trainer's.",

@@ -25,7 +25,7 @@ ALGORITHMS = {"bayesian": "ALGORITHM_UNSPECIFIED", "random-search": "RANDOM_SEAR
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    tune = argparse.ArgumentParser(
+    tune = cli.Parser(
         prog="python -m vertex_local tune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     tune.add_argument("spec", help="HyperparameterTuningJob file as gcloud's --config takes it; YAML or JSON")
