@@ -5,6 +5,7 @@ No Docker engine is needed, so none is tested: see `test_docker_support` for wha
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import re
@@ -92,7 +93,8 @@ def test_the_image_trains(tmp_path, trainer):
     context = Path(shutil.copytree(ROOT, tmp_path / "checkout", ignore=shutil.ignore_patterns(*NOT_SOURCES)))
     for secret in (".env", f"{trainer}/.env", f"{trainer}/trainer/service.pem", "vertex_runtime/credentials.json"):
         (context / secret).write_text("secret")
-    stage = make(tmp_path / "image", trainer, context, TENSORFLOW="tensorflow", REVISION="abc", CREATED="2026-11-21T00:00:00Z")
+    here = importlib.metadata.packages_distributions()["tensorflow"][0]  # tensorflow, or tensorflow-cpu
+    stage = make(tmp_path / "image", trainer, context, TENSORFLOW=here, REVISION="abc", CREATED="2026-11-21T00:00:00Z")
     app = stage.path(".")
     assert sorted(path.name for path in app.iterdir()) == sorted([trainer, "vertex_runtime"]), "one trainer and the runtime, nothing else"
     assert not [path for path in stage.root.rglob("*") if path.is_file() and path.suffix != ".py" and path.read_bytes() == b"secret"]

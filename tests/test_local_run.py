@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -158,7 +159,8 @@ def pids_in(files: list) -> list[int]:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_no_process_is_left_behind(tmp_path, number):
     files = tree(tmp_path)
-    process = start(tmp_path, "job.yaml", "--job_id=a")
+    heard = functools.partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)  # under nohup, pytest and its children ignore it
+    process = start(tmp_path, "job.yaml", "--job_id=a", preexec_fn=heard)
     pids = pids_in(files)
     assert all(map(alive, pids))
     process.send_signal(number)
