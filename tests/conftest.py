@@ -14,6 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # The service's, ours, and what importing TensorFlow sets (TPU_ML_).
 SERVICE_VARIABLES = ("AIP_", "CLOUD_ML_", "CLUSTER_SPEC", "TF_CONFIG", "TPU_ML_", "TRAINER_", "VERTEX_")
 
+# Where one trainer shows what there is to see, the other one's turn comes with the slow tests.
+FIRST_TRAINER = ("taxifare", pytest.param("stackoverflow", marks=pytest.mark.slow))
+
 RunTrainer = Callable[..., "subprocess.CompletedProcess[str]"]
 
 

@@ -11,7 +11,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import FIRST_TRAINER, ROOT
 from test_cloud_support import REAL, gcloud_variables, needs_gcloud, script, serving
 from test_docker_support import build, instructions, start
 
@@ -42,7 +42,7 @@ def submit(job: str, folder: Path, docker: dict[str, str], *flags: str) -> tuple
 
 
 @needs_gcloud
-@pytest.mark.parametrize("trainer", ["taxifare", pytest.param("stackoverflow", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("trainer", FIRST_TRAINER)
 def test_the_generated_dockerfiles_steps_train(tmp_path, docker, trainer):
     body, text, said = submit(trainer, tmp_path, docker)
     image = IMAGE.format(trainer)

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import FIRST_TRAINER
 
 from vertex_runtime.environment import Environment
 from vertex_runtime.errors import UserError
@@ -107,7 +108,7 @@ def test_importing_runs_no_tensorflow_operation():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("trainer", ["taxifare", "stackoverflow"])
+@pytest.mark.parametrize("trainer", FIRST_TRAINER)
 def test_mirrored_on_four_virtual_devices(trainer, tmp_path, run_trainer):
     """The same code on MirroredStrategy: four virtual CPU devices against one."""
     code = (

@@ -16,14 +16,13 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import FIRST_TRAINER, ROOT
 from test_docker_support import Stage, build, ignored, instructions, start
 
 from vertex_local import commands, spec
 
 TEXT = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 PACKAGES = Path(sysconfig.get_path("purelib"))
-TRAINERS = ("taxifare", pytest.param("stackoverflow", marks=pytest.mark.slow))
 BUILD_IMAGE = ROOT / "scripts" / "build_image"
 NOT_SOURCES = (".git", ".venv*", "__pycache__", "*.egg-info", "build", "dist", ".vertex_local", "*-run-*", "*-model*")
 
@@ -87,7 +86,7 @@ def test_what_is_sent_to_docker(name, out):
 # ------------------------------------------------------------------ the steps
 
 
-@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize("trainer", FIRST_TRAINER)
 def test_the_image_trains(tmp_path, trainer):
     """With the packages of this environment in the base, as a prebuilt container has TensorFlow: pip adds none of them."""
     context = Path(shutil.copytree(ROOT, tmp_path / "checkout", ignore=shutil.ignore_patterns(*NOT_SOURCES)))

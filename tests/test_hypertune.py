@@ -82,6 +82,7 @@ def test_one_report_per_evaluation_and_the_exported_models_at_the_end(tmp_path, 
     assert {line["trial"] for line in found} == {"2"}
 
 
+@pytest.mark.slow
 def test_more_than_a_hundred_evaluations_are_followed_without_loss(tmp_path):
     found = tune_taxifare(tmp_path, ["--num_evals=130", "--epochs=20"], [0.02])
     (trial,) = found.trials
@@ -90,6 +91,7 @@ def test_more_than_a_hundred_evaluations_are_followed_without_loss(tmp_path):
     assert trial["measurements"][-1]["stepCount"] == "133"
 
 
+@pytest.mark.slow
 def test_nan_makes_a_trial_infeasible_and_the_study_goes_on(tmp_path):
     found = tune_taxifare(tmp_path, ["--num_evals=2", "--epochs=2"], [0.02, 0.03, 1e30], failed=2)
     assert [trial["state"] for trial in found.trials] == ["SUCCEEDED", "SUCCEEDED", "INFEASIBLE"] and found.succeeded

@@ -19,13 +19,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import FIRST_TRAINER, ROOT
 
 import vertex_runtime
 
 TRAINERS = ("taxifare", "stackoverflow")
-# Where one trainer shows what there is to see, the other one's turn comes with the slow tests.
-FIRST_TRAINER = ("taxifare", pytest.param("stackoverflow", marks=pytest.mark.slow))
 TINY = ("--num_examples_to_train_on=512", "--num_evals=1")
 NOT_SOURCES = (".git", ".venv*", "__pycache__", "*.egg-info", "build", "dist", ".*_cache", ".vertex_local", "*-run-*", "*-model*")
 
@@ -169,7 +167,7 @@ def test_start_installed_from_any_folder_on_the_sample_data(sites, tmp_path, nar
     assert len(re.findall("synthetic sample data", said)) >= 2, "at the start and at the end"
 
 
-@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize("trainer", FIRST_TRAINER)
 def test_start_without_any_argument_makes_a_fresh_folder(sites, tmp_path, trainer):
     run_installed(sites[None], "-m", f"{trainer}.trainer.task", cwd=tmp_path)
     (folder,) = tmp_path.iterdir()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import FIRST_TRAINER
 
 # Small runs with many checkpoints, and the callbacks whose state must survive.
 FLAGS = {
@@ -46,7 +47,7 @@ def same_weights(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bo
     return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
 
 
-@pytest.fixture(scope="module", params=["taxifare", "stackoverflow"])
+@pytest.fixture(scope="module", params=FIRST_TRAINER)
 def unbroken(request, tmp_path_factory):
     """Return (trainer, output directory, ledger) of a run that nothing disturbed."""
     folder = tmp_path_factory.mktemp("unbroken")

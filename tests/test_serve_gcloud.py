@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import FIRST_TRAINER, ROOT
 from test_local_support import environ, wait_for
 from test_serve_support import Service
 
@@ -124,7 +124,7 @@ def test_what_is_wrong_is_told_as_gcloud_tells_it(service, gcloud, tmp_path):
     assert "NOT_FOUND" in error and "customJobs/123" in error
 
 
-@pytest.mark.parametrize("trainer", ["taxifare", pytest.param("stackoverflow", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("trainer", FIRST_TRAINER)
 def test_our_job_files_are_taken(service, gcloud, tmp_path, trainer):
     """The file as it is, with its settings filled in; cancelled once the service has taken it."""
     (tmp_path / "job.yaml").write_text(spec.read(ROOT / "jobs" / f"{trainer}.yaml", GIVEN))

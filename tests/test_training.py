@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import FIRST_TRAINER
 
 from vertex_runtime.errors import UserError
 
@@ -248,7 +249,7 @@ def test_profile(tmp_path):
     assert list(tmp_path.glob("logs/plugins/profile/*/*.xplane.pb"))
 
 
-@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize("trainer", FIRST_TRAINER)
 def test_export_holds_each_weight_once(trainer, tmp_path):
     import tensorflow as tf
 
