@@ -13,10 +13,7 @@ from conftest import FIRST_TRAINER, ROOT
 from test_local_support import environ, wait_for
 from test_serve_support import Service
 
-from vertex_local import spec
-
 pytestmark = pytest.mark.skipif(shutil.which("gcloud") is None, reason="gcloud is not installed here")
-GIVEN = {"project": "my-project", "region": "us-central1", "bucket": "cloud-bucket", "repository": "repo", "tag": "v1"}
 PARENT = "/v1/projects/my-project/locations/us-central1"
 SLEEP = "import time; print('up', flush=True); time.sleep(300)"
 
@@ -125,15 +122,19 @@ def test_what_is_wrong_is_told_as_gcloud_tells_it(service, gcloud, tmp_path):
 
 
 @pytest.mark.parametrize("trainer", FIRST_TRAINER)
-def test_our_job_files_are_taken(service, gcloud, tmp_path, trainer):
-    """The file as it is, with its settings filled in; cancelled once the service has taken it."""
-    (tmp_path / "job.yaml").write_text(spec.read(ROOT / "jobs" / f"{trainer}.yaml", GIVEN))
-    name = created(gcloud, "custom-jobs", f"--display-name={trainer}", f"--config={tmp_path / 'job.yaml'}")
-    job = service.call("GET", name.partition("/locations/us-central1")[2], base=PARENT)
-    assert job["jobSpec"]["workerPoolSpecs"][0]["containerSpec"]["imageUri"] == f"us-central1-docker.pkg.dev/my-project/repo/{trainer}:v1"
-    assert wait_for(lambda: service.log(name.rpartition("/")[2], "service")), "it began to run"
-    if "endTime" not in service.call("GET", name.partition("/locations/us-central1")[2], base=PARENT):
-        gcloud("ai", "custom-jobs", "cancel", name)
+@pytest.mark.parametrize("group, kind", [("custom-jobs", ""), ("hp-tuning-jobs", "-tuning")])
+def test_our_job_files_are_taken(service, gcloud, trainer, group, kind):
+    """The files as they are: the service fills their settings in, and says so. Cancelled once it has begun to run."""
+    file = ROOT / "jobs" / f"{trainer}{kind}.yaml"
+    name = created(gcloud, group, f"--display-name={trainer}{kind}", f"--config={file}")
+    path = name.partition("/locations/us-central1")[2]
+    job = service.call("GET", path, base=PARENT)
+    pools = (job.get("trialJobSpec") or job["jobSpec"])["workerPoolSpecs"]
+    assert pools[0]["containerSpec"]["imageUri"] == f"us-central1-docker.pkg.dev/my-project/trainers/{trainer}:latest"
+    assert wait_for(lambda: any("were filled in from jobs/settings.yaml" in line for line in service.out))
+    assert wait_for(lambda: service.call("GET", path, base=PARENT).get("startTime"))
+    if "endTime" not in service.call("GET", path, base=PARENT):
+        gcloud("ai", group, "cancel", name)
     ended(service, name)
 
 

@@ -10,6 +10,7 @@ import argparse
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -43,7 +44,7 @@ def from_flags(args: argparse.Namespace) -> dict[str, str]:
 
 
 def load(folder: str | Path, given: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return the settings of `folder/settings.yaml`, where there is one, and over them those `given`.
+    """Return the settings of `folder/settings.yaml`, where there is one, and over them those `given`; `images` is made of them.
 
     Raises:
         SettingsError: the file is not a mapping of known names to text.
@@ -61,7 +62,10 @@ def load(folder: str | Path, given: Mapping[str, str] | None = None) -> dict[str
             raise SettingsError(f"{path}: {name!r} is not a setting; names are {', '.join(NAMES)}.")
         if not isinstance(value, str) or not value:
             raise SettingsError(f"{path}: {name}: takes text; got {value!r}: put it in quotes.")
-    return {**values, **(given or {})}
+    values |= given or {}
+    if {"region", "project", "repository"} <= values.keys():
+        values["images"] = f"{values['region']}-docker.pkg.dev/{values['project']}/{values['repository']}"
+    return values
 
 
 def render(text: str, name: str, given: Mapping[str, str] | None = None) -> str:
@@ -74,8 +78,6 @@ def render(text: str, name: str, given: Mapping[str, str] | None = None) -> str:
     if not _PLACE.search(text):
         return text
     values = load(Path(name).parent, given)
-    if {"region", "project", "repository"} <= values.keys():
-        values["images"] = f"{values['region']}-docker.pkg.dev/{values['project']}/{values['repository']}"
     lines = text.split("\n")
     for number, line in enumerate(lines, 1):
         if line.lstrip().startswith("#"):
@@ -87,3 +89,15 @@ def render(text: str, name: str, given: Mapping[str, str] | None = None) -> str:
                 raise SettingsError(f"{problem}: put it into {Path(name).parent / 'settings.yaml'}, or give --{match[1].lower()}.")
         lines[number - 1] = _PLACE.sub(lambda match: values[match[1].lower()], line)
     return "\n".join(lines)
+
+
+def fill(message: Any, folder: str | Path, given: Mapping[str, str]) -> Any:
+    """Return a request's JSON value with the settings of `folder` in its texts; any other `${NAME}` is left as it is."""
+    if isinstance(message, dict):
+        return {key: fill(value, folder, given) for key, value in message.items()}
+    if isinstance(message, list):
+        return [fill(value, folder, given) for value in message]
+    if not isinstance(message, str) or not _PLACE.search(message):
+        return message
+    values = {name.upper(): value for name, value in load(folder, given).items()}
+    return _PLACE.sub(lambda match: values.get(match[1], match[0]), message)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .. import settings
 from . import job_kinds, job_life, training_pipelines
 from .local import Local
 from .operations import done, new_name
@@ -20,7 +21,12 @@ _CHECKS = {"customJobs": job_kinds.custom, "hyperparameterTuningJobs": job_kinds
 def create(local: Local, request: Request, kind: str, project: str, location: str) -> dict[str, Any]:
     """Check and keep a new job, and start it."""
     parent = f"projects/{project}/locations/{location}"
-    body = checked(request.json(), getattr(types(), _MESSAGES[kind]))
+    sent = request.json()
+    try:
+        filled = settings.fill(sent, local.project_dir / "jobs", {"project": project, "region": location})
+    except settings.SettingsError as error:
+        raise ApiError("INVALID_ARGUMENT", str(error)) from None
+    body = checked(filled, getattr(types(), _MESSAGES[kind]))
     body = {name: value for name, value in body.items() if name not in _OUTPUT_ONLY}
     required(body, "displayName")
     if len(body["displayName"]) > 128:
@@ -31,6 +37,8 @@ def create(local: Local, request: Request, kind: str, project: str, location: st
     now = stamp()
     document = local.records.add(name, kind, {"name": name, **body, "state": state, "createTime": now, "updateTime": now})
     local.say(f"{name}: {body['displayName']}")
+    if filled != sent:
+        local.say("note: its ${…} were filled in from jobs/settings.yaml; on Vertex AI scripts/submit_job has to do that")
     local.executor.start(name, lambda cancel: job_life.run(local, name, work, cancel))
     return document
 

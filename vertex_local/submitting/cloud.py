@@ -98,8 +98,6 @@ def place(folder: str | Path, given: Mapping[str, str], needed: Sequence[str], f
             raise settings.SettingsError(f"--{name}: not set: give it, or put it into {path}.")
         if values[name] in settings.PLACEHOLDERS and not free:
             raise settings.SettingsError(f"--{name}: {values[name]} is a placeholder: put your own into {path}, or give --{name}.")
-    if {"region", "project", "repository"} <= values.keys():
-        values["images"] = f"{values['region']}-docker.pkg.dev/{values['project']}/{values['repository']}"
     return values
 
 
