@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -10,23 +9,16 @@ import socket
 import subprocess
 import sys
 import time
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks import drills
+
 pytestmark = pytest.mark.multiworker
 ROOT = Path(__file__).resolve().parents[1]
 DATA = {"taxifare": ("taxi-train.csv", "taxi-valid.csv"), "stackoverflow": ("train.csv", "valid.csv")}
-
-
-def load_drill():
-    loader = SourceFileLoader("drill", str(ROOT / "scripts" / "drill"))
-    spec = importlib.util.spec_from_loader("drill", loader)
-    module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
-    return module
 
 
 def data_flags(trainer: str) -> list[str]:
@@ -52,7 +44,7 @@ def job(
 
 
 def weights(folder: Path) -> dict[str, np.ndarray]:
-    return load_drill().weights(folder)
+    return drills.weights(folder)
 
 
 def metrics(folder: Path) -> dict:
@@ -69,7 +61,7 @@ def test_the_same_weights_on_1_2_and_3_processes(trainer, tmp_path):
         folder.mkdir()
         done = job(folder, trainer, replicas, f"--num_examples_to_train_on={100 * batch}", "--num_evals=2", f"--ledger={folder / 'ledger'}")
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-        found.append((weights(folder / "buckets/buck/out"), metrics(folder / "buckets/buck/out"), load_drill().fed_rows(folder / "ledger")))
+        found.append((weights(folder / "buckets/buck/out"), metrics(folder / "buckets/buck/out"), drills.fed_rows(folder / "ledger")))
     (one, one_metrics, one_rows), *others = found
     assert len(one_rows) == 100
     for replicas, (several, several_metrics, rows) in enumerate(others, 2):
@@ -203,7 +195,7 @@ def test_streamed_by_files_each_row_once(tmp_path):
     outs = [process.communicate(timeout=120) for process in both]
     assert [process.returncode for process in both] == [0, 0], outs
     assert "its own files; the batches differ" in outs[0][0]
-    rows = sum(load_drill().fed_rows(tmp_path / "ledger").values(), [])
+    rows = sum(drills.fed_rows(tmp_path / "ledger").values(), [])
     assert len(rows) == 1600 and len(set(rows)) > 1590
 
 
@@ -222,15 +214,14 @@ def test_a_streamed_job_survives_a_kill(tmp_path):
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
         result = json.loads(next((folder / "state" / "jobs").glob("*/result.json")).read_text())
         assert bool(result["restarts"]) == bool(kill)
-        found.append((weights(folder / "buckets/buck/out"), load_drill().fed_rows(folder / "ledger")))
+        found.append((weights(folder / "buckets/buck/out"), drills.fed_rows(folder / "ledger")))
     (whole, rows), (killed, again) = found
     assert again == rows
-    assert load_drill().largest_difference(killed, whole) == 0.0
+    assert drills.largest_difference(killed, whole) == 0.0
 
 
 @pytest.mark.slow
 def test_drills_end_as_an_unbroken_run(capsys, monkeypatch):
-    drill = load_drill()
     monkeypatch.setattr(sys, "argv", ["drill", "--drills=4", "--replicas=3", "--seed=3"])
-    code = drill.main()
+    code = drills.main()
     assert code == 0, capsys.readouterr().out
