@@ -92,9 +92,7 @@ def plan(local: Local, parent: str, config: dict[str, Any]) -> Callable[[], dict
         folder = buckets.to_path(prefix, local.buckets)
     except buckets.BucketError as error:
         raise ApiError("INVALID_ARGUMENT", str(error), f"{where}gcsDestination.outputUriPrefix") from None
-    dataset = local.records.get(f"{parent}/datasets/{config['datasetId']}")
-    if dataset is None:
-        raise ApiError("NOT_FOUND", f"{parent}/datasets/{config['datasetId']} does not exist here.")
+    dataset = local.known(f"{parent}/datasets/{config['datasetId']}")
     files = _files(local.buckets, check(local, dataset["metadata"]))
     assign = _assigner(config, files, _header(files), where)
 

@@ -33,11 +33,7 @@ def create(local: Local, request: Request, project: str, location: str) -> dict[
 
 def known(local: Local, project: str, location: str, id: str) -> dict[str, Any]:  # noqa: A002
     """Return an endpoint, or answer NOT_FOUND."""
-    name = f"projects/{project}/locations/{location}/endpoints/{id}"
-    document = local.records.get(name)
-    if document is None:
-        raise ApiError("NOT_FOUND", f"{name} does not exist here.")
-    return document
+    return local.known(f"projects/{project}/locations/{location}/endpoints/{id}")
 
 
 def patch(local: Local, request: Request, project: str, location: str, id: str) -> dict[str, Any]:  # noqa: A002

@@ -14,14 +14,6 @@ STOPPED = "the local service was stopped while the job was under way; create the
 KINDS = ("customJobs", "hyperparameterTuningJobs", "trainingPipelines")
 
 
-def known(local: Local, name: str) -> dict[str, Any]:
-    """Return the document of that name, or answer NOT_FOUND."""
-    document = local.records.get(name)
-    if document is None:
-        raise ApiError("NOT_FOUND", f"{name} does not exist here.")
-    return document
-
-
 def settle(local: Local) -> int:
     """Mark as failed what a service that was killed left unfinished; return how many that were."""
     count = 0

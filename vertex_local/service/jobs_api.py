@@ -44,12 +44,12 @@ def create(local: Local, request: Request, kind: str, project: str, location: st
 
 
 def get(local: Local, request: Request, kind: str, project: str, location: str, id: str) -> dict[str, Any]:  # noqa: A002
-    """Return a job."""
-    return job_life.known(local, f"projects/{project}/locations/{location}/{kind}/{id}")
+    """Return a record of any kind as it is kept."""
+    return local.known(f"projects/{project}/locations/{location}/{kind}/{id}")
 
 
 def listing(local: Local, request: Request, kind: str, project: str, location: str) -> dict[str, Any]:
-    """Return one page of the jobs of a kind."""
+    """Return one page of the records of a kind."""
     return page(local.records.list(kind, f"projects/{project}/locations/{location}"), request, kind)
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .executor import Executor
 from .predictor import Predictors
 from .records import Records
+from .rest import ApiError
 
 
 @dataclass
@@ -24,3 +26,10 @@ class Local:
     executor: Executor
     predictors: Predictors
     say: Callable[[str], None]
+
+    def known(self, name: str) -> dict[str, Any]:
+        """Return the record of that name, or answer NOT_FOUND."""
+        record = self.records.get(name)
+        if record is None:
+            raise ApiError("NOT_FOUND", f"{name} does not exist here.")
+        return record

@@ -60,10 +60,18 @@ def create_dataset(local: Local, request: Request, project: str, location: str) 
     return done(local.records, parent, "CreateDatasetOperationMetadata", ("Dataset", local.records.get(name)))
 
 
-def patch_dataset(local: Local, request: Request, dataset: dict[str, Any]) -> dict[str, Any]:
+def patch_dataset(local: Local, request: Request, project: str, location: str, id: str) -> dict[str, Any]:  # noqa: A002
     """Change a dataset's texts and labels."""
+    dataset = local.known(f"{_parent(project, location)}/datasets/{id}")
     changes = changed(checked(request.json(), types().Dataset), request)
     return local.records.change(dataset["name"], lambda document: apply(document, changes))
+
+
+def delete_dataset(local: Local, request: Request, project: str, location: str, id: str) -> dict[str, Any]:  # noqa: A002
+    """Forget a dataset; its files stay."""
+    parent = _parent(project, location)
+    local.records.remove(local.known(f"{parent}/datasets/{id}")["name"])
+    return done(local.records, parent, "DeleteOperationMetadata", None)
 
 
 # ------------------------------------------------------------------ models
@@ -81,7 +89,7 @@ def check_upload(local: Local, parent: str, model: dict[str, Any], model_id: str
         text = f"modelId has up to 63 of a-z, 0-9, '_' and '-' and does not start with a digit or '-'; got {model_id!r}."
         raise ApiError("INVALID_ARGUMENT", text, "modelId")
     if parent_model:
-        stored(local, _full(parent, parent_model))
+        local.known(_full(parent, parent_model))
     elif model_id and local.records.get(f"{parent}/models/{model_id}"):
         raise ApiError("ALREADY_EXISTS", f"{parent}/models/{model_id} exists already; give parentModel for a new version of it.")
 
@@ -142,18 +150,10 @@ def model_folder(local: Local, model: dict[str, Any]) -> Path:
         raise ApiError("INVALID_ARGUMENT", str(error), "model.artifactUri") from None
 
 
-def stored(local: Local, name: str) -> dict[str, Any]:
-    """Return a model's record, which holds all its versions."""
-    record = local.records.get(name)
-    if record is None:
-        raise ApiError("NOT_FOUND", f"{name} does not exist here.")
-    return record
-
-
 def version_of(local: Local, name: str) -> dict[str, Any]:
     """Return one version of a model: `…/models/ID` is the default one, `@` is followed by a version or an alias."""
     base, _, wish = name.partition("@")
-    record = stored(local, base)
+    record = local.known(base)
     for version in record["versions"].values():
         if version["versionId"] == wish or (wish or "default") in version["versionAliases"]:
             return version
@@ -183,7 +183,7 @@ def list_models(local: Local, request: Request, project: str, location: str) -> 
 
 def list_versions(local: Local, request: Request, project: str, location: str, id: str) -> dict[str, Any]:  # noqa: A002
     """Return one page of a model's versions."""
-    record = stored(local, f"{_parent(project, location)}/models/{id.partition('@')[0]}")
+    record = local.known(f"{_parent(project, location)}/models/{id.partition('@')[0]}")
     return page(list(record["versions"].values()), request, "models")
 
 
@@ -221,7 +221,7 @@ def merge_aliases(local: Local, request: Request, project: str, location: str, i
 def delete_model(local: Local, request: Request, project: str, location: str, id: str) -> dict[str, Any]:  # noqa: A002
     """Forget a model with all its versions; its files stay."""
     parent = _parent(project, location)
-    record = stored(local, f"{parent}/models/{id.partition('@')[0]}")
+    record = local.known(f"{parent}/models/{id.partition('@')[0]}")
     _not_deployed(local, record["name"], None)
     local.records.remove(record["name"])
     return done(local.records, parent, "DeleteOperationMetadata", None)
@@ -231,7 +231,7 @@ def delete_version(local: Local, request: Request, project: str, location: str, 
     """Forget one version of a model; its files stay."""
     parent = _parent(project, location)
     version = version_of(local, f"{parent}/models/{id}")
-    record = stored(local, version["name"])
+    record = local.known(version["name"])
     if "default" in version["versionAliases"]:
         text = f"version {version['versionId']} is the default one; give 'default' to another first, or delete the model."
         raise ApiError("FAILED_PRECONDITION", text)

@@ -7,7 +7,7 @@ from typing import Any
 
 from . import endpoints_api, job_life, jobs_api, logging_api, models_api, operations, storage_api, storage_upload
 from .local import Local
-from .rest import Answer, page
+from .rest import Answer
 from .server import Route, route
 
 _PARENT = "/{version}/projects/{project}/locations/{location}"
@@ -28,13 +28,20 @@ def _api(method: str, path: str, handler: Any) -> Route:
     return method, regex, handle
 
 
+def _kept(local: Local, kind: str) -> list[Route]:
+    """Return the routes to the records of a kind and to one of them, as they are kept."""
+    return [
+        _api("GET", f"/{kind}", partial(jobs_api.listing, local, kind=kind)),
+        _api("GET", f"/{kind}/{{id}}", partial(jobs_api.get, local, kind=kind)),
+    ]
+
+
 def _jobs(local: Local) -> list[Route]:
     found = []
     for kind in job_life.KINDS:
         found += [
             _api("POST", f"/{kind}", partial(jobs_api.create, local, kind=kind)),
-            _api("GET", f"/{kind}", partial(jobs_api.listing, local, kind=kind)),
-            _api("GET", f"/{kind}/{{id}}", partial(jobs_api.get, local, kind=kind)),
+            *_kept(local, kind),
             _api("DELETE", f"/{kind}/{{id}}", partial(jobs_api.delete, local, kind=kind)),
             _api("POST", f"/{kind}/{{id}}:cancel", partial(jobs_api.cancel, local, kind=kind)),
         ]
@@ -42,25 +49,11 @@ def _jobs(local: Local) -> list[Route]:
 
 
 def _models(local: Local) -> list[Route]:
-    def get_dataset(request: Any, project: str, location: str, id: str) -> Any:  # noqa: A002
-        return job_life.known(local, f"projects/{project}/locations/{location}/datasets/{id}")
-
-    def list_datasets(request: Any, project: str, location: str) -> Any:
-        return page(local.records.list("datasets", f"projects/{project}/locations/{location}"), request, "datasets")
-
-    def patch_dataset(request: Any, project: str, location: str, id: str) -> Any:  # noqa: A002
-        return models_api.patch_dataset(local, request, get_dataset(request, project, location, id))
-
-    def delete_dataset(request: Any, project: str, location: str, id: str) -> Any:  # noqa: A002
-        local.records.remove(get_dataset(request, project, location, id)["name"])
-        return operations.done(local.records, f"projects/{project}/locations/{location}", "DeleteOperationMetadata", None)
-
     return [
         _api("POST", "/datasets", partial(models_api.create_dataset, local)),
-        _api("GET", "/datasets", list_datasets),
-        _api("GET", "/datasets/{id}", get_dataset),
-        _api("PATCH", "/datasets/{id}", patch_dataset),
-        _api("DELETE", "/datasets/{id}", delete_dataset),
+        *_kept(local, "datasets"),
+        _api("PATCH", "/datasets/{id}", partial(models_api.patch_dataset, local)),
+        _api("DELETE", "/datasets/{id}", partial(models_api.delete_dataset, local)),
         _api("POST", "/models:upload", partial(models_api.upload_route, local)),
         _api("GET", "/models", partial(models_api.list_models, local)),
         _api("GET", "/models/{id}", partial(models_api.get_model, local)),
@@ -73,16 +66,9 @@ def _models(local: Local) -> list[Route]:
 
 
 def _endpoints(local: Local) -> list[Route]:
-    def get(request: Any, project: str, location: str, id: str) -> Any:  # noqa: A002
-        return endpoints_api.known(local, project, location, id)
-
-    def listing(request: Any, project: str, location: str) -> Any:
-        return page(local.records.list("endpoints", f"projects/{project}/locations/{location}"), request, "endpoints")
-
     return [
         _api("POST", "/endpoints", partial(endpoints_api.create, local)),
-        _api("GET", "/endpoints", listing),
-        _api("GET", "/endpoints/{id}", get),
+        *_kept(local, "endpoints"),
         _api("PATCH", "/endpoints/{id}", partial(endpoints_api.patch, local)),
         _api("DELETE", "/endpoints/{id}", partial(endpoints_api.delete, local)),
         _api("POST", "/endpoints/{id}:deployModel", partial(endpoints_api.deploy, local)),

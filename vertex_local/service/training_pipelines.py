@@ -91,7 +91,7 @@ def _model_folder(local: Local, backing: str, output: str | None, tuned: bool) -
     base = (output or "").rstrip("/")
     if not tuned:
         return f"{base}/model"
-    document = job_life.known(local, backing)
+    document = local.known(backing)
     metric = document["studySpec"]["metrics"][0]
     sign = 1 if metric.get("goal") == "MINIMIZE" else -1
     values = {}
