@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,10 +51,21 @@ def top_keys(text: str, name: str) -> list[str]:
     return [str(key.value) for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
 
 
-def parse(text: str, name: str, message_type: Any) -> Tree:
-    """Return `text` as a message of a proto-plus type in JSON form; raise a SpecError with file and line if it is none."""
-    from google.protobuf import json_format
+def api_types() -> Any:
+    """Return the module of the API's proto types; importing it takes a second or two."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of Google's, about the Python at hand
+        from google.cloud.aiplatform_v1 import types
+    return types
 
+
+def parse(text: str, name: str, kind: str) -> Tree:
+    """Return `text` as a message of the API's type `kind` in JSON form; raise a SpecError with file and line if it is none."""
+    try:
+        message_type = getattr(api_types(), kind)
+        from google.protobuf import json_format
+    except ImportError as error:
+        raise SpecError(f"{name}: checking it needs the package google-cloud-aiplatform: install it ({error}).") from None
     loader = _loader(text, name)
     tree = Tree(name, {}, {})
     try:

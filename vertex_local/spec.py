@@ -6,7 +6,6 @@ gcloud sends unknown fields and misspelt enums on and the server answers minutes
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,19 +77,13 @@ def read(path: str | Path, given: Mapping[str, str] | None = None) -> str:
 
 def loads(text: str, name: str, overrides: Sequence[str] = ()) -> JobSpec:
     """Read a job from text; `name` stands for the file in messages."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of Google's, about the Python at hand
-            from google.cloud.aiplatform_v1.types import custom_job
-    except ImportError as error:
-        raise SpecError(f"{name}: checking it needs the package google-cloud-aiplatform: install it ({error}).") from None
     keys = top_keys(text, name)
     if "studySpec" in keys or "trialJobSpec" in keys:
         raise SpecError(f"{name}:1: this is a HyperparameterTuningJob, for `tune`; give a CustomJobSpec or a CustomJob.")
     if "jobSpec" in keys:
-        tree = parse(text, name, custom_job.CustomJob)
+        tree = parse(text, name, "CustomJob")
         return _job(tree, tree.message.get("jobSpec", {}), ("jobSpec",), text).with_args(overrides)
-    tree = parse(text, name, custom_job.CustomJobSpec)
+    tree = parse(text, name, "CustomJobSpec")
     return _job(tree, tree.message, (), text).with_args(overrides)
 
 

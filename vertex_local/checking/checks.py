@@ -91,15 +91,11 @@ def load(
     keys = schema.top_keys(text, path)
     if "studySpec" in keys or "trialJobSpec" in keys:
         study = load_study(text, path)
-        job, top = study.job.with_args(extra), ("trialJobSpec",)
-        from google.cloud.aiplatform_v1.types.hyperparameter_tuning_job import HyperparameterTuningJob as Message
+        job, top, kind = study.job.with_args(extra), ("trialJobSpec",), "HyperparameterTuningJob"
     else:
         study, job = None, spec.loads(text, path, extra)
-        top = ("jobSpec",) if "jobSpec" in keys else ()
-        from google.cloud.aiplatform_v1.types import custom_job
-
-        Message = custom_job.CustomJob if top else custom_job.CustomJobSpec
-    tree = schema.parse(text, path, Message)
+        top, kind = (("jobSpec",), "CustomJob") if "jobSpec" in keys else ((), "CustomJobSpec")
+    tree = schema.parse(text, path, kind)
     own = settings.load(Path(path).parent, given)
     return Case(tree, top, job, study, own, project, bucket_root, python, today, has_all_buckets)
 

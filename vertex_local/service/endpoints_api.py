@@ -10,7 +10,7 @@ from .. import images
 from . import models_api
 from .local import Local
 from .operations import done, new_name, start
-from .rest import ApiError, Request, checked, required, stamp, types, unsupported
+from .rest import ApiError, Request, checked, required, stamp, unsupported
 
 LARGEST_REQUEST = 1_500_000  # bytes: what a shared public endpoint takes
 _SERVES_SAVED_MODELS = re.compile(r"(?:.*/)?(?:tensorflow/serving|tf[-_]?serving|tensorflow-serving)[\w.-]*(?:[:@].*)?")
@@ -19,7 +19,7 @@ _SERVES_SAVED_MODELS = re.compile(r"(?:.*/)?(?:tensorflow/serving|tf[-_]?serving
 def create(local: Local, request: Request, project: str, location: str) -> dict[str, Any]:
     """Keep an endpoint; the operation is done at once."""
     parent = f"projects/{project}/locations/{location}"
-    body = checked(request.json(), types().Endpoint)
+    body = checked(request.json(), "Endpoint")
     required(body, "displayName")
     unsupported(body, ("network", "enablePrivateServiceConnect", "privateServiceConnectConfig", "dedicatedEndpointEnabled"))
     wish = request.query.get("endpointId", "")
@@ -39,7 +39,7 @@ def known(local: Local, project: str, location: str, id: str) -> dict[str, Any]:
 def patch(local: Local, request: Request, project: str, location: str, id: str) -> dict[str, Any]:  # noqa: A002
     """Change an endpoint's texts, labels and traffic split."""
     endpoint = known(local, project, location, id)
-    changes = models_api.changed(checked(request.json(), types().Endpoint), request)
+    changes = models_api.changed(checked(request.json(), "Endpoint"), request)
     if changes.get("trafficSplit"):
         _check_split(changes["trafficSplit"], [deployed["id"] for deployed in endpoint.get("deployedModels", [])])
     local.records.change(endpoint["name"], lambda document: models_api.apply(document, changes))
@@ -58,7 +58,7 @@ def delete(local: Local, request: Request, project: str, location: str, id: str)
 def deploy(local: Local, request: Request, project: str, location: str, id: str) -> dict[str, Any]:  # noqa: A002
     """Start a model's process; the operation is done once it has answered that it can be asked."""
     endpoint = known(local, project, location, id)
-    body = checked(request.json(), types().DeployModelRequest)
+    body = checked(request.json(), "DeployModelRequest")
     required(body, "deployedModel.model")
     wish = body["deployedModel"]
     unsupported(wish, ("explanationSpec",), "deployedModel.")
@@ -115,7 +115,7 @@ def _check_split(split: dict[str, int], ids: list[str]) -> None:
 def undeploy(local: Local, request: Request, project: str, location: str, id: str) -> dict[str, Any]:  # noqa: A002
     """End a deployed model's process."""
     endpoint = known(local, project, location, id)
-    body = checked(request.json(), types().UndeployModelRequest)
+    body = checked(request.json(), "UndeployModelRequest")
     required(body, "deployedModelId")
     key = body["deployedModelId"]
     left = [deployed["id"] for deployed in endpoint.get("deployedModels", []) if deployed["id"] != key]

@@ -8,7 +8,7 @@ from .. import settings
 from . import job_kinds, job_life, training_pipelines
 from .local import Local
 from .operations import done, new_name
-from .rest import ApiError, Request, checked, page, required, stamp, types
+from .rest import ApiError, Request, checked, page, required, stamp
 
 _OUTPUT_ONLY = (
     "name", "state", "createTime", "startTime", "endTime", "updateTime", "error", "trials", "webAccessUris", "trainingTaskMetadata",
@@ -26,7 +26,7 @@ def create(local: Local, request: Request, kind: str, project: str, location: st
         filled = settings.fill(sent, local.project_dir / "jobs", {"project": project, "region": location})
     except settings.SettingsError as error:
         raise ApiError("INVALID_ARGUMENT", str(error)) from None
-    body = checked(filled, getattr(types(), _MESSAGES[kind]))
+    body = checked(filled, _MESSAGES[kind])
     body = {name: value for name, value in body.items() if name not in _OUTPUT_ONLY}
     required(body, "displayName")
     if len(body["displayName"]) > 128:

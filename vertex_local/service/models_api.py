@@ -10,7 +10,7 @@ from .. import buckets
 from . import datasets
 from .local import Local
 from .operations import done, new_name
-from .rest import ApiError, Request, checked, page, required, stamp, types, unsupported
+from .rest import ApiError, Request, checked, page, required, stamp, unsupported
 
 _TABULAR = re.compile(r".*/tabular_1\.0\.0\.yaml")
 _ALIAS = re.compile("[a-z][a-z0-9-]{0,126}[a-z0-9]")
@@ -48,7 +48,7 @@ def apply(document: dict[str, Any], changes: dict[str, Any]) -> None:
 def create_dataset(local: Local, request: Request, project: str, location: str) -> dict[str, Any]:
     """Keep a tabular dataset that lies in files; the operation is done at once."""
     parent = _parent(project, location)
-    body = checked(request.json(), types().Dataset)
+    body = checked(request.json(), "Dataset")
     required(body, "displayName", "metadataSchemaUri", "metadata")
     if not _TABULAR.fullmatch(body["metadataSchemaUri"]):
         text = f"only tabular_1.0.0.yaml is supported by the local service; got {body['metadataSchemaUri']!r}."
@@ -63,7 +63,7 @@ def create_dataset(local: Local, request: Request, project: str, location: str) 
 def patch_dataset(local: Local, request: Request, project: str, location: str, id: str) -> dict[str, Any]:  # noqa: A002
     """Change a dataset's texts and labels."""
     dataset = local.known(f"{_parent(project, location)}/datasets/{id}")
-    changes = changed(checked(request.json(), types().Dataset), request)
+    changes = changed(checked(request.json(), "Dataset"), request)
     return local.records.change(dataset["name"], lambda document: apply(document, changes))
 
 
@@ -163,7 +163,7 @@ def version_of(local: Local, name: str) -> dict[str, Any]:
 def upload_route(local: Local, request: Request, project: str, location: str) -> dict[str, Any]:
     """Upload a model; the operation is done at once."""
     parent = _parent(project, location)
-    body = checked(request.json(), types().UploadModelRequest)
+    body = checked(request.json(), "UploadModelRequest")
     required(body, "model")
     model = upload(local, parent, body["model"], body.get("modelId"), body.get("parentModel"))
     response = {"model": model["name"], "modelVersionId": model["versionId"]}
@@ -190,7 +190,7 @@ def list_versions(local: Local, request: Request, project: str, location: str, i
 def patch_model(local: Local, request: Request, project: str, location: str, id: str) -> dict[str, Any]:  # noqa: A002
     """Change a version's texts and labels."""
     version = version_of(local, f"{_parent(project, location)}/models/{id}")
-    changes = changed(checked(request.json(), types().Model), request)
+    changes = changed(checked(request.json(), "Model"), request)
     local.records.change(version["name"], lambda record: apply(record["versions"][version["versionId"]], changes))
     return get_model(local, request, project, location, id)
 
@@ -198,7 +198,7 @@ def patch_model(local: Local, request: Request, project: str, location: str, id:
 def merge_aliases(local: Local, request: Request, project: str, location: str, id: str) -> dict[str, Any]:  # noqa: A002
     """Give a version aliases, and take from it those that are written with a leading '-'."""
     version = version_of(local, f"{_parent(project, location)}/models/{id}")
-    body = checked(request.json(), types().MergeVersionAliasesRequest)
+    body = checked(request.json(), "MergeVersionAliasesRequest")
     required(body, "versionAliases")
     new = [alias for alias in body["versionAliases"] if not alias.startswith("-")]
     gone = {alias[1:] for alias in body["versionAliases"] if alias.startswith("-")}

@@ -5,12 +5,12 @@ from __future__ import annotations
 import datetime
 import json
 import re
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from .. import schema
 from . import filters
 
 STATUSES = {  # of google.rpc.Code: the HTTP code and the number
@@ -99,16 +99,8 @@ class Answer:
     part: tuple[int, int] = (0, 0)
 
 
-def types() -> Any:
-    """Return the module of the API's proto types."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of Google's, about the Python at hand
-        from google.cloud.aiplatform_v1 import types as module
-    return module
-
-
-def checked(body: Mapping[str, Any], kind: Any, where: str = "") -> dict[str, Any]:
-    """Return `body` in its JSON form if it is a message of the proto-plus type `kind`, else raise INVALID_ARGUMENT.
+def checked(body: Mapping[str, Any], kind: str, where: str = "") -> dict[str, Any]:
+    """Return `body` in its JSON form if it is a message of the API's type `kind`, else raise INVALID_ARGUMENT.
 
     Args:
         where: the request's field that `body` is, for the error.
@@ -116,14 +108,14 @@ def checked(body: Mapping[str, Any], kind: Any, where: str = "") -> dict[str, An
     from google.protobuf import json_format
 
     try:
-        message = json_format.ParseDict(body, kind.pb()(), ignore_unknown_fields=False)
+        message = json_format.ParseDict(body, getattr(schema.api_types(), kind).pb()(), ignore_unknown_fields=False)
         return json_format.MessageToDict(message)
     except (json_format.ParseError, ValueError, TypeError, AttributeError, RecursionError) as error:
         text = str(error).partition(" Available Fields")[0].strip().rstrip(".") or type(error).__name__
         path = max((found[1].rstrip(".") if (found := _PATH.search(text)) else ""), ".".join(_WITHIN.findall(text)), key=len)
         name = ".".join(filter(None, (where, path, *_NAMED.findall(text))))
         text = _WITHIN.sub("", text)
-        raise ApiError("INVALID_ARGUMENT", f"{name or kind.__name__}: {text}.", name or None) from None
+        raise ApiError("INVALID_ARGUMENT", f"{name or kind}: {text}.", name or None) from None
 
 
 def required(body: Mapping[str, Any], *names: str) -> None:

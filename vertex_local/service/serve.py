@@ -21,7 +21,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .. import cli, settings
+from .. import cli, schema, settings
 from . import certificate, job_life, operations, rest, routes
 from .executor import Executor
 from .local import Local
@@ -132,7 +132,7 @@ def _local(args: argparse.Namespace, state: Path, own: Path) -> Local:
     if args.python and not shutil.which(args.python):
         raise ServeError(f"--python: {args.python} is not a program that can be run.")
     try:
-        rest.types()
+        schema.api_types()
     except ImportError as error:
         raise ServeError(f"serve checks requests with the package google-cloud-aiplatform: install it ({error}).") from None
     buckets = Path(os.path.realpath(args.bucket_root or state / "buckets"))

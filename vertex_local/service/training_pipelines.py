@@ -11,7 +11,7 @@ from typing import Any
 from . import datasets, job_kinds, job_life, models_api
 from .local import Local
 from .operations import new_name
-from .rest import ApiError, checked, required, stamp, types
+from .rest import ApiError, checked, required, stamp
 
 _DEFINITION = re.compile(r"gs://google-cloud-aiplatform/schema/trainingjob/definition/(custom|hyperparameter_tuning)_task_1\.0\.0\.yaml")
 
@@ -30,10 +30,10 @@ def check(local: Local, parent: str, body: dict[str, Any]) -> job_kinds.Work:
     kind = "hyperparameterTuningJobs" if tuned else "customJobs"
     if tuned:
         task_inputs = {**body["trainingTaskInputs"], "displayName": body["displayName"]}
-        job = inputs = checked(task_inputs, types().HyperparameterTuningJob, "trainingTaskInputs")
+        job = inputs = checked(task_inputs, "HyperparameterTuningJob", "trainingTaskInputs")
         job_kinds.tuning_job(local, parent, job, "trainingTaskInputs")
     else:
-        inputs = checked(body["trainingTaskInputs"], types().CustomJobSpec, "trainingTaskInputs")
+        inputs = checked(body["trainingTaskInputs"], "CustomJobSpec", "trainingTaskInputs")
         job = {"displayName": body["displayName"], "jobSpec": inputs}
         job_kinds.custom(local, parent, job, "trainingTaskInputs")
     output = (inputs.get("trialJobSpec", {}) if tuned else inputs).get("baseOutputDirectory", {}).get("outputUriPrefix")

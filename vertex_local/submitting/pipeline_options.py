@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from .. import spec
+from .. import schema, spec
 from . import checkout, package
 
 DATA_FLAGS = ("--train_data_path", "--eval_data_path", "--test_data_path")
@@ -84,9 +84,7 @@ def run_options(job: spec.JobSpec) -> dict[str, Any]:
     options |= {new: scheduling.pop(old) for old, new in SCHEDULING_FIELDS.items() if old in scheduling}
     options |= {new: int(float(scheduling.pop(old)[:-1])) for old, new in SECONDS_FIELDS.items() if old in scheduling}
     if "strategy" in scheduling:
-        from google.cloud.aiplatform_v1.types import custom_job
-
-        options["scheduling_strategy"] = custom_job.Scheduling.Strategy[scheduling.pop("strategy")]
+        options["scheduling_strategy"] = schema.api_types().Scheduling.Strategy[scheduling.pop("strategy")]
     options |= _pools(job, raw)
     left = [*message, *(f"scheduling.{name}" for name in scheduling)]
     if left:

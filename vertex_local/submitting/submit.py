@@ -151,9 +151,7 @@ def load(kind: Kind, args: argparse.Namespace, given: Mapping[str, str], extra: 
         job, shown = spec.loads(text, args.spec), None
         message = inner = job.message
         if "jobSpec" in schema.top_keys(text, args.spec):  # the whole CustomJob: gcloud has flags for what is around the spec
-            from google.cloud.aiplatform_v1.types import custom_job
-
-            whole = schema.parse(text, args.spec, custom_job.CustomJob).message
+            whole = schema.parse(text, args.spec, "CustomJob").message
             shown, kms = whole.get("displayName"), whole.get("encryptionSpec", {}).get("kmsKeyName")
             labels = {**whole.get("labels", {}), **labels}
     if args.base_output_dir:

@@ -6,7 +6,6 @@ import datetime
 import json
 import math
 import re
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,16 +91,10 @@ def loads(text: str, name: str) -> Study:
     Raises:
         SpecError: file and line of what the service would refuse, or what cannot be searched.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of Google's, about the Python at hand
-            from google.cloud.aiplatform_v1.types import hyperparameter_tuning_job
-    except ImportError as error:
-        raise SpecError(f"{name}: checking it needs the package google-cloud-aiplatform: install it ({error}).") from None
     keys = top_keys(text, name)
     if "workerPoolSpecs" in keys or "jobSpec" in keys:
         raise SpecError(f"{name}:1: this is a custom job, for `run`; give a HyperparameterTuningJob, with studySpec and trialJobSpec.")
-    tree = parse(text, name, hyperparameter_tuning_job.HyperparameterTuningJob)
+    tree = parse(text, name, "HyperparameterTuningJob")
     message = tree.message
     for key in ("studySpec", "trialJobSpec"):
         if not message.get(key):
