@@ -13,12 +13,15 @@ import json
 import os
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
 
-from vertex_local import cluster, kills, spec
-from vertex_local.report import Quiet, places
+from vertex_local import cli, spec
+from vertex_local.drill import run
+from vertex_local.jobs import Result
+from vertex_local.report import Quiet
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,50 +61,46 @@ def largest_difference(one: dict[str, np.ndarray], other: dict[str, np.ndarray])
     return max(float(np.max(np.abs(one[name].astype(np.float64) - other[name]), initial=0.0)) for name in one)
 
 
-def run_job(folder: Path, job: Path, name: str, drawn: list[kills.Kill]) -> tuple[cluster.jobs.Result, Path, Path]:
-    """Run one job; return its result, its output folder and its ledger."""
-    ledger = folder / f"{name}.ledger"
-    loaded = spec.load(job, [*FLAGS, f"--ledger={ledger}"]).with_output(f"gs://drills/{name}")
-    places = {"state_dir": folder / "state", "bucket_root": folder / "buckets", "project_dir": ROOT}
-    result = cluster.run(loaded, job_id=name, kills=drawn, report=Quiet(), **places)
-    return result, folder / "buckets" / "drills" / name, ledger
-
-
 def main() -> int:
-    """Run the unbroken job and the drills; print a table; return 1 if one failed."""
-    parser = argparse.ArgumentParser(prog="scripts/drill", description=__doc__.splitlines()[0])
-    parser.add_argument("--drills", type=int, default=20)
-    parser.add_argument("--replicas", type=int, default=3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--trainer", default="taxifare", choices=("taxifare", "stackoverflow"))
+    """Drill as the command line says; print a table; return 1 if a drill failed."""
+    parser = cli.Parser(prog="scripts/drill", description=__doc__.splitlines()[0])
+    parser.add_argument("--drills", metavar="N", type=cli.whole(1), default=20, help="jobs with kills (default: %(default)s)")
+    parser.add_argument("--replicas", metavar="N", type=cli.whole(2), default=3, help="chief and workers (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the kills (default: %(default)s)")
+    parser.add_argument("--trainer", default="taxifare", choices=("taxifare", "stackoverflow"), help="(default: %(default)s)")
     args = parser.parse_args()
+    return cli.supervised(lambda cancel: drill(args, cancel))
+
+
+def drill(args: argparse.Namespace, cancel: threading.Event) -> int:
+    """Run the unbroken job and the drills until `cancel` is set."""
     folder = Path(tempfile.mkdtemp(prefix="drill-"))
-    job = write_job(folder, args.trainer, args.replicas)
-    first, output, ledger = run_job(folder, job, "unbroken", [])
-    if not first.succeeded:
-        print(f"the unbroken job failed: {first.error}; its logs are in {first.folder}", file=sys.stderr)
+    job = spec.load(write_job(folder, args.trainer, args.replicas), FLAGS).with_output("gs://drills")
+    jobs = run(
+        job, args.drills, args.seed, job_id=args.trainer, report=Quiet(), flags=lambda job_id: [f"--ledger={folder / job_id}.ledger"],
+        cancel=cancel, state_dir=folder / "state", bucket_root=folder / "buckets", project_dir=ROOT,
+    )  # fmt: skip
+
+    def found(result: Result) -> tuple[dict[str, np.ndarray], dict[tuple[str, int], list[str]]]:
+        return weights(folder / "buckets" / "drills" / result.job_id), fed_rows(folder / f"{result.job_id}.ledger")
+
+    unbroken = next(jobs).result
+    if not unbroken.succeeded:
+        print(f"the unbroken job failed: {unbroken.error}; its logs are in {unbroken.folder}", file=sys.stderr)
         return 1
-    seen = {}
-    for name, replica in first.replicas.items():
-        seconds = replica["attempts"][-1]["end"] - replica["attempts"][0]["start"]
-        seen[name] = {**places(first.folder / "events" / f"{name}.jsonl"), "seconds": seconds}
-    expected, rows, failed = weights(output), fed_rows(ledger), 0
-    print(f"{args.trainer}, {args.replicas} replicas; unbroken: {first.end - first.start:.1f} s; files in {folder}")
-    for number, drawn in enumerate(kills.draw(seen, args.drills, args.seed), 1):
-        result, output, ledger = run_job(folder, job, f"drill-{number:02d}", drawn)
-        hit = any(result.kills.values())
-        same = result.succeeded and fed_rows(ledger) == rows
-        gap = largest_difference(weights(output), expected) if result.succeeded else float("inf")
-        passed = result.succeeded and hit and same and gap == 0.0
-        failed += not passed
-        state = result.state.removeprefix("JOB_STATE_")
-        print(
-            f"{'ok  ' if passed else 'FAIL'} {number:2d}  {', '.join(map(str, drawn)):45s} {state:10s} {result.restarts} restarts "
-            f"{result.end - result.start:5.1f} s  ledger {'equal' if same else 'DIFFERS'}  weights differ by {gap:g}",
-            flush=True,
-        )
-    print(f"{args.drills - failed} passed, {failed} failed")
-    return int(failed > 0)
+    (expected, rows), passed = found(unbroken), 0
+    print(f"{unbroken.job_id}, {args.replicas} replicas: {unbroken.end - unbroken.start:.1f} s; files in {folder}", flush=True)
+    for each in jobs:
+        good, compared = False, f"{each.result.error}; its logs are in {each.result.folder}"
+        if each.result.succeeded:
+            reached, fed = found(each.result)
+            gap = largest_difference(reached, expected)
+            good = each.passed and fed == rows and gap == 0.0
+            compared = f"ledger {'equal' if fed == rows else 'DIFFERS'}, weights differ by {gap:g}"
+        passed += good
+        print(f"{'ok  ' if good else 'FAIL'} {each}; {compared}", flush=True)
+    print(f"{passed} of {args.drills} drills passed.")
+    return int(passed < args.drills)
 
 
 if __name__ == "__main__":

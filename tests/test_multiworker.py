@@ -43,10 +43,6 @@ def job(
     return subprocess.run([*map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=400)
 
 
-def weights(folder: Path) -> dict[str, np.ndarray]:
-    return drills.weights(folder)
-
-
 def metrics(folder: Path) -> dict:
     return json.loads((folder / "checkpoints" / "metrics.json").read_text())
 
@@ -61,7 +57,8 @@ def test_the_same_weights_on_1_2_and_3_processes(trainer, tmp_path):
         folder.mkdir()
         done = job(folder, trainer, replicas, f"--num_examples_to_train_on={100 * batch}", "--num_evals=2", f"--ledger={folder / 'ledger'}")
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-        found.append((weights(folder / "buckets/buck/out"), metrics(folder / "buckets/buck/out"), drills.fed_rows(folder / "ledger")))
+        out = folder / "buckets/buck/out"
+        found.append((drills.weights(out), metrics(out), drills.fed_rows(folder / "ledger")))
     (one, one_metrics, one_rows), *others = found
     assert len(one_rows) == 100
     for replicas, (several, several_metrics, rows) in enumerate(others, 2):
@@ -84,7 +81,7 @@ def test_the_lab_network_and_callbacks_on_two_workers(tmp_path):
         folder.mkdir()
         done = job(folder, "taxifare", replicas, *flags)
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-        found.append(weights(folder / "buckets/buck/out"))
+        found.append(drills.weights(folder / "buckets/buck/out"))
     for name in found[0]:
         np.testing.assert_allclose(found[1][name], found[0][name], atol=1e-5, rtol=0, err_msg=name)
 
@@ -214,7 +211,7 @@ def test_a_streamed_job_survives_a_kill(tmp_path):
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
         result = json.loads(next((folder / "state" / "jobs").glob("*/result.json")).read_text())
         assert bool(result["restarts"]) == bool(kill)
-        found.append((weights(folder / "buckets/buck/out"), drills.fed_rows(folder / "ledger")))
+        found.append((drills.weights(folder / "buckets/buck/out"), drills.fed_rows(folder / "ledger")))
     (whole, rows), (killed, again) = found
     assert again == rows
     assert drills.largest_difference(killed, whole) == 0.0

@@ -19,7 +19,28 @@ class Parser(argparse.ArgumentParser):
         _, found, unknown = message.partition("unrecognized arguments: ")
         known = [name for name in self._option_string_actions if name.startswith("--")]
         near = difflib.get_close_matches(unknown.split("=")[0].split(" ")[0], known, 1, 0.5) if found else []
-        self.exit(2, f"error: {message}{f'; the nearest flag is {near[0]}' if near else ''}. See {self.prog} --help.\n")
+        self.exit(2, f"error: {message.rstrip('.')}{f'; the nearest flag is {near[0]}' if near else ''}. See {self.prog} --help.\n")
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """Return the type of a flag that takes whole numbers from `least` on."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"takes a whole number from {least} on; got {text!r}.")
+        return int(text)
+
+    return read
+
+
+def add_place_flags(parser: argparse._ActionsContainer, installs: bool = True) -> None:
+    """Add the flags that say where local jobs find their files and their Python; `--with_index` where the command installs."""
+    parser.add_argument("--bucket_root", metavar="DIR", help="folder for gs://BUCKET/X as BUCKET/X (default: STATE_DIR/buckets)")
+    parser.add_argument("--state_dir", metavar="DIR", default=".vertex_local", help="folder for jobs (default: %(default)s)")
+    parser.add_argument("--project_dir", metavar="DIR", default=".", help="checkout with setup.py and Dockerfile (default: here)")
+    parser.add_argument("--python", metavar="PATH", help="interpreter for python and python3 (default: this one)")
+    if installs:
+        parser.add_argument("--with_index", action="store_true", help="install what a job's packages require and is missing")
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:

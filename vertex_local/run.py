@@ -23,12 +23,8 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m vertex_local run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     run.add_argument("spec", help="job file as gcloud's --config takes it, or a whole CustomJob; YAML or JSON")
-    run.add_argument("--bucket_root", metavar="DIR", help="folder for gs://BUCKET/X as BUCKET/X (default: STATE_DIR/buckets)")
-    run.add_argument("--state_dir", metavar="DIR", default=".vertex_local", help="folder for jobs (default: %(default)s)")
-    run.add_argument("--project_dir", metavar="DIR", default=".", help="checkout with the Dockerfile (default: here)")
+    cli.add_place_flags(run)
     run.add_argument("--job_id", metavar="ID", help="name of the job, must be new (default: a number made of the time)")
-    run.add_argument("--python", metavar="PATH", help="interpreter for python and python3 (default: this one)")
-    run.add_argument("--with_index", action="store_true", help="install what the job's packages require and is missing")
     run.add_argument("--announce", metavar="POOL", action="append", default=[], help="pool in the cluster, but not started")
     run.add_argument(
         "--grace", metavar="SECONDS", type=float, default=GRACE, help="for the others when the chief is done (default: %(default)g)"
@@ -38,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="end a replica's first attempt, such as workerpool1-0@step=40,signal=KILL; places: step, checkpoint, "
         "evaluation, export (n-th; by our trainers), seconds (any program); repeatable",
     )  # fmt: skip
-    run.add_argument("--drill", metavar="N", type=_positive, help="run once unbroken, then N times with kills drawn by --seed")
+    run.add_argument("--drill", metavar="N", type=cli.whole(1), help="run once unbroken, then N times with kills drawn by --seed")
     run.add_argument("--seed", type=int, default=0, help="for --drill (default: %(default)s)")
     settings.add_flags(run)
     return run
@@ -49,12 +45,6 @@ def _kill(text: str) -> kills.Kill:
         return kills.parse(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"takes a whole number from 1 on; got {text!r}.")
-    return int(text)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -74,7 +64,10 @@ def _run(args: argparse.Namespace, extra: Sequence[str], cancel: threading.Event
         for name in ("bucket_root", "state_dir", "project_dir", "job_id", "python", "with_index", "announce", "grace")
     }
     if args.drill:
-        drills = drill.run(job, args.drill, args.seed, report=report.for_terminal(), cancel=cancel, **options)
+        shown = report.for_terminal()
+        drills = list(drill.run(job, args.drill, args.seed, report=shown, cancel=cancel, **options))
+        for each in drills:
+            shown.say(f"{'ok  ' if each.passed else 'FAIL'} {each}")
         passed = sum(each.passed for each in drills[1:])
         print(f"{passed} of {args.drill} drills passed.")
         return 0 if passed == args.drill else 1

@@ -7,6 +7,7 @@ them: the place of the project's own images. A file without `${…}` needs no se
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -93,11 +94,15 @@ def render(text: str, name: str, given: Mapping[str, str] | None = None) -> str:
 
 def fill(message: Any, folder: str | Path, given: Mapping[str, str]) -> Any:
     """Return a request's JSON value with the settings of `folder` in its texts; any other `${NAME}` is left as it is."""
-    if isinstance(message, dict):
-        return {key: fill(value, folder, given) for key, value in message.items()}
-    if isinstance(message, list):
-        return [fill(value, folder, given) for value in message]
-    if not isinstance(message, str) or not _PLACE.search(message):
+    if not _PLACE.search(json.dumps(message)):
         return message
     values = {name.upper(): value for name, value in load(folder, given).items()}
-    return _PLACE.sub(lambda match: values.get(match[1], match[0]), message)
+
+    def filled(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: filled(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [filled(item) for item in value]
+        return _PLACE.sub(lambda match: values.get(match[1], match[0]), value) if isinstance(value, str) else value
+
+    return filled(message)

@@ -32,10 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m vertex_local check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("spec", metavar="FILE", help="job file as gcloud's --config takes it, for custom or tuning jobs")
-    parser.add_argument("--bucket_root", metavar="DIR", help="folder for gs://BUCKET/X as BUCKET/X (default: STATE_DIR/buckets)")
-    parser.add_argument("--state_dir", metavar="DIR", default=".vertex_local", help="folder of local jobs (default: %(default)s)")
-    parser.add_argument("--project_dir", metavar="DIR", default=".", help="checkout with setup.py and Dockerfile (default: here)")
-    parser.add_argument("--python", metavar="PATH", help="interpreter for python and python3 (default: this one)")
+    cli.add_place_flags(parser, installs=False)
     parser.add_argument("--freeze", metavar="FILE", help="what the image has, as scripts/image_freeze writes it")
     parser.add_argument("--serving_python", metavar="PATH", help="interpreter with the serving image's TensorFlow: loads the model")
     parser.add_argument("--prices", metavar="FILE", help="table of prices (default: the one of vertex_local)")

@@ -42,12 +42,8 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m vertex_local serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     serve.add_argument("--port", type=_port, default=PORT, help="port on 127.0.0.1; 0 takes any free one (default: %(default)s)")
-    serve.add_argument("--state_dir", metavar="DIR", default=".vertex_local", help="folder for records and jobs (default: %(default)s)")
-    serve.add_argument("--bucket_root", metavar="DIR", help="folder for gs://BUCKET/X as BUCKET/X (default: STATE_DIR/buckets)")
-    serve.add_argument("--project_dir", metavar="DIR", default=".", help="checkout with the Dockerfile (default: here)")
-    serve.add_argument("--python", metavar="PATH", help="interpreter for python and python3 (default: this one)")
-    serve.add_argument("--with_index", action="store_true", help="install what the jobs' packages require and is missing")
-    serve.add_argument("--parallel_jobs", metavar="N", type=_count, default=4, help="at most so many jobs at once (default: %(default)s)")
+    cli.add_place_flags(serve)
+    serve.add_argument("--parallel_jobs", metavar="N", type=cli.whole(1), default=4, help="jobs at once, at most (default: %(default)s)")
     serve.add_argument("--no_token", action="store_true", help="let in everybody who can reach 127.0.0.1: for clients that send no token")
     for name in ("project", "region"):
         serve.add_argument(f"--{name}", help="for the lines to export (default: jobs/settings.yaml's); every other one is answered, too")
@@ -57,12 +53,6 @@ def build_parser() -> argparse.ArgumentParser:
 def _port(text: str) -> int:
     if not text.isdecimal() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"takes 0 to 65535; got {text!r}.")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"takes a whole number from 1 on; got {text!r}.")
     return int(text)
 
 

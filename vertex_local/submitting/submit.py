@@ -77,16 +77,10 @@ def build_parser(which: str) -> argparse.ArgumentParser:
         parser.add_argument("--base", metavar="IMAGE", help="for --autopackage: the image to build on (default: the Dockerfile's)")
     else:
         for name, what in TUNING.values():
-            parser.add_argument(f"--{name}", metavar="N", type=_count, help=f"{what} (default: the file's)")
+            parser.add_argument(f"--{name}", metavar="N", type=cli.whole(0), help=f"{what} (default: the file's)")
     cloud.add_wait_flags(parser)
     cloud.add_flags(parser)
     return parser
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"takes a whole number from 0 on; got {text!r}.")
-    return int(text)
 
 
 def _labels(text: str) -> dict[str, str]:

@@ -30,26 +30,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     tune.add_argument("spec", help="HyperparameterTuningJob file as gcloud's --config takes it; YAML or JSON")
     group = tune.add_argument_group("instead of what the file says")
-    group.add_argument("--max_trial_count", metavar="N", type=_positive, help="trials in all")
-    group.add_argument("--parallel_trial_count", metavar="N", type=_positive, help="trials at a time")
+    group.add_argument("--max_trial_count", metavar="N", type=cli.whole(1), help="trials in all")
+    group.add_argument("--parallel_trial_count", metavar="N", type=cli.whole(1), help="trials at a time")
     group.add_argument("--algorithm", choices=ALGORITHMS, help="how to search")
     group.add_argument("--output", metavar="gs://BUCKET/X", help="baseOutputDirectory: trial 1 writes to X/1")
     group = tune.add_argument_group("where and how to run")
-    group.add_argument("--bucket_root", metavar="DIR", help="folder for gs://BUCKET/X as BUCKET/X (default: STATE_DIR/buckets)")
-    group.add_argument("--state_dir", metavar="DIR", default=".vertex_local", help="folder for jobs (default: %(default)s)")
-    group.add_argument("--project_dir", metavar="DIR", default=".", help="checkout with the Dockerfile (default: here)")
+    cli.add_place_flags(group)
     group.add_argument("--job_id", metavar="ID", help="name of the job; an earlier one's continues it (default: made of the time)")
-    group.add_argument("--python", metavar="PATH", help="interpreter for python and python3 (default: this one)")
-    group.add_argument("--with_index", action="store_true", help="install what the job's packages require and is missing")
     group.add_argument("--seed", type=int, default=0, help="of the search (default: %(default)s)")
     settings.add_flags(tune)
     return tune
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"takes a whole number from 1 on; got {text!r}.")
-    return int(text)
 
 
 def main(argv: Sequence[str]) -> int:
