@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import random
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,20 @@ def test_steps_per_call_and_xla_do_not_change_the_rows(tmp_path):
     assert len(one) == 100
     for other in others:
         assert [(line["step"], line["rows"]) for line in one] == [(line["step"], line["rows"]) for line in other]
+
+
+def test_initial_weights_follow_from_the_seed_alone(tmp_path, monkeypatch):
+    model = importlib.import_module("taxifare.trainer.model")
+    learn, found = model.learn, []
+
+    def drawing(*args):
+        random.random()
+        return learn(*args)
+
+    for name, work in (("still", learn), ("drawing", drawing)):
+        monkeypatch.setattr(model, "learn", work)
+        found.append(train("taxifare", f"--output_dir={tmp_path / name}", "--num_examples_to_train_on=512", "--num_evals=1"))
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("memory", ["yes", "no"])

@@ -18,6 +18,7 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -93,6 +94,8 @@ def build(run: Run, inputs: Inputs, plan: Plan) -> Trainer:
     """Build the network and the loop around it, with the reports that every run makes at each evaluation."""
     model, env, outputs, options = run.model, run.env, run.outputs, run.options
     run.events.enter("build", 0)
+    # Again: a thread of another library, such as a storage client that waits at random, may have drawn while data was read.
+    keras.utils.set_random_seed(run.hp.seed)
     with run.strategy.scope():
         network = model.build_model(run.hp, inputs.facts, plan.total_steps)
     steps = Steps(network, run.strategy, plan, inputs.example(), bool(options.ledger))
