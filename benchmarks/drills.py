@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 import threading
@@ -22,8 +21,8 @@ from vertex_local import cli, spec
 from vertex_local.drill import run
 from vertex_local.jobs import Result
 from vertex_local.report import Quiet
+from vertex_runtime.strategy import import_tensorflow
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 ROOT = Path(__file__).resolve().parents[1]
 FLAGS = ("--batch_size=60", "--epochs=2", "--num_evals=3", "--checkpoint_steps=6")
 
@@ -41,6 +40,7 @@ def write_job(folder: Path, trainer: str, replicas: int) -> Path:
 
 def weights(folder: Path) -> dict[str, np.ndarray]:
     """Return the model's and the optimizer's variables in the newest checkpoint."""
+    import_tensorflow()  # quietly
     import tensorflow as tf
 
     newest = sorted(folder.glob("checkpoints/ckpt-*.index"))[-1]
