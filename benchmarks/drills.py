@@ -40,7 +40,6 @@ def write_job(folder: Path, trainer: str, replicas: int) -> Path:
 
 def weights(folder: Path) -> dict[str, np.ndarray]:
     """Return the model's and the optimizer's variables in the newest checkpoint."""
-    import_tensorflow()  # quietly
     import tensorflow as tf
 
     newest = sorted(folder.glob("checkpoints/ckpt-*.index"))[-1]
@@ -74,6 +73,7 @@ def main() -> int:
 
 def drill(args: argparse.Namespace, cancel: threading.Event) -> int:
     """Run the unbroken job and the drills until `cancel` is set."""
+    import_tensorflow()  # quietly; it reads the checkpoints
     folder = Path(tempfile.mkdtemp(prefix="drill-"))
     job = spec.load(write_job(folder, args.trainer, args.replicas), FLAGS).with_output("gs://drills")
     jobs = run(
