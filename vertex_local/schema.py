@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 import re
 import warnings
@@ -51,6 +52,7 @@ def top_keys(text: str, name: str) -> list[str]:
     return [str(key.value) for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
 
 
+@functools.cache  # catch_warnings is not for threads, of which the service answers requests in many
 def api_types() -> Any:
     """Return the module of the API's proto types; importing it takes a second or two."""
     with warnings.catch_warnings():

@@ -107,8 +107,9 @@ def checked(body: Mapping[str, Any], kind: str, where: str = "") -> dict[str, An
     """
     from google.protobuf import json_format
 
+    empty = getattr(schema.api_types(), kind).pb()()
     try:
-        message = json_format.ParseDict(body, getattr(schema.api_types(), kind).pb()(), ignore_unknown_fields=False)
+        message = json_format.ParseDict(body, empty, ignore_unknown_fields=False)
         return json_format.MessageToDict(message)
     except (json_format.ParseError, ValueError, TypeError, AttributeError, RecursionError) as error:
         text = str(error).partition(" Available Fields")[0].strip().rstrip(".") or type(error).__name__
