@@ -16,7 +16,6 @@ import pytest
 from test_local_support import ROOT, alive, attempts, call, result, run, start, wait_for, write_job, write_script
 
 from vertex_local import cluster, jobs, restarts, spec
-from vertex_local.lifecycle import KILL_AFTER
 
 TOGETHER = {"scheduling": {"restartJobOnWorkerRestart": True}}
 SLEEP = "time.sleep(60)\n"
@@ -39,7 +38,7 @@ def test_a_mistake_of_the_program_fails_the_job_at_once(tmp_path):
     write_script(tmp_path, "chief.py", SLEEP)
     write_script(tmp_path, "bad.py", "print('noise', file=sys.stderr)\nraise ValueError('fare is -3')\n")
     write_job(tmp_path, [("chief.py", 1), ("bad.py", 1)], **TOGETHER)
-    done = run(tmp_path, "job.yaml", "--job_id=a")
+    done = run(tmp_path, "job.yaml", "--job_id=a", seconds=20)
     assert done.returncode == 1
     assert done.stderr == "error: workerpool1-0 (worker 0) failed first: exit code 1: ValueError: fare is -3\n"
     assert "rule: workerpool1-0: exit code 1 is permanent" in done.stdout
@@ -179,7 +178,7 @@ def test_a_second_interrupt_does_not_wait(tmp_path):
     process.send_signal(signal.SIGINT)
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=KILL_AFTER - 0.5)  # after one signal alone it would be that much
+    process.communicate(timeout=4.5)  # after one signal alone it would take KILL_AFTER, 6 s
     assert process.returncode == 130
     wait_for(lambda: not any(map(alive, pids)), 1)
     assert result(tmp_path, "a")["state"] == "JOB_STATE_CANCELLED"

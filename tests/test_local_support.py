@@ -52,11 +52,11 @@ def start(folder: Path, *args: object, **popen) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=folder, **options)
 
 
-def run(folder: Path, *args: object, **popen) -> subprocess.CompletedProcess:
-    """Run the command line to its end, in a minute at most."""
+def run(folder: Path, *args: object, seconds: float = 60, **popen) -> subprocess.CompletedProcess:
+    """Run the command line to its end, in so many seconds at most."""
     with start(folder, *args, **popen) as process:
         try:
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
             process.kill()
             raise
