@@ -23,7 +23,6 @@ class Drill:
         """The job succeeded though at least one of its kills happened."""
         return self.result.succeeded and (not self.kills or any(self.result.kills.values()))
 
-
     def __str__(self) -> str:
         result = self.result
         happened = ", ".join(f"{kill}{'' if hit else ' (not reached)'}" for kill, hit in result.kills.items()) or "no kill"
