@@ -3,12 +3,16 @@
     python setup.py sdist --formats=gztar                          # start with: python3 -m taxifare.trainer.task
     VERTEX_TRAINER=taxifare python setup.py sdist --formats=gztar  # that, or:   python3 -m trainer.task
 
+A trainer is a folder with a trainer/task.py in it, and is listed nowhere. The narrowed distribution holds it and
+vertex_runtime, which it runs on, and not vertex_local, which only stands in for the service on one's own machine.
+
 The training service runs this file again when it installs the sdist, without VERTEX_TRAINER, and gcloud's generated
 Dockerfile runs it with no other file beside it: so it reads no file and decides by the folders that are there.
 TensorFlow is never required: the prebuilt containers bring their own, which pip must not replace.
 """
 
 import os
+from glob import glob
 
 from setuptools import find_packages, setup
 from setuptools.command.egg_info import egg_info
@@ -26,17 +30,20 @@ EXTRAS = {
 }
 EXTRAS["all"] = sorted({package for name, packages in EXTRAS.items() if name != "tf" for package in packages})
 
-every = find_packages(include=["vertex_runtime", "vertex_runtime.*", "vertex_local", "vertex_local.*", "*.trainer", "*.trainer.*"])
-trainers = sorted(name[: -len(".trainer")] for name in every if name.count(".") == 1 and name.endswith(".trainer"))
+trainers = sorted(name for name in (path.split(os.sep)[0] for path in glob("*/trainer/task.py")) if name.isidentifier())
 wanted = os.environ.get("VERTEX_TRAINER")
 if wanted and wanted not in trainers:
     raise SystemExit(f"VERTEX_TRAINER must be one of {', '.join(trainers) or 'no trainer: there is none here'}; got {wanted!r}.")
 kept = [wanted] if wanted else trainers
-packages = [name for name in every if name.partition(".")[0] in ("vertex_runtime", "vertex_local", *kept)] + kept
+ours = ["vertex_runtime"] if wanted else ["vertex_runtime", "vertex_local"]
+packages = find_packages(include=[pattern for name in ours for pattern in (name, f"{name}.*")])
+for name in kept:
+    inner = {"trainer", *find_packages(name, exclude=["tests", "tests.*"])}
+    packages += [name, *(f"{name}.{each}" for each in sorted(inner))]
 # Where one trainer is there (an unpacked narrowed sdist), `trainer` is a second name of its code.
 alias = {"trainer": f"{kept[0]}/trainer"} if len(kept) == 1 else {}
 if alias:
-    packages += [name.partition(".")[2] for name in packages if name.startswith(f"{kept[0]}.trainer")]
+    packages += [name.partition(".")[2] for name in packages if f"{name}.".startswith(f"{kept[0]}.trainer.")]
 
 
 class FreshEggInfo(egg_info):
@@ -60,7 +67,7 @@ setup(
     extras_require=EXTRAS,
     packages=packages,
     package_dir=alias,
-    package_data={**{trainer: ["tests/data/*"] for trainer in kept}, "vertex_local.checking": ["*.yaml"]},
+    package_data={**{trainer: ["tests/data/*", "tests/data/**/*"] for trainer in kept}, "vertex_local.checking": ["*.yaml"]},
     cmdclass={"egg_info": FreshEggInfo},
     zip_safe=False,
 )

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from vertex_local import cli, spec
+from vertex_local.commands import trainers
 from vertex_local.drill import run
 from vertex_local.jobs import Result
 from vertex_local.report import Quiet
@@ -66,7 +67,7 @@ def main() -> int:
     parser.add_argument("--drills", metavar="N", type=cli.whole(1), default=20, help="jobs with kills (default: %(default)s)")
     parser.add_argument("--replicas", metavar="N", type=cli.whole(2), default=3, help="chief and workers (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the kills (default: %(default)s)")
-    parser.add_argument("--trainer", default="taxifare", choices=("taxifare", "stackoverflow"), help="(default: %(default)s)")
+    parser.add_argument("--trainer", default="taxifare", choices=trainers(ROOT), help="(default: %(default)s)")
     args = parser.parse_args()
     return cli.supervised(lambda cancel: drill(args, cancel))
 

@@ -9,6 +9,13 @@ fail() {
     exit 1
 }
 
+# Print the names of the trainers, the folders with a trainer/task.py, on one line.
+trainers() {
+    (cd "$root" && for task in */trainer/task.py; do
+        [ ! -f "$task" ] || printf '%s ' "${task%%/*}"
+    done)
+}
+
 # An interpreter on PATH may be a stand-in that does not run, so each is tried. TensorFlow has no packages for 3.14.
 find_python() {
     if [ -n "${PYTHON:-}" ]; then
@@ -50,11 +57,11 @@ run_quietly() {
     fi
 }
 
-# ensure_environment EXTRAS [PIP-ARGUMENT...]: see that ./.venv has the project with these extras.
+# ensure_environment EXTRAS [PIP-ARGUMENT...]: see that ./.venv has the project, every trainer in it, with these extras.
 ensure_environment() {
     extras=$1
     shift
-    wanted="$root $(cat "$root/setup.py" "$root/requirements-dev.txt" | cksum) $extras"
+    wanted="$root $(cat "$root/setup.py" "$root/requirements-dev.txt" | cksum) $(trainers)$extras"
     case "$(cat "$venv/installed" 2>/dev/null)" in
         "$wanted"*) if "$venv/bin/python" -c '' 2>/dev/null; then return; fi ;;
     esac

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from vertex_local.commands import trainers
+
 ROOT = Path(__file__).resolve().parents[1]
+TRAINERS = tuple(trainers(ROOT))  # for the rules that every trainer keeps, yours too
 # The service's, ours, and what importing TensorFlow sets (TPU_ML_).
 SERVICE_VARIABLES = ("AIP_", "CLOUD_ML_", "CLUSTER_SPEC", "TF_CONFIG", "TPU_ML_", "TRAINER_", "VERTEX_")
 

@@ -16,7 +16,7 @@ from datetime import date
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, TRAINERS
 from test_local_support import environ, wait_for
 
 from vertex_local.__main__ import main
@@ -29,7 +29,7 @@ TODAY = "--today=2026-08-22"
 def copy_project(folder: Path) -> Path:
     """Copy what a check reads of the checkout, so that faults can be put into it; the bucket is a folder beside it."""
     project = folder / "project"
-    for name in ("setup.py", "MANIFEST.in", "LICENSE", "Dockerfile", "vertex_runtime", "taxifare", "stackoverflow", "jobs"):
+    for name in ("setup.py", "MANIFEST.in", "LICENSE", "Dockerfile", "vertex_runtime", *TRAINERS, "jobs"):
         source = ROOT / name
         if source.is_dir():
             shutil.copytree(source, project / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -294,8 +294,8 @@ def test_the_projects_own_job_files_have_no_error(job, tmp_path):
 @pytest.mark.parametrize("job", JOBS)
 def test_the_trainers_take_the_projects_own_job_files(job, tmp_path):
     project = copy_project(tmp_path)
-    put_data(project, "taxifare")
-    put_data(project, "stackoverflow")
+    for trainer in TRAINERS:
+        put_data(project, trainer)
     findings = check(project, f"jobs/{job}")
     # A package is built and uploaded by its own script, and is not in the bucket of this test.
     assert [line for line in bad(findings) if "packageUris" not in line] == []
@@ -400,7 +400,7 @@ def test_the_command_can_be_stopped_while_it_measures(tmp_path):
 # ------------------------------------------------------------------ the trainers' --plan
 
 
-@pytest.mark.parametrize("trainer", ["taxifare", "stackoverflow"])
+@pytest.mark.parametrize("trainer", TRAINERS)
 def test_flags_are_parsed_without_tensorflow(trainer, tmp_path, run_trainer):
     (tmp_path / "tensorflow.py").write_text("raise ImportError('not needed')")
     done = run_trainer(trainer, "--plan=flags", "--batch-size=128.0", env={"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}, cwd=tmp_path)
@@ -423,9 +423,10 @@ def test_a_plan_knows_the_devices_of_every_worker(tmp_path, run_trainer):
 
 def test_rows_that_there_is_no_time_for_are_estimated(tmp_path, monkeypatch):
     from vertex_runtime import data
+    from vertex_runtime.columns import Text
 
     monkeypatch.setattr(data, "BLOCK_BYTES", 1 << 16)
-    column = data.Column("label", text=True)
+    column = Text("label")
     paths = []
     for i in range(4):
         paths.append(str(tmp_path / f"{i}.csv"))

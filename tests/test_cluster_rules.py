@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import FIRST_TRAINER
+from conftest import FIRST_TRAINER, TRAINERS
 
 from vertex_runtime.environment import Environment
 from vertex_runtime.errors import UserError
@@ -100,7 +100,7 @@ def test_importing_runs_no_tensorflow_operation():
     code = (
         "from vertex_runtime.strategy import import_tensorflow; import_tensorflow()\n"
         "import vertex_runtime.run, vertex_runtime.evaluator, vertex_runtime.cluster\n"
-        "import taxifare.trainer.task, taxifare.trainer.model, stackoverflow.trainer.task, stackoverflow.trainer.model\n"
+        f"import {', '.join(f'{trainer}.trainer.{name}' for trainer in TRAINERS for name in ('task', 'model'))}\n"
         "from tensorflow.python.eager import context\n"
         "assert context.context()._context_handle is None, 'an operation has run'"
     )

@@ -16,7 +16,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-from conftest import FIRST_TRAINER, ROOT
+from conftest import FIRST_TRAINER, ROOT, TRAINERS
 from test_docker_support import Stage, build, ignored, instructions, start
 
 from vertex_local import commands, spec
@@ -64,7 +64,7 @@ def test_no_cache_and_no_secret():
 
 
 def test_vertex_local_reads_the_same_command_from_it(tmp_path):
-    for trainer in ("taxifare", "stackoverflow"):
+    for trainer in TRAINERS:
         stage = commands.parse_dockerfile(TEXT, {"TRAINER": trainer})
         assert (stage.entrypoint, stage.workdir) == (["python", "-m", "trainer.task"], "/app")
         assert stage.env["PYTHONPATH"] == f"/app/{trainer}:/app"

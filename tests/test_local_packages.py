@@ -138,6 +138,25 @@ def test_the_projects_own_image(project, image, name):
     assert f"[workerpool0-0] {name} ['--x=1'] 1 two words spec" in done.stdout
 
 
+@pytest.mark.parametrize(
+    "image, name",
+    [
+        ("h/p/fares:1", "fares"), ("h/p/fares_v2-gpu@sha256:1", "fares_v2"), ("fares-v2", "fares"), ("h/fares-churn:1", None),
+        ("h/p/air_fares:1", "fares"), ("h/fares/other:1", None), ("h/p/myfares:1", None),
+    ],
+)  # fmt: skip
+def test_the_trainer_that_an_image_names(image, name):
+    assert commands.trainer_in(image, ["churn", "fares", "fares_v2"]) == name
+
+
+def test_a_trainer_is_a_folder_with_a_task(tmp_path):
+    tasks = ("churn", "no-name", ".hidden", "")
+    for path in (*(f"{name}/trainer/task.py".lstrip("/") for name in tasks), "fares/trainer/model.py"):
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).touch()
+    assert commands.trainers(tmp_path) == ["churn"]
+
+
 def test_what_a_dockerfile_says():
     stage = commands.parse_dockerfile(DOCKERFILE, {"TRAINER": "stackoverflow"})
     assert stage.entrypoint == ["python", "-m", "trainer.task"] and stage.cmd == ["--from_cmd"] and stage.workdir == "/app"

@@ -19,11 +19,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from conftest import FIRST_TRAINER, ROOT
+from conftest import FIRST_TRAINER, ROOT, TRAINERS
 
 import vertex_runtime
+from vertex_local import commands, spec
 
-TRAINERS = ("taxifare", "stackoverflow")
 TINY = ("--num_examples_to_train_on=512", "--num_evals=1")
 NOT_SOURCES = (".git", ".venv*", "__pycache__", "*.egg-info", "build", "dist", ".*_cache", ".vertex_local", "*-run-*", "*-model*")
 
@@ -94,9 +94,14 @@ def files_of(sdist: Path) -> set[str]:
         return {name.partition("/")[2] for name in archive.getnames()}
 
 
+def folders(files: set[str]) -> set[str]:
+    """Return the folders at the top of an sdist or an installation."""
+    return {name.partition("/")[0] for name in files if "/" in name}
+
+
 def test_full_sdist_holds_what_a_job_needs_and_nothing_else(sdists):
     files = files_of(sdists[None])
-    assert {"LICENSE", "setup.py", "vertex_runtime/run.py"} <= files
+    assert {"LICENSE", "setup.py", "vertex_runtime/run.py", "vertex_local/run.py", "vertex_local/checking/prices.yaml"} <= files
     for trainer in TRAINERS:
         assert {f"{trainer}/trainer/{name}.py" for name in ("task", "model", "hyperparameters")} <= files
         assert {f"{trainer}/tests/data/{file.name}" for file in (ROOT / trainer / "tests" / "data").iterdir()} <= files
@@ -107,13 +112,13 @@ def test_full_sdist_holds_what_a_job_needs_and_nothing_else(sdists):
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_narrowed_sdist_holds_one_trainer_even_after_a_full_build(sdists, trainer):
     files = files_of(sdists[trainer])
-    assert f"{trainer}/trainer/task.py" in files
-    assert not [name for name in files for other in TRAINERS if other != trainer and name.startswith(other)]
+    assert {"LICENSE", "setup.py", f"{trainer}/trainer/task.py", "vertex_runtime/run.py"} <= files
+    assert folders(files) == {trainer, "vertex_runtime", "vertex_trainer.egg-info"}
 
 
 def test_narrowing_to_an_unknown_trainer_is_refused(tree):
     said = execute([sys.executable, "setup.py", "sdist"], tree, {"VERTEX_TRAINER": "taxifaer"}, code=1)
-    assert said.strip() == "VERTEX_TRAINER must be one of stackoverflow, taxifare; got 'taxifaer'."
+    assert said.strip() == f"VERTEX_TRAINER must be one of {', '.join(TRAINERS)}; got 'taxifaer'."
 
 
 def test_metadata(sites):
@@ -218,6 +223,89 @@ def test_autopackaging_installs_setup_py_alone_and_copies_the_trainer(tree, tmp_
     flags = [*TINY, f"--train_data_path={train}", f"--eval_data_path={valid}", "--output_dir=out"]
     run_installed(site, "-m", f"{trainer}.trainer.task", *flags, cwd=app)
     record_of(app / "out")
+
+
+# ------------------------------------------------------------------ a trainer of your own
+
+
+@pytest.fixture(scope="module")
+def third(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout with a third trainer, churn: taxifare under another name, and not a word of it in any other file."""
+    project = copy_sources(tmp_path_factory.mktemp("third") / "project")
+    shutil.copytree(project / "taxifare", project / "churn")
+    (project / "churn" / "tests" / "data" / "more").mkdir()
+    (project / "churn" / "tests" / "data" / "more" / "rows.csv").write_text("1\n")
+    shutil.copy(project / "jobs" / "taxifare.yaml", project / "jobs" / "churn.yaml")
+    for path in (*(project / "churn").rglob("*.py"), project / "jobs" / "churn.yaml"):
+        path.write_text(path.read_text().replace("taxifare", "churn"))
+    return project
+
+
+@pytest.fixture
+def here() -> dict[str, str]:
+    """A PATH on which python3 is this interpreter, whose packages the scripts then take."""
+    return {"PATH": os.pathsep.join([str(Path(sys.executable).parent), "/usr/bin", "/bin"])}
+
+
+def test_a_third_trainer_is_packaged_alone(third, tmp_path):
+    command = [sys.executable, "setup.py", "--quiet", "sdist", "--formats=gztar", "--dist-dir", tmp_path]
+    execute(command, third, {"VERTEX_TRAINER": "churn"})
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    files = files_of(sdist)
+    assert folders(files) == {"churn", "vertex_runtime", "vertex_trainer.egg-info"}
+    sources = {str(path.relative_to(third)) for path in (third / "churn").rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert sources == {name for name in files if name.startswith("churn/") and Path(name).suffix}
+    assert {"churn/trainer/task.py", "churn/tests/data/taxi-train.csv", "churn/tests/data/more/rows.csv"} <= sources
+    site = install(sdist, tmp_path / "site")  # by the service, which sets no VERTEX_TRAINER
+    installed = {str(path.relative_to(site)) for path in site.rglob("*") if path.is_file()}
+    assert {name for name in folders(installed) if "." not in name} == {"churn", "trainer", "vertex_runtime"}
+    assert {name for name in sources if name.endswith(".csv")} <= installed
+    said = run_installed(site, "-c", "import churn.trainer.task, trainer.task; print(trainer.task.__file__)", cwd=tmp_path)
+    assert said.strip() == str(site / "trainer" / "task.py")
+
+
+def test_the_scripts_find_a_third_trainer(third, tmp_path, here):
+    def run(script: str, *flags: object) -> str:
+        return execute([third / "scripts" / script, *flags], tmp_path, here)
+
+    image = "us-central1-docker.pkg.dev/your-project/trainers/churn:latest"
+    said = run("build_image", "--trainer=churn", "--dry_run")
+    assert "--build-arg=TRAINER=churn " in said and f"--tag={image} " in said
+    said = run("build_package", "--trainer=churn", "--sample_data", "--bucket_root=buckets")
+    assert "VERTEX_TRAINER=churn python setup.py sdist" in said
+    bucket = tmp_path / "buckets" / "your-bucket"
+    assert (bucket / "data/churn/taxi-train.csv").is_file() and (bucket / "data/churn/more/rows.csv").is_file()
+    assert folders(files_of(bucket / "packages/churn/vertex_trainer-0.1.0.tar.gz")) >= {"churn", "vertex_runtime"}
+    job = third / "jobs" / "churn.yaml"
+    assert image in run("submit_job", job, "--dry_run")
+    assert "python-module=churn.trainer.task" in run("submit_job", job, "--dry_run", "--autopackage")
+    command = commands.for_pool(spec.load(job).pools[0], "python3", third, bucket)
+    assert command.argv[:3] == ("python3", "-m", "trainer.task") and command.env["PYTHONPATH"] == f"{third}/churn:{third}"
+    assert {*TRAINERS, "churn"} == {*commands.trainers(third)}
+
+
+@pytest.mark.parametrize(
+    "flags, started",
+    [
+        ([], "-m taxifare.trainer.task"), (["--num_evals=2"], "-m taxifare.trainer.task --num_evals=2"),
+        (["churn", "--num_evals=2"], "-m churn.trainer.task --num_evals=2"), (["churn/"], "-m churn.trainer.task"),
+    ],
+)  # fmt: skip
+def test_train_starts_the_trainer_that_is_named(third, tmp_path, flags, started):
+    python = third / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True, exist_ok=True)
+    python.write_text('#!/bin/sh\n[ "$2" = pip ] || [ "$1" = -c ] || echo "$PYTHONPATH" "$@"\n')
+    python.chmod(0o755)
+    said = execute([third / "scripts" / "train", *flags], tmp_path, {"PYTHONPATH": ""}, stdin="")
+    assert said == f"{third} {started}\n"
+
+
+def test_train_names_the_trainers_that_there_are(third, tmp_path):
+    said = execute([third / "scripts" / "train", "chrun", "--num_evals=2"], tmp_path, code=1)
+    assert said == (
+        f"error: there is no trainer chrun here, only {' '.join(sorted((*TRAINERS, 'churn')))} "
+        "(a trainer is a folder with a trainer/task.py in it).\n"
+    )
 
 
 # ------------------------------------------------------------------ the scripts

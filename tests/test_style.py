@@ -13,15 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import FIRST_TRAINER, ROOT
+from conftest import FIRST_TRAINER, ROOT, TRAINERS
 
-TRAINERS = ("taxifare", "stackoverflow")
+BUNDLED = ("taxifare", "stackoverflow")
 PACKAGES = ("vertex_runtime", "vertex_local", *TRAINERS)
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 SCRIPTS = [path for folder in ("scripts", ".ci") for path in sorted((ROOT / folder).iterdir()) if path.is_file()]
 READERS = ("data.py", "rows.py")
 CORE = ("environment", "strategy", "loop", "steps", "checkpoint", "export")
-RUNTIME_FILE, LARGEST_FILES = 250, {"data.py": 300, "run.py": 275}
+RUNTIME_FILE, LARGEST_FILES = 260, {"contract.py": 420, "data.py": 300, "run.py": 340, "inputs.py": 280, "rows.py": 340}
 
 
 def name_of(path: Path) -> str:
@@ -68,7 +68,7 @@ def imports(path: Path) -> set[str]:
 # ------------------------------------------------------------------ sizes
 
 
-@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize("trainer", BUNDLED)
 @pytest.mark.parametrize("name, budget", [("task", 150), ("model", 250)])
 def test_the_files_that_users_edit_are_short(trainer, name, budget):
     assert len((ROOT / trainer / "trainer" / f"{name}.py").read_text().splitlines()) <= budget
@@ -76,8 +76,8 @@ def test_the_files_that_users_edit_are_short(trainer, name, budget):
 
 def test_the_runtime_can_be_read_in_one_sitting():
     sizes = {path.name: lines_of_code(path) for path in SOURCES if path.parent.name == "vertex_runtime"}
-    assert sum(sizes[f"{name}.py"] for name in CORE) <= 850, sizes
-    assert sum(size for name, size in sizes.items() if name not in READERS) <= 2000, sizes
+    assert sum(sizes[f"{name}.py"] for name in CORE) <= 1150, sizes
+    assert sum(size for name, size in sizes.items() if name not in READERS) <= 2800, sizes
     assert not {name: size for name, size in sizes.items() if size > LARGEST_FILES.get(name, RUNTIME_FILE)}
 
 
@@ -89,9 +89,9 @@ def test_functions_are_short():
 # ------------------------------------------------------------------ who imports whom
 
 
-@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize("trainer", BUNDLED)
 def test_a_model_imports_no_more_of_us_than_data_helpers(trainer):
-    ours = {f"vertex_runtime.{name}" for name in ("data", "rows", "sparse")}
+    ours = {f"vertex_runtime.{name}" for name in ("columns", "data", "images", "rows", "sparse")}
     outside = {"keras", "numpy", "tensorflow"} | sys.stdlib_module_names
     for name in imports(ROOT / trainer / "trainer" / "model.py"):
         assert re.fullmatch(r"\.\w+", name) or name in ours or name.partition(".")[0] in outside, name
@@ -189,9 +189,9 @@ def test_every_python_file_that_a_readme_names_exists():
 
 def test_readme_names_every_script_and_package():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name in ("scripts/train", "scripts/test", "scripts/predict", "vertex_runtime", *TRAINERS):
+    for name in ("scripts/train", "scripts/test", "scripts/predict", "vertex_runtime", *BUNDLED):
         assert name in text, name
-    assert len(text.splitlines()) <= 250
+    assert len(text.splitlines()) <= 290
     assert (ROOT / "CHANGELOG.md").is_file()
 
 

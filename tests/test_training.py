@@ -27,18 +27,18 @@ def ledger(path: Path) -> list[dict]:
 
 
 def prepared(trainer: str, jit: bool = False, batch: int = 64):
-    """Return (steps, rows, facts, model module) of a trainer on its sample."""
+    """Return (steps, rows, facts, contract) of a trainer on its sample."""
     import tensorflow as tf
 
-    from vertex_runtime import data
+    from vertex_runtime import contract, data, inputs
     from vertex_runtime.rows import MemoryRows, Preparer
     from vertex_runtime.steps import Plan, Steps
 
-    model = importlib.import_module(f"{trainer}.trainer.model")
-    hp = importlib.import_module(f"{trainer}.trainer.hyperparameters").Hyperparameters(batch_size=batch)
+    kind = importlib.import_module(f"{trainer}.trainer.hyperparameters").Hyperparameters
+    model, hp = contract.load_module(f"{trainer}.trainer.model", kind), kind(batch_size=batch)
     read = lambda: model.read(f"{trainer}/tests/data/{SAMPLES[trainer][0]}", data.BadRows())  # noqa: E731
-    facts = model.learn(read(), hp)
-    rows = MemoryRows(read(), Preparer(model, hp, facts))
+    facts = inputs.learn(model, hp, read)
+    rows = MemoryRows(Preparer(model, hp, facts).ahead(read()))
     strategy = tf.distribute.get_strategy()
     network = model.build_model(hp, facts, 100)
     return Steps(network, strategy, Plan(100, batch, 1, 100, jit_compile=jit), rows.tensors, False), rows, facts, model
@@ -67,16 +67,13 @@ def test_evaluation_compiles(trainer):
     """As a TPU would have it: XLA takes nothing whose shape is not known."""
     import tensorflow as tf
 
-    from vertex_runtime.steps import EVALUATION_STEPS
-
     steps, rows, _, _ = prepared(trainer)
     expected = steps.evaluate(rows)
-    compiled = tf.function(steps._evaluate, jit_compile=True, autograph=False)
-    order = np.arange(EVALUATION_STEPS * steps.evaluation_batch, dtype=np.int32).reshape(EVALUATION_STEPS, -1)
-    used = -(-rows.count // steps.evaluation_batch)
-    assert used <= EVALUATION_STEPS
-    weights = (order < rows.count).astype(np.float32)
-    compiled(rows.tensors, tf.constant(np.minimum(order, rows.count - 1)), tf.constant(weights), tf.constant(used))
+    whole = rows.count // steps.evaluation_batch
+    compiled = tf.function(steps._evaluate_batches, jit_compile=True, autograph=False)
+    compiled(rows.tensors, tf.constant(0), tf.constant(whole))
+    rest = tf.function(steps._evaluate_rest, jit_compile=True, autograph=False)
+    rest(rows.tensors, tf.constant(whole * steps.evaluation_batch), rows.count - whole * steps.evaluation_batch)
     metric = "rmse" if trainer == "taxifare" else "accuracy"
     assert steps.metrics()[metric] == pytest.approx(expected[metric], rel=1e-5)
 
@@ -88,7 +85,7 @@ def test_evaluation_counts_every_row_once(trainer):
     measured = steps.evaluate(rows)
     predictions = steps.model(rows.tensors[0], training=False)
     outputs = {name: value.numpy() for name, value in model.outputs(predictions, facts).items()}
-    metric = model.OBJECTIVE.removeprefix("val_")
+    metric = model.objective.removeprefix("val_")
     if trainer == "taxifare":
         outputs = {"fare_amount": predictions.numpy().mean(-1)}
     assert measured[metric] == pytest.approx(model.score(outputs, rows.tensors[1].numpy()), rel=1e-5)
@@ -159,7 +156,7 @@ class TestCallbacks:
     def run(self, tmp_path, monkeypatch, callbacks, *flags):
         from taxifare.trainer import model
 
-        monkeypatch.setattr(model, "callbacks", lambda hp: callbacks)
+        monkeypatch.setattr(model, "callbacks", lambda hp: callbacks, raising=False)
         return train("taxifare", f"--output_dir={tmp_path / 'out'}", "--batch_size=100", "--epochs=2", "--num_evals=4", *flags)
 
     def test_hooks(self, tmp_path, monkeypatch):
@@ -293,19 +290,19 @@ def test_gate_stops_a_wrong_scaler(tmp_path, monkeypatch, capsys):
     from taxifare.trainer import model
     from vertex_runtime import export
 
-    honest = export.build_served
+    class Skewed(export.Exporter):
+        def __init__(self, contract, network, hp, facts):
+            super().__init__(contract, network, hp, facts | {"scale": facts["scale"] * 1.01})
 
-    def skewed(module, network, hp, facts):
-        return honest(module, network, hp, facts | {"scale": facts["scale"] * 1.01})
-
-    monkeypatch.setattr(export, "build_served", skewed)
+    honest = export.Exporter
+    monkeypatch.setattr(export, "Exporter", Skewed)
     with pytest.raises(UserError, match="does not answer as the trained one") as error:
         train("taxifare", f"--output_dir={tmp_path}", "--epochs=1", "--num_evals=1")
     assert error.value.code not in (0, None) and str(tmp_path / "model.rejected") in str(error.value)
     assert (tmp_path / "model.rejected" / "saved_model.pb").exists() and not (tmp_path / "model" / "saved_model.pb").exists()
     assert list(tmp_path.glob("checkpoints/ckpt-*.index"))
     assert "skew: {" in capsys.readouterr().err
-    monkeypatch.setattr(export, "build_served", honest)
+    monkeypatch.setattr(export, "Exporter", honest)
     train("taxifare", f"--output_dir={tmp_path}", "--epochs=1", "--num_evals=1")  # mended: trains nothing, publishes
     assert (tmp_path / "model" / "saved_model.pb").exists() and model.NAME == "taxifare"
 

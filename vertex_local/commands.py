@@ -65,10 +65,10 @@ def _image(image: str, project: Path) -> _Stage:
         raise CommandError(f"{problem}: give containerSpec.command, or --project_dir.") from None
     build_args = {}
     if re.search(r"^\s*ARG\s+TRAINER\b", text, re.MULTILINE | re.IGNORECASE):
-        trainers = sorted(folder.parent.name for folder in project.glob("*/trainer") if folder.is_dir())
-        named = trainer_in(image, trainers)
+        known = trainers(project)
+        named = trainer_in(image, known)
         if named is None:
-            problem = f"image {image} does not name one of this project's trainers ({', '.join(trainers)})"
+            problem = f"image {image} does not name one of this project's trainers ({', '.join(known)})"
             raise CommandError(f"{problem}: give containerSpec.command if the image is another's.")
         build_args["TRAINER"] = named
     stage = parse_dockerfile(text, build_args)
@@ -80,10 +80,17 @@ def _image(image: str, project: Path) -> _Stage:
     return stage
 
 
-def trainer_in(image: str, trainers: Sequence[str]) -> str | None:
-    """Return which of `trainers` an image's address names, as in …/taxifare-gpu:v1; None if it is not just one."""
+def trainers(project: Path) -> list[str]:
+    """Return the names of a checkout's trainers: its folders with a trainer/task.py that Python can import."""
+    return sorted(name for path in project.glob("*/trainer/task.py") if (name := path.parts[-3]).isidentifier())
+
+
+def trainer_in(image: str, known: Sequence[str]) -> str | None:
+    """Return which of the trainers `known` an image's address names, as in …/taxifare-gpu:v1; None if it is not just one."""
     base = re.split("[:@]", image.rpartition("/")[2])[0]
-    named = [trainer for trainer in trainers if re.search(rf"(^|[-_.]){re.escape(trainer)}([-_.]|$)", base)]
+    named = [name for name in known if re.search(rf"(^|[-_.]){re.escape(name)}([-_.]|$)", base)]
+    # taxifare_v2:latest is taxifare_v2's where taxifare is another trainer.
+    named = [name for name in named if not any(name != other and name in other for other in named)]
     return named[0] if len(named) == 1 else None
 
 

@@ -15,11 +15,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeVar
 
+from .environment import quoted
 from .errors import UserError
 
 H = TypeVar("H")
 YES_NO = ("auto", "yes", "no")
+JIT = ("model", "auto", "yes", "no")
 PLANS = ("no", "flags", "model", "data")
+STAGES = ("all", "evaluate", "export")
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
 
 
@@ -28,6 +31,21 @@ def option(default: Any, help: str, **limits: Any) -> Any:
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata={"help": help, **limits})
     return field(default=default, metadata={"help": help, **limits})
+
+
+@dataclass(frozen=True)
+class CommonHyperparameters:
+    """What every trainer's hyperparameters begin with: inherit it, and name a field again to give it another default."""
+
+    batch_size: int = option(64, "examples per step, over all replicas", minimum=1)
+    num_examples_to_train_on: int = option(0, "examples to train on in all, repeats included; 0: --epochs times the rows", minimum=0)
+    epochs: float = option(10.0, "passes over the training rows, where --num_examples_to_train_on is 0", above=0)
+    num_evals: int = option(5, "evaluations, evenly spaced over the training", minimum=1)
+    early_stopping: int = option(0, "stop after so many evaluations without a better one; 0: never", minimum=0)
+    plateau: int = option(0, "constant learning rate, halved after so many evaluations without a better one; 0: never", minimum=0)
+    eval_fraction: float = option(0.0, "share of the training data to evaluate on, where no evaluation data is given", minimum=0)
+    split_by: str = option("random", "--eval_fraction's rows: random, order:COLUMN (the last by it), group:COLUMN (never torn apart)")
+    seed: int = option(0, "seed of initial weights, dropout, splits and the order of rows", minimum=0, maximum=2**32 - 1)
 
 
 @dataclass(frozen=True)
@@ -40,14 +58,19 @@ class RunOptions:
     output_dir: str = option("", "D: writes D/model, D/checkpoints, D/logs [AIP_MODEL_DIR and its siblings]")
     bad_rows: str = option("error", "stop at the first bad row, or skip bad rows and count them", choices=("error", "skip"))
     start_over: bool = option(False, "move an earlier run in --output_dir aside and begin anew (not in a job)")
-    in_memory: str = option("auto", "hold the training data in memory; auto: up to 2 GiB of files", choices=YES_NO)
+    in_memory: str = option("auto", "hold the training data in memory; auto: up to 2 GiB of prepared rows", choices=YES_NO)
     checkpoint_steps: int = option(2000, "steps between checkpoints; one is written at each evaluation too", minimum=1)
     steps_per_call: int = option(0, "steps inside one compiled call; 0 picks them so that a call lasts up to 1 s", minimum=0)
-    jit_compile: str = option("auto", "compile the steps with XLA; auto: in runs long enough to repay it", choices=YES_NO, bare="yes")
+    scalar_steps: int = option(0, "steps between training values in TensorBoard; 0: a hundredth of the run, 100 at least", minimum=0)
+    jit_compile: str = option("model", "compile the steps with XLA; model: as model.py says; auto: time both", choices=JIT, bare="yes")
     strategy: str = option("auto", "how to distribute; auto: by cluster and devices", choices=STRATEGIES)
     shard: str = option("auto", "how workers share streamed data; auto: by files if they suffice", choices=("auto", "rows", "files"))
     startup_timeout: float = option(300.0, "seconds that a worker waits for its peers to appear", above=0)
     skew_tolerance: float = option(0.0, "largest |served - trained| / max(1, |trained|); 0: 1e-5, or 2e-2 on accelerators", minimum=0)
+    export: str = option("best", "the model to export: of the best evaluation, or the last one", choices=("best", "last"))
+    only: str = option("all", "one stage alone, from the newest checkpoint: evaluate, or export", choices=STAGES)
+    max_minutes: float = option(0.0, "stop training after so many minutes of this process, and export; 0: never", minimum=0)
+    stall_minutes: float = option(0.0, "end by SIGABRT when nothing has moved for so many minutes; 0: never", minimum=0)
     profile: str = option("", "A,B: write a profile of the steps from A to B to the log directory")
     plan: str = option("no", "say as JSON what would be trained, and stop: by the flags, the model or the data", choices=PLANS, bare="data")
     ledger: str = option("", "append a hash of every row fed to every step to this file (for tests)")
@@ -72,11 +95,16 @@ def parse(hyperparameters: type[H], argv: Sequence[str] | None, description: str
 
 
 def integer(text: str) -> int:
-    """Parse a whole number; the tuning service sends `128.0` for 128."""
-    value = float(text)
-    if value != int(value):
-        raise ValueError(text)
-    return int(value)
+    """Parse a whole number of 64 bits; the tuning service sends `128.0` for 128."""
+    try:
+        value = int(text)  # first, because a float has only 53 bits for it
+    except ValueError:
+        value = int(float(text))  # an OverflowError for infinity
+        if value != float(text):
+            raise ValueError(text) from None
+    if not -(2**63) <= value < 2**63:
+        raise argparse.ArgumentTypeError("must be a whole number between -2**63 and 2**63")
+    return value
 
 
 def integers(text: str) -> tuple[int, ...]:
@@ -100,10 +128,10 @@ def step_range(text: str) -> tuple[int, int] | None:
         return None
     try:
         first, last = (integer(part) for part in text.split(","))
-    except ValueError:
+    except (ValueError, OverflowError, argparse.ArgumentTypeError):
         first, last = 0, 0
     if not 1 <= first <= last:
-        raise UserError(f"--profile: needs A,B with 1 <= A <= B, such as 20,30; got {text!r}.")
+        raise UserError(f"--profile: needs A,B with 1 <= A <= B, such as 20,30; got {quoted(text)}.")
     return first, last
 
 
@@ -158,15 +186,17 @@ def _checked(parse_one: Callable[[str], Any], limits: Any) -> Callable[[str], An
             value = parse_one(text)
         except (ValueError, OverflowError):
             kind = {integer: "a whole number", number: "a finite number", integers: 'whole numbers such as "32 8"'}
-            raise argparse.ArgumentTypeError(f"needs {kind[parse_one]}; got {text!r}") from None
+            raise argparse.ArgumentTypeError(f"needs {kind[parse_one]}; got {quoted(text)}") from None
         except argparse.ArgumentTypeError as error:
-            raise argparse.ArgumentTypeError(f"{error}; got {text!r}") from None
+            raise argparse.ArgumentTypeError(f"{error}; got {quoted(text)}") from None
         if "choices" in limits and value not in limits["choices"]:
-            raise argparse.ArgumentTypeError(f"must be one of {', '.join(limits['choices'])}; got {text!r}")
+            raise argparse.ArgumentTypeError(f"must be one of {', '.join(limits['choices'])}; got {quoted(text)}")
         if "minimum" in limits and value < limits["minimum"]:
-            raise argparse.ArgumentTypeError(f"must be at least {limits['minimum']}; got {text!r}")
+            raise argparse.ArgumentTypeError(f"must be at least {limits['minimum']}; got {quoted(text)}")
+        if "maximum" in limits and value > limits["maximum"]:
+            raise argparse.ArgumentTypeError(f"must be at most {limits['maximum']}; got {quoted(text)}")
         if "above" in limits and value <= limits["above"]:
-            raise argparse.ArgumentTypeError(f"must be above {limits['above']}; got {text!r}")
+            raise argparse.ArgumentTypeError(f"must be above {limits['above']}; got {quoted(text)}")
         return value
 
     return parse_checked

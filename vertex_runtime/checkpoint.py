@@ -6,14 +6,11 @@ text with the step and all other state. `tf.train.load_checkpoint` reads it.
 
 from __future__ import annotations
 
-import ast
-import hashlib
 import json
 import os
 import re
 import threading
 from collections.abc import Mapping, Sequence
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -83,7 +80,8 @@ class Checkpointer:
                 for ending in endings:
                     _sync(part + ending)
                     os.replace(part + ending, prefix + ending)
-            for step in self.steps()[:-KEEP]:
+            best = state.get("best", {}).get("step")  # survives until it is exported, however many come after it
+            for step in [step for step in self.steps()[:-KEEP] if step != best]:
                 for ending in reversed(endings):
                     tf.io.gfile.remove(f"{self.directory}/ckpt-{step:09d}{ending}")
         except Exception as error:  # noqa: BLE001 - handed to the training thread, which ends the run
@@ -136,8 +134,15 @@ def named_variables(**owners: Sequence[Any]) -> dict[str, Any]:
     return {f"{owner}/{i:03d}/{v.path}": v for owner, variables in owners.items() for i, v in enumerate(variables)}
 
 
+def parts(variable: Any) -> list[Any]:
+    """Return the TensorFlow variables behind a Keras variable: one, or one on each of this process's replicas."""
+    value = variable if isinstance(variable, tf.Variable) else variable.value
+    return list(getattr(value, "values", None) or [value])
+
+
 def snapshot(variables: Mapping[str, Any]) -> dict[str, tf.Tensor]:
-    return {name: tf.convert_to_tensor(variable.value) for name, variable in variables.items()}
+    """Return the values that variables have now: Keras's own, or plain ones."""
+    return {name: tf.convert_to_tensor(v if isinstance(v, tf.Variable) else v.value) for name, v in variables.items()}
 
 
 def assign(variables: Mapping[str, Any], tensors: Mapping[str, np.ndarray], where: str) -> None:
@@ -160,49 +165,36 @@ def _place(name: str) -> str:
     return "/".join(name.split("/", 2)[:2])
 
 
-def source_fingerprint(module: ModuleType) -> str:
-    """Hash the code of a trainer's `model.py` and of everything it imports from its own package and the runtime.
-
-    Comments and layout do not count.
-    """
-    import importlib
-
-    own = {module.__name__.rpartition(".")[0], __package__}
-    seen: dict[str, str] = {}
-    waiting = [module]
-    while waiting:
-        current = waiting.pop()
-        with open(current.__file__) as file:
-            tree = ast.parse(file.read())
-        seen[current.__name__.rpartition(".")[2]] = ast.dump(tree)
-        package = current.__name__.rpartition(".")[0]
-        for node in ast.walk(tree):
-            names = [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
-            if isinstance(node, ast.ImportFrom):
-                base = ".".join(filter(None, (package if node.level else "", node.module)))
-                names = [base, *(f"{base}.{name}" for name in names)]
-            for name in names:
-                if name.rpartition(".")[0] in own and (found := _module(importlib, name)) and name.rpartition(".")[2] not in seen:
-                    waiting.append(found)
-    return hashlib.sha256(json.dumps(sorted(seen.items())).encode()).hexdigest()
-
-
-def _module(importlib: Any, name: str) -> ModuleType | None:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError:
-        return None
-
-
-def compare_fingerprints(old: Mapping[str, Any], new: Mapping[str, Any], where: str) -> str | None:
-    """Return a remark where a run may go on with more examples, None where nothing differs.
+def compare_fingerprints(
+    old: Mapping[str, Any], new: Mapping[str, Any], where: str, trained: bool = False
+) -> tuple[str | None, str | None]:
+    """Return (a remark where a run may go on with more examples, what of the source changed where that is to be proved harmless).
 
     Args:
         old, new: {"hyperparameters": {...}, "source": sha256, "data": [file descriptions]}.
+        trained: nothing is to be trained any more, so that another source may be admitted.
 
     Raises:
         UserError: anything else differs; the message names it, both values and the ways out.
     """
+    differing = _differing(old, new)
+    source = "the trainer's source (model.py or what it imports)"
+    changed = source if trained and old["source"] != new["source"] else None
+    differing = [entry for entry in differing if entry[0] != changed]
+    if not differing:
+        return None, changed
+    name, was, now = differing[0]
+    if len(differing) == 1 and name == "--num_examples_to_train_on" and was and now > was and changed is None:
+        return f"training goes on from {was} to {now} examples: the learning-rate schedule changes with it.", None
+    others = f" (and {len(differing) - 1} more: {', '.join(entry[0] for entry in differing[1:4])})" if len(differing) > 1 else ""
+    raise UserError(
+        f"{where} holds a run with another {name}: it had {was}, this one has {now}{others}. "
+        "Use another --output_dir, or --start_over to move the earlier run aside."
+    )
+
+
+def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Return (name, old value, new value) of all that differs."""
     differing = [
         (f"--{name}", old["hyperparameters"].get(name), value)
         for name, value in new["hyperparameters"].items()
@@ -214,16 +206,7 @@ def compare_fingerprints(old: Mapping[str, Any], new: Mapping[str, Any], where: 
     for path in sorted(before.keys() | after.keys()):
         if before.get(path) != after.get(path):
             differing.append((f"data {path}", _describe(before.get(path)), _describe(after.get(path))))
-    if not differing:
-        return None
-    name, was, now = differing[0]
-    if len(differing) == 1 and name == "--num_examples_to_train_on" and was and now > was:
-        return f"training goes on from {was} to {now} examples: the learning-rate schedule changes with it."
-    others = f" (and {len(differing) - 1} more: {', '.join(entry[0] for entry in differing[1:4])})" if len(differing) > 1 else ""
-    raise UserError(
-        f"{where} holds a run with another {name}: it had {was}, this one has {now}{others}. "
-        "Use another --output_dir, or --start_over to move the earlier run aside."
-    )
+    return differing
 
 
 def _describe(entry: Mapping[str, Any] | None) -> str:

@@ -5,15 +5,28 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import socket
+import sys
 import time
 
 from .environment import Environment
 from .reporting import report_error
 
 PROBE_SECONDS = 2.0
-LOST_AFTER = 5  # probes without an answer
+LOST_AFTER = 5  # probes in a row without an answer: a peer may be merely busy
+ANSWERS, SILENT, GONE = "answers", "silent", "gone"
+HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"  # HTTP/2's preface, and an empty SETTINGS frame
+# A task in an error's text, but not as part of a device's name, which says where an operation ran.
+TASK = re.compile(r"(Error reported from |remote target )?/job:(chief|worker)(?:/replica:\d+)?/task:(\d+)\b(?!/device)")
+FRAME = re.compile(r'Graph execution error|Detected at node|File "|\[\[\{\{node')  # lines that say where, not why
+
+
+def die_with_parent() -> None:
+    """See that a killed trainer leaves no watcher behind (Linux's PR_SET_PDEATHSIG)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 class Peers:
@@ -27,6 +40,7 @@ class Peers:
     def __init__(self, env: Environment, startup_timeout: float):
         names = [f"chief-{i}" for i in range(len(env.cluster.get("chief", ())))]
         names += [f"worker-{i}" for i in range(len(env.cluster.get("worker", ())))]
+        self.leader = names[0] if names else ""
         self.peers = {name: address for i, (name, address) in enumerate(zip(names, env.workers)) if i != env.worker_index}
         self.watched = env.role in ("chief", "worker") and env.worker_count > 1
         self.startup_timeout, self.trainer, self.watcher = startup_timeout, os.getpid(), 0
@@ -47,19 +61,38 @@ class Peers:
             return
         os.kill(self.watcher, signal.SIGKILL)
         os.waitpid(self.watcher, 0)
-        import tensorflow as tf
+        tf = sys.modules.get("tensorflow")  # there is none where its import failed
+        if tf is not None and isinstance(error, tf.errors.OpError):
+            self._explain(type(error).__name__, str(error))
 
-        if isinstance(error, tf.errors.OpError):
-            # A collective fails when a peer goes away; wait until it is plain which.
-            for _ in range(LOST_AFTER):
-                if lost := self._unreachable():
-                    self._abort(lost, f"disappeared ({type(error).__name__})")
-                time.sleep(PROBE_SECONDS)
-            self._abort([], f"a collective failed, though all peers answer: {str(error).splitlines()[0][:200]}")
+    def _explain(self, kind: str, text: str) -> None:
+        """End after a failed collective: a peer has gone away or stopped; wait until it is plain which."""
+        named = self._named(text)
+        missed = dict.fromkeys(self.peers, 0)
+        for _ in range(LOST_AFTER):
+            states = {name: _state(address) for name, address in self.peers.items()}
+            # A connection refused is proof. Silence is proof only where TensorFlow complains of that peer, too.
+            if lost := [name for name, state in states.items() if state == GONE or (state == SILENT and name in named)]:
+                self._abort(lost, f"disappeared ({kind})")
+            missed = {name: missed[name] + 1 if state == SILENT else 0 for name, state in states.items()}
+            time.sleep(PROBE_SECONDS)
+        if lost := [name for name, count in missed.items() if count == LOST_AFTER]:
+            self._abort(lost, f"disappeared ({kind})")
+        if named:
+            self._abort(named, f"dropped out, says TensorFlow, though all peers answer again: {_reason(text)}")
+        self._abort([], f"a collective failed, though all peers answer: {_reason(text)}")
+
+    def _named(self, text: str) -> list[str]:
+        """Return the peers that the whole text of TensorFlow's error blames."""
+        found = [(bool(reporter), f"{job}-{task}") for reporter, job, task in TASK.findall(text)]
+        # Who reports an error, or passes it on, is to blame only where the report names nobody else.
+        named = [name for reporter, name in found if not reporter] or [name for _, name in found]
+        if not named and "/tensorflow.CoordinationService/" in text:
+            named = [self.leader]  # a call to the service failed, which the first worker runs
+        return [name for name in self.peers if name in named]
 
     def _watch(self) -> None:
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a killed trainer leaves no watcher behind
+        die_with_parent()
         started, waiting = time.monotonic(), set(self.peers)
         missed = dict.fromkeys(self.peers, 0)
         while os.getppid() == self.trainer:
@@ -74,7 +107,7 @@ class Peers:
             time.sleep(PROBE_SECONDS)
 
     def _unreachable(self) -> list[str]:
-        return [name for name, address in self.peers.items() if not _answers(address)]
+        return [name for name, address in self.peers.items() if _state(address) != ANSWERS]
 
     def _abort(self, names: list[str], what: str) -> None:
         who = ", ".join(f"{name} ({self.peers[name]})" for name in names)
@@ -83,11 +116,27 @@ class Peers:
         time.sleep(10)
 
 
-def _answers(address: str) -> bool:
+def _state(address: str) -> str:
+    """Ask a peer's gRPC server for a sign of life: ANSWERS, SILENT (nothing came in PROBE_SECONDS) or GONE.
+
+    The kernel accepts connections for a process that is stopped or hangs. The server's HTTP/2 settings come from the
+    process itself, from a thread that neither Python nor a running step holds up. Any byte will do: a proxy may answer.
+    """
     host, _, port = address.rpartition(":")
-    with contextlib.suppress(OSError), socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_SECONDS):
-        return True
-    return False
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_SECONDS) as connection:
+            connection.sendall(HELLO)
+            return ANSWERS if connection.recv(1) else GONE
+    except TimeoutError:
+        return SILENT
+    except OSError:
+        return GONE
+
+
+def _reason(text: str) -> str:
+    """Return what TensorFlow's error says beside the places in the program, on one line."""
+    lines = [line.strip() for line in text.splitlines()]
+    return " ".join(line for line in lines if line and not FRAME.match(line))[:300] or "no reason given"
 
 
 def agree(strategy, value: int, env: Environment) -> int:

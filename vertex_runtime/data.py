@@ -1,4 +1,4 @@
-"""Readers of training files: wildcards, CSV, a folder per label. They give chunks of raw columns as NumPy arrays.
+"""Readers of training files: wildcards, CSV, a folder per label. They give chunks of raw columns as NumPy arrays (see columns.py).
 
 A file is read by Arrow's multi-threaded parser. Only where that stops, or a value is out of range, is the file read
 again line by line, to name the line (`--bad_rows=error`) or to leave out what is bad and count it (`--bad_rows=skip`).
@@ -10,7 +10,6 @@ import csv
 import glob
 import hashlib
 import io
-import math
 import os
 import re
 import time
@@ -21,27 +20,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from .columns import Category, Column, Image, Number, Text
 from .environment import resolve_uri
 from .errors import UserError
 
 BLOCK_BYTES = 4 << 20
+PATH = "_path"  # where a row is a file of its own: that file's path, for messages
 Chunk = dict[str, np.ndarray]  # column -> [rows]: float32, or objects (bytes) for text
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column of a CSV file.
-
-    A number must lie in [low, high]; a text must match `pattern` whole. `required=False` columns may be missing and
-    are not read (keys, comments).
-    """
-
-    name: str
-    low: float | None = None
-    high: float | None = None
-    pattern: str | None = None
-    text: bool = False
-    required: bool = True
 
 
 @dataclass
@@ -50,11 +35,14 @@ class BadRows:
 
     policy: str = "error"
     reasons: Counter[str] = field(default_factory=Counter)
+    places: set[str] = field(default_factory=set)  # each is counted once, however often it is read
 
     def add(self, where: str, reason: str, value: object, count: int = 1) -> None:
         if self.policy == "error":
             raise UserError(f"{where}: {reason}; got {str(value)[:80]!r}. Mend the row, or leave such rows out with --bad_rows=skip.")
-        self.reasons[reason] += count
+        if where not in self.places:
+            self.places.add(where)
+            self.reasons[reason] += count
 
     def __str__(self) -> str:
         listed = "; ".join(f"{count} x {reason}" for reason, count in self.reasons.most_common(5))
@@ -112,6 +100,8 @@ def fingerprint(path: str, whole: bool) -> dict[str, Any]:
     Without `whole` only the ends (1 MiB each) are read, for data too large to read twice.
     """
     digest, total = hashlib.sha256(), 0
+    if "://" not in path and not os.path.exists(path):  # a source's own name for its rows
+        return {"path": path, "bytes": 0, "sha256": hashlib.sha256(path.encode()).hexdigest()}
     for name in _walk(path):
         with open_binary(name) as file:
             if whole:
@@ -136,7 +126,8 @@ def _walk(path: str) -> list[str]:
 def total_bytes(paths: Iterable[str]) -> int:
     import tensorflow as tf
 
-    return sum(tf.io.gfile.stat(name).length for path in paths for name in _walk(path))
+    # A source of its own may name what is no file.
+    return sum(tf.io.gfile.stat(name).length for path in paths for name in _walk(path) if tf.io.gfile.exists(name))
 
 
 def read_csv(path: str, columns: Sequence[Column], bad: BadRows) -> Iterator[Chunk]:
@@ -150,21 +141,21 @@ def read_csv(path: str, columns: Sequence[Column], bad: BadRows) -> Iterator[Chu
 
     names, header = _layout(path, columns)
     wanted = [column for column in columns if column.required]
-    types = {c.name: pa.string() if c.text and not c.pattern else pa.binary() if c.text else pa.float32() for c in wanted}
+    types = {c.name: pa.float32() if not c.is_text else pa.binary() if c.pattern else pa.string() for c in wanted}
     rows = 0
     try:
         with open_binary(path) as source:
             reader = pacsv.open_csv(
                 source,
                 read_options=pacsv.ReadOptions(column_names=names, skip_rows=int(header), block_size=BLOCK_BYTES),
-                parse_options=pacsv.ParseOptions(newlines_in_values=any(c.text and not c.pattern for c in wanted)),
-                convert_options=pacsv.ConvertOptions(column_types=types, include_columns=list(types), null_values=[]),
+                parse_options=pacsv.ParseOptions(newlines_in_values=any(isinstance(c, Text) and not c.pattern for c in wanted)),
+                convert_options=pacsv.ConvertOptions(column_types=types, include_columns=list(types), null_values=[""]),
             )
             for batch in reader:
                 good = _good_rows(batch, wanted, bad)
                 if bad.policy == "error" and not good.all():
                     break
-                chunk = {name: _to_numpy(batch.column(i)) for i, name in enumerate(types)}
+                chunk = {c.name: c.to_numpy(batch.column(i)) for i, c in enumerate(wanted)}
                 yield chunk if good.all() else take(chunk, good)
                 rows += batch.num_rows
             else:
@@ -174,44 +165,15 @@ def read_csv(path: str, columns: Sequence[Column], bad: BadRows) -> Iterator[Chu
     yield from _read_by_line(path, names, header, wanted, bad, rows)
 
 
-def _to_numpy(values: Any) -> np.ndarray:
-    import pyarrow as pa
-
-    return (values.cast(pa.binary()) if pa.types.is_string(values.type) else values).to_numpy(zero_copy_only=False)
-
-
 def _good_rows(batch: Any, columns: Sequence[Column], bad: BadRows) -> np.ndarray:
     """Return which rows hold only valid values, [rows] bool; bad ones are counted under their first fault."""
     good = np.ones(batch.num_rows, bool)
     for i, column in enumerate(columns):
-        valid = _valid(column, batch.column(i))
+        valid = column.good_values(batch.column(i))
         if bad.policy == "skip" and (count := int((good & ~valid).sum())):
-            bad.reasons[_reason(column)] += count
+            bad.reasons[column.must_be] += count
         good &= valid
     return good
-
-
-def _valid(column: Column, values: Any) -> np.ndarray:
-    """Return which values are good: [rows] bool."""
-    import pyarrow.compute as pc
-
-    if column.text:
-        if column.pattern is None:
-            return _to_numpy(pc.greater(pc.binary_length(values), 0))
-        return _to_numpy(pc.match_substring_regex(values, pattern=f"^(?:{column.pattern})$"))
-    numbers = _to_numpy(values)
-    low = -np.inf if column.low is None else np.float32(column.low)
-    high = np.inf if column.high is None else np.float32(column.high)
-    return np.isfinite(numbers) & (numbers >= low) & (numbers <= high)
-
-
-def _reason(column: Column) -> str:
-    if column.text:
-        return f"{column.name} must be {'given' if column.pattern is None else 'a date such as 2011-01-28 20:42:59 UTC'}"
-    if column.low is None and column.high is None:
-        return f"{column.name} must be a number"
-    low, high = (f"{limit:g}" if limit is not None else "" for limit in (column.low, column.high))
-    return f"{column.name} must be a number in {low}..{high}"
 
 
 def _first_row(path: str) -> list[str]:
@@ -232,7 +194,7 @@ def _layout(path: str, columns: Sequence[Column]) -> tuple[list[str], bool]:
         if missing := [name for name in required if name not in first]:
             raise UserError(f"{path}, line 1: the header lacks {', '.join(missing)}; it has {', '.join(first)}.")
         return first, True
-    numbers = [i for i, column in enumerate(columns[: len(first)]) if column.required and not column.text]
+    numbers = [i for i, column in enumerate(columns[: len(first)]) if column.required and isinstance(column, Number)]
     if numbers and len(first) >= len(required) and not any(_is_number(first[i]) for i in numbers):
         raise UserError(f"{path}, line 1: a header with unknown names ({', '.join(first)[:80]}); known are {', '.join(known)}.")
     if len(first) < len(required) or len(first) > len(known):
@@ -266,7 +228,7 @@ def _read_by_line(path: str, names: list[str], header: bool, columns: Sequence[C
                 bad.add(f"{path}, line {reader.line_num}", *problem)
                 continue
             for column, place in places:
-                values[column.name].append(row[place].encode() if column.text else float(row[place]))
+                values[column.name].append(column.parse(row[place]))
             if len(values[columns[0].name]) >= 100_000:
                 yield _as_chunk(values, columns)
                 values = {column.name: [] for column in columns}
@@ -275,7 +237,7 @@ def _read_by_line(path: str, names: list[str], header: bool, columns: Sequence[C
 
 
 def _as_chunk(values: dict[str, list[Any]], columns: Sequence[Column]) -> Chunk:
-    return {c.name: np.array(values[c.name], dtype=object if c.text else np.float32) for c in columns}
+    return {c.name: objects(values[c.name]) if c.is_text else np.array(values[c.name], np.float32) for c in columns}
 
 
 def _problem(row: list[str], width: int, places: Sequence[tuple[Column, int]]) -> tuple[str, str] | None:
@@ -283,51 +245,118 @@ def _problem(row: list[str], width: int, places: Sequence[tuple[Column, int]]) -
         return f"has {len(row)} columns, not {width}", ",".join(row)
     for column, place in places:
         cell = row[place]
-        if column.text:
-            if any("\udc80" <= letter <= "\udcff" for letter in cell):
-                return f"{column.name} is not UTF-8", cell.encode("utf-8", "replace").decode()
-            if not (re.fullmatch(column.pattern, cell) if column.pattern else cell):
-                return _reason(column), cell
-        else:
-            number = float(cell) if _is_number(cell) else math.nan
-            low = -math.inf if column.low is None else column.low
-            high = math.inf if column.high is None else column.high
-            if not (math.isfinite(number) and low <= number <= high):
-                return _reason(column), cell
+        if any("\udc80" <= letter <= "\udcff" for letter in cell):
+            return f"{column.name} is not UTF-8", cell.encode("utf-8", "replace").decode()
+        if (column.missing is None) if not cell else column.problem(cell):
+            return column.must_be, cell
     return None
 
 
-def read_label_folders(root: str, text: str, label: str, bad: BadRows) -> Iterator[Chunk]:
-    """Read `root/<label>/*.txt`, one text a file, as columns `text` and `label`.
+def holds_label_folders(path: str) -> bool:
+    """Tell whether a path is a folder with folders in it."""
+    return os.path.isdir(path) and any(entry.is_dir() for entry in os.scandir(path))
+
+
+def read(path: str, columns: Sequence[Column], labels: Sequence[str], bad: BadRows) -> Iterator[Chunk]:
+    """Read a CSV file, or a folder per label where the columns are one text (or image) and its label.
 
     Raises:
-        UserError: a folder without examples, or (policy "error") a file that is empty or not UTF-8.
+        UserError: as `read_csv` and `read_label_folders`.
     """
-    classes = sorted(name for name in os.listdir(root) if os.path.isdir(os.path.join(root, name)))
-    if not classes:
-        raise UserError(f"{root} holds no folder per label. Expected {root}/<label>/<question>.txt.")
-    for name in classes:
-        files = sorted(glob.glob(os.path.join(glob.escape(root), glob.escape(name), "*.txt")))
-        if not files:
-            folder = os.path.join(root, name)
-            raise UserError(f"{folder} has no *.txt file: the class {name!r} has no examples. Add some or remove the folder.")
-        texts = []
-        for path in files:
-            with open(path, "rb") as file:
-                content = file.read()
-            try:
-                if not content.decode("utf-8").strip():
-                    bad.add(path, "the text is empty", "")
-                    continue
-            except UnicodeDecodeError as error:
-                line = content[: error.start].count(b"\n") + 1
-                bad.add(f"{path}, line {line}", "the text is not UTF-8", content[error.start : error.start + 8])
-                continue
-            texts.append(content)
-        yield {text: _objects(texts), label: _objects([name.encode()] * len(texts))}
+    if os.path.isdir(path):
+        return read_label_folders(path, _file_column(columns, labels), labels[0], bad)
+    return read_csv(path, columns, bad)
 
 
-def _objects(values: Sequence[bytes]) -> np.ndarray:
+def find(paths: Sequence[str], flag: str, columns: Sequence[Column], labels: Sequence[str]) -> list[str]:
+    """Return the CSV files that the paths, wildcards and folders name, and the folders that hold a folder per label.
+
+    Raises:
+        UserError: a path matches nothing, or nothing that holds these columns.
+    """
+    found = expand(paths, flag)
+    column = _file_column(columns, labels)
+    folders = [path for path in found if column is not None and holds_label_folders(path)]
+    rest = [path for path in found if path not in folders]
+    if isinstance(column, Image) and rest:
+        raise UserError(f"{flag}: {rest[0]} is no folder that holds a folder of images per label. Name such a folder.")
+    return folders + csv_files(rest)
+
+
+def _file_column(columns: Sequence[Column], labels: Sequence[str]) -> Column | None:
+    """Return the column whose cells may be files of their own: the only one beside the label."""
+    inputs = [column for column in columns if column.name not in labels]
+    single = len(inputs) == len(labels) == 1 and isinstance(inputs[0], (Text, Category, Image))
+    return inputs[0] if single else None
+
+
+def label_files(root: str, column: Column) -> list[tuple[str, str]]:
+    """Return (label, path) of every file in `root/<label>/`, sorted.
+
+    Raises:
+        UserError: there is no folder per label, or one without examples.
+    """
+    endings = column.suffixes if isinstance(column, Image) else (".txt",)
+    labels = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+    if not labels:
+        raise UserError(f"{root} holds no folder per label. Expected {root}/<label>/<file>{endings[0]}.")
+    found: list[tuple[str, str]] = []
+    for label in labels:
+        folder = os.path.join(root, label)
+        names = sorted(name for name in os.listdir(folder) if name.lower().endswith(endings))
+        if not names:
+            listed = " or ".join(f"*{ending}" for ending in endings)
+            raise UserError(f"{folder} has no {listed} file: the class {label!r} has no examples. Add some or remove the folder.")
+        found += [(label, os.path.join(folder, name)) for name in names]
+    return found
+
+
+def read_label_folders(root: str, column: Column | None, label: str, bad: BadRows) -> Iterator[Chunk]:
+    """Read `root/<label>/*`, one example a file, in chunks of about 4 MiB with the file's path as a third column.
+
+    Raises:
+        UserError: a folder without examples, or (policy "error") a file that is empty, not UTF-8, or no whole image.
+    """
+    if column is None:
+        raise UserError(f"{root} is a folder, which is read only where COLUMNS are one Text or Image and its label. Name CSV files.")
+    contents: list[bytes] = []
+    names: list[bytes] = []
+    paths: list[bytes] = []
+    size = 0
+    for name, path in label_files(root, column):
+        with open(path, "rb") as file:
+            content = file.read()
+        if _is_bad_file(path, content, column, bad):
+            continue
+        contents.append(content)
+        names.append(name.encode())
+        paths.append(os.fsencode(path))
+        size += len(content)
+        if size >= BLOCK_BYTES:
+            yield {column.name: objects(contents), label: objects(names), PATH: objects(paths)}
+            contents, names, paths, size = [], [], [], 0
+    if contents:
+        yield {column.name: objects(contents), label: objects(names), PATH: objects(paths)}
+
+
+def _is_bad_file(path: str, content: bytes, column: Column, bad: BadRows) -> bool:
+    if isinstance(column, Image):
+        if column.problem_bytes(content):
+            bad.add(path, "is no whole PNG or JPEG file", content[:16])
+            return True
+        return False
+    try:
+        if content.decode("utf-8").strip():
+            return False
+        bad.add(path, "the text is empty", "")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        bad.add(f"{path}, line {line}", "the text is not UTF-8", content[error.start : error.start + 8])
+    return True
+
+
+def objects(values: Sequence[bytes]) -> np.ndarray:
+    """Return byte strings as an array of objects: [rows]."""
     array = np.empty(len(values), dtype=object)
     array[:] = values
     return array
@@ -373,7 +402,7 @@ def unseen(paths: Sequence[str], label: str) -> UserError:
 
 
 def count(
-    read: Callable[[str], Iterator[Chunk]], paths: Sequence[str], label: str, seconds: float
+    read: Callable[[str], Iterator[Chunk]], paths: Sequence[str], label: str | None, seconds: float
 ) -> tuple[list[int], Counter[bytes], bool]:
     """Count each file's rows and, where the column `label` is text, those of each label.
 
@@ -386,8 +415,8 @@ def count(
         size, late = total_bytes([path]), time.monotonic() > end
         rows.append(round(sum(rows) * size / seen) if seen and late else 0)
         for blocks, chunk in enumerate(() if seen and late else read(path), 1):
-            rows[-1] += len(chunk[label])
-            labels.update(chunk[label] if chunk[label].dtype == object else ())
+            rows[-1] += len(next(iter(chunk.values())))
+            labels.update(chunk[label] if label in chunk and chunk[label].dtype == object else ())
             if time.monotonic() > end and blocks * BLOCK_BYTES < size:
                 rows[-1] = round(rows[-1] * size / (blocks * BLOCK_BYTES))
                 break

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,18 @@ from .errors import UserError
 ROLES = {"workerpool0": "chief", "workerpool1": "worker", "workerpool2": "ps", "workerpool3": "evaluator"}
 TPU_VARIABLES = ("TPU_CONFIG", "TPU_NODE_NAME", "TPU_ACCELERATOR_TYPE")
 DATA_FORMATS = ("csv", "jsonl", "bigquery")
+HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+(?:%[0-9A-Za-z_.-]+)?\]|[^\s\[\]:/]{1,253}):([0-9]{1,5})")
+QUOTED = 120  # characters of a value that a message shows
+LARGEST_INDEX = 2**31 - 1
+
+
+def quoted(value: object) -> str:
+    """Return `value` as a message shows it: on one line, of at most `QUOTED` characters."""
+    try:
+        text = repr(value[:QUOTED] if isinstance(value, str) else value)
+    except (RecursionError, ValueError):  # nested too deeply, or a number with more digits than Python prints
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= QUOTED else text[: QUOTED - 1] + "…"
 
 
 @dataclass(frozen=True)
@@ -52,29 +65,24 @@ class Environment:
         cluster, role, index = _cluster(name, config if config.get("cluster") else pools)
         if role == "chief" and not cluster and config.get("task"):
             role, index = _task("TF_CONFIG", config["task"])
-        data_format = variables.get("AIP_DATA_FORMAT") or None
+        data_format = _text(variables, "AIP_DATA_FORMAT")
         if data_format is not None and data_format not in DATA_FORMATS:
-            raise UserError(f"AIP_DATA_FORMAT must be one of {', '.join(DATA_FORMATS)}; got {data_format!r}.")
-        task = pools.get("task") if isinstance(pools.get("task"), dict) else {}
-        other = config.get("task") if isinstance(config.get("task"), dict) else {}
-        trial = variables.get("CLOUD_ML_TRIAL_ID") or task.get("trial") or other.get("trial")
-        if trial is not None and (not str(trial) or "/" in str(trial) or str(trial).startswith(".")):
-            raise UserError(f"CLOUD_ML_TRIAL_ID (or `trial` in the task) must be a plain id such as 1; got {trial!r}.")
+            raise UserError(f"AIP_DATA_FORMAT must be one of {', '.join(DATA_FORMATS)}; got {quoted(data_format)}.")
         reducers = len(cluster.pop("ps", ()))
         return cls(
-            model_dir=variables.get("AIP_MODEL_DIR") or None,
-            checkpoint_dir=variables.get("AIP_CHECKPOINT_DIR") or None,
-            tensorboard_dir=variables.get("AIP_TENSORBOARD_LOG_DIR") or None,
+            model_dir=_text(variables, "AIP_MODEL_DIR"),
+            checkpoint_dir=_text(variables, "AIP_CHECKPOINT_DIR"),
+            tensorboard_dir=_text(variables, "AIP_TENSORBOARD_LOG_DIR"),
             data_format=data_format,
-            training_data=variables.get("AIP_TRAINING_DATA_URI") or None,
-            validation_data=variables.get("AIP_VALIDATION_DATA_URI") or None,
-            test_data=variables.get("AIP_TEST_DATA_URI") or None,
+            training_data=_text(variables, "AIP_TRAINING_DATA_URI"),
+            validation_data=_text(variables, "AIP_VALIDATION_DATA_URI"),
+            test_data=_text(variables, "AIP_TEST_DATA_URI"),
             role=role,
             index=index,
             cluster=cluster,
             reduction_servers=reducers,
-            trial=None if trial is None else str(trial),
-            metric_file=variables.get("CLOUD_ML_HP_METRIC_FILE") or None,
+            trial=_trial(variables.get("CLOUD_ML_TRIAL_ID"), pools.get("task"), config.get("task")),
+            metric_file=_text(variables, "CLOUD_ML_HP_METRIC_FILE"),
             in_job=any(
                 value and (name in ("CLUSTER_SPEC", "TF_CONFIG") or name.startswith(("CLOUD_ML_", "AIP_")))
                 for name, value in variables.items()
@@ -115,48 +123,102 @@ class Environment:
         return json.dumps({"cluster": cluster, "task": {"type": self.role, "index": self.index}})
 
 
+def _text(variables: Mapping[str, str], name: str) -> str | None:
+    """Return a variable, or None where it is not set or empty."""
+    text = variables.get(name) or None
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError:  # TensorFlow opens no such path
+        raise UserError(f"{name} must be UTF-8 text; got {quoted(text)}. Set it to a path without stray bytes.") from None
+    return text
+
+
 def _json_object(variables: Mapping[str, str], name: str) -> dict[str, Any]:
     text = variables.get(name) or "{}"
     try:
         value = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{name} is not JSON ({error}); got {text[:120]!r}. Unset it to train alone.") from None
+    except (RecursionError, ValueError) as error:
+        reason: object = error
+        if isinstance(error, RecursionError):
+            reason = "it is nested too deeply"
+        elif not isinstance(error, json.JSONDecodeError):
+            reason = "a number in it has too many digits"
+        raise UserError(f"{name} is not JSON that can be read ({reason}); got {quoted(text)}. Unset it to train alone.") from None
     if not isinstance(value, dict):
-        raise UserError(f"{name} must be a JSON object with `cluster` and `task`; got {text[:120]!r}.")
+        raise UserError(f"{name} must be a JSON object with `cluster` and `task`; got {quoted(text)}. Unset it to train alone.")
     return value
+
+
+def _trial(variable: str | None, *tasks: Any) -> str | None:
+    """Return the id of the tuning trial: from its variable, else from a task. It becomes a folder's name."""
+    for trial in (variable, *(task.get("trial") for task in tasks if isinstance(task, dict))):
+        if trial is None or trial == "":
+            continue
+        text = str(trial) if isinstance(trial, (str, int)) and not isinstance(trial, bool) else ""
+        if not 0 < len(text) <= QUOTED or not text.isprintable() or "/" in text or text.startswith("."):
+            raise UserError(f"CLOUD_ML_TRIAL_ID (or `trial` in the task) must be a plain id such as 1; got {quoted(trial)}.")
+        return text
+    return None
 
 
 def _task(name: str, task: Any) -> tuple[str, int]:
     if not isinstance(task, dict):
-        raise UserError(f"{name}: `task` must be an object with `type` and `index`; got {task!r}.")
+        raise UserError(f"{name}: `task` must be an object with `type` and `index`; got {quoted(task)}.")
     kind, index = task.get("type", "chief"), task.get("index", 0)
-    role = ROLES.get(kind, "chief" if kind == "master" else kind)
-    if role not in ROLES.values():
-        raise UserError(f"{name}: task type must be one of {', '.join(ROLES.values())}, master; got {kind!r}.")
+    role = _role(kind) if isinstance(kind, str) else None
+    if role is None:
+        raise UserError(f"{name}: task type must be one of {', '.join((*ROLES, *ROLES.values()))}, master; got {quoted(kind)}.")
     try:
-        return role, int(index)
-    except (TypeError, ValueError):
-        raise UserError(f"{name}: task index must be a whole number; got {index!r}.") from None
+        whole = int(index)
+        if isinstance(index, bool) or (isinstance(index, float) and index != whole) or not 0 <= whole <= LARGEST_INDEX:
+            raise ValueError
+    except (OverflowError, TypeError, ValueError):
+        raise UserError(f"{name}: task index must be a whole number from 0 to {LARGEST_INDEX}; got {quoted(index)}.") from None
+    return role, whole
+
+
+def _role(pool: str) -> str | None:
+    """Return what a pool's replicas do, None for an unknown pool."""
+    role = ROLES.get(pool, "chief" if pool == "master" else pool)
+    return role if role in ROLES.values() else None
 
 
 def _cluster(name: str, config: Mapping[str, Any]) -> tuple[dict[str, tuple[str, ...]], str, int]:
     """Return (addresses per role, this replica's role, its index)."""
     raw = config.get("cluster") or {}
     if not isinstance(raw, dict):
-        raise UserError(f"{name}: `cluster` must map pools to lists of host:port; got {raw!r}.")
+        raise UserError(f"{name}: `cluster` must map pools to lists of host:port; got {quoted(raw)}.")
     cluster: dict[str, tuple[str, ...]] = {}
     for pool, hosts in raw.items():
-        role = ROLES.get(pool, "chief" if pool == "master" else pool)
-        if role not in ROLES.values():
-            raise UserError(f"{name}: unknown pool {pool!r} in `cluster`; known are {', '.join((*ROLES, *ROLES.values()))}.")
-        if not isinstance(hosts, list) or not all(isinstance(host, str) for host in hosts):
-            raise UserError(f"{name}: pool {pool!r} must be a list of host:port strings; got {hosts!r}.")
+        role = _role(pool)
+        if role is None:
+            raise UserError(f"{name}: unknown pool {quoted(pool)} in `cluster`; known are {', '.join((*ROLES, *ROLES.values()))}.")
+        if role in cluster:
+            raise UserError(f"{name}: `cluster` has two pools for the {role}, one of them {quoted(pool)}. Remove one.")
+        if not isinstance(hosts, list):
+            raise UserError(f"{name}: pool {quoted(pool)} must be a list of host:port strings; got {quoted(hosts)}.")
+        for i, host in enumerate(hosts):
+            if not isinstance(host, str) or not _is_address(host):
+                what = f"{name}: host {i} of pool {quoted(pool)} must be host:port with a whole port from 1 to 65535"
+                raise UserError(f"{what}, such as 10.0.0.2:2222 or [::1]:2222; got {quoted(host)}.")
         cluster[role] = tuple(hosts)
-    role, index = _task(name, config.get("task") or {}) if cluster else ("chief", 0)
+    if not cluster:
+        return cluster, "chief", 0
+    task = config.get("task")
+    role, index = _task(name, {} if task is None else task)
     members = cluster.get(role, ())
-    if cluster and role != "evaluator" and not 0 <= index < len(members):
+    if role != "evaluator" and not 0 <= index < len(members):
         raise UserError(f"{name}: task {role} {index} is not in the cluster, which has {len(members)} of that kind.")
     return cluster, role, index
+
+
+def _is_address(text: str) -> bool:
+    """Tell whether `text` is a host that can be looked up, and a port."""
+    found = HOST_PORT.fullmatch(text)
+    try:
+        return bool(found) and found[1].isprintable() and bool(found[1].encode("idna")) and 1 <= int(found[2]) <= 65535
+    except UnicodeError:  # raised again by each lookup: a label that is empty or too long
+        return False
 
 
 def resolve_uri(path: str, variables: Mapping[str, str] | None = None) -> str:

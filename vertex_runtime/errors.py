@@ -7,11 +7,17 @@ must end with one of them; what a restart can mend must end by a signal (or its 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 USAGE = 2
 FAILED = 1
+# How libraries say that there is no memory left.
+EXHAUSTION = (
+    "ResourceExhausted", "Cannot allocate memory", "OOM when allocating", "bad_alloc", "malloc of size", "failed to map segment",
+)
 
 
 class UserError(Exception):
@@ -20,6 +26,19 @@ class UserError(Exception):
     def __init__(self, message: str, code: int = USAGE):
         super().__init__(message)
         self.code = code
+
+
+class Preempted(Exception):
+    """The process was told to end (SIGTERM, or SIGINT) and its state is durable."""
+
+    signal: signal.Signals | None = None
+
+    def end(self, end_by_sigterm: Callable[[], None]) -> NoReturn:
+        """End the process as its signal would have."""
+        if self.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        end_by_sigterm()
+        raise self
 
 
 def run_as_program(main: Callable[[Sequence[str] | None], object]) -> None:
@@ -32,8 +51,15 @@ def run_as_program(main: Callable[[Sequence[str] | None], object]) -> None:
         report_error(str(error))
         code = error.code
     except KeyboardInterrupt:
-        report_error("interrupted; the same command with the same --output_dir continues from the newest checkpoint.")
+        # Once training goes on, the loop has saved the state and said so before this.
+        report_error("interrupted. A start with the same --output_dir continues from the newest checkpoint, if one was written.")
         code = 130
+    except MemoryError as error:
+        code = _too_little_memory(error)
+    except Exception as error:
+        if not is_exhaustion(error):
+            raise
+        code = _too_little_memory(error)
     else:
         code = 0
     sys.stdout.flush()
@@ -41,3 +67,20 @@ def run_as_program(main: Callable[[Sequence[str] | None], object]) -> None:
     # Not sys.exit(): TensorFlow's and Arrow's thread pools take up to half a second to wind down and hold nothing
     # that is still needed; every file has been closed and read back by now.
     os._exit(code) if "tensorflow" in sys.modules else sys.exit(code)
+
+
+def is_exhaustion(error: Exception) -> bool:
+    """Tell whether an exception of TensorFlow or the system says that memory ran out."""
+    text = f"{type(error).__name__} {error}"[:2000]
+    return any(words in text for words in EXHAUSTION)
+
+
+def _too_little_memory(error: BaseException) -> int:
+    from .reporting import report_error
+
+    text = " ".join(str(error).split())[:120]
+    report_error(
+        f"memory ran out ({type(error).__name__}: {text or 'no more was given'}). Use --in_memory=no, a smaller --batch_size or model, "
+        "or a machine with more memory; checkpoints are kept."
+    )
+    return FAILED

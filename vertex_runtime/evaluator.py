@@ -6,38 +6,36 @@ import dataclasses
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from types import ModuleType
 from typing import Any
 
 import tensorflow as tf
 
-from .arguments import RunOptions
 from .checkpoint import Checkpointer, assign, named_variables
-from .environment import Environment
+from .contract import check_metrics
 from .errors import UserError
-from .outputs import Outputs
+from .inputs import Inputs
 from .reporting import Scalars, format_metrics, log
 from .rows import Share
-from .run import Inputs, Run, make_plan
+from .run import Run, make_plan
 from .steps import Steps
 
 POLL_SECONDS = 1.0
 
 
-def follow(
-    model: ModuleType, hp: Any, options: RunOptions, env: Environment, outputs: Outputs, strategy: tf.distribute.Strategy
-) -> dict[str, float]:
+def follow(run: Run) -> dict[str, float]:
     """Evaluate each checkpoint that appears, write its metrics under logs/eval, and end when training has ended.
 
     Returns:
         The metrics of the last checkpoint.
     """
-    run = Run(model, hp, options, env, outputs, strategy)
+    contract, outputs = run.contract, run.outputs
     with ThreadPoolExecutor(1) as background:
-        inputs = Inputs(model, hp, options, env, background)
-    plan = dataclasses.replace(make_plan(run, inputs), share=Share())  # the workers share batches; it takes every row itself
-    network = model.build_model(hp, inputs.facts, plan.total_steps)
-    steps = Steps(network, strategy, plan, inputs.example(), False)
+        inputs = Inputs(contract, run.hp, run.options, run.env, background, lambda: run.beat("data"))
+    run.contract = inputs.contract
+    plan = dataclasses.replace(make_plan(run, inputs), share=Share(), jit_compile=False)  # it takes every row itself
+    network = contract.build_model(run.hp, inputs.facts, plan.total_steps)
+    steps = Steps(network, run.strategy, plan, inputs.example(), False)
+    check_metrics(contract, steps.metric_names())
     variables = named_variables(model=network.variables)
     checkpointer = Checkpointer(outputs.checkpoints, outputs.records, run.events, writes=False)
     scalars = Scalars(f"{outputs.logs}/eval")
@@ -55,6 +53,7 @@ def follow(
         if seen and seen == newest and _try(checkpointer.finished, newest):
             run.events.enter("end", newest)
             return metrics
+        run.beat("waiting for a checkpoint")
         time.sleep(POLL_SECONDS)
 
 

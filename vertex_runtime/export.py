@@ -6,10 +6,14 @@ model directory when it answers what the training path answers.
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import json
+import math
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,36 +21,153 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from . import predict
+from . import columns, predict
+from .contract import Contract, blame
 from .data import Chunk, concatenate, take
 from .errors import FAILED, UserError
 from .outputs import Outputs, is_remote, record
 from .reporting import Events, log
-from .rows import Preparer
+from .rows import Preparer, rows_of
 
 GATE_ROWS = 10_000
+REHEARSAL_ROWS = 8
+GATE_BYTES = 64 << 20  # images are fewer
+PYTHON_OPS = ("PyFunc", "PyFuncStateless", "EagerPyFunc")
 
 
-def build_served(model: Any, network: keras.Model, hyperparameters: Any, facts: Any) -> tuple[tf.Module, Any]:
-    """Return (module, its serving function): each weight once, no optimizer, nothing of ours needed to load it."""
-    module = tf.Module()
-    module.weights = [weight.value for weight in network.weights]
+class Exporter:
+    """The served model of a run: traced once, before training, so that what cannot be exported is known within seconds.
 
-    def serve(**raw: tf.Tensor) -> dict[str, tf.Tensor]:
-        features = model.preprocess(raw, hyperparameters, facts)
-        return model.outputs(network(features, training=False), facts)
+    The graph is that of `preprocess`, the network and `outputs`, over copies of the network's weights: whatever strategy
+    they were trained under, the copies are plain variables, and the network need not be built, nor its pretrained
+    weights fetched, a second time.
+    """
 
-    return module, tf.function(serve, autograph=False).get_concrete_function(**model.INPUTS)
+    def __init__(self, contract: Contract, network: keras.Model, hp: Any, facts: Any):
+        self.contract, self.network, self.hp, self.facts = contract, network, hp, facts
+        self.module = tf.Module()
+        with tf.device("/cpu:0"):
+            state = network.trainable_variables + network.non_trainable_variables
+            copies = [tf.Variable(tf.convert_to_tensor(v.value), trainable=False, name=v.name) for v in state]
+            self.pairs = list(zip(state, copies))
+            count = len(network.trainable_variables)
+
+            def serve(**raw: tf.Tensor) -> dict[str, tf.Tensor]:
+                checked = columns.guard(raw, contract.served_columns())
+                features = contract.preprocess(checked, hp, facts)
+                found, _ = network.stateless_call(copies[:count], copies[count:], features, training=False)
+                return self._named(contract.outputs(found, facts))
+
+            with blame(contract.module, "the exported graph"):
+                self.serve = tf.function(serve, autograph=False).get_concrete_function(**contract.inputs)
+        self._refuse_python()
+        used = {id(tensor) for tensor in self.serve.captured_inputs}
+        self.module.weights = [copy for copy in copies if id(copy.handle) in used]
+        self.module.others = [v for v in self.serve.graph.variables if all(v is not copy for copy in copies)]
+        self.module.resources = [found for found in contract.resources if id(found.resource_handle) in used]
+
+    def save_keras(self, directory: str) -> str | None:
+        """Write `assets.extra/model.keras` for fine-tuning, without the optimizer; return why not, where the model does not allow it."""
+        path = f"{directory}/assets.extra/model.keras"
+        try:
+            with tf.device("/cpu:0"):
+                copy = type(self.network).from_config(self.network.get_config())
+                if not copy.built:
+                    return "the model is not built by its configuration alone"
+                copy.set_weights(self.network.get_weights())
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                copy.save(path)
+                keras.saving.load_model(path, compile=False)
+        except Exception as error:  # noqa: BLE001 - what Keras makes of a model of one's own is of any kind
+            with contextlib.suppress(OSError):
+                os.remove(path)
+                os.rmdir(os.path.dirname(path))
+            return f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+        return None
+
+    def _named(self, found: Any) -> dict[str, tf.Tensor]:
+        if not isinstance(found, Mapping) or not found:
+            raise UserError(f"outputs(predictions, facts) must return a dict of tensors by name; got {type(found).__name__}.")
+        half = (tf.float16, tf.bfloat16)
+        return {name: tf.cast(t, tf.float32) if t.dtype in half else tf.identity(t) for name, t in found.items()}
+
+    def _refuse_python(self) -> None:
+        for graph in [self.serve.graph, *(f.graph for f in self.serve.graph._functions.values() if hasattr(f, "graph"))]:
+            for op in graph.get_operations():
+                if op.type in PYTHON_OPS:
+                    raise UserError(
+                        f"the served graph calls Python ({op.name}), which no server has: write preprocess, outputs and the model's "
+                        "call in TensorFlow operations, without tf.py_function and tf.numpy_function."
+                    )
+
+    def expect(self, features: Any) -> dict[str, tf.Tensor]:
+        """Return what the trained network answers on prepared features, by the path that training takes."""
+        return self._named(self.contract.outputs(self.network(features, training=False), self.facts))
+
+    def save(self, directory: str) -> None:
+        """Write the SavedModel with the weights that the network has now."""
+        for variable, copy in self.pairs:
+            copy.assign(tf.convert_to_tensor(variable.value))
+        self.write(directory)
+
+    def write(self, directory: str) -> None:
+        """Write the SavedModel with the copies as they are."""
+        with tf.device("/cpu:0"):
+            tf.saved_model.save(self.module, directory, signatures={"serving_default": self.serve})
+        for name, text in self.contract.extra_files(self.facts).items():
+            os.makedirs(f"{directory}/assets.extra", exist_ok=True)
+            with open(f"{directory}/assets.extra/{name}", "w", encoding="utf-8") as file:
+                file.write(text)
 
 
-def export(
-    model: Any, trained: keras.Model, hyperparameters: Any, prepare: Preparer, sample: Chunk, outputs: Outputs,
-    tolerance: float, events: Events, step: int,
+class Rehearsal:
+    """The export of the untrained model and some requests to it, in a thread beside the first steps."""
+
+    def __init__(self, exporter: Exporter, sample: Chunk):
+        self.exporter, self.sample, self.failure = exporter, take(sample, slice(0, REHEARSAL_ROWS)), None
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        directory = tempfile.mkdtemp(prefix="rehearsal-")
+        try:
+            self.exporter.write(directory)
+            ask(directory, instances_of(self.exporter.contract, self.sample))
+        except (OSError, tf.errors.OpError) as error:
+            if isinstance(error, tf.errors.InvalidArgumentError | tf.errors.NotFoundError | tf.errors.FailedPreconditionError):
+                self.failure = error
+            else:  # a full disk, say, is no fault of the model's
+                log("WARNING", f"the export could not be rehearsed in {directory}: {' '.join(str(error).split())[:200]}")
+        except Exception as error:  # raised again where training takes notice
+            self.failure = error
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def check(self, wait: bool = False) -> None:
+        """Raise what went wrong so far.
+
+        Raises:
+            UserError: the model cannot be exported, or not asked.
+        """
+        if wait:
+            self.thread.join()
+        if self.failure is None:
+            return
+        if isinstance(self.failure, (UserError, MemoryError)):
+            raise self.failure
+        text = " ".join(str(self.failure).split())[:300]
+        raise UserError(
+            f"this model cannot be exported and asked: {type(self.failure).__name__}: {text}. Nothing was lost: "
+            "it was tried before training, with untrained weights. Mend preprocess, outputs or the model.", FAILED,
+        ) from self.failure
+
+
+def publish(
+    exporter: Exporter, prepare: Preparer, sample: Chunk, outputs: Outputs, tolerance: float, events: Events, step: int
 ) -> dict[str, float]:
     """Export, check and publish the trained model.
 
     Args:
-        trained: the model as trained; its weights are copied into a network outside any distribution strategy.
         sample: raw evaluation rows with their labels, for the gate.
         tolerance: largest |served - trained| / max(1, |trained|).
 
@@ -58,102 +179,168 @@ def export(
     """
     stage = tempfile.mkdtemp(prefix="model-") if is_remote(outputs.model) else f"{outputs.model}.part"
     shutil.rmtree(stage, ignore_errors=True)  # ours: what a killed export left
-    with tf.device("/cpu:0"):
-        network = model.build_model(hyperparameters, prepare.facts, 1)
-        network.set_weights(trained.get_weights())
-        module, serve = build_served(model, network, hyperparameters, prepare.facts)
-        tf.saved_model.save(module, stage, signatures={"serving_default": serve})
-    for name, text in model.extra_files(prepare.facts).items():
-        os.makedirs(f"{stage}/assets.extra", exist_ok=True)
-        with open(f"{stage}/assets.extra/{name}", "w", encoding="utf-8") as file:
-            file.write(text)
+    exporter.save(stage)
     events.enter("export", step)
-    report, worst = compare(model, trained, prepare, sample, stage)
+    report, worst = compare(exporter, prepare, sample, stage)
     if not report["largest_difference"] <= tolerance or not report["metric_difference"] <= tolerance:
         _publish(stage, outputs.rejected, outputs.records)
         for row in worst:
-            log("ERROR", f"skew: {json.dumps(row)}")
+            log("ERROR", f"skew: {json.dumps(row)[:2000]}")
+        metrics = [f"{report[kind]:.6g}" if report[kind] is not None else "unknown" for kind in ("served_metric", "trained_metric")]
         raise UserError(
             f"the exported model does not answer as the trained one: largest difference {report['largest_difference']:.3g}, "
-            f"metric {report['served_metric']:.6g} served, {report['trained_metric']:.6g} trained, --skew_tolerance {tolerance:g}. "
+            f"metric {metrics[0]} served, {metrics[1]} trained, --skew_tolerance {tolerance:g}. "
             f"It lies in {outputs.rejected}; the checkpoints are kept. Look for what training and serving do differently.",
             FAILED,
         )
+    reason = exporter.save_keras(stage)
+    where = f"{outputs.model}/assets.extra/model.keras, for keras.saving.load_model" if reason is None else f"no model.keras ({reason})"
+    log("INFO", f"for fine-tuning: {where}")
     _publish(stage, outputs.model, outputs.records)
     return report
 
 
-def compare(
-    model: Any, trained: keras.Model, prepare: Preparer, sample: Chunk, directory: str
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
+def ask(directory: str, instances: list[dict[str, Any]]) -> list[Any]:
+    """Ask a SavedModel as the service would, JSON in between."""
+    body = json.dumps({"instances": instances}, allow_nan=False)
+    try:
+        return predict.answer(predict.load_signature(directory), json.loads(body)["instances"])
+    except ValueError as error:
+        text = f"the exported model refuses a row of the evaluation data: instance {error}"
+        raise UserError(f"{text}. Mend INPUTS or the columns.", FAILED) from None
+
+
+def compare(exporter: Exporter, prepare: Preparer, sample: Chunk, directory: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Ask both paths about the sample; return (measurements, the worst rows)."""
-    features, labels = prepare(sample)
-    forward = tf.function(lambda batch: model.outputs(trained(batch, training=False), prepare.facts), autograph=False)
-    count = int(labels.shape[0])
-    parts = [forward({k: v[i : i + 256] for k, v in features.items()}) for i in range(0, count, 256)]
+    contract = exporter.contract
+    features, labels = prepare(sample)[:2]
+    count = rows_of(sample)
+    forward = tf.function(exporter.expect, autograph=False)
+    parts = [forward(tf.nest.map_structure(lambda t: t[i : i + 256], features)) for i in range(0, count, 256)]  # noqa: B023
     expected = {name: np.concatenate([part[name].numpy() for part in parts]) for name in parts[0]}
-    instances = _instances(model, sample)
-    answers = predict.answer(predict.load_signature(directory), json.loads(json.dumps({"instances": instances}))["instances"])
+    instances = instances_of(contract, sample)
+    answers = ask(directory, instances)
     rows = answers if len(expected) > 1 else [{name: row} for name in expected for row in answers]
-    served = {name: np.array([row[name] for row in rows]) for name in expected}
+    served = {name: np.array([_plain_in(row[name]) for row in rows]) for name in expected}
     difference = np.zeros(count)
     for name, values in expected.items():
-        if values.dtype.kind in "fiu":
+        if values.dtype.kind in "fiub" and values.dtype.kind != "b":
             gap = np.abs(served[name] - values) / np.maximum(1, np.abs(values))
             difference = np.maximum(difference, np.where(np.isfinite(gap), gap, np.inf).reshape(count, -1).max(1))
-    scores = [model.score(found, labels.numpy()) for found in (served, expected)]
+    labels = tf.nest.map_structure(lambda t: t.numpy(), labels)
+    scores = [_score(exporter, found, labels) for found in (served, expected)]
+    known = scores[0] is not None and scores[1] is not None
     report = {
         "rows": count, "largest_difference": float(difference.max()), "served_metric": scores[0], "trained_metric": scores[1],
-        "metric_difference": abs(scores[0] - scores[1]) / max(1.0, abs(scores[1])),
-    }
+        "metric_difference": abs(scores[0] - scores[1]) / max(1.0, abs(scores[1])) if known else 0.0,
+    }  # fmt: skip
     worst = np.argsort(-difference, kind="stable")[:3]
     return report, [
         {"instance": instances[i], "served": rows[i], "trained": {k: _plain(v[i]) for k, v in expected.items()}} for i in worst
     ]
 
 
-def _instances(model: Any, sample: Chunk) -> list[dict[str, Any]]:
-    columns = {}
-    for name, spec in model.INPUTS.items():
-        values = sample[name].tolist()
-        # A float32 as JSON sees it: the shortest text that reads back as the same value.
-        columns[name] = [v.decode("utf-8") for v in values] if spec.dtype == tf.string else [float(str(np.float32(v))) for v in values]
-    return [dict(zip(columns, row)) for row in zip(*columns.values())]
+def _score(exporter: Exporter, found: Mapping[str, np.ndarray], labels: Any) -> float | None:
+    """Return the trainer's own score; else the objective's metric, where there is one output of one value a row."""
+    if "score" in exporter.contract.given:
+        return float(exporter.contract.score(found, labels))
+    name = exporter.contract.objective.removeprefix("val_")
+    values = found.get("scores", next(iter(found.values())) if len(found) == 1 else None)
+    metric = next((metric for metric in _all_metrics(exporter.network) if metric.name == name), None)
+    if metric is None or values is None or values.dtype.kind != "f" or isinstance(labels, Mapping):
+        return None
+    try:
+        own = type(metric).from_config(metric.get_config())
+        own.update_state(labels, values.astype(np.float32))
+        return float(own.result())
+    except (TypeError, ValueError, NotImplementedError, tf.errors.OpError):
+        return None  # a metric with arguments or shapes of its own
+
+
+def _all_metrics(network: keras.Model) -> list[Any]:
+    nested = [getattr(metric, "metrics", [metric]) for metric in network.metrics]
+    return [metric for metrics in nested for metric in metrics]
+
+
+def instances_of(contract: Contract, sample: Chunk) -> list[dict[str, Any]]:
+    """Return rows as the instances of a request: `null` for what is missing, `{"b64": …}` for bytes."""
+    names = {}
+    for name, spec in contract.inputs.items():
+        values = sample[name]
+        if spec.dtype == tf.string and name.endswith("_bytes"):
+            names[name] = [_nested(value, lambda v: {"b64": base64.b64encode(v).decode()}) for value in values.tolist()]
+        elif spec.dtype == tf.string:
+            try:
+                names[name] = [_nested(value, lambda v: v.decode("utf-8") or None) for value in values.tolist()]
+            except UnicodeDecodeError:
+                remedy = "end its name in _bytes, and requests say them as b64"
+                raise UserError(f"the input {name} holds bytes that are no UTF-8 text: {remedy}.") from None
+        elif values.dtype.kind == "f":
+            # A float32 as JSON sees it: the shortest text that reads back as the same value.
+            names[name] = [_nested(value, _short) for value in values.astype(np.float32).tolist()]
+        else:
+            names[name] = values.tolist()
+    return [dict(zip(names, row)) for row in zip(*names.values())]
+
+
+def _nested(value: Any, turn: Any) -> Any:
+    return [_nested(part, turn) for part in value] if isinstance(value, list) else turn(value)
+
+
+def _short(value: float) -> float | None:
+    return None if math.isnan(value) else float(str(np.float32(value)))
+
+
+def _plain_in(value: Any) -> Any:
+    return base64.b64decode(value["b64"]) if isinstance(value, dict) and set(value) == {"b64"} else value
 
 
 def _plain(value: Any) -> Any:
-    return value.decode("utf-8") if isinstance(value, bytes) else value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 class Sampler:
     """Draws a seeded sample of raw rows as they pass, at most GATE_ROWS, the awkward ones of each chunk included."""
 
-    def __init__(self, seed: int, columns: Mapping[str, Any]):
-        self.random, self.columns = np.random.default_rng(seed), list(columns)
+    def __init__(self, seed: int, inputs: Mapping[str, Any]):
+        self.random, self.columns = np.random.default_rng(seed), list(inputs)
         self.kept: list[tuple[np.ndarray, Chunk]] = []
+        self.most = GATE_ROWS
 
     def add(self, chunk: Chunk) -> None:
         """Look at a chunk. Each row gets a random rank (awkward rows the best); the lowest ranks stay."""
         count = len(chunk[self.columns[0]])
+        size = sum(_bytes_of(chunk[name]) for name in self.columns) / max(1, count)
+        self.most = max(1, min(self.most, int(GATE_BYTES / max(1, size))))
         ranks = self.random.random(count)
         for name in self.columns:
             values = chunk[name]
+            if values.ndim > 1:
+                continue  # an array has no awkward end
             keys = np.array([len(v) for v in values]) if values.dtype == object else values
             ranks[[int(np.argmin(keys)), int(np.argmax(keys))]] = -1.0
-            if values.dtype == object:
+            if values.dtype.kind == "f":
+                ranks[np.flatnonzero(np.isnan(values))[:100]] = -1.0
+            if values.dtype == object and not name.endswith("_bytes"):
                 ranks[[i for i, v in enumerate(values[:GATE_ROWS]) if not v.isascii()][:100]] = -1.0
-        keep = np.argsort(ranks, kind="stable")[:GATE_ROWS]
+        keep = np.argsort(ranks, kind="stable")[: self.most]
         self.kept.append((ranks[keep], take(chunk, keep)))
         if len(self.kept) > 8:
             self.kept = [self._merged()]
 
     def _merged(self) -> tuple[np.ndarray, Chunk]:
         ranks, rows = np.concatenate([r for r, _ in self.kept]), concatenate(c for _, c in self.kept)
-        keep = np.sort(np.argsort(ranks, kind="stable")[:GATE_ROWS])
+        keep = np.sort(np.argsort(ranks, kind="stable")[: self.most])
         return ranks[keep], take(rows, keep)
 
     def sample(self) -> Chunk:
         return self._merged()[1]
+
+
+def _bytes_of(values: np.ndarray) -> int:
+    return sum(map(len, values)) if values.dtype == object and values.ndim == 1 else values.nbytes
 
 
 def _publish(stage: str, target: str, records: str) -> None:

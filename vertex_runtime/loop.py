@@ -5,6 +5,7 @@ Keras 3's `fit` fails under MultiWorkerMirroredStrategy (keras issue 20585) and 
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
 import os
@@ -20,30 +21,34 @@ import numpy as np
 import tensorflow as tf
 
 from .callbacks import CallbackStates
-from .checkpoint import Checkpointer, assign, named_variables, snapshot
-from .errors import FAILED, UserError
+from .checkpoint import Checkpointer, assign, named_variables, parts, snapshot
+from .errors import FAILED, Preempted, UserError
 from .reporting import Events, Progress, log
-from .rows import MemoryRows, StreamedRows, Tensors, ahead
-from .steps import Plan, Preempted, Steps
+from .rows import Rows, ahead
+from .steps import AnyRows, Plan, Steps, optimizers
 
 
 class StopSignal:
-    """Turns the first SIGTERM into a flag; a second one ends the process at once."""
+    """Turns the first SIGTERM or SIGINT into a flag; a second one ends the process at once."""
+
+    KINDS = (signal.SIGTERM, signal.SIGINT)
 
     def __init__(self) -> None:
-        self.received = False
+        self.received: signal.Signals | None = None
 
     def __enter__(self) -> StopSignal:
-        self.before = signal.signal(signal.SIGTERM, self._note)
+        self.before = [signal.signal(kind, self._note) for kind in self.KINDS]
         return self
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGTERM, self.before)
+        for kind, handler in zip(self.KINDS, self.before):
+            signal.signal(kind, handler)
 
-    def _note(self, *_: object) -> None:
-        self.received = True
-        # The kernel ignores a default action for PID 1, as which a container's entry point runs.
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if os.getpid() != 1 else lambda *_: os._exit(143))
+    def _note(self, number: int, frame: object) -> None:
+        self.received = signal.Signals(number)
+        for kind in self.KINDS:
+            # The kernel ignores a default action for PID 1, as which a container's entry point runs.
+            signal.signal(kind, signal.SIG_DFL if os.getpid() != 1 else lambda kind, _: os._exit(128 + kind))
 
 
 def end_by_sigterm() -> None:
@@ -61,17 +66,24 @@ class Trainer:
 
     steps: Steps
     plan: Plan
-    train_rows: MemoryRows | StreamedRows
-    eval_rows: MemoryRows | StreamedRows
+    train_rows: AnyRows
+    eval_rows: AnyRows
     checkpointer: Checkpointer
     callbacks: Sequence[keras.callbacks.Callback]
     fingerprint: dict[str, Any]
     events: Events
     progress: Progress
     on_evaluation: Callable[[int, dict[str, float]], None]
+    on_scalars: Callable[[int, dict[str, float]], None]
     profile_dir: str | None
     objective: str
     maximize: bool
+    keep: str  # which model to end with: of the "best" evaluation, or the "last"
+    agree: Callable[[int], int] = lambda value: value
+    blame: Callable[[], Any] = contextlib.nullcontext
+    deadline: float = math.inf  # by the monotonic clock, in seconds
+    exporter: Any = None
+    rehearsal: Any = None
     ledger: Callable[[int, np.ndarray, np.ndarray], None] | None = None
     state: dict[str, Any] = field(
         default_factory=lambda: {"step": 0, "evaluated": 0, "epoch": 0, "best": {}, "finished": False, "stopped": False, "metrics": {}}
@@ -83,10 +95,15 @@ class Trainer:
         counts = {"epochs": self.plan.num_evals, "steps": self.plan.total_steps}
         self.hooks = keras.callbacks.CallbackList(list(self.callbacks), model=self.model, **counts)
         self.model.stop_training = False
-        self.variables = named_variables(
-            model=self.model.variables, optimizer=self.model.optimizer.variables, metrics=self.model.metrics_variables
-        )
+        with self.blame():  # tracing runs the model's own code
+            captured = self.steps.trace()
+        owned = [variable for optimizer in optimizers(self.model) for variable in optimizer.variables]
+        self.variables = named_variables(model=self.model.variables, optimizer=owned, metrics=self.model.metrics_variables)
+        known = {id(part) for variable in self.variables.values() for part in parts(variable)}
+        # What a model keeps in plain tf.Variables is state, too.
+        self.variables |= {f"other/{i:03d}/{v.name}": v for i, v in enumerate(v for v in captured if id(v) not in known)}
         self.calls, self.step_seconds = 0, 0.0
+        self.out_of_time, self.exported_step = False, 0
 
     def restore(self, tensors: dict[str, np.ndarray], state: dict[str, Any]) -> None:
         assign(self.variables, tensors, self.checkpointer.directory)
@@ -103,34 +120,40 @@ class Trainer:
         kind, keys, *rest = np.random.get_state()
         extra = {
             "callbacks": plain, "random": random.getstate(), "numpy_random": [kind, keys.tolist(), *rest],
-            "fingerprint": self.fingerprint, "stopped": bool(self.model.stop_training),
+            "fingerprint": self.fingerprint, "stopped": bool(self.model.stop_training), "jit_compile": bool(self.plan.jit_compile),
         }
         tensors = snapshot(variables) | {name: tf.constant(value) for name, value in arrays.items()}
         return tensors, self.state | extra
 
-    def run(self, restored: tuple[dict[str, np.ndarray], dict[str, Any]] | None) -> dict[str, float]:
-        """Train to the end and return the final metrics of training and evaluation (the latter as `val_*`).
+    def run(self, restored: tuple[dict[str, np.ndarray], dict[str, Any]] | None, train: bool = True) -> dict[str, float]:
+        """Train to the end, or only restore; leave the model with the weights to export and return their metrics.
 
         Raises:
-            Preempted: SIGTERM came; the state is durable.
-            UserError: the loss is not finite, or a checkpoint cannot be written.
+            Preempted: SIGTERM or SIGINT came; the state is durable.
+            UserError: the loss is not finite, a checkpoint cannot be written, or the model cannot be exported.
         """
         self.hooks.on_train_begin()
         if restored:
             self.restore(*restored)
-        if self.state["finished"]:
-            return self.state["metrics"]
-        with StopSignal() as stop:
-            self.progress.begin(self.state["step"])
-            try:
-                self._train(stop)
-            except Preempted:
-                self.checkpointer.join()
-                log("WARNING", f"SIGTERM: the state of step {self.state['step']} is saved; the same command continues there.")
-                raise
-            finally:
-                self.progress.close()
-            return self._finish(stop)
+        if train and not self.state["finished"]:
+            with StopSignal() as stop:
+                self.progress.begin(self.state["step"])
+                try:
+                    self._train(stop)
+                except Preempted as preempted:
+                    self.checkpointer.join()
+                    where = f"the state of step {self.state['step']} is saved in {self.checkpointer.directory}"
+                    log("WARNING", f"{stop.received.name}: {where}; the same command with the same --output_dir continues there.")
+                    preempted.signal = stop.received
+                    raise
+                finally:
+                    self.progress.close()
+                try:
+                    self._finish(stop)
+                except Preempted as preempted:
+                    preempted.signal = stop.received
+                    raise
+        return self._take_the_model_to_export()
 
     def _train(self, stop: StopSignal) -> None:
         plan, state = self.plan, self.state
@@ -139,9 +162,9 @@ class Trainer:
         rows, order = None, np.empty((0, 0), np.int32)
         while True:
             step = state["step"]
-            if step > state["evaluated"] and step in evaluations:
+            if step > state["evaluated"] and (step in evaluations or self.out_of_time):
                 self._evaluate(stop)
-            if step >= plan.total_steps or self.model.stop_training:
+            if step >= plan.total_steps or self.model.stop_training or self.out_of_time:
                 return
             if step == state["evaluated"]:
                 self.hooks.on_epoch_begin(state["epoch"])
@@ -153,14 +176,28 @@ class Trainer:
             if stop.received:
                 self.checkpointer.save(*self._state(alone=plan.share.workers > 1), wait=True)
                 raise Preempted
+            if self.rehearsal is not None:
+                self.rehearsal.check(wait=state["step"] in evaluations)
             if state["step"] % plan.checkpoint_steps == 0 and state["step"] not in evaluations:
                 self.checkpointer.save(*self._state(), skip=True)
+            if plan.scalar_steps and state["step"] % plan.scalar_steps == 0 and state["step"] not in evaluations:
+                self._write_scalars()
             self.checkpointer.check()
+            if self.deadline < math.inf and self.agree(int(time.monotonic() >= self.deadline)):
+                self.out_of_time = state["step"] < plan.total_steps
+                log("WARNING", f"--max_minutes: stopping at step {state['step']} of {plan.total_steps}; the same command continues there.")
+
+    def _write_scalars(self) -> None:
+        """Write the training metrics so far, the loss first."""
+        metrics = self.steps.metrics()
+        loss = {"loss": metrics.pop("loss")} if "loss" in metrics else {}
+        self.on_scalars(self.state["step"], loss | metrics)
 
     def _steps_to_boundary(self, step: int, evaluations: Sequence[int]) -> int:
         plan = self.plan
         edges = [plan.total_steps, (step // plan.checkpoint_steps + 1) * plan.checkpoint_steps, *evaluations]
         edges += [edge - 1 for edge in (plan.profile or ())[:1]] + list((plan.profile or ())[1:])
+        edges += [(step // plan.scalar_steps + 1) * plan.scalar_steps] if plan.scalar_steps else []
         edges += [self.events.kill_step] if self.events.kill_step else []
         return min(self._steps_this_call(), *(edge - step for edge in edges if edge > step))
 
@@ -173,7 +210,7 @@ class Trainer:
             return plan.steps_per_call or 1
         return min(plan.call_steps, 2 ** int(math.log2(max(1.0, 1.0 / max(self.step_seconds, 1e-6)))))
 
-    def _call(self, rows: Tensors, order: np.ndarray) -> None:
+    def _call(self, rows: Rows, order: np.ndarray) -> None:
         plan, state, count = self.plan, self.state, len(order)
         step = state["step"]
         profiled = plan.profile if self.profile_dir else None
@@ -183,8 +220,9 @@ class Trainer:
         if count < plan.call_steps:
             order = np.concatenate([order, np.zeros((plan.call_steps - count, order.shape[1]), np.int32)])
         start = time.perf_counter()
-        bad, loss, hashes = self.steps.train(rows, tf.constant(order), tf.constant(count))
-        bad, loss = int(bad), float(loss)
+        with self.blame():
+            bad, loss, hashes = self.steps.train(rows, tf.constant(order), tf.constant(count))
+            bad, loss = int(bad), float(loss)
         if self.calls:  # the first one traces
             self.step_seconds = (time.perf_counter() - start) / count
         self.calls += 1
@@ -215,7 +253,8 @@ class Trainer:
         metrics = self.steps.metrics()
         self.hooks.on_test_begin()
         try:
-            evaluated = self.steps.evaluate(self.eval_rows, lambda: stop.received)
+            with self.blame():
+                evaluated = self.steps.evaluate(self.eval_rows, lambda: self._moved(stop))
         except Preempted:
             self.checkpointer.save(*pending, wait=True)
             raise
@@ -229,24 +268,63 @@ class Trainer:
         state["epoch"] += 1
         self.checkpointer.save(*self._state())
 
-    def _note_best(self, metrics: dict[str, float]) -> None:
-        best, value = self.state["best"], metrics[self.objective]
-        better = (lambda a, b: a > b) if self.maximize else (lambda a, b: a < b)
-        if math.isfinite(value) and (not best or better(value, best["value"])):
-            self.state["best"] = {"metric": self.objective, "value": value, "step": self.state["step"]}
+    def _moved(self, stop: StopSignal) -> bool:
+        """Tell the watchdog that an evaluation goes on; return whether it is to stop."""
+        self.events.beat("evaluation")
+        return stop.received is not None
 
-    def _finish(self, stop: StopSignal) -> dict[str, float]:
-        """Let callbacks and weight averaging have the last word on the weights, and evaluate what will be exported."""
+    def _is_better(self, value: float) -> bool:
+        best = self.state["best"]
+        if not math.isfinite(value) or not best:
+            return math.isfinite(value)
+        return value > best["value"] if self.maximize else value < best["value"]
+
+    def _note_best(self, metrics: dict[str, float]) -> None:
+        if self._is_better(metrics[self.objective]):
+            self._set_best(metrics)
+
+    def _set_best(self, metrics: dict[str, float]) -> None:
+        step, value = self.state["step"], metrics[self.objective]
+        self.state["best"] = {"metric": self.objective, "value": value, "step": step, "metrics": dict(metrics)}
+
+    def _finish(self, stop: StopSignal) -> None:
+        """Let callbacks and weight averaging have the last word on the weights, and evaluate what came of it."""
         self.hooks.on_train_end()
-        optimizer = self.model.optimizer
-        optimizer.finalize_variable_values(self.model.trainable_variables)
-        if self.callbacks or optimizer.use_ema:
+        averaged = [optimizer for optimizer in optimizers(self.model) if optimizer.use_ema]
+        for optimizer in optimizers(self.model):
+            optimizer.finalize_variable_values(self.model.trainable_variables)
+        if self.out_of_time:
+            return  # not finished: the checkpoint of the last evaluation is where the next start goes on
+        if self.callbacks or averaged:
             try:
-                evaluated = self.steps.evaluate(self.eval_rows, lambda: stop.received)
+                evaluated = self.steps.evaluate(self.eval_rows, lambda: self._moved(stop))
             except Preempted:
                 self.checkpointer.join()
                 raise
             self.state["metrics"] |= {f"val_{name}": value for name, value in evaluated.items()}
+            # The weights of this step are no longer those of its own evaluation, and take its place.
+            if self.state["best"].get("step") == self.state["step"] or self._is_better(self.state["metrics"][self.objective]):
+                self._set_best(self.state["metrics"])
         self.state["finished"] = True
         self.checkpointer.save(*self._state(), wait=True)
-        return self.state["metrics"]
+
+    def _take_the_model_to_export(self) -> dict[str, float]:
+        """Give the model the weights of the best evaluation, or leave it the last ones; return the metrics they had."""
+        state, best = self.state, self.state["best"]
+        self.exported_step = state["step"]
+        self.agree(0)  # the chief has written what others read now
+        if self.keep == "best" and best and best["step"] != state["step"]:
+            found = self.checkpointer.load(best["step"]) if best["step"] in self.checkpointer.steps() else None
+            if found is None:
+                log("WARNING", f"the checkpoint of the best evaluation (step {best['step']}) is gone: the last weights are taken.")
+            else:
+                kept = ("model/", "other/")
+                chosen = {name: v for name, v in self.variables.items() if name.startswith(kept)}
+                assign(chosen, found[0], self.checkpointer.directory)
+                self.exported_step = best["step"]
+                reached = f"{self.objective} {best['value']:.5g} at step {best['step']} of {state['step']}"
+                log("INFO", f"best: {reached}; that model is taken (--export)")
+                return dict(best["metrics"])
+        if state["evaluated"] != state["step"]:  # a stage alone, from a checkpoint between two evaluations
+            return {f"val_{name}": value for name, value in self.steps.evaluate(self.eval_rows).items()}
+        return dict(state["metrics"])

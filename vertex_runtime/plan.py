@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import os
-from types import ModuleType, SimpleNamespace
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 from .arguments import RunOptions
 from .environment import Environment
 from .strategy import import_tensorflow
+
+if TYPE_CHECKING:
+    from .contract import Contract
 
 SECONDS = 10.0  # for each of training and evaluation data; what is not read by then is estimated
 
@@ -21,38 +23,84 @@ def say(model_name: str, hp: Any, options: RunOptions, env: Environment) -> dict
     said = {"hyperparameters": dataclasses.asdict(hp), "options": dataclasses.asdict(options)}
     if options.plan != "flags":
         import_tensorflow()
-        model = importlib.import_module(model_name)
-        said |= {"metrics": [model.OBJECTIVE], "maximize": model.MAXIMIZE}
-        said |= look(model, hp, options, env) if options.plan == "data" else {}
+        from .contract import load_module
+
+        contract = load_module(model_name, type(hp))
+        said |= {"metrics": [contract.objective], "maximize": contract.maximize}
+        said |= look(contract, hp, options, env) if options.plan == "data" else {}
     print(json.dumps({"plan": said}), flush=True)
     return said
 
 
-def look(model: ModuleType, hp: Any, options: RunOptions, env: Environment) -> dict[str, Any]:
+def look(contract: Contract, hp: Any, options: RunOptions, env: Environment) -> dict[str, Any]:
     """Return what the data holds and the steps that come of it, each worker having `TRAINER_DEVICES` accelerators (or 1).
 
     Raises:
         UserError: what the run itself would end with.
     """
-    from . import data, run
+    from . import data, inputs, run
     from .rows import StreamedRows
 
-    train, evaluation, _, synthetic = run.data_paths(model, options, env)
+    train, evaluation, _, synthetic = inputs.data_paths(contract, hp, options, env)
     bad = data.BadRows(options.bad_rows)
-    found = [data.count(lambda path: model.read(path, bad), files, model.LABEL, SECONDS) for files in (train, evaluation)]
-    (counts, labels, exact), (eval_counts, eval_labels, _) = found
+    label = contract.labels[0] if contract.labels else None
+    if {"source", "dataset"} & contract.given:
+        counts, eval_counts, labels, eval_labels, exact = *_lengths(contract, hp, train, evaluation), {}, {}, True
+    else:
+        found = [data.count(lambda path: contract.read(path, bad), files, label, SECONDS) for files in (train, evaluation)]
+        (counts, labels, exact), (eval_counts, eval_labels, _) = found
     if labels and exact and (unseen := sorted(eval_labels.keys() - labels.keys())):
         raise data.unseen(evaluation, unseen[0].decode("utf-8", "replace"))
-    streamed = run.is_streamed(options, train)
-    by_files = run.is_dealt_by_files(options, len(train), env.worker_count)
+    if hp.eval_fraction and not evaluation:
+        kept = round(sum(counts) * hp.eval_fraction)
+        eval_counts, counts, exact = [kept], [sum(counts) - kept], False
+    streamed = is_streamed(contract, hp, options, train, sum(counts))
+    by_files = streamed and inputs.is_dealt_by_files(options, len(train), env.worker_count)
     rows = StreamedRows(train, counts, None, None, by_files) if streamed else SimpleNamespace(count=sum(counts))
     replicas = env.worker_count * int(os.environ.get("TRAINER_DEVICES") or 1)
-    wanted = SimpleNamespace(hp=hp, options=options, env=env, strategy=SimpleNamespace(num_replicas_in_sync=replicas))
+    strategy = SimpleNamespace(num_replicas_in_sync=replicas)
+    wanted = SimpleNamespace(contract=contract, hp=hp, options=options, env=env, strategy=strategy)
     plan = run.make_plan(wanted, SimpleNamespace(train=rows))
     return {
         "files": train, "bytes": data.total_bytes(train), "rows": sum(counts), "evaluation_rows": sum(eval_counts), "exact": exact,
-        "classes": {label.decode("utf-8", "replace"): number for label, number in sorted(labels.items())},
-        "bad_rows": sum(bad.reasons.values()), "synthetic": synthetic, "streamed": streamed, "by_files": streamed and by_files,
+        "classes": {name.decode("utf-8", "replace"): number for name, number in sorted(labels.items())},
+        "bad_rows": sum(bad.reasons.values()), "synthetic": synthetic, "streamed": streamed, "by_files": by_files,
         "replicas": replicas, "total_steps": plan.total_steps, "batch_size": plan.batch_size,
-        "evaluations": len(plan.evaluation_steps()), "jit_compile": plan.jit_compile,
+        "evaluations": len(plan.evaluation_steps()), "jit_compile": bool(plan.jit_compile),
     }  # fmt: skip
+
+
+def _lengths(contract: Contract, hp: Any, train: list[str], evaluation: list[str]) -> tuple[list[int], list[int]]:
+    """Return the rows of a source or dataset, as lists of one."""
+    from . import sources
+
+    counts = []
+    for files, epoch in ((train, 0), (evaluation, None)):
+        if not files:
+            counts.append([0])
+        elif "source" in contract.given:
+            counts.append([sources.IndexedSource(contract.source(files, hp)).count])
+        else:
+            made = lambda _, files=files, epoch=epoch: contract.dataset(files, hp, epoch)  # noqa: E731
+            counts.append([sources.DatasetSource(made, epoch is not None).count])
+    return counts[0], counts[1]
+
+
+def is_streamed(contract: Contract, hp: Any, options: RunOptions, train: list[str], rows: int) -> bool:
+    """Estimate whether the rows will be too many, when prepared, to be held in memory: by a model learnt of the first chunk alone."""
+    from . import data, inputs
+    from .errors import UserError
+    from .rows import Preparer, count_rows, prepared_bytes
+
+    if options.in_memory != "auto":
+        return options.in_memory == "no"
+    if "dataset" in contract.given:
+        return True
+    if "source" in contract.given or data.total_bytes(train) < inputs.IN_MEMORY_BYTES // 100:
+        return False  # nothing grows a hundredfold
+    first = next(iter(contract.read(train[0], data.BadRows("skip"))))
+    try:
+        prepared = Preparer(contract, hp, inputs.learn(contract, hp, lambda: iter([first])))(data.take(first, slice(0, 256)))
+    except UserError:
+        return data.total_bytes(train) > inputs.IN_MEMORY_BYTES
+    return rows * prepared_bytes(prepared) / max(1, count_rows(prepared)) > inputs.IN_MEMORY_BYTES

@@ -10,6 +10,7 @@ import base64
 import gc
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -65,7 +66,13 @@ def answer(signature: Any, instances: Sequence[Any]) -> list[Any]:
     for place, instance in enumerate(instances):
         for name, value in _named(instance, specs, place).items():
             columns[name].append(_value(value, specs[name].dtype, name, place))
-    found = signature(**{name: tf.constant(values, specs[name].dtype) for name, values in columns.items()})
+    try:
+        given = {name: tf.constant(values, specs[name].dtype) for name, values in columns.items()}
+        found = signature(**given)
+    except tf.errors.InvalidArgumentError as error:
+        raise _refused(str(error.message)) from None
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{_odd_one(columns, specs)}: does not fit the model's inputs: {str(error).splitlines()[0][:120]}") from None
     lists = {name: _jsonable(name, values.numpy()) for name, values in found.items()}
     if len(lists) == 1:
         return next(iter(lists.values()))
@@ -84,13 +91,45 @@ def _named(instance: Any, specs: Mapping[str, Any], place: int) -> Mapping[str, 
     return instance
 
 
+def _refused(message: str) -> ValueError:
+    """Turn what the graph says of a bad instance, `assertion failed: [instance 3: fare must be …]`, into one line."""
+    if match := re.search(r"assertion failed: \[instance (\d+): (.*)\]", message):
+        return ValueError(f"{match[1]}: {match[2]}".replace("\\'", "'").replace('\\"', '"'))  # TensorFlow escapes quotes
+    return ValueError(f"0: the model refuses the instances: {' '.join(message.split())[:200]}")
+
+
+def _odd_one(columns: Mapping[str, list[Any]], specs: Mapping[str, Any]) -> int:
+    """Return the place of the first instance whose shape differs from the signature's."""
+    import numpy as np
+
+    for name, values in columns.items():
+        for place, value in enumerate(values):
+            try:
+                fits = specs[name].shape[1:].is_compatible_with(np.shape(value))
+            except ValueError:
+                fits = False
+            if not fits:
+                return place
+    return 0
+
+
 def _value(value: Any, dtype: Any, name: str, place: int) -> Any:
+    """Turn JSON into what a tensor takes; `null` is a missing cell: NaN among numbers, an empty text elsewhere."""
+    if isinstance(value, list):
+        return [_value(part, dtype, name, place) for part in value]
     if dtype.name == "string":
         if isinstance(value, dict) and set(value) == {"b64"}:
-            return base64.b64decode(value["b64"])
-        if isinstance(value, str):
-            return value
+            try:
+                return base64.b64decode(value["b64"], validate=True)
+            except (ValueError, TypeError):
+                raise ValueError(f"{place}: {name} is not base64; got {json.dumps(value)[:80]}") from None
+        if value is None or isinstance(value, str):
+            return value or ""
         raise ValueError(f"{place}: {name} must be a text; got {json.dumps(value)[:80]}")
+    if value is None and dtype.is_floating:
+        return float("nan")
+    if dtype.name == "bool" and isinstance(value, bool):
+        return value
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"{place}: {name} must be a number; got {json.dumps(value)[:80]}")
     return value

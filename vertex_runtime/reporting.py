@@ -6,25 +6,37 @@ chief's reporters write; the others are built quiet, so that the loop never asks
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from .errors import FAILED, UserError
 
 
 def log(severity: str, message: str, **fields: object) -> None:
     """Print one line: JSON with `severity` in a job (stdout: the service takes all of stderr for errors), else text."""
-    if _in_job():
-        print(json.dumps({"severity": severity, "message": message, **fields}), flush=True)
-    elif severity == "INFO":
-        print(message, flush=True)
-    else:
-        print(f"{severity.lower()}: {message}", file=sys.stderr, flush=True)
+    with _beside_the_bar():
+        if _in_job():
+            print(json.dumps({"severity": severity, "message": message, **fields}), flush=True)
+        elif severity == "INFO":
+            print(message, flush=True)
+        else:
+            print(f"{severity.lower()}: {message}", file=sys.stderr, flush=True)
+
+
+def _beside_the_bar() -> Any:
+    """Take a progress bar off the terminal while a line is printed."""
+    if not Progress.showing:
+        return contextlib.nullcontext()
+    from tqdm import tqdm
+
+    return tqdm.external_write_mode(file=sys.stderr)
 
 
 def report_error(message: str) -> None:
@@ -42,7 +54,9 @@ def format_metrics(metrics: Mapping[str, float]) -> str:
 
 
 class Progress:
-    """A bar on a terminal, otherwise one line per evaluation."""
+    """A bar on a terminal with the last values, otherwise one line per evaluation."""
+
+    showing = False
 
     def __init__(self, total_steps: int, batch_size: int, quiet: bool):
         self.quiet, self.batch_size, self.bar = quiet, batch_size, None
@@ -50,7 +64,10 @@ class Progress:
         if not quiet and sys.stderr.isatty():
             from tqdm import tqdm
 
-            self.bar = tqdm(total=total_steps * batch_size, unit="ex", unit_scale=True, smoothing=0.1, dynamic_ncols=True)
+            # The rate is ours, so that bar and lines say the same.
+            form = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} examples [{elapsed}<{remaining}{postfix}]"
+            self.bar = tqdm(total=total_steps * batch_size, unit_scale=True, bar_format=form, dynamic_ncols=True)
+            Progress.showing = True
 
     def begin(self, step: int) -> None:
         """Start the clock of a window: what came before it (tracing, an evaluation) is not counted."""
@@ -64,7 +81,7 @@ class Progress:
         if step > first:
             self.rate = (step - first) * self.batch_size / (time.perf_counter() - since)
         if self.bar is not None:
-            self.bar.set_postfix_str(f"loss {loss:.4g}{self.note}", refresh=False)
+            self.bar.set_postfix_str(f"loss {loss:.4g}{self.note}, {self.rate:,.0f} examples/s", refresh=False)
             self.bar.update(step * self.batch_size - self.bar.n)
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -73,15 +90,13 @@ class Progress:
         if self.quiet:
             return
         text = f"step {step}/{self.total}: {format_metrics(metrics)}, {self.rate:,.0f} examples/s"
-        if self.bar is not None:
-            self.bar.write(text)
-        else:
-            finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-            log("INFO", text, step=step, metrics=finite, examples_per_second=round(self.rate))
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        log("INFO", text, step=step, metrics=finite, examples_per_second=round(self.rate))
 
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
+            Progress.showing = False
 
 
 class Scalars:
@@ -96,16 +111,36 @@ class Scalars:
 
         if self.directory is None:
             return []
-        before = {path for run in self.writers for path in tf.io.gfile.glob(f"{self.directory}/{run}/*")}
+        written: list[str] = []
         for name, value in metrics.items():
             run = "validation" if name.startswith("val_") else "train"
             if run not in self.writers:
+                before = set(tf.io.gfile.glob(f"{self.directory}/{run}/*"))
                 self.writers[run] = tf.summary.create_file_writer(f"{self.directory}/{run}")
+                self.writers[run].flush()
+                written += [path for path in tf.io.gfile.glob(f"{self.directory}/{run}/*") if path not in before]
             with self.writers[run].as_default():
                 tf.summary.scalar(name.removeprefix("val_"), value, step=step)
         for writer in self.writers.values():
             writer.flush()
-        return [path for run in self.writers for path in tf.io.gfile.glob(f"{self.directory}/{run}/*") if path not in before]
+        return written
+
+    def hyperparameters(self, values: Mapping[str, object], objective: str) -> list[str]:
+        """Write the run's hyperparameters for TensorBoard's HParams page; returns the files that this call made."""
+        import tensorflow as tf
+        from tensorboard.plugins.hparams import summary_v2 as hparams
+
+        if self.directory is None:
+            return []
+        before = set(tf.io.gfile.glob(f"{self.directory}/*"))
+        plain = {name: value if isinstance(value, (bool, int, float, str)) else str(value) for name, value in values.items()}
+        kinds = [hparams.HParam(name) for name in plain]
+        metric = hparams.Metric(objective.removeprefix("val_"), group="validation", display_name=objective)
+        with tf.summary.create_file_writer(self.directory).as_default():
+            hparams.hparams_config(kinds, [metric])
+            hparams.hparams(plain)
+            tf.summary.flush()
+        return [path for path in tf.io.gfile.glob(f"{self.directory}/*") if path not in before and not tf.io.gfile.isdir(path)]
 
 
 class Hypertune:
@@ -145,7 +180,8 @@ class Events:
     a kill drill that hits the same place each time.
     """
 
-    def __init__(self, variables: Mapping[str, str]):
+    def __init__(self, variables: Mapping[str, str], beat: Callable[[str], None] = lambda phase: None):
+        self.beat = beat  # tells the watchdog that something moves
         self.path = variables.get("TRAINER_EVENTS")
         self.place, self.at, self.signal = None, 0, signal.SIGKILL
         self.counts: dict[str, int] = {}
@@ -166,6 +202,7 @@ class Events:
 
     def enter(self, phase: str, step: int, **fields: object) -> None:
         """Announce a phase: data, build, step, checkpoint, evaluation, export or end."""
+        self.beat(f"{phase} at step {step}")
         self.counts[phase] = self.counts.get(phase, 0) + 1
         if self.path:
             with open(self.path, "a") as file:

@@ -1,4 +1,4 @@
-"""Training and evaluation rows as the loop takes them: preprocessed features in memory, or a shuffled stream of them.
+"""Training and evaluation rows as the loop takes them: prepared once and held in memory, or prepared as they are needed.
 
 The order of rows is a pure function of seed, data and position: row p of the run is place p % N of epoch p // N, and a
 batch is the next `batch_size` rows, across the end of an epoch too.
@@ -6,21 +6,29 @@ batch is the next `batch_size` rows, across the end of an epoch too.
 
 from __future__ import annotations
 
+import collections
 import mmap
+import os
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from .data import Chunk, concatenate, take
+from .columns import Image
+from .contract import Contract
+from .data import PATH, BadRows, Chunk, concatenate, take
 from .errors import UserError
+from .reporting import log
+from .sources import DatasetSource, FolderSource, IndexedSource
 
-Tensors = tuple[dict[str, tf.Tensor], tf.Tensor]  # features by name [rows, ...] and labels [rows]
+Rows = tuple  # prepared rows: (features, labels) or (features, labels, weights), nests of tensors [rows, ...]
 STREAM_ROWS = 131_072
+BLOCK_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -56,53 +64,213 @@ def deal_files(counts: Sequence[int], batch_size: int, workers: int) -> tuple[li
 
 
 class Preparer:
-    """Runs a trainer's `preprocess` over chunks of raw rows, in the very graph that is exported."""
+    """Turns chunks of raw rows into what a model trains on, in the very graph that is exported, some chunks ahead in threads."""
 
-    def __init__(self, model: Any, hyperparameters: Any, facts: Any):
-        self.model, self.facts = model, facts
-        names = list(model.INPUTS)
+    def __init__(self, contract: Contract, hp: Any, facts: Any, bad: BadRows | None = None):
+        self.contract, self.hp, self.facts, self.bad = contract, hp, facts, bad or BadRows()
+        self.names = list(contract.inputs)
+        self.class_weight = contract.class_weight(hp, facts)
 
-        @tf.function(input_signature=[[model.INPUTS[name] for name in names]], autograph=False)
-        def run(raw: list[tf.Tensor]) -> dict[str, tf.Tensor]:
-            return model.preprocess(dict(zip(names, raw)), hyperparameters, facts)
+        @tf.function(input_signature=[[contract.inputs[name] for name in self.names]], autograph=False)
+        def run(raw: list[tf.Tensor]) -> Any:
+            return contract.preprocess(dict(zip(self.names, raw)), hp, facts)
 
-        self.names, self.run = names, run
+        self.run = run.get_concrete_function()
+        for tensor in tf.nest.flatten(self.run.structured_outputs):
+            if not isinstance(tensor, (tf.Tensor, tf.TensorSpec)):
+                remedy = "Pad a ragged one: to_tensor(shape=[None, n])"
+                raise UserError(f"preprocess must return dense tensors; got {type(tensor).__name__}. {remedy}.")
+            if None in tensor.shape[1:]:
+                remedy = "Set it: tf.ensure_shape"
+                raise UserError(f"preprocess must return tensors of fixed shape but for the rows; got {tensor.shape}. {remedy}.")
 
-    def __call__(self, chunk: Chunk) -> Tensors:
+    def __call__(self, chunk: Chunk, training: bool = False) -> Rows:
+        """Return (features, labels) of the rows, with a third member, float32 weights, where the trainer has any."""
         with tf.device("/cpu:0"):
-            features = self.run([tf.convert_to_tensor(chunk[name]) for name in self.names])
-            return features, tf.constant(self.model.encode_labels(chunk, self.facts))
+            try:
+                features = self._features(chunk)
+            except tf.errors.InvalidArgumentError as error:
+                chunk = self._without_bad_rows(chunk, error)
+                features = self._features(chunk)
+            labels = self.contract.encode_labels(chunk, self.facts)
+            weights = self.contract.weigh(chunk, self.hp, self.facts)
+            if self.class_weight is not None:
+                weights = self._class_weights(labels, weights, training)
+            labels = tf.nest.map_structure(tf.convert_to_tensor, labels)
+            return (features, labels) if weights is None else (features, labels, tf.constant(weights, tf.float32))
+
+    def _features(self, chunk: Chunk) -> Any:
+        return self.run([tf.convert_to_tensor(chunk[name], self.contract.inputs[name].dtype) for name in self.names])
+
+    def _class_weights(self, labels: Any, weights: Any, training: bool) -> np.ndarray:
+        if isinstance(labels, Mapping) or np.ndim(labels) != 1:
+            raise UserError("class_weight needs one label a row that is a class's number. Use weigh(chunk, hp, facts) for anything else.")
+        weights = np.ones(len(labels), np.float32) if weights is None else weights
+        if not training:
+            return weights
+        return weights * np.array([self.class_weight.get(int(label), 1.0) for label in np.asarray(labels)], np.float32)
+
+    def _without_bad_rows(self, chunk: Chunk, error: Exception) -> Chunk:
+        """Find the rows that `preprocess` cannot take, such as images that do not decode, and treat them by --bad_rows."""
+        count, good = rows_of(chunk), []
+        for i in range(count):
+            try:
+                self._features(take(chunk, slice(i, i + 1)))
+                good.append(i)
+            except tf.errors.InvalidArgumentError as fault:
+                text = " ".join(str(fault.message).split())[:120]
+                where = os.fsdecode(chunk[PATH][i]) if PATH in chunk else "a row"
+                self.bad.add(where, f"preprocess cannot take it ({text})", {name: chunk[name][i] for name in self.names})
+        if not good or len(good) == count:
+            text = " ".join(str(error).split())[:200]
+            raise UserError(f"preprocess cannot take rows of the training data: {text}.")
+        return take(chunk, good)
+
+    def ahead(self, chunks: Iterable[Chunk], training: bool = False, whole: bool = False) -> Iterator[Rows]:
+        """Prepare chunk after chunk, in order, in as many threads as there are cores: decoding images is most of their training.
+
+        Unless chunks are to stay `whole`, one of images is cut into parts, so that all threads have work at once.
+        """
+        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        with ThreadPoolExecutor(threads) as pool:
+            waiting: collections.deque = collections.deque()
+            for chunk in chunks:
+                for part in [chunk] if whole else self._parts(chunk, threads):
+                    waiting.append(pool.submit(self, part, training))
+                    if len(waiting) > 2 * threads:
+                        yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+
+    def _parts(self, chunk: Chunk, parts: int) -> Iterator[Chunk]:
+        if not any(isinstance(column, Image) for column in self.contract.columns):
+            yield chunk
+            return
+        size = max(1, -(-rows_of(chunk) // parts))
+        for start in range(0, rows_of(chunk), size):
+            yield take(chunk, slice(start, start + size))
+
+
+def rows_of(chunk: Chunk) -> int:
+    """Return how many rows a chunk has."""
+    return len(next(iter(chunk.values())))
+
+
+def count_rows(rows: Rows) -> int:
+    """Return how many rows some prepared rows are."""
+    return int(tf.nest.flatten(rows)[0].shape[0])
+
+
+def prepared_bytes(rows: Rows) -> int:
+    """Return the memory that prepared rows take."""
+    total = 0
+    for tensor in tf.nest.flatten(rows):
+        if tensor.dtype == tf.string:
+            total += int(tf.reduce_sum(tf.strings.length(tensor))) + 24 * int(tf.size(tensor))
+        else:
+            total += int(tf.size(tensor)) * tensor.dtype.size
+    return total
 
 
 class MemoryRows:
-    """All rows preprocessed once and held in memory."""
+    """All rows prepared once and held in memory."""
 
-    def __init__(self, chunks: Iterator[Chunk], prepare: Preparer):
-        features: dict[str, _Growing] = {}
-        labels = _Growing()
-        for chunk in chunks:
-            found, marks = prepare(chunk)
-            for name, values in found.items():
-                features.setdefault(name, _Growing()).append(values.numpy())
-            labels.append(marks.numpy())
-        if not labels.rows:
+    def __init__(self, prepared: Iterable[Rows]):
+        columns: list[_Growing] | None = None
+        structure: Any = None
+        for rows in prepared:
+            if columns is None:
+                structure, columns = rows, [_Growing() for _ in tf.nest.flatten(rows)]
+            for column, values in zip(columns, tf.nest.flatten(rows)):
+                column.append(values.numpy())
+        if columns is None or not columns[0].rows:
             raise UserError("the data has no rows.")
-        self.tensors: Tensors = {name: column.tensor() for name, column in features.items()}, labels.tensor()
-        self.count = labels.rows
+        self.tensors: Rows = tf.nest.pack_sequence_as(structure, [column.tensor() for column in columns])
+        self.count = columns[0].rows
 
-    def feed(self, batch_size: int, seed: int, step: int, share: Share) -> Iterator[tuple[Tensors, np.ndarray]]:
+    def feed(self, batch_size: int, seed: int, step: int, share: Share) -> Iterator[tuple[Rows, np.ndarray]]:
         """Yield (tensors, order): order [steps, own part of the batch] int32, the rows of each next step, from `step` on."""
-        epoch, start = divmod(step * batch_size, self.count)
-        left = np.empty(0, np.int32)
-        while True:
-            order = np.concatenate([left, permutation(seed, epoch, self.count)[start:]])
-            steps = len(order) // batch_size
-            if steps:
-                yield self.tensors, share.columns(order[: steps * batch_size].reshape(steps, batch_size))
-            left, epoch, start = order[steps * batch_size :], epoch + 1, 0
+        for order in global_order(self.count, batch_size, seed, step):
+            yield self.tensors, share.columns(order)
 
-    def chunks(self) -> Iterator[Tensors]:
+    def chunks(self) -> Iterator[Rows]:
         yield self.tensors
+
+
+def global_order(count: int, batch_size: int, seed: int, step: int) -> Iterator[np.ndarray]:
+    """Yield the places of the rows of each next step, from `step` on, epoch after epoch: [steps, batch] int32."""
+    epoch, start = divmod(step * batch_size, count)
+    left = np.empty(0, np.int32)
+    while True:
+        order = np.concatenate([left, permutation(seed, epoch, count)[start:]])
+        steps = len(order) // batch_size
+        if steps:
+            yield order[: steps * batch_size].reshape(steps, batch_size)
+        left, epoch, start = order[steps * batch_size :], epoch + 1, 0
+
+
+class IndexedRows:
+    """Rows of a source with random access, prepared as they are needed: the batches are those of `MemoryRows`."""
+
+    def __init__(self, source: IndexedSource | FolderSource, places: np.ndarray, prepare: Preparer):
+        self.source, self.places, self.prepare, self.count = source, places, prepare, len(places)
+
+    def feed(self, batch_size: int, seed: int, step: int, share: Share) -> Iterator[tuple[Rows, np.ndarray]]:
+        """As `MemoryRows.feed`, in blocks of some thousand rows that are prepared ahead."""
+        steps = max(1, BLOCK_ROWS // batch_size)
+
+        def own() -> Iterator[np.ndarray]:
+            for order in global_order(self.count, batch_size, seed, step):
+                for start in range(0, len(order), steps):
+                    yield share.columns(order[start : start + steps])
+
+        shapes: collections.deque = collections.deque()
+
+        def chunks() -> Iterator[Chunk]:
+            for order in own():
+                shapes.append(order.shape)
+                yield self.source.take(self.places[order.ravel()])
+
+        for rows in self.prepare.ahead(chunks(), True, whole=True):
+            shape = shapes.popleft()
+            if count_rows(rows) != shape[0] * shape[1]:
+                raise UserError("--bad_rows=skip: rows that preprocess cannot take are left out only with --in_memory=yes.")
+            yield rows, np.arange(shape[0] * shape[1], dtype=np.int32).reshape(shape)
+
+    def chunks(self) -> Iterator[Rows]:
+        size = 1024
+        blocks = (self.places[start : start + size] for start in range(0, self.count, size))
+        yield from self.prepare.ahead(self.source.take(block) for block in blocks)
+
+
+class DatasetRows:
+    """The examples of a `tf.data.Dataset` in its own order, epoch after epoch."""
+
+    def __init__(self, source: DatasetSource, prepare: Preparer):
+        self.source, self.prepare, self.count = source, prepare, source.count
+
+    def feed(self, batch_size: int, seed: int, step: int, share: Share) -> Iterator[tuple[Rows, np.ndarray]]:
+        """As `MemoryRows.feed`; a resumed run skips what was trained on, which runs the dataset through that far."""
+        epoch, skip = divmod(step * batch_size, self.count)
+        steps = max(1, min(BLOCK_ROWS, self.count) // batch_size)
+        if skip:
+            log("INFO", f"dataset: skipping {skip} examples of epoch {epoch}, which runs the dataset that far without training")
+        held: list[Chunk] = []
+        size = 0
+        while True:
+            for chunk in self.source.chunks(epoch, skip):
+                held.append(chunk)
+                size += rows_of(chunk)
+                while size >= steps * batch_size:
+                    joined = concatenate(held)
+                    own = share.columns(np.arange(steps * batch_size, dtype=np.int32).reshape(steps, batch_size))
+                    yield self.prepare(take(joined, own.ravel()), True), np.arange(own.size, dtype=np.int32).reshape(own.shape)
+                    held, size = [take(joined, slice(steps * batch_size, None))], size - steps * batch_size
+            epoch, skip = epoch + 1, 0
+
+    def chunks(self) -> Iterator[Rows]:
+        for chunk in self.source.chunks():
+            yield self.prepare(chunk)
 
 
 class _Growing:
@@ -113,9 +281,14 @@ class _Growing:
 
     def __init__(self) -> None:
         self.rows, self.memory = 0, None
+        self.texts: list[np.ndarray] = []  # texts lie elsewhere: their array would hold addresses
 
     def append(self, values: np.ndarray) -> None:
         """Add rows [n, ...]; all calls must agree in type and shape but for n."""
+        if values.dtype == object:
+            self.texts.append(values)
+            self.rows += len(values)
+            return
         if self.memory is None:
             self.kind, self.shape = values.dtype, values.shape[1:]
             self.memory = mmap.mmap(-1, max(values.nbytes, mmap.PAGESIZE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -139,7 +312,12 @@ class _Growing:
 
     def tensor(self) -> tf.Tensor:
         """Return all rows without copying them."""
-        return tf.experimental.dlpack.from_dlpack(self._array(self.rows).__dlpack__())
+        if self.texts:
+            return tf.constant(np.concatenate(self.texts))
+        array = self._array(self.rows)
+        if array.dtype.kind not in "fiu" or array.dtype.name == "bfloat16":  # what DLPack does not know is copied
+            return tf.constant(array)
+        return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
 
 
 class StreamedRows:
@@ -150,13 +328,17 @@ class StreamedRows:
     """
 
     def __init__(
-        self, files: Sequence[str], counts: Sequence[int], read: Callable[[Sequence[str]], Iterator[Chunk]], prepare: Preparer,
+        self,
+        files: Sequence[str],
+        counts: Sequence[int],
+        read: Callable[[Sequence[str]], Iterator[Chunk]],
+        prepare: Preparer,
         by_files: bool = False,
     ):
         self.files, self.counts, self.read, self.prepare, self.by_files = list(files), list(counts), read, prepare, by_files
         self.count = sum(counts)
 
-    def feed(self, batch_size: int, seed: int, step: int, share: Share) -> Iterator[tuple[Tensors, np.ndarray]]:
+    def feed(self, batch_size: int, seed: int, step: int, share: Share) -> Iterator[tuple[Rows, np.ndarray]]:
         """As `MemoryRows.feed`; a run of rows always holds whole batches, so a step's place follows from its number."""
         if self.by_files:
             yield from self._feed_own_files(batch_size, seed, step, share)
@@ -166,25 +348,25 @@ class StreamedRows:
         part, skipped = divmod(step, steps)
         for chunk in self._runs(self.files, self.count, seed, part * size, size):
             own = share.columns(self._order(seed, part, size).reshape(steps, batch_size)[skipped:])
-            yield self.prepare(take(chunk, own.ravel())), np.arange(own.size, dtype=np.int32).reshape(own.shape)
+            yield self.prepare(take(chunk, own.ravel()), True), np.arange(own.size, dtype=np.int32).reshape(own.shape)
             part, skipped = part + 1, 0
 
-    def _feed_own_files(self, batch_size: int, seed: int, step: int, share: Share) -> Iterator[tuple[Tensors, np.ndarray]]:
+    def _feed_own_files(self, batch_size: int, seed: int, step: int, share: Share) -> Iterator[tuple[Rows, np.ndarray]]:
         """Each row of the worker's files once per epoch; places past its last row hold -1, of weight 0."""
         own, epoch_steps = deal_files(self.counts, batch_size, share.workers)
         files, count = [self.files[i] for i in own[share.worker]], sum(self.counts[i] for i in own[share.worker])
         local = batch_size // share.workers
         run_steps = max(1, min(STREAM_ROWS // local, epoch_steps))
         epoch, at = divmod(step, epoch_steps)
-        tensors: Tensors | None = None
+        tensors: Rows | None = None
         while True:
             part, skipped = divmod(at, run_steps)
             runs = self._runs(files, count, seed + epoch, part * run_steps * local, run_steps * local, once=True)
             for run in range(part, -(-epoch_steps // run_steps)):
                 steps = min(run_steps, epoch_steps - run * run_steps)
                 chunk = next(runs, None)
-                rows = 0 if chunk is None else min(steps * local, len(next(iter(chunk.values()))))
-                tensors = self.prepare(chunk) if rows or tensors is None else tensors
+                rows = 0 if chunk is None else min(steps * local, rows_of(chunk))
+                tensors = self.prepare(chunk, True) if rows or tensors is None else tensors
                 order = np.full(steps * local, -1, np.int32)
                 order[:rows] = permutation(seed, (epoch << 32) + (share.worker << 16) + run, rows)
                 yield tensors, order.reshape(steps, local)[skipped:]
@@ -199,16 +381,14 @@ class StreamedRows:
         parts = [start + permutation(seed, (1 << 32) + first + start, end - start) for start, end in zip(edges, edges[1:])]
         return np.concatenate(parts)
 
-    def _runs(
-        self, files: Sequence[str], count: int, seed: int, first: int, rows: int, once: bool = False
-    ) -> Iterator[Chunk]:
+    def _runs(self, files: Sequence[str], count: int, seed: int, first: int, rows: int, once: bool = False) -> Iterator[Chunk]:
         """Yield raw chunks of exactly `rows` rows, from row `first` on, through epoch after epoch or `once`."""
         epoch, skip = divmod(first, count) if not once else (0, first)
         held: list[Chunk] = []
         size = 0
         while True:
             for chunk in self.read([files[i] for i in permutation(seed, epoch, len(files))]):
-                length = len(next(iter(chunk.values())))
+                length = rows_of(chunk)
                 if skip >= length:
                     skip -= length
                     continue
@@ -224,7 +404,7 @@ class StreamedRows:
                 return
             epoch += 1
 
-    def chunks(self) -> Iterator[Tensors]:
+    def chunks(self) -> Iterator[Rows]:
         for chunk in self.read(self.files):
             yield self.prepare(chunk)
 
@@ -271,5 +451,3 @@ def _put(slots: queue.Queue, item: Any, ended: threading.Event) -> bool:
         except queue.Full:
             continue
     return True
-
-

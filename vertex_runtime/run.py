@@ -1,256 +1,315 @@
-"""One training run from files to served model; `task.py` decides its parts, this does the work in their order."""
+"""One training run from files to served model: its stages, in their order."""
 
 from __future__ import annotations
 
 import dataclasses
 import gc
-import importlib.util
 import json
+import math
 import os
 import shlex
+import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from . import contract as contracts
 from . import data, export
 from .arguments import RunOptions, step_range
-from .checkpoint import Checkpointer, compare_fingerprints, source_fingerprint
+from .checkpoint import Checkpointer, compare_fingerprints
 from .cluster import agree
+from .contract import Contract, blame
 from .environment import Environment
-from .errors import UserError
+from .errors import Preempted, UserError
+from .inputs import Inputs
 from .loop import Trainer, end_by_sigterm
 from .outputs import Outputs, prepare, record, versions, write_json
 from .reporting import Events, Hypertune, Progress, Scalars, format_metrics, log
-from .rows import MemoryRows, Preparer, Share, StreamedRows, deal_files
-from .steps import Plan, Preempted, Steps
+from .rows import MemoryRows, Share, StreamedRows, deal_files
+from .steps import Plan, Steps
 
-IN_MEMORY_BYTES = 2 << 30
-JIT_STEPS, JIT_EXAMPLES = 5_000, 8_000_000  # XLA repays its compilation (about half a second) in runs of this length
+Restored = tuple[dict[str, np.ndarray], dict[str, Any]]
+SAME = 1e-4  # relative: evaluations of one model by two sources that differ in nothing that counts
 
 
 @dataclass
 class Run:
     """What the parts of a run share."""
 
-    model: ModuleType
+    contract: Contract
     hp: Any
     options: RunOptions
     env: Environment
     outputs: Outputs
     strategy: tf.distribute.Strategy
+    started: float = dataclasses.field(default_factory=time.monotonic)
+    beat: Callable[[str], None] = lambda phase: None
 
     def __post_init__(self) -> None:
-        self.events = Events(os.environ)
-        self.tuning = Hypertune(self.model.OBJECTIVE, self.env.trial, self.env.metric_file, quiet=not self.env.is_chief)
+        self.events = Events(os.environ, self.beat)
+        self.tuning = Hypertune(self.contract.objective, self.env.trial, self.env.metric_file, quiet=not self.env.is_chief)
+        self.checkpointer = Checkpointer(self.outputs.checkpoints, self.outputs.records, self.events, self.env.is_chief)
+
+    def agree(self, value: int) -> int:
+        """Return the chief's value on every worker."""
+        return agree(self.strategy, value, self.env)
 
 
-def train_and_export(
-    model: ModuleType, hp: Any, options: RunOptions, env: Environment, outputs: Outputs, strategy: tf.distribute.Strategy
-) -> dict[str, float]:
-    """Train `model` (a trainer's module `model`), export it, check the export and write the records.
+def train_and_export(run: Run) -> dict[str, float]:
+    """Train, export, check the export and write the records.
 
     Returns:
-        The final metrics: training, `val_*` and, with test data, `test_*`.
+        The metrics of the exported model: training, `val_*` and, with test data, `test_*`.
 
     Raises:
         UserError: anything that the user can mend.
     """
-    run = Run(model, hp, options, env, outputs, strategy)
+    contract, options, env = run.contract, run.options, run.env
     gc.disable()  # until the first step: collecting while graphs are traced takes as long as the tracing
     with ExitStack() as held:
         held.callback(gc.enable)
         background = held.enter_context(ThreadPoolExecutor(1))
         if env.is_chief:
-            held.enter_context(prepare(outputs, options.start_over, env) or nullcontext())  # the lock
+            held.enter_context(prepare(run.outputs, options.start_over, env) or nullcontext())  # the lock
+        if not contracts.metric_is_mentioned(contract):
+            try_on_example(run)
         run.events.enter("data", 0)
-        inputs = Inputs(model, hp, options, env, background)
-        plan = make_plan(run, inputs)
+        inputs = Inputs(contract, run.hp, options, env, background, lambda: run.beat("data"))
+        run.contract = inputs.contract
+        restored = load(run)
+        plan = make_plan(run, inputs, restored)
         trainer = build(run, inputs, plan)
+        changed = admit(run, inputs, trainer, restored)
+        if env.is_chief:
+            describe_run(run, inputs, plan, trainer)
+            write_run(run, inputs, trainer, "running")
+        if restored:
+            log("INFO", f"resuming from step {restored[1]['step']} of {plan.total_steps} ({run.outputs.checkpoints})")
         try:
-            metrics = trainer.run(restore(run, inputs, plan, trainer))
-        except Preempted:
-            end_by_sigterm()
-        if inputs.test is not None:
+            metrics = trainer.run(restored, train=options.only == "all")
+        except Preempted as stop:
+            if env.is_chief:
+                write_run(run, inputs, trainer, "interrupted")
+            stop.end(end_by_sigterm)
+        if changed:
+            see_that_nothing_changed(trainer, metrics, changed)
+        if inputs.test is not None and options.only != "export":
             metrics |= {f"test_{name}": value for name, value in trainer.steps.evaluate(inputs.test).items()}
         if env.is_chief:
-            publish(run, inputs, plan, trainer.model, metrics)
-            run.tuning.report(trainer.state["step"], metrics[model.OBJECTIVE])  # what the exported model has
-        agree(strategy, 0, env)  # a worker that left now would take the chief's export down with it
-        run.events.enter("end", plan.total_steps)
+            finish(run, inputs, trainer, metrics)
+        run.agree(0)  # a worker that left now would take the chief's export down with it
+        run.events.enter("end", trainer.state["step"])
     return metrics
+
+
+def try_on_example(run: Run) -> None:
+    """Build the model on made-up rows, where the source does not name the objective's metric: it may be misspelt.
+
+    Raises:
+        UserError: it is. What else goes wrong on made-up rows is left to the real ones.
+    """
+    contract, rows = run.contract, contracts.example_rows(run.contract)
+    if rows is None:
+        return
+    from .inputs import learn
+    from .rows import Preparer
+
+    keras.utils.set_random_seed(run.hp.seed)
+    try:
+        facts = learn(contract, run.hp, lambda: iter([rows]))
+        network = contract.build_model(run.hp, facts, 1)
+        example = Preparer(contract, run.hp, facts)(rows)
+        names = Steps(network, tf.distribute.get_strategy(), Plan(1, 2, 1, 1), example, False).metric_names()
+    except Exception:  # noqa: BLE001 - see above
+        return
+    contracts.check_metrics(contract, names)
+
+
+def load(run: Run) -> Restored | None:
+    """Return the newest checkpoint that reads back whole, the same on all workers; None where there is none.
+
+    Raises:
+        UserError: --only needs one.
+    """
+    run.checkpointer.clean()
+    restored = run.checkpointer.load() if run.env.is_chief else None
+    step = run.agree(restored[1]["step"] if restored else 0)
+    if step and not run.env.is_chief:
+        restored = run.checkpointer.load(step)
+    if restored is None and run.options.only != "all":
+        where = run.outputs.checkpoints
+        raise UserError(f"--only={run.options.only} needs a checkpoint, and {where} has none. Train first, or name its folder.")
+    return restored
 
 
 def build(run: Run, inputs: Inputs, plan: Plan) -> Trainer:
     """Build the network and the loop around it, with the reports that every run makes at each evaluation."""
-    model, env, outputs, options = run.model, run.env, run.outputs, run.options
+    contract, env, outputs, options = run.contract, run.env, run.outputs, run.options
     run.events.enter("build", 0)
     # Again: a thread of another library, such as a storage client that waits at random, may have drawn while data was read.
     keras.utils.set_random_seed(run.hp.seed)
     with run.strategy.scope():
-        network = model.build_model(run.hp, inputs.facts, plan.total_steps)
-    steps = Steps(network, run.strategy, plan, inputs.example(), bool(options.ledger))
+        network = contract.build_model(run.hp, inputs.facts, plan.total_steps)
+    if not isinstance(network, keras.Model):
+        raise UserError(f"build_model must return a compiled keras.Model; got {type(network).__name__}.")
+    example = inputs.example()
+    with blame(contract.module, "the model"):
+        if options.jit_compile == "auto" and plan.jit_compile is None:
+            plan = dataclasses.replace(plan, jit_compile=faster_with_xla(run, network, plan, inputs, example))
+        steps = Steps(network, run.strategy, plan, example, bool(options.ledger))
+        contracts.check_metrics(contract, steps.metric_names())
+    say_what_differs_across_replicas(network, run.strategy)
+    exporter = export.Exporter(contract, network, run.hp, inputs.facts) if env.is_chief else None
     progress = Progress(plan.total_steps, plan.batch_size, quiet=not env.is_chief)
     scalars = Scalars(outputs.logs if env.is_chief else None)
 
+    def write(step: int, metrics: dict[str, float]) -> None:
+        if written := scalars.write(step, metrics):
+            record(outputs.records, *written)
+
     def on_evaluation(step: int, metrics: dict[str, float]) -> None:
         progress.evaluated(step, metrics)
-        rates = {"learning_rate": float(tf.convert_to_tensor(network.optimizer.learning_rate)), "examples_per_second": progress.rate}
-        if written := scalars.write(step, metrics | rates):
-            record(outputs.records, *written)
-        run.tuning.report(step, metrics[model.OBJECTIVE])
+        write(step, metrics | rates(network, progress))
+        run.tuning.report(step, metrics[contract.objective])
 
+    peers = (tf.errors.OpError,) if env.worker_count > 1 else ()  # it may be a peer's that went away
+    if env.is_chief and options.only == "all":
+        record(outputs.records, *scalars.hyperparameters(dataclasses.asdict(run.hp), contract.objective))
     return Trainer(
-        steps, plan, inputs.train, inputs.evaluation, Checkpointer(outputs.checkpoints, outputs.records, run.events, env.is_chief),
-        model.callbacks(run.hp), inputs.fingerprint(), run.events, progress, on_evaluation,
-        profile_dir=outputs.logs if env.is_chief else None, objective=model.OBJECTIVE, maximize=model.MAXIMIZE,
+        steps, plan, inputs.train, inputs.evaluation, run.checkpointer, contract.callbacks(run.hp), inputs.fingerprint(),
+        run.events, progress, on_evaluation, write,
+        profile_dir=outputs.logs if env.is_chief else None, objective=contract.objective, maximize=contract.maximize,
+        keep=options.export, agree=run.agree, blame=lambda: blame(contract.module, "training", peers),
+        deadline=run.started + 60 * options.max_minutes if options.max_minutes else math.inf,
+        exporter=exporter, rehearsal=export.Rehearsal(exporter, inputs.sample) if exporter and options.only == "all" else None,
         ledger=partial(write_ledger, options.ledger, env.name, next_attempt(options.ledger, env.name)) if options.ledger else None,
-    )
+    )  # fmt: skip
 
 
-def restore(run: Run, inputs: Inputs, plan: Plan, trainer: Trainer) -> Any:
-    """Return the state to resume from, if any, after checking that it belongs to this very run; say how the run starts."""
-    checkpointer, env = trainer.checkpointer, run.env
-    checkpointer.clean()
-    restored = checkpointer.load() if env.is_chief else None
-    step = agree(run.strategy, restored[1]["step"] if restored else 0, env)
-    if step and not env.is_chief:
-        restored = checkpointer.load(step)
-    if restored and (remark := compare_fingerprints(restored[1]["fingerprint"], trainer.fingerprint, run.outputs.records)):
-        log("WARNING", remark)
-        restored[1].update(finished=False, stopped=False)
-    if env.is_chief:
-        describe_run(run, inputs, plan)
-        write_json(run.outputs.records, "run.json", run_record(run, inputs, plan))
-    if restored:
-        log("INFO", f"resuming from step {restored[1]['step']} of {plan.total_steps} ({run.outputs.checkpoints})")
-    return restored
+def rates(network: keras.Model, progress: Progress) -> dict[str, float]:
+    """Return the learning rate, where the model has one optimizer, and the speed."""
+    found = {"examples_per_second": progress.rate}
+    if network.optimizer is not None:
+        found["learning_rate"] = float(tf.convert_to_tensor(network.optimizer.learning_rate))
+    return found
 
 
-def publish(run: Run, inputs: Inputs, plan: Plan, network: Any, metrics: dict[str, float]) -> None:
-    """Export and check the model, write the final records, and say what was reached."""
-    tolerance = run.options.skew_tolerance or (2e-2 if tf.config.list_physical_devices("GPU") else 1e-5)
-    gate = export.export(
-        run.model, network, run.hp, inputs.prepare, inputs.sample, run.outputs, tolerance, run.events, plan.total_steps
-    )
-    write_json(run.outputs.records, "metrics.json", metrics | {"skew_gate": gate, "synthetic_sample_data": inputs.synthetic})
-    say_end(inputs, metrics, gate, run.outputs)
+def faster_with_xla(run: Run, network: keras.Model, plan: Plan, inputs: Inputs, example: Any) -> bool:
+    """Time some calls with and without XLA (`--jit_compile=auto`) and put the weights back; say which won."""
+    from .checkpoint import named_variables
+    from .steps import optimizers
 
-
-class Inputs:
-    """The rows of a run: training, evaluation and test data, found, read, preprocessed and described."""
-
-    def __init__(self, model: ModuleType, hp: Any, options: RunOptions, env: Environment, background: ThreadPoolExecutor):
-        self.model, self.hp, self.options, self.workers = model, hp, options, env.worker_count
-        if env.data_format not in (None, "csv"):
-            raise UserError(f"AIP_DATA_FORMAT={env.data_format} is not read yet: only csv is. Export the data set to CSV files.")
-        train, evaluation, test, self.synthetic = data_paths(model, options, env)
-        streams = is_streamed(options, train)
-        self.descriptions: list[Future] = [
-            background.submit(data.fingerprint, path, not streams) for path in dict.fromkeys([*train, *evaluation])
-        ]
-        self.reported: set[str] = set()
-        self.facts = model.learn(self._read(train), hp)
-        self.prepare = Preparer(model, hp, self.facts)
-        sampler = export.Sampler(hp.seed, model.INPUTS)
-        self.train = self._rows(train, streams)
-        self.evaluation = self._rows(evaluation, streams, sampler)
-        self.test = self._rows(test, streams) if test else None
-        self.sample = sampler.sample()
-
-    def _read(self, paths: Sequence[str], sampler: export.Sampler | None = None) -> Iterator[data.Chunk]:
-        bad = data.BadRows(self.options.bad_rows)
-        for path in paths:
-            for chunk in self.model.read(path, bad):
-                if sampler is not None:
-                    sampler.add(chunk)
-                yield chunk
-        if bad.reasons and (key := "|".join(paths)) not in self.reported:
-            self.reported.add(key)
-            log("WARNING", f"{bad} in {paths[0]}" + (f" and {len(paths) - 1} more files" if len(paths) > 1 else ""))
-
-    def _rows(self, paths: Sequence[str], streams: bool, sampler: export.Sampler | None = None) -> MemoryRows | StreamedRows:
+    rows, order = next(iter(inputs.train.feed(plan.batch_size, run.hp.seed, 0, plan.share)))
+    order = np.resize(order, (plan.call_steps, order.shape[1]))
+    seconds = {}
+    before: dict[str, np.ndarray] | None = None
+    for jit in (False, True):
+        steps = Steps(network, run.strategy, dataclasses.replace(plan, jit_compile=jit), example, False)
+        owners = [variable for optimizer in optimizers(network) for variable in optimizer.variables]
+        variables = named_variables(model=network.variables, optimizer=owners, metrics=network.metrics_variables)
+        before = before or {name: variable.numpy() for name, variable in variables.items()}
         try:
-            if not streams:
-                return MemoryRows(self._read(paths, sampler), self.prepare)
-            counts = [sum(len(next(iter(chunk.values()))) for chunk in self._read([path], sampler)) for path in paths]
-            by_files = is_dealt_by_files(self.options, len(paths), self.workers)
-            return StreamedRows(paths, counts, self._read, self.prepare, by_files)
-        except data.UnknownLabel as error:
-            raise data.unseen(paths, error.label) from None
-
-    def described(self) -> list[dict[str, Any]]:
-        return [description.result() for description in self.descriptions]
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Return what a run must have in common with a checkpoint to go on from it."""
-        found = {"hyperparameters": dataclasses.asdict(self.hp), "source": source_fingerprint(self.model), "data": self.described()}
-        return json.loads(json.dumps(found))
-
-    def example(self) -> Any:
-        """Return some preprocessed rows, for their shapes."""
-        return self.prepare(data.take(self.sample, slice(0, 1)))
+            call = partial(steps.train, rows, tf.constant(order), tf.constant(plan.call_steps))
+            call()
+            start, calls = time.perf_counter(), 0
+            while calls < 3 or time.perf_counter() - start < 0.5:
+                int(call()[0])
+                calls += 1
+            seconds[jit] = (time.perf_counter() - start) / calls / plan.call_steps
+        except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
+            log("INFO", f"--jit_compile=auto: XLA cannot compile this model ({str(error).splitlines()[0][:120]})")
+        for name, variable in variables.items():
+            variable.assign(before[name])
+    wins = seconds.get(True, math.inf) < seconds[False]
+    with_xla = f"{1e3 * seconds[True]:.3g} ms a step with XLA" if True in seconds else "XLA fails"
+    won = "with it" if wins else "without it"
+    log("INFO", f"--jit_compile=auto: {with_xla}, {1e3 * seconds[False]:.3g} ms without: {won}, and so will a resumed run")
+    return wins
 
 
-def data_paths(model: ModuleType, options: RunOptions, env: Environment) -> tuple[list[str], list[str], list[str], bool]:
-    """Return the files (training, evaluation, test) and whether they are the bundled sample: flag, then variable, then that.
+def say_what_differs_across_replicas(network: keras.Model, strategy: tf.distribute.Strategy) -> None:
+    """Say in one line that batch normalisation goes by each replica's own part of the batch, where it does."""
+    if strategy.num_replicas_in_sync == 1:
+        return
+    kinds = keras.layers.BatchNormalization
+    found = [layer.name for layer in network._flatten_layers() if isinstance(layer, kinds) and not layer.synchronized]
+    if found:
+        log(
+            "WARNING",
+            f"{found[0]}{f' and {len(found) - 1} more' if len(found) > 1 else ''}: batch normalisation goes by each replica's own part "
+            "of the batch, so the weights depend on the number of replicas. BatchNormalization(synchronized=True) goes by the whole batch.",
+        )
+
+
+def admit(run: Run, inputs: Inputs, trainer: Trainer, restored: Restored | None) -> str | None:
+    """See that a checkpoint belongs to this very run; return what may have changed since and is to be proved harmless.
 
     Raises:
-        UserError: a path matches nothing, or a job names no data.
+        UserError: it belongs to another run.
     """
-    if not (options.train_data_path or env.training_data or env.in_job):
-        train, evaluation = sample_paths(model)
-        log("INFO", "training on synthetic sample data, which ships with the project (no --train_data_path given)")
-        return train, list(options.eval_data_path) or evaluation, list(options.test_data_path), True
-    chosen = []
-    for flag, variable, given, uri in (
-        ("--train_data_path", "AIP_TRAINING_DATA_URI", options.train_data_path, env.training_data),
-        ("--eval_data_path", "AIP_VALIDATION_DATA_URI", options.eval_data_path, env.validation_data),
-        ("--test_data_path", "AIP_TEST_DATA_URI", options.test_data_path, env.test_data),
-    ):
-        if not given and not uri and not flag.startswith("--test"):
-            raise UserError(f"no data: give {flag}, or let the service set {variable}.")
-        try:
-            chosen.append(model.find(given or (uri,), flag if given else variable) if given or uri else [])
-        except UserError as error:
-            if given or not flag.startswith("--test"):
-                raise
-            log("WARNING", f"no test metrics: {error}")  # the service names a split even if no file came of it
-            chosen.append([])
-    return chosen[0], chosen[1], chosen[2], False
+    if not restored:
+        return None
+    published = tf.io.gfile.exists(f"{run.outputs.model}/saved_model.pb")
+    tolerant = run.options.only != "all" or (restored[1]["finished"] and not published)  # an export that failed and is mended
+    remark, changed = compare_fingerprints(restored[1]["fingerprint"], trainer.fingerprint, run.outputs.records, tolerant)
+    if remark:
+        log("WARNING", remark)
+        restored[1].update(finished=False, stopped=False)
+    return changed
 
 
-def is_streamed(options: RunOptions, paths: Sequence[str]) -> bool:
-    """Tell whether training data is read anew in every epoch rather than held in memory."""
-    return options.in_memory == "no" or (options.in_memory == "auto" and data.total_bytes(paths) > IN_MEMORY_BYTES)
+def see_that_nothing_changed(trainer: Trainer, metrics: dict[str, float], changed: str) -> None:
+    """Compare an evaluation by the source as it is now with the one that training made.
+
+    Raises:
+        UserError: they differ, so that the checkpoint is not this model's.
+    """
+    now = {f"val_{name}": value for name, value in trainer.steps.evaluate(trainer.eval_rows).items()}
+    was, found = metrics[trainer.objective], now[trainer.objective]
+    if not abs(found - was) <= SAME * max(1.0, abs(was)):
+        raise UserError(
+            f"{changed} has changed since training, and with it what the model answers: "
+            f"{trainer.objective} was {was:.6g} and is {found:.6g} now. "
+            "Undo the change, or train again: another --output_dir, or --start_over."
+        )
+    same = f"the model answers as before ({trainer.objective} {found:.6g})"
+    log("WARNING", f"{changed} has changed since training; {same}, so it is exported.")
 
 
-def is_dealt_by_files(options: RunOptions, files: int, workers: int) -> bool:
-    """Tell whether each worker reads files of its own, where data is streamed."""
-    return workers > 1 and (options.shard == "files" or (options.shard == "auto" and files >= workers))
+def finish(run: Run, inputs: Inputs, trainer: Trainer, metrics: dict[str, float]) -> None:
+    """Export and check the model, write the final records, and say what was reached."""
+    records, state = run.outputs.records, trainer.state
+    common = {"best": {k: v for k, v in state["best"].items() if k != "metrics"}, "exported_step": trainer.exported_step}
+    common |= {"synthetic_sample_data": inputs.synthetic}
+    if run.options.only == "evaluate":
+        write_json(records, "evaluation.json", metrics | common)
+        log("INFO", f"evaluated the checkpoint of step {trainer.exported_step}: {format_metrics(metrics)}")
+        return
+    tolerance = run.options.skew_tolerance or (2e-2 if tf.config.list_physical_devices("GPU") else 1e-5)
+    tolerance = max(tolerance, 2e-2) if reduced_precision(trainer.model) and not run.options.skew_tolerance else tolerance
+    gate = export.publish(trainer.exporter, inputs.prepare, inputs.sample, run.outputs, tolerance, run.events, state["step"])
+    write_json(records, "metrics.json", metrics | {"skew_gate": gate} | common)
+    write_run(run, inputs, trainer, "out of time" if trainer.out_of_time else "finished")
+    say_end(run, inputs, metrics, gate)
+    run.tuning.report(state["step"], metrics[run.contract.objective])  # what the exported model has
 
 
-def sample_paths(model: ModuleType) -> tuple[list[str], list[str]]:
-    """Return the bundled synthetic (training, evaluation) files of a trainer, wherever it is installed."""
-    package = importlib.util.find_spec(model.NAME)
-    folders = list(package.submodule_search_locations) if package else [os.path.dirname(os.path.dirname(model.__file__))]
-    found = [os.path.join(folders[0], "tests", "data", name) for name in model.SAMPLE_FILES]
-    if missing := [path for path in found if not os.path.exists(path)]:
-        raise UserError(f"the sample data is not installed ({missing[0]}). Give --train_data_path and --eval_data_path.")
-    return found[:1], found[1:]
+def reduced_precision(model: keras.Model) -> bool:
+    """Tell whether the model computes in float16 or bfloat16 anywhere."""
+    return any(getattr(layer, "compute_dtype", "float32") in ("float16", "bfloat16") for layer in model._flatten_layers())
 
 
-def make_plan(run: Run, inputs: Inputs) -> Plan:
-    """Turn examples into steps.
+def make_plan(run: Run, inputs: Inputs, restored: Restored | None = None) -> Plan:
+    """Turn examples into steps; a resumed run keeps to what was chosen about XLA.
 
     Raises:
         UserError: the batch does not fit the data, the examples to train on, or the replicas.
@@ -269,11 +328,18 @@ def make_plan(run: Run, inputs: Inputs) -> Plan:
         near = [size for size in (batch // replicas * replicas, (batch // replicas + 1) * replicas) if size]
         listed = " and ".join(map(str, near))
         raise UserError(f"--batch_size {batch} must divide by the {replicas} replicas; the nearest that do are {listed}.")
-    long = total >= JIT_EXAMPLES or total // batch >= JIT_STEPS
-    jit = replicas == 1 and (options.jit_compile == "yes" or (options.jit_compile == "auto" and long))
+    steps = total // batch
+    jit: bool | None = replicas == 1 and (
+        options.jit_compile == "yes" or (options.jit_compile == "model" and bool(run.contract.jit_compile(hp, steps)))
+    )
+    if options.jit_compile == "auto" and replicas == 1:
+        jit = None  # to be timed
+    if restored and options.jit_compile in ("auto", "model") and "jit_compile" in restored[1]:
+        jit = restored[1]["jit_compile"]
+    scalars = options.scalar_steps or max(100, steps // 100)
     return Plan(
-        total // batch, batch, hp.num_evals, options.checkpoint_steps, options.steps_per_call, jit, hp.seed,
-        step_range(options.profile), Share(run.env.worker_index, run.env.worker_count), padded,
+        steps, batch, hp.num_evals, options.checkpoint_steps, options.steps_per_call, jit, hp.seed,
+        step_range(options.profile), Share(run.env.worker_index, run.env.worker_count), padded, scalars,
     )
 
 
@@ -297,14 +363,14 @@ def write_ledger(path: str, replica: str, attempt: int, step: int, hashes: np.nd
         file.write(text.encode())
 
 
-def describe_run(run: Run, inputs: Inputs, plan: Plan) -> None:
+def describe_run(run: Run, inputs: Inputs, plan: Plan, trainer: Trainer) -> None:
     """Say at the start what runs where on what."""
     found = ", ".join(f"{name} {version}" for name, version in versions().items())
-    log("INFO", f"{run.model.NAME}: {run.env.name} of {run.env.worker_count} worker(s); {found}")
+    log("INFO", f"{run.contract.name}: {run.env.name} of {run.env.worker_count} worker(s); {found}")
     kind = "in memory" if isinstance(inputs.train, MemoryRows) else "streamed"
     log("INFO", f"rows: {inputs.train.count} to train on ({kind}), {inputs.evaluation.count} to evaluate on")
     replicas = run.strategy.num_replicas_in_sync
-    compiled = ", compiled by XLA" if plan.jit_compile else ""
+    compiled = ", compiled by XLA" if trainer.plan.jit_compile else ""
     log("INFO", f"steps: {plan.total_steps} of global batch {plan.batch_size} ({plan.batch_size // replicas} per replica){compiled}")
     if plan.share.workers > 1:
         how = "its own files; the batches differ from one process's" if plan.padded else "its part of each batch, the same as one process's"
@@ -312,10 +378,13 @@ def describe_run(run: Run, inputs: Inputs, plan: Plan) -> None:
     log("INFO", f"outputs: model {run.outputs.model}, checkpoints {run.outputs.checkpoints}, logs {run.outputs.logs}")
 
 
-def run_record(run: Run, inputs: Inputs, plan: Plan) -> dict[str, Any]:
-    """Return what run.json holds: enough to tell later what this run was."""
-    return {
+def write_run(run: Run, inputs: Inputs, trainer: Trainer, state: str) -> None:
+    """Write run.json: enough to tell later what this run was, and how it stands."""
+    best = {name: value for name, value in trainer.state["best"].items() if name != "metrics"}
+    seconds = round(time.monotonic() - run.started, 1)
+    write_json(run.outputs.records, "run.json", {
         "command": sys.argv,
+        "commit": commit(os.path.dirname(run.contract.module.__file__ or "")),
         "hyperparameters": dataclasses.asdict(run.hp),
         "options": dataclasses.asdict(run.options),
         "environment": dataclasses.asdict(run.env),
@@ -323,21 +392,40 @@ def run_record(run: Run, inputs: Inputs, plan: Plan) -> dict[str, Any]:
         "data": inputs.described(),
         "rows": {"train": inputs.train.count, "evaluation": inputs.evaluation.count},
         "synthetic_sample_data": inputs.synthetic,
-        "total_steps": plan.total_steps,
+        "total_steps": trainer.plan.total_steps,
+        "jit_compile": bool(trainer.plan.jit_compile),
         "outputs": dataclasses.asdict(run.outputs),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - seconds)),
+        "state": state,
+        "duration_seconds": seconds,
+        "step": trainer.state["step"],
+        "best": best,
+    })  # fmt: skip
 
 
-def say_end(inputs: Inputs, metrics: dict[str, float], gate: dict[str, float], outputs: Outputs) -> None:
+def commit(folder: str) -> str | None:
+    """Return the git commit of the code, with `+changes` where files differ from it; None outside a checkout."""
+    git = ["git", "-C", folder or "."]
+    try:
+        found = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
+        if found.returncode:
+            return None
+        changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
+
+
+def say_end(run: Run, inputs: Inputs, metrics: dict[str, float], gate: dict[str, Any]) -> None:
     """Print what was reached and what to do next."""
-    on = " on synthetic sample data" if inputs.synthetic else ""
-    log("INFO", f"done{on}: {format_metrics({k: v for k, v in metrics.items() if not k.endswith('loss')})}")
+    outputs, on = run.outputs, " on synthetic sample data" if inputs.synthetic else ""
+    log("INFO", f"done{on}: {format_metrics({k: v for k, v in metrics.items() if not k.endswith('loss') or k == run.contract.objective})}")
     log("INFO", f"served and trained predictions agree on {gate['rows']} rows (largest difference {gate['largest_difference']:.1e})")
     log("INFO", f"model: {outputs.model}")
     python = sys.executable if not sys.executable.startswith(os.getcwd() + os.sep) else os.path.relpath(sys.executable)
     log("INFO", f"curves: {shlex.quote(python)} -m tensorboard.main --logdir {shlex.quote(outputs.logs)}")
-    instance = export._instances(inputs.model, data.take(inputs.sample, slice(0, 1)))[0]
+    instance = json.dumps(export.instances_of(run.contract, data.take(inputs.sample, slice(0, 1)))[0])
     script = os.path.join(os.path.dirname(os.path.dirname(__file__)), "scripts", "predict")
     ask = os.path.relpath(script) if os.path.exists(script) else f"{python} {os.path.join(os.path.dirname(__file__), 'predict.py')}"
-    log("INFO", f"predict: echo {shlex.quote(json.dumps(instance))} | {ask} {shlex.quote(outputs.model)}")
+    given = f"echo {shlex.quote(instance)} | " if len(instance) <= 2000 else ""
+    log("INFO", f"predict: {given}{ask} {shlex.quote(outputs.model)}{'' if given else ' < instances.jsonl'}")

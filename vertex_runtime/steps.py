@@ -6,15 +6,15 @@ One call gathers the rows of k steps from tensors that stay in memory and runs K
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from .rows import MemoryRows, Share, StreamedRows, Tensors
+from .errors import Preempted, UserError
+from .rows import DatasetRows, IndexedRows, MemoryRows, Rows, Share, StreamedRows, count_rows
 
 EVALUATION_BATCH = 256
 EVALUATION_STEPS = 32
@@ -30,11 +30,12 @@ class Plan:
     num_evals: int
     checkpoint_steps: int
     steps_per_call: int = 0
-    jit_compile: bool = False
+    jit_compile: bool | None = False  # None: not chosen yet
     seed: int = 0
     profile: tuple[int, int] | None = None
     share: Share = Share()
     padded: bool = False
+    scalar_steps: int = 0
 
     @property
     def call_steps(self) -> int:
@@ -47,45 +48,52 @@ class Plan:
         return sorted({round(self.total_steps * (i + 1) / count) for i in range(count)})
 
 
-class Preempted(Exception):
-    """The process was told to end (SIGTERM) and its state is durable."""
+AnyRows = MemoryRows | IndexedRows | DatasetRows | StreamedRows
 
 
 class Steps:
     """The compiled calls of one model: training steps and evaluation steps over rows given by index."""
 
-    def __init__(self, model: keras.Model, strategy: tf.distribute.Strategy, plan: Plan, example: Tensors, fingerprints: bool):
+    def __init__(self, model: keras.Model, strategy: tf.distribute.Strategy, plan: Plan, example: Rows, fingerprints: bool):
         self.model, self.strategy, self.plan, self.fingerprints = model, strategy, plan, fingerprints
-        replicas = strategy.num_replicas_in_sync
-        self.local_replicas = replicas // plan.share.workers
-        self.evaluation_batch = -(-max(plan.batch_size, EVALUATION_BATCH) // replicas) * replicas
+        self.replicas = strategy.num_replicas_in_sync
+        self.local_replicas = self.replicas // plan.share.workers
+        self.evaluation_batch = -(-max(plan.batch_size, EVALUATION_BATCH) // self.replicas) * self.replicas
         spec = tf.nest.map_structure(lambda t: tf.TensorSpec([None, *t.shape[1:]], t.dtype), example)
         order = tf.TensorSpec([plan.call_steps, plan.batch_size // plan.share.workers], tf.int32)
         count = tf.TensorSpec([], tf.int32)
         # AutoGraph is off: nothing here needs it, and converting Keras's code would take most of the tracing.
         self.train = tf.function(self._train, input_signature=[spec, order, count], autograph=False)
-        self._loop = tf.function(self._train_loop, jit_compile=plan.jit_compile, autograph=False)
-        shape = [EVALUATION_STEPS, self.evaluation_batch // plan.share.workers]
-        weights = tf.TensorSpec(shape, tf.float32)
-        signature = [spec, tf.TensorSpec(shape, tf.int32), weights, count]
-        self.evaluate_call = tf.function(self._evaluate, input_signature=signature, autograph=False)
+        self._loop = tf.function(self._train_loop, jit_compile=bool(plan.jit_compile), autograph=False)
+        self.evaluate_batches = tf.function(self._evaluate_batches, input_signature=[spec, count, count], autograph=False)
+        self.evaluate_rest = tf.function(self._evaluate_rest, autograph=False)  # traced once for a data set: its size is static
         # Across workers this is a collective: every worker asks for metrics at the same steps.
         self.results = tf.function(model.get_metrics_result, autograph=False)
         with strategy.scope():
-            if not model.optimizer.built:
-                model.optimizer.build(model.trainable_variables)
-            batch = tf.nest.map_structure(lambda t: tf.zeros([plan.batch_size // replicas, *t.shape[1:]], t.dtype), example)
-            # Metric and loss state must exist before the first trace; Keras has no public call for that.
-            model._symbolic_build(data_batch=(*batch, tf.ones([plan.batch_size // replicas])))
+            batch = tf.nest.map_structure(lambda t: tf.zeros([plan.batch_size // self.replicas, *t.shape[1:]], t.dtype), example)
+            # Variables, metric and loss state must exist before the first trace; Keras has no public call for that.
+            model._symbolic_build(data_batch=batch)
+            for optimizer in optimizers(model):
+                if not optimizer.built:
+                    optimizer.build(model.trainable_variables)
 
-    def _train(self, rows: Tensors, order: tf.Tensor, count: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    def trace(self) -> Sequence[tf.Variable]:
+        """Trace the training call and return every variable in it, those of nobody's layer among them."""
+        return self.train.get_concrete_function().graph.variables
+
+    def metric_names(self) -> list[str]:
+        """Return the names of what an evaluation measures."""
+        return list(_flat(self.results.get_concrete_function().structured_outputs))
+
+    def _train(self, rows: Rows, order: tf.Tensor, count: tf.Tensor) -> tuple[tf.Tensor, ...]:
         """Train `count` steps; returns (first step with a non-finite loss or -1, mean loss so far, hashes of the rows)."""
         # Large batches are faster gathered one by one in the compiled loop, small ones all at once before it.
         plan = self.plan
         late = plan.jit_compile and plan.batch_size >= LATE_GATHER and not self.fingerprints and not plan.padded
         block = (rows, order) if late else _gather(rows, tf.maximum(order, 0))
         if plan.padded:
-            block = (*block, tf.cast(order >= 0, tf.float32))
+            weights = tf.cast(order >= 0, tf.float32)
+            block = (*block[:2], weights * block[2] if len(block) == 3 else weights)
         bad, loss = self._loop(block, count, late)
         return bad, loss, _row_hashes(block[:2]) if self.fingerprints else tf.zeros([0], tf.uint8)
 
@@ -104,8 +112,13 @@ class Steps:
         _, bad, loss = tf.while_loop(lambda i, *_: i < count, one, start, parallel_iterations=1)
         return bad, loss
 
-    def _replica_step(self, batch: Tensors) -> tf.Tensor:
-        return self.model.train_step(self._own_share(batch))["loss"]
+    def _replica_step(self, batch: Rows) -> tf.Tensor:
+        """Run one training step; returns what tells whether it went well: its `loss`, else the sum of all that ends in _loss."""
+        logs = self.model.train_step(self._own_share(batch))
+        found = [logs["loss"]] if "loss" in logs else [value for name, value in logs.items() if name.endswith("loss")]
+        if not found:
+            raise UserError(f"train_step returns no loss, only {', '.join(logs) or 'nothing'}. Return a dict with the key 'loss'.")
+        return tf.add_n([tf.reduce_mean(tf.cast(value, tf.float32)) for value in found])
 
     def _own_share(self, batch: Any) -> Any:
         """Return this replica's part of the rows that this process holds."""
@@ -119,65 +132,119 @@ class Steps:
 
         return tf.nest.map_structure(part, batch)
 
-    def _evaluate(self, rows: Tensors, order: tf.Tensor, weights: tf.Tensor, count: tf.Tensor) -> None:
-        block = (*_gather(rows, order), weights)
+    def _evaluate_batches(self, rows: Rows, start: tf.Tensor, count: tf.Tensor) -> None:
+        """Evaluate `count` whole batches, from row `start` on."""
+        own = self.evaluation_batch // self.plan.share.workers
 
         def one(i: tf.Tensor) -> tuple[tf.Tensor]:
-            batch = tf.nest.map_structure(lambda t: t[i], block)
-            self.strategy.run(lambda b: self.model.test_step(self._own_share(b)), args=(batch,))
+            first = start + i * self.evaluation_batch + self.plan.share.worker * own
+            batch = tf.nest.map_structure(lambda t: _rows(t, first, own), rows)
+            self.strategy.run(lambda b: self._test(self._own_share(b)), args=(batch,))
             return (i + 1,)
 
         tf.while_loop(lambda i: i < count, one, (tf.constant(0),), parallel_iterations=1)
 
-    def metrics(self) -> dict[str, float]:
-        return {name: float(value) for name, value in self.results().items()}
+    def _evaluate_rest(self, rows: Rows, start: tf.Tensor, count: int) -> None:
+        """Evaluate the last `count` rows, fewer than a batch: an equal part on each replica, what is left over one by one.
 
-    def evaluate(self, rows: MemoryRows | StreamedRows, stop: Callable[[], bool] = lambda: False) -> dict[str, float]:
-        """Return the model's metrics over every row, each counted once; the last batch is padded with weight 0.
+        Nothing is padded, since padding would count in metrics that take no weights.
+        """
+        part, over = divmod(count, self.replicas)
+
+        def one() -> None:
+            context = tf.distribute.get_replica_context()
+            place = context.replica_id_in_sync_group if context is not None else 0
+            if part:
+                self._test(tf.nest.map_structure(lambda t: _rows(t, start + place * part, part), rows))
+            if over and self.replicas == 1:
+                self._test(tf.nest.map_structure(lambda t: _rows(t, start + part, over), rows))
+            elif over:
+                last = tf.minimum(start + self.replicas * part + place, start + count - 1)
+
+                def single() -> tf.Tensor:
+                    self._test(tf.nest.map_structure(lambda t: _rows(t, last, 1), rows))
+                    return tf.constant(0)
+
+                tf.cond(place < over, single, lambda: tf.constant(0))
+
+        self.strategy.run(one)
+
+    def _test(self, batch: Rows) -> None:
+        self.model.test_step(batch)
+
+    def metrics(self) -> dict[str, float]:
+        """Return the model's metrics by name; one of several values gives `name_0`, `name_1` and so on."""
+        return {name: float(value) for name, value in _flat(self.results()).items()}
+
+    def evaluate(self, rows: AnyRows, stop: Callable[[], bool] = lambda: False) -> dict[str, float]:
+        """Return the model's metrics over every row, each counted once.
 
         Raises:
             Preempted: `stop` became true on the way.
         """
         self.model.reset_metrics()
-        total, padded = 0, 0
+        left: Rows | None = None
         for tensors in rows.chunks():
-            count = int(tensors[1].shape[0])
-            for order, weights, steps in _batches(count, self.evaluation_batch):
+            if left is not None:
+                tensors = tf.nest.map_structure(lambda a, b: tf.concat([a, b], 0), left, tensors)
+            count, left = count_rows(tensors), None
+            whole = count // self.evaluation_batch
+            for start in range(0, whole, EVALUATION_STEPS):
                 if stop():
                     raise Preempted
-                order, weights = self.plan.share.columns(order), self.plan.share.columns(weights)
-                self.evaluate_call(tensors, tf.constant(order), tf.constant(weights), tf.constant(steps))
-                padded += steps * self.evaluation_batch
-            total += count
+                batches = tf.constant(min(EVALUATION_STEPS, whole - start))
+                self.evaluate_batches(tensors, tf.constant(start * self.evaluation_batch), batches)
+            if count % self.evaluation_batch:
+                left = tf.nest.map_structure(lambda t: t[whole * self.evaluation_batch :], tensors)
+        if left is not None:
+            self.evaluate_rest(left, tf.constant(0), count_rows(left))
         metrics = self.metrics()
-        # Keras divides a batch's loss by its rows, the padding among them.
-        metrics["loss"] *= padded / total
         self.model.reset_metrics()
         return metrics
 
 
-def _gather(rows: Tensors, order: tf.Tensor) -> Tensors:
+def optimizers(model: keras.Model) -> list[keras.optimizers.Optimizer]:
+    """Return the model's optimizer and those that a training step of its own keeps as attributes."""
+    found = [model.optimizer, *vars(model).values()]
+    kept: list[keras.optimizers.Optimizer] = []
+    for value in found:
+        if isinstance(value, keras.optimizers.Optimizer) and not any(value is other for other in kept):
+            kept.append(value)
+    return kept
+
+
+def _flat(results: Any) -> dict[str, Any]:
+    """Name the scalars of what Keras returns as metrics."""
+    found: dict[str, Any] = {}
+    for name, value in results.items():
+        if isinstance(value, dict):
+            found |= _flat(value)
+        elif value.shape.rank:
+            flat = tf.reshape(value, [-1]) if not isinstance(value, tf.TensorSpec) else [None] * value.shape.num_elements()
+            found |= {f"{name}_{i}": flat[i] for i in range(value.shape.num_elements())}
+        else:
+            found[name] = value
+    return found
+
+
+def _rows(tensor: tf.Tensor, first: tf.Tensor, count: int) -> tf.Tensor:
+    """Return `count` rows of a tensor from row `first` on, with a static shape."""
+    return tf.slice(tensor, [first] + [0] * (tensor.shape.rank - 1), [count, *tensor.shape[1:]])
+
+
+def _gather(rows: Rows, order: tf.Tensor) -> Rows:
     """Return the rows of `order` [k, n], with static shapes [k, n, ...]."""
     flat = tf.reshape(order, [-1])
     return tf.nest.map_structure(lambda t: tf.reshape(tf.gather(t, flat), [*order.shape, *t.shape[1:]]), rows)
 
 
-def _row_hashes(block: Tensors) -> tf.Tensor:
+def _row_hashes(block: Rows) -> tf.Tensor:
     """Hash each row's features and label: [k, n, 8] uint8."""
     columns = []
     for tensor in tf.nest.flatten(block):
-        raw = tf.bitcast(tensor, tf.uint8)
+        if tensor.dtype == tf.string:
+            tensor = tf.strings.to_hash_bucket_fast(tensor, 2**62)
+        raw = tf.bitcast(tf.cast(tensor, tf.uint8) if tensor.dtype == tf.bool else tensor, tf.uint8)
         columns.append(tf.reshape(raw, [tensor.shape[0] * tensor.shape[1], -1]))
     hashes = tf.fingerprint(tf.concat(columns, 1))
     return tf.reshape(hashes, [*tf.nest.flatten(block)[0].shape[:2], 8])
-
-
-def _batches(count: int, size: int) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-    """Yield (order, weights, steps): every row of `count` once, in blocks of EVALUATION_STEPS batches."""
-    block = EVALUATION_STEPS * size
-    for first in range(0, count, block):
-        order = np.arange(first, first + block, dtype=np.int32)
-        weights = (order < count).astype(np.float32)
-        steps = min(EVALUATION_STEPS, -(-(count - first) // size))
-        shape = (EVALUATION_STEPS, size)
-        yield np.minimum(order, count - 1).reshape(shape), weights.reshape(shape), steps

@@ -13,7 +13,6 @@ import tensorflow as tf
 
 from .hyperparameters import Hyperparameters
 
-INPUTS = {"text": tf.TensorSpec([None], tf.string, name="text")}
 LABEL = "label"
 
 Facts = Mapping[str, Any]
@@ -134,7 +133,7 @@ def learn(chunks: Iterable[Mapping[str, Any]], hp: Hyperparameters) -> Facts:
     Args:
         chunks: columns by name, of some rows each: `text` and `label`.
     """
-    measure = tf.function(lambda text: _measure(text, hp), input_signature=[INPUTS["text"]])
+    measure = tf.function(lambda text: _measure(text, hp), input_signature=[tf.TensorSpec([None], tf.string)])
     names, places, buckets, lengths = [], [], [], []
     for chunk in chunks:
         for start in range(0, len(chunk["text"]), BLOCK):

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vertex_runtime.arguments import option
+from vertex_runtime.arguments import CommonHyperparameters, option
 
 
 @dataclass(frozen=True)
-class Hyperparameters:
+class Hyperparameters(CommonHyperparameters):
     """What a run learns with; to add one, add a field here and use it in `model.py`."""
 
     model: str = option("linear", "linear: hashed n-grams; cnn: the published sample's network", choices=("linear", "cnn"))
     batch_size: int = option(60, "examples per step, over all replicas", minimum=1)
-    num_examples_to_train_on: int = option(0, "examples to train on in all, repeats included; 0: --epochs times the rows", minimum=0)
     epochs: float = option(4.0, "passes over the training rows, where --num_examples_to_train_on is 0", above=0)
-    num_evals: int = option(5, "evaluations, evenly spaced over the training", minimum=1)
     lr: float = option(0.0, "first learning rate, falls to 0; 0: 0.075 x batch size (linear), 0.001 (cnn)", minimum=0)
-    early_stopping: int = option(0, "stop after so many evaluations without a better one; 0: never", minimum=0)
-    plateau: int = option(0, "constant --lr, halved after so many evaluations without a better one; 0: the schedule", minimum=0)
     min_n: int = option(2, "linear: shortest character n-gram", minimum=2)
     max_n: int = option(4, "linear: longest character n-gram", minimum=2)
     hash_bits: int = option(20, "linear: n-grams are hashed into 2**hash_bits buckets", minimum=4)
@@ -34,4 +30,3 @@ class Hyperparameters:
     vocabulary: int = option(20000, "cnn: words are hashed into so many embedding rows", minimum=2)
     sequence_length: int = option(0, "cnn: words kept of one text (25 or more); 0: fitted to the training rows, at most 250", minimum=0)
     dropout: float = option(0.5, "cnn: dropout rate", minimum=0)
-    seed: int = option(0, "seed of initial weights, dropout and the order of rows", minimum=0)

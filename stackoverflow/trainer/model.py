@@ -6,70 +6,26 @@ n-grams of `features.py`, weighted by what they tell of the class; `--model=cnn`
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from vertex_runtime import data
+from vertex_runtime.columns import Category, Text
 from vertex_runtime.sparse import Rows, RowSparseAdam
 
-from .features import INPUTS, LABEL, Facts, learn, preprocess  # noqa: F401 - parts of what a model module offers
+from .features import LABEL, Facts, learn, preprocess  # noqa: F401 - parts of what a model module offers
 from .hyperparameters import Hyperparameters
 
 NAME = "stackoverflow"
-SAMPLE_FILES = ("train.csv", "valid.csv")
-OBJECTIVE, MAXIMIZE = "val_accuracy", True  # what tuning and the best checkpoint go by
-COLUMNS = (data.Column("text", text=True), data.Column(LABEL, text=True))
-
-
-def find(paths: Sequence[str], flag: str) -> list[str]:
-    """Return the CSV files that the paths name, and the folders that hold a folder per label."""
-    found = data.expand(paths, flag)
-    folders = [path for path in found if os.path.isdir(path) and any(entry.is_dir() for entry in os.scandir(path))]
-    return folders + data.csv_files(path for path in found if path not in folders)
-
-
-def read(path: str, bad: data.BadRows) -> Iterator[data.Chunk]:
-    """Read one file, or one folder, in chunks of raw columns."""
-    return data.read_label_folders(path, "text", LABEL, bad) if os.path.isdir(path) else data.read_csv(path, COLUMNS, bad)
-
-
-def encode_labels(chunk: data.Chunk, facts: Facts) -> np.ndarray:
-    """Return the class of each row, its place in `class_names`: [rows] int32.
-
-    Raises:
-        UnknownLabel: a label that the training rows do not have.
-    """
-    names = list(facts["class_names"])
-    found, inverse = np.unique(chunk[LABEL].astype(bytes), return_inverse=True)
-    labels = [name.decode("utf-8") for name in found]
-    for label in labels:
-        if label not in names:
-            raise data.UnknownLabel(label)
-    return np.array([names.index(label) for label in labels], np.int32)[inverse]
-
-
-def callbacks(hp: Hyperparameters) -> list[keras.callbacks.Callback]:
-    """Return the Keras callbacks to train with; see the README on which hooks are called when."""
-    chosen: list[keras.callbacks.Callback] = []
-    if hp.early_stopping:
-        chosen.append(keras.callbacks.EarlyStopping(OBJECTIVE, patience=hp.early_stopping, mode="max", restore_best_weights=True))
-    if hp.plateau:
-        chosen.append(keras.callbacks.ReduceLROnPlateau(OBJECTIVE, factor=0.5, patience=hp.plateau, mode="max"))
-    return chosen
+OBJECTIVE = "val_accuracy"  # what tuning and the best checkpoint go by
+COLUMNS = (Text("text"), Category(LABEL))
 
 
 def score(outputs: Mapping[str, np.ndarray], labels: np.ndarray) -> float:
     """Return the accuracy of served answers."""
     return float(np.mean(np.argmax(outputs["scores"], -1) == labels))
-
-
-def extra_files(facts: Facts) -> dict[str, str]:
-    """Return texts to put beside the SavedModel: the labels, in the order of `scores`."""
-    return {"labels.txt": "".join(f"{name}\n" for name in facts["class_names"])}
 
 
 class HashedLinear(keras.layers.Layer):

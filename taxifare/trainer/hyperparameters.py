@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vertex_runtime.arguments import option
+from vertex_runtime.arguments import CommonHyperparameters, option
 
 
 @dataclass(frozen=True)
-class Hyperparameters:
+class Hyperparameters(CommonHyperparameters):
     """What a run learns with; to add one, add a field here and use it in `model.py`."""
 
     batch_size: int = option(240, "examples per step, over all replicas", minimum=1)
-    num_examples_to_train_on: int = option(0, "examples to train on in all, repeats included; 0: --epochs times the rows", minimum=0)
     epochs: float = option(30.0, "passes over the training rows, where --num_examples_to_train_on is 0", above=0)
-    num_evals: int = option(5, "evaluations, evenly spaced over the training", minimum=1)
     lr: float = option(2e-2, "peak learning rate", above=0)
-    early_stopping: int = option(0, "stop after so many evaluations without a better one; 0: never", minimum=0)
-    plateau: int = option(0, "constant --lr, halved after so many evaluations without a better one; 0: the schedule", minimum=0)
     nbuckets: int = option(10, "buckets per latitude and longitude for the feature crosses", minimum=2)
     nnsize: tuple[int, ...] = option((64,), 'sizes of the hidden layers, such as "32 8"')
     features: str = option("city", "city: engineered features; lab: the network of the published course", choices=("city", "lab"))
@@ -25,4 +21,3 @@ class Hyperparameters:
     loss_delta: float = option(5.0, "city: dollars of error beyond which the loss is linear", above=0)
     weight_decay: float = option(0.2, "city: AdamW's decay, times the learning rate", minimum=0)
     warmup_fraction: float = option(0.15, "city: share of the steps that raise the learning rate", minimum=0)
-    seed: int = option(0, "seed of initial weights and of the order of rows", minimum=0)

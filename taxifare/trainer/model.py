@@ -7,7 +7,7 @@ the network of the published course, kept for comparison.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import keras
@@ -15,56 +15,31 @@ import numpy as np
 import tensorflow as tf
 
 from vertex_runtime import data
+from vertex_runtime.columns import Date, Number, Text
 from vertex_runtime.sparse import Rows, RowSparseAdam
 
 from .features import CELL_RANGE, COORDINATES, MAX_CELL_PAIRS, Features, cell_pairs, city_features, lab_features
 from .hyperparameters import Hyperparameters
 
 NAME = "taxifare"
-SAMPLE_FILES = ("taxi-train.csv", "taxi-valid.csv")
 LABEL = "fare_amount"
-OBJECTIVE, MAXIMIZE = "val_rmse", False  # what tuning and the best checkpoint go by
-DATE = r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])[ T]([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d+)?( ?UTC|Z|[+]00:00)?"
+OBJECTIVE = "val_rmse"  # what tuning and the best checkpoint go by
 COLUMNS = (
-    data.Column(LABEL, low=0.01, high=10_000),
-    data.Column("pickup_datetime", text=True, pattern=DATE),
+    Number(LABEL, low=0.01, high=10_000),
+    Date("pickup_datetime", time=True),
     # Real files hold zeros and swapped degrees; the bounds are those of the published course's map.
-    *(data.Column(name, low=-78, high=-70) if "longitude" in name else data.Column(name, low=37, high=45) for name in COORDINATES),
-    data.Column("passenger_count", low=0, high=255),
-    data.Column("key", text=True, required=False),
+    *(Number(name, low=-78, high=-70) if "longitude" in name else Number(name, low=37, high=45) for name in COORDINATES),
+    Number("passenger_count", low=0, high=255),
+    Text("key", required=False),
 )
-INPUTS: dict[str, tf.TensorSpec] = {
-    "pickup_datetime": tf.TensorSpec([None], tf.string, "pickup_datetime"),
-    **{name: tf.TensorSpec([None], tf.float32, name) for name in (*COORDINATES, "passenger_count")},
-}
 LEARN_ROWS = 200_000  # enough for means and spreads
 CLIP = 6.0  # for standardised features: rare extremes steer the fit, and absurd requests stay harmless
 CROSS_SCALE = 0.1  # Adam moves a row by about `lr` however rare its cell, so rows must count for little
 
 
-def find(paths: Sequence[str], flag: str) -> list[str]:
-    """Return the CSV files that the paths, wildcards and folders name."""
-    return data.csv_files(data.expand(paths, flag))
-
-
-def read(path: str, bad: data.BadRows) -> Iterator[data.Chunk]:
-    """Read one file in chunks of raw columns."""
-    return data.read_csv(path, COLUMNS, bad)
-
-
-def encode_labels(chunk: data.Chunk, facts: Mapping[str, Any]) -> np.ndarray:
-    """Return the fares in dollars: [rows] float32."""
-    return chunk[LABEL]
-
-
-def callbacks(hp: Hyperparameters) -> list[keras.callbacks.Callback]:
-    """Return the Keras callbacks to train with; see the README on which hooks are called when."""
-    chosen: list[keras.callbacks.Callback] = []
-    if hp.early_stopping:
-        chosen.append(keras.callbacks.EarlyStopping(OBJECTIVE, patience=hp.early_stopping, mode="min", restore_best_weights=True))
-    if hp.plateau:
-        chosen.append(keras.callbacks.ReduceLROnPlateau(OBJECTIVE, factor=0.5, patience=hp.plateau, mode="min"))
-    return chosen
+def jit_compile(hp: Hyperparameters, total_steps: int) -> bool:
+    """Ask for XLA in runs long enough to repay its compilation, about half a second."""
+    return total_steps >= 5_000 or total_steps * hp.batch_size >= 8_000_000
 
 
 def score(outputs: Mapping[str, np.ndarray], labels: np.ndarray) -> float:
@@ -72,16 +47,11 @@ def score(outputs: Mapping[str, np.ndarray], labels: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(outputs[LABEL] - labels, dtype=np.float64))))
 
 
-def extra_files(facts: Mapping[str, Any]) -> dict[str, str]:
-    """Return texts to put beside the SavedModel, by name: none here."""
-    return {}
-
-
 def learn(chunks: Iterable[data.Chunk], hp: Hyperparameters) -> dict[str, np.ndarray]:
     """Return mean and spread of every feature and of the fare, over the first training rows."""
     count, first, second = 0, 0.0, 0.0
     for chunk in chunks:
-        raw = {name: tf.convert_to_tensor(chunk[name], spec.dtype) for name, spec in INPUTS.items()}
+        raw = {name: tf.convert_to_tensor(values) for name, values in chunk.items()}
         numbers = lab_features(raw) if hp.features == "lab" else city_features(raw)[0]
         columns = np.column_stack([numbers.numpy(), chunk[LABEL]]).astype(np.float64)
         count, first, second = count + len(columns), first + columns.sum(0), second + np.square(columns).sum(0)

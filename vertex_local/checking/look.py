@@ -92,11 +92,11 @@ class Look:
 
     def _narrowed(self) -> str | None:
         """Return the trainer of a package that holds one only, as the module `trainer.task` asks for; its address says which."""
-        pool = self.case.job.pools[0]
-        names = sorted(folder.parent.name for folder in self.case.project.glob("*/trainer"))
-        if not (pool.module or "").startswith("trainer.") or len(names) < 2:
+        pool, known = self.case.job.pools[0], commands.trainers(self.case.project)
+        if not (pool.module or "").startswith("trainer.") or len(known) < 2:
             return None
-        return next((name for name in names if any(name in uri for uri in pool.package_uris)), names[0])
+        parts = [part for uri in pool.package_uris for part in reversed(uri.split("/"))]
+        return next(filter(None, (commands.trainer_in(part, known) for part in parts)), known[0])
 
     def _requirements(self, package: Path) -> Iterator[Finding]:
         case, pool = self.case, self.case.job.pools[0]

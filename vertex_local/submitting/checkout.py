@@ -1,11 +1,11 @@
-"""The checkout that the submitting scripts belong to: its folders, its trainers, its Dockerfile's defaults."""
+"""The checkout that the submitting scripts belong to: its folders, a pool's trainer, its Dockerfile's defaults."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from ..commands import trainer_in
+from ..commands import trainer_in, trainers
 from ..spec import Pool
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -16,16 +16,12 @@ class BuildError(ValueError):
     """What cannot be built or stored as asked, and the remedy."""
 
 
-def trainers(root: Path = ROOT) -> list[str]:
-    """Return the names of the checkout's trainers."""
-    return sorted(folder.parent.name for folder in root.glob("*/trainer") if folder.is_dir())
-
-
 def trainer_of(pool: Pool, name: str, root: Path = ROOT) -> str:
     """Return which trainer a pool runs, by its module or its image; raise a BuildError naming the job file `name`."""
-    found = trainer_in(pool.module.partition(".")[0] if pool.module else pool.image, trainers(root))
+    known = trainers(root)
+    found = trainer_in(pool.module.partition(".")[0] if pool.module else pool.image, known)
     if found is None:
-        raise BuildError(f"{name}: {pool.module or pool.image} names none of the trainers here, {', '.join(trainers(root))}.")
+        raise BuildError(f"{name}: {pool.module or pool.image} names none of the trainers here, {', '.join(known)}.")
     return found
 
 

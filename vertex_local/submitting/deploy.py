@@ -21,12 +21,11 @@ from .. import cli, images, settings, spec
 from . import checkout, cloud, sdk
 
 SAMPLE = """
-import importlib, json, sys
-from vertex_runtime import data, export, run, strategy
+import json, sys
+from vertex_runtime import strategy
 strategy.import_tensorflow()
-model = importlib.import_module(sys.argv[1] + ".trainer.model")
-chunk = next(iter(model.read(run.sample_paths(model)[0][0], data.BadRows())))
-print(json.dumps(export._instances(model, data.take(chunk, slice(0, 2)))))
+from vertex_runtime.inputs import sample_instances
+print(json.dumps(sample_instances(sys.argv[1] + ".trainer", 2)))
 """
 
 

@@ -14,9 +14,10 @@ from datetime import date
 from pathlib import Path
 
 from .. import cli, images, settings
+from ..commands import trainers
 from ..spec import JobSpec
 from . import cloud
-from .checkout import ROOT, SETTINGS, BuildError, dockerfile_default, trainer_of, trainers
+from .checkout import ROOT, SETTINGS, BuildError, dockerfile_default, trainer_of
 
 _SEPARATORS = ";|~#"  # of gcloud's --args, in whose own form a comma parts arguments
 
@@ -43,7 +44,7 @@ def image_commands(args: argparse.Namespace, values: Mapping[str, str], root: Pa
 def main(argv: Sequence[str]) -> int:
     """`scripts/build_image`: build the container image with Docker, and push it if asked; return the exit code."""
     parser = cli.Parser(prog="scripts/build_image", description="Build a trainer's image from the Dockerfile, with Docker.")
-    parser.add_argument("--trainer", choices=trainers(), required=True, help="the trainer that it starts")
+    parser.add_argument("--trainer", choices=trainers(ROOT), required=True, help="the trainer that it starts")
     parser.add_argument("--gpu", action="store_true", help="TensorFlow with CUDA; the image is called TRAINER-gpu")
     parser.add_argument("--base", metavar="IMAGE", help="image to build on; prebuilt: that of the settings (default: a slim Python)")
     parser.add_argument("--tensorflow", metavar="REQUIREMENT", help="what pip installs of it (default: what the Dockerfile says)")

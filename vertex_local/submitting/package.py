@@ -17,8 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from .. import buckets, cli, settings
+from ..commands import trainers
 from . import cloud, sdk
-from .checkout import ROOT, SETTINGS, BuildError, trainers
+from .checkout import ROOT, SETTINGS, BuildError
 
 EPOCH = 315532800  # 1 January 1980, the oldest time that every archive format knows
 _NOT_SOURCES = shutil.ignore_patterns(".*", "build", "dist", "tests", "benchmarks", "*-run-*", "*-model*")  # at the top
@@ -144,7 +145,7 @@ def main(argv: Sequence[str]) -> int:
     parser = cli.Parser(
         prog="scripts/build_package", description="Build the sdist for prebuilt containers; the same sources make the same bytes."
     )
-    parser.add_argument("--trainer", choices=trainers(), help="narrow it to one trainer, which is then also the module trainer.task")
+    parser.add_argument("--trainer", choices=trainers(ROOT), help="narrow it to one trainer, which is then also the module trainer.task")
     parser.add_argument("--dist_dir", metavar="DIR", default="dist", help="where to put it, in a folder per trainer (default: %(default)s)")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--upload", action="store_true", help="upload it with google-cloud-storage and compare checksums")
@@ -169,8 +170,9 @@ def _package(args: argparse.Namespace) -> int:
         raise BuildError(f"--to: takes gs://bucket/folder; got {to!r}.")
     folder = Path(args.dist_dir, *parts)
     print(f"$ cd {ROOT} && {f'VERTEX_TRAINER={args.trainer} ' if args.trainer else ''}python setup.py sdist --formats=gztar")
-    files = sorted((ROOT / args.trainer / "tests" / "data").iterdir()) if args.sample_data else []
-    wanted = {file: f"gs://{values['bucket']}/data/{args.trainer}/{file.name}" for file in files}
+    sample = ROOT / (args.trainer or "") / "tests" / "data"
+    files = sorted(path for path in sample.rglob("*") if path.is_file()) if args.sample_data else []
+    wanted = {file: f"gs://{values['bucket']}/data/{args.trainer}/{file.relative_to(sample).as_posix()}" for file in files}
     if args.dry_run:
         storing = "upload" if args.upload else f"copy, under {args.bucket_root}," if args.bucket_root else "keep"
         print(f"{storing} {folder}/vertex_trainer-*.tar.gz" + (f" to {to.rstrip('/')}/" if args.upload or args.bucket_root else ""))

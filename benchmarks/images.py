@@ -1,0 +1,98 @@
+"""How fast image rows are prepared against decoding them alone with tf.data, in the same run: `python benchmarks/images.py`.
+
+Both read the same JPEG files from a folder per label and bring them to one size; the ratio of examples a second is printed
+for each of some alternating repeats, with its range.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from vertex_runtime.strategy import import_tensorflow  # noqa: E402
+
+
+def write_images(folder: Path, count: int, side: int) -> None:
+    """Write random JPEG files of smooth shapes, half of them for each of two labels."""
+    import tensorflow as tf
+
+    random = np.random.default_rng(0)
+    for i in range(count):
+        path = folder / ("even", "odd")[i % 2] / f"{i}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        small = random.integers(0, 255, (8, 8, 3)).astype(np.float32)
+        pixels = tf.cast(tf.image.resize(small, [side + i % 5, side]), tf.uint8)
+        path.write_bytes(tf.io.encode_jpeg(pixels).numpy())
+
+
+def prepared(folder: Path, side: int) -> float:
+    """Return the examples a second that a run's training rows come at, read, decoded and shuffled."""
+    from types import SimpleNamespace
+
+    from vertex_runtime import contract, images
+    from vertex_runtime.columns import Category, Image
+    from vertex_runtime.data import BadRows
+    from vertex_runtime.rows import IndexedRows, Preparer, Share
+    from vertex_runtime.sources import FolderSource
+
+    columns = (Image("image_bytes"), Category("label"))
+    parts = {name: contract._default(name, columns, ("label",), None, "val_loss", False) for name in contract.FUNCTIONS}
+    parts["preprocess"] = lambda raw, hp, facts: images.decode(raw["image_bytes"], side, side)
+    inputs = {"image_bytes": columns[0].spec()}
+    given = frozenset({"COLUMNS"})
+    made = contract.Contract("images", sys.modules[__name__], (), columns, ("label",), None, inputs, "val_loss", False, given, parts)
+    prepare = Preparer(made, SimpleNamespace(), {"class_names": ["even", "odd"]})
+    source = FolderSource([str(folder)], columns[0], "label", BadRows())
+    feed = IndexedRows(source, np.arange(source.count), prepare).feed(64, 0, 0, Share())
+    start, seen = time.perf_counter(), 0
+    while seen < source.count - source.count % 64:
+        seen += next(feed)[1].size
+    return seen / (time.perf_counter() - start)
+
+
+def alone(folder: Path, side: int) -> float:
+    """Return the examples a second that tf.data reads and decodes at, with as many parallel calls as it likes."""
+    import tensorflow as tf
+
+    def decode(path: tf.Tensor) -> tf.Tensor:
+        image = tf.io.decode_jpeg(tf.io.read_file(path), 3)
+        return tf.cast(tf.round(tf.image.resize(image, [side, side], antialias=True)), tf.uint8)
+
+    files = tf.data.Dataset.list_files(f"{folder}/*/*.jpg", shuffle=True, seed=0)
+    rows = files.map(decode, tf.data.AUTOTUNE).batch(64).prefetch(tf.data.AUTOTUNE)
+    start, seen = time.perf_counter(), 0
+    for batch in rows:
+        seen += int(batch.shape[0])
+    return seen / (time.perf_counter() - start)
+
+
+def main() -> int:
+    """Print the table and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=4000, help="images")
+    parser.add_argument("--side", type=int, default=160, help="pixels each way")
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    import_tensorflow()
+    with tempfile.TemporaryDirectory() as folder:
+        write_images(Path(folder), args.count, args.side)
+        prepared(Path(folder), args.side), alone(Path(folder), args.side)  # warm
+        rates = [(prepared(Path(folder), args.side), alone(Path(folder), args.side)) for _ in range(args.repeats)]
+    ratios = sorted(ours / theirs for ours, theirs in rates)
+    ours, theirs = (statistics.median(column) for column in zip(*rates))
+    print(f"{args.count} JPEG files of {args.side} x {args.side}, {os.cpu_count()} cores, {args.repeats} alternating repeats")
+    print(f"tf.data, decoding alone: {theirs:,.0f} examples/s; training rows: {ours:,.0f} examples/s")
+    print(f"ratio: {statistics.median(ratios):.2f} [{ratios[0]:.2f}..{ratios[-1]:.2f}]")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,567 @@
+"""What a trainer's `model.py` offers, checked once and turned into the one object that the runtime works with.
+
+`ModelModule` is the list of parts; three of them are enough (`COLUMNS`, `LABEL`, `build_model`), the others have defaults.
+No other file of the runtime reaches into the module.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import dataclasses
+import difflib
+import importlib
+import inspect
+import os
+import re
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Protocol
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from . import data
+from .arguments import CommonHyperparameters
+from .columns import Category, Column, Number
+from .errors import FAILED, Preempted, UserError, is_exhaustion
+
+Facts = Any  # whatever `learn` returns: most often a dict of arrays and texts
+Features = Any  # a nest of dense tensors [rows, ...]
+
+
+class ModelModule(Protocol):
+    """The parts of a `model.py`. A chunk is a dict of columns: float32 [rows], or objects (bytes) [rows] for texts.
+
+    Rows come from one of four places: `COLUMNS` alone (CSV files, or a folder per label), `read` of your own, `source`
+    (random access), or `dataset` (a `tf.data.Dataset`).
+    """
+
+    NAME: str  # the trainer's package, for messages and the sample data; default: the folder's name
+    SAMPLE_FILES: Sequence[str]  # (training, evaluation) in tests/data; default: what is named *train* and *valid* or *eval*
+    COLUMNS: Sequence[Column]  # what a row holds, the label among it: see columns.py
+    LABEL: str | Sequence[str]  # the column, or columns, to predict
+    WEIGHT: str  # a column of numbers from 0: how much a row counts in training and evaluation; default: all alike
+    INPUTS: Mapping[str, tf.TensorSpec]  # what a request holds, each [rows, ...]; default: the columns but label and weight
+    OBJECTIVE: str  # the evaluation metric that tuning and the best checkpoint go by; default: val_loss
+    MAXIMIZE: bool  # whether more of it is better; needed where the metric's name does not tell
+
+    def build_model(self, hp: Any, facts: Facts, total_steps: int) -> keras.Model:
+        """Return the compiled model; `total_steps` is for learning-rate schedules. Required."""
+
+    def find(self, paths: Sequence[str], flag: str) -> list[str]:
+        """Return the files, or folders, that paths and wildcards name; `flag` is where they were given, for messages."""
+
+    def read(self, path: str, bad: data.BadRows) -> Iterator[data.Chunk]:
+        """Read one file, or folder, in chunks of raw columns; hand bad rows to `bad.add(where, reason, value)`."""
+
+    def source(self, files: Sequence[str], hp: Any) -> Sequence[Mapping[str, Any]]:
+        """Return an object with `len` and `[i]`, which gives one row as a dict of values, the label among them."""
+
+    def dataset(self, files: Sequence[str], hp: Any, epoch: int | None) -> tf.data.Dataset:
+        """Return one pass of single examples (features, label[, weight]); `epoch` is None for evaluation.
+
+        The same call must give the same examples in the same order: seed a shuffle with `hp.seed + epoch`.
+        """
+
+    def learn(self, chunks: Iterable[data.Chunk], hp: Any) -> Facts:
+        """Return what has to be known of the training rows: means, vocabularies, adapted layers. Default: nothing.
+
+        The classes of a text label are added as `facts["class_names"]` where the default `encode_labels` is used.
+        """
+
+    def preprocess(self, raw: Mapping[str, tf.Tensor], hp: Any, facts: Facts) -> Features:
+        """Turn raw inputs [rows, ...] into what the model takes, in TensorFlow operations: this graph is exported, too.
+
+        Default: the inputs as they are. It is traced without AutoGraph: use tf.where and tf.cond, not `if` on tensors.
+        """
+
+    def encode_labels(self, chunk: data.Chunk, facts: Facts) -> Any:
+        """Return the labels as arrays [rows, ...] or a dict of them. Default: numbers, or int32 places in `class_names`."""
+
+    def weigh(self, chunk: data.Chunk, hp: Any, facts: Facts) -> np.ndarray:
+        """Return each row's weight, float32 [rows], in training and evaluation. Default: the column WEIGHT, if any."""
+
+    def class_weight(self, hp: Any, facts: Facts) -> Mapping[int, float]:
+        """Return Keras's `class_weight`, by the class's number: factors of the weights in training only. Default: none."""
+
+    def callbacks(self, hp: Any) -> list[keras.callbacks.Callback]:
+        """Return the Keras callbacks to train with. Default: by --early_stopping and --plateau."""
+
+    def outputs(self, predictions: Any, facts: Facts) -> dict[str, tf.Tensor]:
+        """Turn the model's predictions into the served answer, by name. Default: as they are, classes with their names."""
+
+    def score(self, outputs: Mapping[str, np.ndarray], labels: Any) -> float:
+        """Return a metric of served answers, for the gate. Default: the objective's own metric, where outputs are as they are."""
+
+    def extra_files(self, facts: Facts) -> dict[str, str]:
+        """Return texts to put into `assets.extra` of the SavedModel, by name. Default: labels.txt for classes."""
+
+    def jit_compile(self, hp: Any, total_steps: int) -> bool:
+        """Tell whether to compile the steps with XLA. Default: no, because many models are slower for it."""
+
+
+FUNCTIONS = {name: part for name, part in vars(ModelModule).items() if inspect.isfunction(part) and not name.startswith("_")}
+VALUES = tuple(ModelModule.__annotations__)
+# Metrics whose names tell which way is better, as in Keras's own; any other needs MAXIMIZE.
+MORE_IS_BETTER = ("accuracy", "acc", "auc", "precision", "recall", "f1", "f1_score", "fbeta_score", "iou", "mean_io_u", "r2_score")
+LESS_IS_BETTER = ("loss", "error", "mse", "rmse", "mae", "mape", "msle", "crossentropy", "hinge", "poisson")
+
+
+@dataclass(frozen=True)
+class Contract:
+    """A checked `model.py`: every part is there, the defaults filled in. A call that fails names its place in one line."""
+
+    name: str
+    module: ModuleType
+    sample_files: tuple[str, ...]
+    columns: tuple[Column, ...]
+    labels: tuple[str, ...]
+    weight: str | None
+    inputs: Mapping[str, tf.TensorSpec] | None  # None: they follow from the first row of `source` or `dataset`
+    objective: str
+    maximize: bool
+    given: frozenset[str]  # the parts that the module has of its own
+    functions: Mapping[str, Callable[..., Any]]
+    resources: Sequence[Any] = ()  # lookup tables and the like that the trainer's code has made so far; see `made_resources`
+
+    def __getattr__(self, part: str) -> Callable[..., Any]:
+        """Return a function of the contract, such as `contract.build_model`."""
+        if part not in FUNCTIONS:
+            raise AttributeError(part)
+        function = self.functions[part]
+
+        def call(*args: Any) -> Any:
+            with blame(self.module, part):
+                found = function(*args)
+            return _iterate(found, self.module, part) if inspect.isgenerator(found) else found
+
+        return call
+
+    def with_inputs(self, inputs: Mapping[str, tf.TensorSpec]) -> Contract:
+        """Return the contract with the inputs that were found in the first row."""
+        return dataclasses.replace(self, inputs=dict(inputs))
+
+    def served_columns(self) -> list[Column]:
+        """Return the columns that describe inputs."""
+        return [column for column in self.columns if column.name in (self.inputs or {})]
+
+
+@contextlib.contextmanager
+def blame(module: ModuleType, part: str, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Turn an exception of a trainer's code into one line that names the file and line of that code.
+
+    TRAINER_TRACEBACK=1 shows the whole traceback as well.
+
+    Args:
+        but: what passes, since it may be somebody else's fault, such as a peer's that went away.
+    """
+    try:
+        yield
+    except (UserError, Preempted, data.UnknownLabel, MemoryError):
+        raise
+    except Exception as error:
+        if is_exhaustion(error) or isinstance(error, but):
+            raise
+        folder = os.path.dirname(module.__file__ or "")
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if os.path.dirname(frame.filename) == folder]
+        where = f"{os.path.relpath(frames[-1].filename)}, line {frames[-1].lineno}" if frames else module.__name__
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        text = " ".join(lines[:3])[:400]
+        if os.environ.get("TRAINER_TRACEBACK"):
+            traceback.print_exc()
+        raise UserError(
+            f"{where}, in {part}: {type(error).__name__}: {text}. Mend it there; TRAINER_TRACEBACK=1 shows the whole traceback.", FAILED
+        ) from error
+
+
+def _iterate(items: Iterator[Any], module: ModuleType, part: str) -> Iterator[Any]:
+    while True:
+        with blame(module, part):
+            item = next(items, items)
+        if item is items:
+            return
+        yield item
+
+
+@contextlib.contextmanager
+def made_resources() -> Iterator[list[Any]]:
+    """Collect the lookup tables that are made meanwhile, wherever: an export must hold those that its graph uses.
+
+    A StringLookup made inside `preprocess` is an attribute of nothing, so that TensorFlow alone would not find its table.
+    """
+    try:
+        from tensorflow.python.trackable import resource
+    except ImportError:  # nothing public collects them; without this, tables must be attributes of the model
+        yield []
+        return
+    tracker = resource.ResourceTracker()
+    with resource.resource_tracker_scope(tracker):
+        yield tracker.resources
+
+
+def load_module(name: str, hyperparameters: type, resources: Sequence[Any] = ()) -> Contract:
+    """Import a trainer's module and check it.
+
+    Raises:
+        UserError: it cannot be imported (the file and line are named), or is not what the contract says.
+    """
+    try:
+        module = importlib.import_module(name)
+    except UserError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if "importlib" not in frame.filename and not frame.filename.startswith("<")]
+        where = f"{os.path.relpath(own[-1].filename)}, line {own[-1].lineno}" if own else name
+        if isinstance(error, SyntaxError) and error.filename:
+            where = f"{os.path.relpath(error.filename)}, line {error.lineno}"
+        if os.environ.get("TRAINER_TRACEBACK"):
+            traceback.print_exc()
+        text = str(error).splitlines()[0][:300] if str(error) else ""
+        raise UserError(f"{where}: {type(error).__name__}: {text}. Mend it there.", FAILED) from error
+    return load(module, hyperparameters, resources)
+
+
+def load(module: ModuleType, hyperparameters: type, resources: Sequence[Any] = ()) -> Contract:
+    """Check a trainer's module `model` and its hyperparameters, before any data is read.
+
+    Raises:
+        UserError: a part is missing, misspelt or of a wrong type; one line that names it and the remedy.
+    """
+    where = os.path.relpath(module.__file__ or module.__name__)
+    given = {name for name in (*FUNCTIONS, *VALUES) if hasattr(module, name)}
+    _check_names(module, where, given)
+    _check_hyperparameters(module, hyperparameters)
+    labels, columns = _check_rows(module, where, given)
+    for name in FUNCTIONS.keys() & given:
+        _check_signature(getattr(module, name), name, where)
+    objective, maximize = _check_objective(module, where)
+    weight = _value(module, "WEIGHT", str, where)
+    if weight is not None and weight not in {column.name for column in columns if isinstance(column, Number)}:
+        raise UserError(f"{where}: WEIGHT names {weight!r}, which is no Number column of COLUMNS. Add it there.")
+    parts = {name: getattr(module, name, None) or _default(name, columns, labels, weight, objective, maximize) for name in FUNCTIONS}
+    samples = _value(module, "SAMPLE_FILES", Sequence, where) or ()
+    name = _value(module, "NAME", str, where) or _package_name(module)
+    inputs = _check_inputs(module, where, columns, labels, weight)
+    return Contract(name, module, tuple(samples), columns, labels, weight, inputs, objective, maximize, frozenset(given), parts, resources)
+
+
+def _check_names(module: ModuleType, where: str, given: set[str]) -> None:
+    """Refuse a public name that is nearly that of a part which the module lacks."""
+    lacking = [name for name in (*FUNCTIONS, *VALUES) if name not in given]
+    for name, value in vars(module).items():
+        own = (inspect.isfunction(value) and value.__module__ == module.__name__) or (name.isupper() and not name.startswith("_"))
+        if not own or name in given:
+            continue
+        kind = [part for part in lacking if part.isupper() == name.isupper()]
+        if near := difflib.get_close_matches(name, kind, 1, 0.8):
+            raise UserError(f"{where} offers {name}, which is nearly {near[0]}: rename it to that, or to something else altogether.")
+    if "build_model" not in given:
+        raise UserError(f"{where} lacks build_model(hp, facts, total_steps), which returns the compiled keras.Model. Add it.")
+
+
+def _check_rows(module: ModuleType, where: str, given: set[str]) -> tuple[tuple[str, ...], tuple[Column, ...]]:
+    """Return (labels, columns)."""
+    columns = tuple(_value(module, "COLUMNS", Sequence, where) or ())
+    for column in columns:
+        if not isinstance(column, Column):
+            found = f"{type(column).__name__} {str(column)[:80]!r}"
+            raise UserError(f"{where}: COLUMNS must hold Number, Category, Text, Date or Image; got {found}.")
+    names = [column.name for column in columns]
+    if doubled := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"{where}: COLUMNS names {doubled[0]} twice. Keep one.")
+    if not {"COLUMNS", "read", "source", "dataset"} & given:
+        raise UserError(f"{where} lacks COLUMNS, the columns of its files (or read, source or dataset for rows from elsewhere). Add it.")
+    if "dataset" in given:
+        return (), columns
+    if "LABEL" not in given:
+        raise UserError(f"{where} lacks LABEL, the name of the column to predict. Add it.")
+    label = module.LABEL
+    labels = (label,) if isinstance(label, str) else tuple(label) if isinstance(label, (list, tuple)) else ()
+    if not labels or not all(isinstance(name, str) for name in labels):
+        raise UserError(f"{where}: LABEL must be a column's name, or a tuple of names; got {label!r}.")
+    for name in labels if columns else ():
+        if name not in names:
+            near = difflib.get_close_matches(name, names, 1, 0.5)
+            hint = f"; the nearest is {near[0]}" if near else f"; there are {', '.join(names)}"
+            raise UserError(f"{where}: LABEL names {name!r}, which is no column of COLUMNS{hint}.")
+    return labels, columns
+
+
+def _check_inputs(
+    module: ModuleType, where: str, columns: Sequence[Column], labels: Sequence[str], weight: str | None
+) -> dict[str, tf.TensorSpec] | None:
+    given = _value(module, "INPUTS", Mapping, where)
+    if given is None:
+        if not columns:
+            if hasattr(module, "read") and not hasattr(module, "source") and not hasattr(module, "dataset"):
+                raise UserError(f"{where} has a read of its own and neither COLUMNS nor INPUTS: say what a request holds in INPUTS.")
+            return None
+        return {c.name: c.spec() for c in columns if c.required and c.name not in (*labels, weight)}
+    for name, spec in given.items():
+        if not isinstance(spec, tf.TensorSpec) or spec.shape.rank is None or spec.shape.rank < 1 or spec.shape[0] is not None:
+            raise UserError(f"{where}: INPUTS[{name!r}] must be a tf.TensorSpec([None, ...], dtype); got {spec!r}.")
+    if not given:
+        raise UserError(f"{where}: INPUTS is empty: a request must hold something.")
+    return {name: tf.TensorSpec(spec.shape, spec.dtype, name) for name, spec in given.items()}
+
+
+def _check_objective(module: ModuleType, where: str) -> tuple[str, bool]:
+    objective = _value(module, "OBJECTIVE", str, where) or "val_loss"
+    maximize = _value(module, "MAXIMIZE", bool, where)
+    if not objective.startswith("val_"):
+        raise UserError(f"{where}: OBJECTIVE must be a metric of the evaluation, such as val_loss or val_{objective}; got {objective!r}.")
+    if maximize is None:
+        name = objective.removeprefix("val_")
+        more, less = (any(name == word or name.endswith("_" + word) for word in words) for words in (MORE_IS_BETTER, LESS_IS_BETTER))
+        if more == less:
+            raise UserError(f"{where}: OBJECTIVE is {objective}; say by MAXIMIZE = True or False whether more of it is better.")
+        maximize = more
+    return objective, maximize
+
+
+def _value(module: ModuleType, name: str, kind: Any, where: str) -> Any:
+    value = getattr(module, name, None)
+    if value is not None and (not isinstance(value, kind) or (kind is Sequence and isinstance(value, str))):
+        wanted = {"str": "a text", "bool": "True or False", "Sequence": "a tuple", "Mapping": "a dict"}[kind.__name__]
+        raise UserError(f"{where}: {name} must be {wanted}; got {type(value).__name__} {str(value)[:80]!r}.")
+    return value
+
+
+def _check_signature(function: Any, name: str, where: str) -> None:
+    wanted = list(inspect.signature(FUNCTIONS[name]).parameters)[1:]
+    if not callable(function):
+        found = f"{type(function).__name__} {str(function)[:80]!r}"
+        raise UserError(f"{where}: {name} must be a function {name}({', '.join(wanted)}); got {found}.")
+    try:
+        inspect.signature(function).bind(*wanted)
+    except TypeError:
+        taken = ", ".join(inspect.signature(function).parameters)
+        raise UserError(f"{where}: {name} must take ({', '.join(wanted)}); it takes ({taken}).") from None
+
+
+def _check_hyperparameters(module: ModuleType, hyperparameters: type) -> None:
+    """Refuse hyperparameters that the runtime or the trainer's code reads and the dataclass lacks."""
+    fields = {entry.name for entry in dataclasses.fields(hyperparameters)}
+    where = os.path.relpath(inspect.getsourcefile(hyperparameters) or hyperparameters.__module__)
+    if missing := [entry.name for entry in dataclasses.fields(CommonHyperparameters) if entry.name not in fields]:
+        raise UserError(
+            f"{where}: {hyperparameters.__name__} lacks {', '.join(missing)}. Inherit them: "
+            f"class {hyperparameters.__name__}(CommonHyperparameters), from vertex_runtime.arguments."
+        )
+    known = fields | {name for name in dir(hyperparameters) if not name.startswith("__")}
+    for path, tree in own_sources(module).values():
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.FunctionDef) or "hp" not in {argument.arg for argument in node.args.args}:
+                continue
+            for use in ast.walk(node):
+                named = isinstance(use, ast.Attribute) and isinstance(use.value, ast.Name) and use.value.id == "hp"
+                if named and use.attr not in known and not use.attr.startswith("__"):
+                    near = difflib.get_close_matches(use.attr, fields, 1, 0.6)
+                    hint = f"the nearest is {near[0]}" if near else f"add it to {where}"
+                    raise UserError(
+                        f"{os.path.relpath(path)}, line {use.lineno}: {hyperparameters.__name__} has no field {use.attr!r}; {hint}."
+                    )
+
+
+def own_sources(module: ModuleType) -> dict[str, tuple[str, ast.Module]]:
+    """Return (path, syntax tree) of a trainer's module and of all that it imports from its own package, by module name."""
+    package = module.__name__.rpartition(".")[0]
+    return {name: found for name, found in _sources(module, {package}).items() if name.rpartition(".")[0] == package}
+
+
+def _sources(module: ModuleType, packages: set[str]) -> dict[str, tuple[str, ast.Module]]:
+    seen: dict[str, tuple[str, ast.Module]] = {}
+    waiting = [module]
+    while waiting:
+        current = waiting.pop()
+        with open(current.__file__ or "", encoding="utf-8") as file:
+            tree = ast.parse(file.read())
+        seen[current.__name__] = (current.__file__ or "", tree)
+        package = current.__name__.rpartition(".")[0]
+        for node in ast.walk(tree):
+            names = [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
+            if isinstance(node, ast.ImportFrom):
+                base = ".".join(filter(None, (package if node.level else "", node.module)))
+                names = [base, *(f"{base}.{name}" for name in names)]
+            for name in names:
+                if name.rpartition(".")[0] in packages and name not in seen and (found := _module(name)):
+                    waiting.append(found)
+    return seen
+
+
+def _module(name: str) -> ModuleType | None:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        return None
+
+
+def source_fingerprint(module: ModuleType) -> str:
+    """Hash the code of a trainer's `model.py` and of everything it imports from its own package and the runtime.
+
+    Comments and layout do not count.
+    """
+    import hashlib
+    import json
+
+    found = _sources(module, {module.__name__.rpartition(".")[0], __package__})
+    dumped = sorted((name.rpartition(".")[2], ast.dump(tree)) for name, (_, tree) in found.items())
+    return hashlib.sha256(json.dumps(dumped).encode()).hexdigest()
+
+
+def _package_name(module: ModuleType) -> str:
+    first = module.__name__.partition(".")[0]
+    return first if first != "trainer" else os.path.basename(os.path.dirname(os.path.dirname(os.path.abspath(module.__file__ or ""))))
+
+
+def metric_is_mentioned(contract: Contract) -> bool:
+    """Tell whether the objective's metric stands somewhere in the trainer's source: as a text, or as a class such as `AUC`."""
+    name = contract.objective.removeprefix("val_")
+    nodes = [node for _, tree in own_sources(contract.module).values() for node in ast.walk(tree)]
+    words = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    words |= {node.attr for node in nodes if isinstance(node, ast.Attribute)} | {node.id for node in nodes if isinstance(node, ast.Name)}
+    return name == "loss" or name.replace("_", "").lower() in {word.replace("_", "").lower() for word in words}
+
+
+def check_metrics(contract: Contract, names: Sequence[str]) -> None:
+    """See that the model has the objective's metric.
+
+    Raises:
+        UserError: it has not; the nearest that it has is named.
+    """
+    found = [f"val_{name}" for name in names]
+    if contract.objective not in found:
+        near = difflib.get_close_matches(contract.objective, found, 1, 0.5)
+        hint = f"the nearest is {near[0]}" if near else "give it to compile(metrics=…)"
+        where = os.path.relpath(contract.module.__file__ or contract.name)
+        raise UserError(f"{where}: OBJECTIVE is {contract.objective!r}, and the model has {', '.join(found)}; {hint}.")
+
+
+def example_rows(contract: Contract) -> data.Chunk | None:
+    """Return two made-up rows that the columns allow, to build a model on before any data is read; None without columns."""
+    if not contract.columns or contract.given & {"read", "source", "dataset"}:
+        return None
+    chunk: dict[str, Any] = {}
+    for column in contract.columns:
+        if isinstance(column, Number):
+            low, high = column.low, column.high
+            value = low if low is not None else high if high is not None else 0.0
+            chunk[column.name] = np.full(2, value, np.float32)
+            continue
+        values = (column.values if isinstance(column, Category) else ()) or ("a", "b")
+        if column.pattern and "\\d{4}" in column.pattern:
+            values = ("2011-01-28 20:42:59 UTC",) if re.fullmatch(column.pattern, "2011-01-28 20:42:59 UTC") else ("2011-01-28",)
+        chunk[column.name] = data.objects([values[i % len(values)].encode() for i in range(2)])
+    return chunk
+
+
+# ------------------------------------------------------------------ defaults
+
+
+def _default(
+    name: str, columns: Sequence[Column], labels: Sequence[str], weight: str | None, objective: str, maximize: bool
+) -> Callable[..., Any]:
+    """Return the default of a part: a function that closes over what the module says in values."""
+    kinds = {column.name: column for column in columns}
+
+    def find(paths: Sequence[str], flag: str) -> list[str]:
+        return data.find(paths, flag, columns, labels)
+
+    def read(path: str, bad: data.BadRows) -> Iterator[data.Chunk]:
+        return data.read(path, columns, labels, bad)
+
+    def source(files: Sequence[str], hp: Any) -> None:
+        return None
+
+    def learn(chunks: Iterable[data.Chunk], hp: Any) -> dict[str, Any]:
+        return {}
+
+    def preprocess(raw: Mapping[str, tf.Tensor], hp: Any, facts: Facts) -> Features:
+        return next(iter(raw.values())) if len(raw) == 1 else dict(raw)
+
+    def encode_labels(chunk: data.Chunk, facts: Facts) -> Any:
+        found = {label: _encode(chunk[label], label, facts, len(labels) > 1) for label in labels}
+        return found if len(labels) > 1 else found[labels[0]]
+
+    def weigh(chunk: data.Chunk, hp: Any, facts: Facts) -> np.ndarray | None:
+        return None if weight is None else chunk[weight]
+
+    def class_weight(hp: Any, facts: Facts) -> None:
+        return None
+
+    def callbacks(hp: Any) -> list[keras.callbacks.Callback]:
+        mode, chosen = ("max" if maximize else "min"), []
+        if hp.early_stopping:
+            chosen.append(keras.callbacks.EarlyStopping(objective, patience=hp.early_stopping, mode=mode, restore_best_weights=True))
+        if hp.plateau:
+            chosen.append(keras.callbacks.ReduceLROnPlateau(objective, factor=0.5, patience=hp.plateau, mode=mode))
+        return chosen
+
+    def outputs(predictions: Any, facts: Facts) -> dict[str, tf.Tensor]:
+        return _as_they_are(predictions, facts, labels, kinds)
+
+    def extra_files(facts: Facts) -> dict[str, str]:
+        names = facts.get("class_names") if isinstance(facts, Mapping) else None
+        return {} if names is None or isinstance(names, Mapping) else {"labels.txt": "".join(f"{name}\n" for name in names)}
+
+    def jit_compile(hp: Any, total_steps: int) -> bool:
+        return False
+
+    def none(*_: Any) -> None:
+        return None
+
+    return {
+        "find": find, "read": read, "source": source, "learn": learn, "preprocess": preprocess, "encode_labels": encode_labels,
+        "weigh": weigh, "class_weight": class_weight, "callbacks": callbacks, "outputs": outputs, "extra_files": extra_files,
+        "jit_compile": jit_compile,
+    }.get(name, none)  # fmt: skip
+
+
+def class_names(facts: Facts, label: str, several: bool) -> list[str]:
+    """Return the classes of a label, as `learn` or the runtime noted them: `facts["class_names"]`, by label where there are several."""
+    names = facts["class_names"]
+    return [str(name) for name in (names[label] if several else names)]
+
+
+def _encode(values: np.ndarray, label: str, facts: Facts, several: bool) -> np.ndarray:
+    """Return numbers as they are, texts as int32 places among the label's classes.
+
+    Raises:
+        UnknownLabel: a label that the training rows do not have.
+    """
+    if values.dtype != object:
+        return values
+    names = class_names(facts, label, several)
+    found, inverse = np.unique(values.astype(bytes), return_inverse=True)
+    places = {name: place for place, name in enumerate(names)}
+    texts = [value.decode("utf-8", "replace") for value in found]
+    for text in texts:
+        if text not in places:
+            raise data.UnknownLabel(text)
+    return np.array([places[text] for text in texts], np.int32)[inverse]
+
+
+def _as_they_are(predictions: Any, facts: Facts, labels: Sequence[str], kinds: Mapping[str, Column]) -> dict[str, tf.Tensor]:
+    if not isinstance(predictions, Mapping):
+        if isinstance(predictions, (list, tuple)):
+            predictions = {(labels[i] if len(labels) == len(predictions) else f"output_{i}"): p for i, p in enumerate(predictions)}
+        else:
+            name = labels[0] if len(labels) == 1 and isinstance(kinds.get(labels[0]), Number) else "predictions"
+            predictions = {name: predictions}
+    found: dict[str, tf.Tensor] = {}
+    several = len(labels) > 1
+    for name, values in predictions.items():
+        known = isinstance(facts, Mapping) and "class_names" in facts and (not several or name in facts["class_names"])
+        classes = class_names(facts, name, several) if known else []
+        if classes and values.shape.rank == 2 and values.shape[-1] == len(classes):
+            prefix = f"{name}_" if several else ""
+            found[f"{prefix}label"] = tf.gather(tf.constant(classes), tf.argmax(values, -1))
+            found[f"{prefix}scores"] = values
+        else:
+            found[name] = tf.squeeze(values, -1) if values.shape.rank == 2 and values.shape[-1] == 1 else values
+    return found

@@ -1,0 +1,314 @@
+"""The rows of a run: training, evaluation and test data, found, read, split, prepared and described."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from . import data, export, sources
+from .arguments import RunOptions
+from .columns import Category, Image, Text
+from .contract import Contract, source_fingerprint
+from .environment import Environment
+from .errors import UserError
+from .reporting import log
+from .rows import DatasetRows, IndexedRows, MemoryRows, Preparer, Rows, StreamedRows, count_rows, prepared_bytes, rows_of
+from .splits import Split, make_split
+
+IN_MEMORY_BYTES = 2 << 30
+AnyRows = MemoryRows | IndexedRows | DatasetRows | StreamedRows
+
+
+class Inputs:
+    """The rows of a run, and what was learnt of the training rows."""
+
+    def __init__(
+        self,
+        contract: Contract,
+        hp: Any,
+        options: RunOptions,
+        env: Environment,
+        background: ThreadPoolExecutor,
+        beat: Callable[[], None] = lambda: None,
+    ):
+        self.hp, self.options, self.workers, self.beat = hp, options, env.worker_count, beat
+        if env.data_format not in (None, "csv"):
+            raise UserError(f"AIP_DATA_FORMAT={env.data_format} is not read yet: only csv is. Export the data set to CSV files.")
+        train, evaluation, test, self.synthetic = data_paths(contract, hp, options, env)
+        whole = data.total_bytes(train) <= IN_MEMORY_BYTES
+        self.descriptions: list[Future] = [
+            background.submit(data.fingerprint, path, whole) for path in dict.fromkeys([*train, *evaluation])
+        ]
+        self.reported: set[str] = set()
+        self.bad = data.BadRows(options.bad_rows)
+        self.contract, self.paths = contract, {"training": train, "evaluation": evaluation, "test": test}
+        self.sources: dict[str, Any] = {}
+        self.split: Split | None = None
+        if hp.eval_fraction and not evaluation:
+            self.split = make_split(hp.eval_fraction, hp.split_by, hp.seed, self._read("training"))
+        self._infer_inputs()
+        self.facts = learn(self.contract, hp, lambda: self._part("training"), self._label_chunks())
+        self.prepare = Preparer(self.contract, hp, self.facts, self.bad)
+        sampler = export.Sampler(hp.seed, self.contract.inputs)
+        self.train = self._rows("training")
+        self.evaluation = self._rows("evaluation", sampler)
+        self.test = self._rows("test") if test else None
+        self.sample = sampler.sample()
+        if self.bad.reasons:
+            log("WARNING", str(self.bad))
+            self.bad.reasons.clear()
+
+    def _source(self, name: str) -> Any:
+        """Return the random-access source, or the dataset, of a part of the data; None where files are read in order."""
+        part = "training" if name == "evaluation" and self.split else name
+        if part not in self.sources:
+            self.sources[part] = self._made_source(part)
+        return self.sources[part]
+
+    def _made_source(self, part: str) -> Any:
+        contract, files = self.contract, self.paths[part]
+        if "dataset" in contract.given:
+            return sources.DatasetSource(lambda epoch: contract.dataset(files, self.hp, epoch), part == "training")
+        if "source" in contract.given:
+            return sources.IndexedSource(contract.source(files, self.hp))
+        image = next((column for column in contract.columns if isinstance(column, Image)), None)
+        if image is not None and "read" not in contract.given and all(os.path.isdir(path) for path in files):
+            return sources.FolderSource(files, image, contract.labels[0], self.bad)
+        return None
+
+    def _paths(self, name: str) -> list[str]:
+        """Return the files that a part's rows come from."""
+        return self.paths["training" if name == "evaluation" and self.split else name]
+
+    def _read(self, name: str, paths: Sequence[str] | None = None) -> Iterator[data.Chunk]:
+        """Yield the raw chunks of a part, or of some of its files, before any split."""
+        source, paths = self._source(name), self._paths(name) if paths is None else paths
+        bad = self.bad if source is not None else data.BadRows(self.options.bad_rows)
+        for chunk in source.chunks() if source is not None else (c for path in paths for c in self.contract.read(path, bad)):
+            self.beat()
+            yield chunk
+        if bad is not self.bad and bad.reasons and (key := "|".join(paths)) not in self.reported:
+            self.reported.add(key)
+            log("WARNING", f"{bad} in {paths[0]}" + (f" and {len(paths) - 1} more files" if len(paths) > 1 else ""))
+
+    def _part(self, name: str, paths: Sequence[str] | None = None) -> Iterator[data.Chunk]:
+        """Yield a part's raw chunks, or those of some of its files."""
+        chunks = self._read(name, paths)
+        return self.split.part(chunks, name == "evaluation") if self.split and name != "test" else chunks
+
+    def _infer_inputs(self) -> None:
+        """Find what a request holds in the first row of a source or dataset, where the module does not say it."""
+        if self.contract.inputs is None:
+            chunk = next(self._read("training"), None)
+            if chunk is None:
+                raise UserError("the training data has no rows.")
+            self.contract = self.contract.with_inputs(sources.input_specs(chunk, (*self.contract.labels, self.contract.weight)))
+        if "dataset" in self.contract.given:
+            own = {"encode_labels": sources.dataset_labels, "weigh": sources.dataset_weights}
+            kept = {name: part for name, part in own.items() if name not in self.contract.given}
+            self.contract = dataclasses.replace(self.contract, functions={**self.contract.functions, **kept})
+
+    def _label_chunks(self) -> Callable[[], Iterable[data.Chunk]] | None:
+        """Return a cheap way to the labels of all training rows, where there is one."""
+        source = self._source("training")
+        return (lambda: [source.labels()]) if isinstance(source, sources.FolderSource) and not self.split else None
+
+    def _rows(self, name: str, sampler: export.Sampler | None = None) -> AnyRows:
+        try:
+            return self._made_rows(name, sampler)
+        except data.UnknownLabel as error:
+            raise data.unseen(self.paths[name] or self.paths["training"], error.label) from None
+
+    def _made_rows(self, name: str, sampler: export.Sampler | None) -> AnyRows:
+        training, source = name == "training", self._source(name)
+        if isinstance(source, sources.DatasetSource) and (training or self._too_large(name, source)):
+            self._sample(self._part(name), sampler)
+            return DatasetRows(source, self.prepare)
+        if not self._too_large(name, source):
+            return MemoryRows(self.prepare.ahead(self._sampled(self._part(name), sampler), training))
+        if source is not None:
+            self._sample(self._part(name), sampler)
+            return IndexedRows(source, self._places(name, source), self.prepare)
+        paths = self._paths(name)
+        counts = [sum(rows_of(chunk) for chunk in self._sampled(self._part(name, [path]), sampler)) for path in paths]
+        by_files = is_dealt_by_files(self.options, len(paths), self.workers)
+        return StreamedRows(paths, counts, lambda files: self._part(name, files), self.prepare, by_files)
+
+    def _places(self, name: str, source: Any) -> np.ndarray:
+        """Return which rows of a source belong to a part."""
+        if not self.split or name == "test":
+            return np.arange(source.count)
+        masks = [self.split.evaluates(chunk) == (name == "evaluation") for chunk in source.chunks()]
+        return np.flatnonzero(np.concatenate(masks))
+
+    def _sampled(self, chunks: Iterable[data.Chunk], sampler: export.Sampler | None) -> Iterator[data.Chunk]:
+        for chunk in chunks:
+            if sampler is not None:
+                sampler.add(chunk)
+            yield chunk
+
+    def _sample(self, chunks: Iterable[data.Chunk], sampler: export.Sampler | None) -> None:
+        """Look at the first rows of what is not read whole beforehand."""
+        for chunk in chunks if sampler is not None else ():
+            sampler.add(chunk)
+            if sum(rows_of(kept) for _, kept in sampler.kept) >= 1000:
+                return
+
+    def _too_large(self, name: str, source: Any) -> bool:
+        if self.options.in_memory != "auto":
+            return self.options.in_memory == "no"
+        return estimated_bytes(self.contract, self.prepare, self._read(name), source, self._paths(name)) > IN_MEMORY_BYTES
+
+    def described(self) -> list[dict[str, Any]]:
+        return [description.result() for description in self.descriptions]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what a run must have in common with a checkpoint to go on from it."""
+        source = source_fingerprint(self.contract.module)
+        found = {"hyperparameters": dataclasses.asdict(self.hp), "source": source, "data": self.described()}
+        return json.loads(json.dumps(found))
+
+    def example(self) -> Rows:
+        """Return a prepared row, for its shapes."""
+        return self.prepare(data.take(self.sample, slice(0, 1)))
+
+
+def learn(
+    contract: Contract, hp: Any, chunks: Callable[[], Iterator[data.Chunk]], labels: Callable[[], Iterable[data.Chunk]] | None = None
+) -> Any:
+    """Return what the trainer learns of its training rows, with the classes of text labels where the defaults need them.
+
+    Args:
+        chunks: starts reading the training rows.
+        labels: starts reading their labels alone, where that is cheaper.
+    """
+    texts = [c.name for c in contract.columns if c.name in contract.labels and isinstance(c, (Category, Text))]
+    if not contract.columns and "encode_labels" not in contract.given and contract.labels and "dataset" not in contract.given:
+        first = next(chunks(), None)
+        texts = [label for label in contract.labels if first is not None and first[label].dtype == object]
+    wanted = bool(texts) and not {"encode_labels"} & contract.given
+    seen: dict[str, set[bytes]] = {label: set() for label in texts}
+
+    def watch(rows: Iterable[data.Chunk]) -> Iterator[data.Chunk]:
+        for chunk in rows:
+            for label in texts:
+                seen[label].update(np.unique(chunk[label].astype(bytes)).tolist())
+            yield chunk
+
+    if "learn" in contract.given:
+        watched = watch(chunks()) if wanted else chunks()
+        facts = contract.learn(watched, hp)
+        for _ in watched if wanted else ():  # what `learn` left unread
+            pass
+    else:
+        facts = {}
+        for _ in watch((labels or chunks)()) if wanted else ():
+            pass
+    if not wanted or (isinstance(facts, Mapping) and "class_names" in facts):
+        return facts
+    if not isinstance(facts, Mapping):
+        raise UserError("learn must return a dict where the classes of a text label are to be added; or write encode_labels.")
+    names = {label: [name.decode("utf-8", "replace") for name in sorted(found)] for label, found in seen.items()}
+    return dict(facts) | {"class_names": names if len(contract.labels) > 1 else names[texts[0]]}
+
+
+def estimated_bytes(contract: Contract, prepare: Preparer, chunks: Iterator[data.Chunk], source: Any, paths: Sequence[str]) -> float:
+    """Estimate the memory of a part of the data when prepared, from its first rows."""
+    chunk = next(chunks, None)
+    chunks.close()
+    if chunk is None:
+        return 0.0
+    some = data.take(chunk, slice(0, 256))
+    rows = prepare(some)
+    each = prepared_bytes(rows) / max(1, count_rows(rows))
+    if source is not None:
+        return each * source.count
+    total = data.total_bytes(paths)
+    block = data.BLOCK_BYTES if "read" not in contract.given else sum(export._bytes_of(values) for values in chunk.values())
+    return each * rows_of(chunk) * max(1.0, total / max(1, min(total, block)))
+
+
+def data_paths(contract: Contract, hp: Any, options: RunOptions, env: Environment) -> tuple[list[str], list[str], list[str], bool]:
+    """Return the files (training, evaluation, test) and whether they are the bundled sample: flag, then variable, then that.
+
+    Raises:
+        UserError: a path matches nothing, or a job names no data.
+    """
+    if not (options.train_data_path or env.training_data or env.in_job):
+        train, evaluation = sample_paths(contract)
+        log("INFO", "training on synthetic sample data, which ships with the project (no --train_data_path given)")
+        if options.eval_data_path:
+            evaluation = contract.find(options.eval_data_path, "--eval_data_path")
+        test = contract.find(options.test_data_path, "--test_data_path") if options.test_data_path else []
+        return train, evaluation, test, not (options.eval_data_path or options.test_data_path)
+    chosen = []
+    for flag, variable, given, uri in (
+        ("--train_data_path", "AIP_TRAINING_DATA_URI", options.train_data_path, env.training_data),
+        ("--eval_data_path", "AIP_VALIDATION_DATA_URI", options.eval_data_path, env.validation_data),
+        ("--test_data_path", "AIP_TEST_DATA_URI", options.test_data_path, env.test_data),
+    ):
+        if not given and not uri and flag.startswith("--eval") and hp.eval_fraction:
+            chosen.append([])
+            continue
+        if not given and not uri and not flag.startswith("--test"):
+            remedy = "" if flag.startswith("--train") else ", or cut some off the training data: --eval_fraction=0.2"
+            raise UserError(f"no data: give {flag}, or let the service set {variable}{remedy}.")
+        try:
+            chosen.append(contract.find(given or (uri,), flag if given else variable) if given or uri else [])
+        except UserError as error:
+            if given or not flag.startswith("--test"):
+                raise
+            log("WARNING", f"no test metrics: {error}")  # the service names a split even if no file came of it
+            chosen.append([])
+    return chosen[0], chosen[1], chosen[2], False
+
+
+def is_dealt_by_files(options: RunOptions, files: int, workers: int) -> bool:
+    """Tell whether each worker reads files of its own, where data is streamed."""
+    return workers > 1 and (options.shard == "files" or (options.shard == "auto" and files >= workers))
+
+
+def sample_paths(contract: Contract) -> tuple[list[str], list[str]]:
+    """Return the bundled synthetic (training, evaluation) files of a trainer, wherever it is installed."""
+    package = importlib.util.find_spec(contract.name)
+    own = os.path.dirname(os.path.dirname(os.path.abspath(contract.module.__file__ or "")))
+    folder = os.path.join(list(package.submodule_search_locations or [own])[0] if package else own, "tests", "data")
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    found = []
+    for i, words in enumerate((("train",), ("valid", "eval"))):
+        named = contract.sample_files[i] if i < len(contract.sample_files) else None
+        named = named or next((name for name in names if any(word in name for word in words)), f"{words[0]}.csv")
+        if named not in names:
+            path = os.path.join(folder, named)
+            raise UserError(f"the sample data is not installed ({path}). Give --train_data_path and --eval_data_path.")
+        found.append(os.path.join(folder, named))
+    return found[:1], found[1:]
+
+
+def sample_instances(package: str, count: int) -> list[dict[str, Any]]:
+    """Return the first rows of a trainer's sample data as the instances of a request.
+
+    Args:
+        package: the trainer's own package, such as `taxifare.trainer`.
+    """
+    from .contract import load_module
+
+    hyperparameters = importlib.import_module(f"{package}.hyperparameters").Hyperparameters
+    contract, hp = load_module(f"{package}.model", hyperparameters), hyperparameters()
+    paths = sample_paths(contract)[0]
+    if "source" in contract.given:
+        chunk = sources.IndexedSource(contract.source(paths, hp)).take(range(count))
+    elif "dataset" in contract.given:
+        chunk = next(sources.DatasetSource(lambda epoch: contract.dataset(paths, hp, epoch), True).chunks())
+    else:
+        chunk = next(contract.read(paths[0], data.BadRows()))
+    if contract.inputs is None:
+        contract = contract.with_inputs(sources.input_specs(chunk, (*contract.labels, contract.weight)))
+    return export.instances_of(contract, data.take(chunk, slice(0, count)))

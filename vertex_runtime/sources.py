@@ -1,0 +1,144 @@
+"""Rows from elsewhere than CSV files: an object with random access, or a `tf.data.Dataset`; both give chunks of columns."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from .columns import Column
+from .data import PATH, BadRows, Chunk, label_files, objects, read_label_folders
+from .errors import UserError
+from .reporting import log
+
+LABEL, WEIGHT = "_label", "_weight"  # the columns of a dataset's labels and weights
+CHUNK_ROWS = 1024
+
+
+class IndexedSource:
+    """An object with `len` and `[i]` (the convention of Grain's data sources) whose rows are dicts of values."""
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]]):
+        if not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__"):
+            raise UserError(f"source(files, hp) must return an object with len() and [i]; got {type(rows).__name__}.")
+        self.rows, self.count = rows, len(rows)
+        if not self.count:
+            raise UserError("the source has no rows.")
+
+    def take(self, places: Sequence[int] | np.ndarray) -> Chunk:
+        """Return the rows at some places as a chunk."""
+        found = [self.rows[int(place)] for place in places]
+        if not isinstance(found[0], Mapping):
+            raise UserError(f"a row of source must be a dict of values by name; got {type(found[0]).__name__}.")
+        return {name: _column([row[name] for row in found], name) for name in found[0]}
+
+    def chunks(self) -> Iterator[Chunk]:
+        for start in range(0, self.count, CHUNK_ROWS):
+            yield self.take(range(start, min(start + CHUNK_ROWS, self.count)))
+
+
+def _column(values: Sequence[Any], name: str) -> np.ndarray:
+    """Stack the values of one column: texts as objects, Python's floats as float32, arrays as they are."""
+    first = values[0]
+    if isinstance(first, (str, bytes)):
+        return objects([value.encode() if isinstance(value, str) else value for value in values])
+    arrays = [np.asarray(value, np.float32 if isinstance(first, float) else None) for value in values]
+    if len({array.shape for array in arrays}) > 1:
+        shapes = sorted({array.shape for array in arrays})[:3]
+        raise UserError(f"the rows of source differ in the shape of {name!r}: {', '.join(map(str, shapes))}. Bring them to one shape.")
+    return np.stack(arrays)
+
+
+def input_specs(chunk: Chunk, without: Sequence[str | None]) -> dict[str, tf.TensorSpec]:
+    """Return what a request must hold, going by some rows: all columns but labels and weight."""
+    return {
+        name: tf.TensorSpec([None, *values.shape[1:]], tf.string if values.dtype == object else tf.as_dtype(values.dtype), name)
+        for name, values in chunk.items()
+        if name not in without and not name.startswith("_")
+    }
+
+
+class DatasetSource:
+    """A `tf.data.Dataset` of single examples, made anew for each epoch; read in its own order."""
+
+    def __init__(self, make: Callable[[int | None], tf.data.Dataset], training: bool):
+        self.make, self.training = make, training
+        made = self._made(0)
+        count = int(made.cardinality())
+        if count < 0:
+            start = time.monotonic()
+            count = int(made.reduce(np.int64(0), lambda total, *_: total + 1))
+            took = f"{time.monotonic() - start:.1f} s"
+            log("INFO", f"dataset: its length is not known, so it was run through once to count {count} examples ({took})")
+        if not count:
+            raise UserError("the dataset has no examples.")
+        self.count = count
+
+    def _made(self, epoch: int) -> tf.data.Dataset:
+        made = self.make(epoch if self.training else None)
+        spec = getattr(made, "element_spec", None)
+        if not isinstance(made, tf.data.Dataset) or not isinstance(spec, tuple) or len(spec) not in (2, 3):
+            found = str(spec or made)[:120]
+            raise UserError(f"dataset(files, hp, epoch) must return a tf.data.Dataset of (features, label[, weight]); got {found}.")
+        features = spec[0]
+        if not isinstance(features, (tf.TensorSpec, Mapping)) or any(not isinstance(part, tf.TensorSpec) for part in tf.nest.flatten(spec)):
+            raise UserError(f"dataset: features must be a dense tensor or a dict of dense tensors; got {features!r}"[:300])
+        return made
+
+    def chunks(self, epoch: int = 0, skip: int = 0) -> Iterator[Chunk]:
+        """Yield the examples of an epoch in its order, from example `skip` on."""
+        made = self._made(epoch)
+        if skip:
+            made = made.skip(skip)
+        for features, label, *weight in made.batch(CHUNK_ROWS).as_numpy_iterator():
+            chunk = dict(features) if isinstance(features, Mapping) else {"inputs": features}
+            if isinstance(label, Mapping):
+                chunk |= {f"{LABEL}/{name}": values for name, values in label.items()}
+            else:
+                chunk[LABEL] = label
+            if weight:
+                chunk[WEIGHT] = weight[0].astype(np.float32)
+            yield chunk
+
+
+def dataset_labels(chunk: Chunk, facts: Any) -> Any:
+    """Return a dataset's labels as it gave them: an array, or a dict of arrays."""
+    if LABEL in chunk:
+        return chunk[LABEL]
+    return {name.partition("/")[2]: values for name, values in chunk.items() if name.startswith(f"{LABEL}/")}
+
+
+def dataset_weights(chunk: Chunk, hp: Any, facts: Any) -> np.ndarray | None:
+    """Return a dataset's weights, None where it gives none."""
+    return chunk.get(WEIGHT)
+
+
+class FolderSource:
+    """Files in a folder per label, read when they are asked for."""
+
+    def __init__(self, roots: Sequence[str], column: Column, label: str, bad: BadRows):
+        self.roots, self.column, self.label, self.bad = list(roots), column, label, bad
+        self.files = [entry for root in roots for entry in label_files(root, column)]
+        self.count = len(self.files)
+
+    def take(self, places: Sequence[int] | np.ndarray) -> Chunk:
+        """Return the rows at some places as a chunk."""
+        found = [self.files[int(place)] for place in places]
+        contents = []
+        for _, path in found:
+            with open(path, "rb") as file:
+                contents.append(file.read())
+        names = [label.encode() for label, _ in found]
+        return {self.column.name: objects(contents), self.label: objects(names), PATH: objects([os.fsencode(path) for _, path in found])}
+
+    def chunks(self) -> Iterator[Chunk]:
+        for root in self.roots:
+            yield from read_label_folders(root, self.column, self.label, self.bad)
+
+    def labels(self) -> Chunk:
+        """Return the label column of all rows, without reading a file."""
+        return {self.label: objects([label.encode() for label, _ in self.files])}
