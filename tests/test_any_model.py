@@ -149,12 +149,11 @@ def build_model(hp, facts, total_steps):
     return binary(keras.Model(x, keras.layers.Dense(1, dtype="float32")(hidden)), optimizer)
 """,
     "accumulated": """
-EXACT = True
 def preprocess(raw, hp, facts):
     return stacked(raw) / 50.0
 def build_model(hp, facts, total_steps):
     x = keras.Input((5,))
-    optimizer = keras.optimizers.Adam(1e-2, gradient_accumulation_steps=3, use_ema=True, ema_momentum=0.9)
+    optimizer = keras.optimizers.Adam(1e-2, gradient_accumulation_steps=3)
     return binary(keras.Model(x, dense(x)), optimizer)
 """,
     "normalised": """
@@ -165,7 +164,7 @@ def class_weight(hp, facts):
     return {0: 1.0, 1: 3.0}
 def build_model(hp, facts, total_steps):
     x = keras.Input((5,))
-    hidden = keras.layers.BatchNormalization(synchronized=True, momentum=0.8)(keras.layers.Dense(8)(x))
+    hidden = keras.layers.BatchNormalization(synchronized=True, momentum=0.8)(keras.layers.Dense(8, use_bias=False)(x))
     return binary(keras.Model(x, dense(hidden)))
 """,
     "vector": """
@@ -181,7 +180,7 @@ def build_model(hp, facts, total_steps):
     x, plan = keras.Input((5,), name="x"), keras.Input((1,), dtype="string", name="plan")
     hashed = keras.layers.Hashing(8, output_mode="multi_hot")(plan)
     model = keras.Model({"x": x, "plan": plan}, dense(keras.layers.Concatenate()([x, hashed]), 2))
-    model.compile("adam", "mse", metrics=["mae"])
+    model.compile(keras.optimizers.Adam(1e-2, use_ema=True, ema_momentum=0.9), "mse", metrics=["mae"])
     return model
 """,
     "images": """
@@ -363,7 +362,12 @@ def test_two_workers_train_it(name, zoo, tmp_path):
     ]
     for worker in workers:
         said = worker.communicate(timeout=300)[0]
-        assert worker.returncode == 0, said
+        if name == "accumulated":  # as Keras itself; said before the first step
+            assert worker.returncode and "gradient_accumulation_steps does not work on 2 replicas" in said, said
+        else:
+            assert worker.returncode == 0, said
+    if name == "accumulated":
+        return
     assert (tmp_path / "both" / "model" / "saved_model.pb").exists()
     together = json.loads((tmp_path / "both" / "metrics.json").read_text())
     if "EXACT = True" in MODELS[name]:

@@ -75,6 +75,7 @@ WRONG = {
         GOOD + "INPUTS = {'age': tf.TensorSpec([], tf.float32)}\n",
         r"INPUTS\['age'\] must be a tf.TensorSpec\(\[None, ...\], dtype\)",
     ),
+    "a name for no input": (GOOD + 'COLUMNS += (Number("total ($)"),)\n', r"the input 'total \(\$\)' cannot be the name of a served input"),
     "not Python": (GOOD + "def (:\n", r"model.py, line \d+: SyntaxError"),
     "an import": (GOOD + "import no_such_module\n", r"model.py, line \d+: ModuleNotFoundError: No module named 'no_such_module'"),
 }
@@ -103,6 +104,11 @@ def test_hyperparameters_that_are_not_inherited_are_named(made):
 def test_an_error_in_the_trainers_code_names_its_line(made):
     with pytest.raises(UserError, match=r"model.py, line 41, in build_model: KeyError: 'cities'"):
         made(GOOD.replace("x = keras.Input((5,))", "x = keras.Input((facts['cities'],))"))
+
+
+def test_a_model_that_is_not_compiled_is_refused(made):
+    with pytest.raises(UserError, match="not compiled"):
+        made(GOOD.replace("return binary(keras.Model(x, dense(x)))", "return keras.Model(x, dense(x))"))
 
 
 def test_a_step_that_returns_no_loss_is_refused(made):
@@ -410,15 +416,15 @@ def test_batch_normalisation_says_that_it_goes_by_replica(capsys):
     import keras
     import tensorflow as tf
 
-    from vertex_runtime.run import say_what_differs_across_replicas
+    from vertex_runtime.run import see_that_replicas_can_train_it
 
     plain = keras.Sequential([keras.Input((2,)), keras.layers.BatchNormalization(name="norm")])
     synchronized = keras.Sequential([keras.Input((2,)), keras.layers.BatchNormalization(synchronized=True)])
     several = type("Strategy", (), {"num_replicas_in_sync": 2})()
-    say_what_differs_across_replicas(synchronized, several)
-    say_what_differs_across_replicas(plain, tf.distribute.get_strategy())
+    see_that_replicas_can_train_it(synchronized, several)
+    see_that_replicas_can_train_it(plain, tf.distribute.get_strategy())
     assert capsys.readouterr().err == ""
-    say_what_differs_across_replicas(plain, several)
+    see_that_replicas_can_train_it(plain, several)
     assert "norm: batch normalisation goes by each replica's own part" in capsys.readouterr().err
 
 

@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import importlib
 import inspect
+import keyword
 import os
 import re
 import traceback
@@ -169,7 +170,8 @@ def blame(module: ModuleType, part: str, but: tuple[type[Exception], ...] = ()) 
         folder = os.path.dirname(module.__file__ or "")
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if os.path.dirname(frame.filename) == folder]
         where = f"{os.path.relpath(frames[-1].filename)}, line {frames[-1].lineno}" if frames else module.__name__
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # Keras writes in bold
+        lines = [line.strip() for line in plain.splitlines() if line.strip()]
         text = " ".join(lines[:3])[:400]
         if os.environ.get("TRAINER_TRACEBACK"):
             traceback.print_exc()
@@ -247,6 +249,12 @@ def load(module: ModuleType, hyperparameters: type, resources: Sequence[Any] = (
     samples = _value(module, "SAMPLE_FILES", Sequence, where) or ()
     name = _value(module, "NAME", str, where) or _package_name(module)
     inputs = _check_inputs(module, where, columns, labels, weight)
+    for input_name in inputs or ():
+        if not (input_name.isidentifier() and input_name.isascii()) or keyword.iskeyword(input_name) or input_name == "self":
+            raise UserError(
+                f"{where}: the input {input_name!r} cannot be the name of a served input, which must be a plain identifier. "
+                "Rename the column, or read the file with a read(path, bad) of your own that does."
+            )
     return Contract(name, module, tuple(samples), columns, labels, weight, inputs, objective, maximize, frozenset(given), parts, resources)
 
 
@@ -258,7 +266,7 @@ def _check_names(module: ModuleType, where: str, given: set[str]) -> None:
         if not own or name in given:
             continue
         kind = [part for part in lacking if part.isupper() == name.isupper()]
-        if near := difflib.get_close_matches(name, kind, 1, 0.8):
+        if near := difflib.get_close_matches(name, kind, 1, 0.85 if name.isupper() else 0.8):
             raise UserError(f"{where} offers {name}, which is nearly {near[0]}: rename it to that, or to something else altogether.")
     if "build_model" not in given:
         raise UserError(f"{where} lacks build_model(hp, facts, total_steps), which returns the compiled keras.Model. Add it.")

@@ -25,7 +25,7 @@ import tensorflow as tf
 from . import contract as contracts
 from . import data, export
 from .arguments import RunOptions, step_range
-from .checkpoint import Checkpointer, compare_fingerprints
+from .checkpoint import Checkpointer, compare_fingerprints, named_variables
 from .cluster import agree
 from .contract import Contract, blame
 from .environment import Environment
@@ -35,7 +35,7 @@ from .loop import Trainer, end_by_sigterm
 from .outputs import Outputs, prepare, record, versions, write_json
 from .reporting import Events, Hypertune, Progress, Scalars, format_metrics, log
 from .rows import MemoryRows, Share, StreamedRows, deal_files
-from .steps import Plan, Steps
+from .steps import Plan, Steps, optimizers
 
 Restored = tuple[dict[str, np.ndarray], dict[str, Any]]
 SAME = 1e-4  # relative: evaluations of one model by two sources that differ in nothing that counts
@@ -161,13 +161,15 @@ def build(run: Run, inputs: Inputs, plan: Plan) -> Trainer:
         network = contract.build_model(run.hp, inputs.facts, plan.total_steps)
     if not isinstance(network, keras.Model):
         raise UserError(f"build_model must return a compiled keras.Model; got {type(network).__name__}.")
+    if not network.compiled:
+        raise UserError("build_model returns a model that is not compiled. Call its compile(optimizer, loss, metrics=…) before.")
     example = inputs.example()
+    see_that_replicas_can_train_it(network, run.strategy)
     with blame(contract.module, "the model"):
         if options.jit_compile == "auto" and plan.jit_compile is None:
             plan = dataclasses.replace(plan, jit_compile=faster_with_xla(run, network, plan, inputs, example))
         steps = Steps(network, run.strategy, plan, example, bool(options.ledger))
         contracts.check_metrics(contract, steps.metric_names())
-    say_what_differs_across_replicas(network, run.strategy)
     exporter = export.Exporter(contract, network, run.hp, inputs.facts) if env.is_chief else None
     progress = Progress(plan.total_steps, plan.batch_size, quiet=not env.is_chief)
     scalars = Scalars(outputs.logs if env.is_chief else None)
@@ -205,9 +207,6 @@ def rates(network: keras.Model, progress: Progress) -> dict[str, float]:
 
 def faster_with_xla(run: Run, network: keras.Model, plan: Plan, inputs: Inputs, example: Any) -> bool:
     """Time some calls with and without XLA (`--jit_compile=auto`) and put the weights back; say which won."""
-    from .checkpoint import named_variables
-    from .steps import optimizers
-
     rows, order = next(iter(inputs.train.feed(plan.batch_size, run.hp.seed, 0, plan.share)))
     order = np.resize(order, (plan.call_steps, order.shape[1]))
     seconds = {}
@@ -236,10 +235,19 @@ def faster_with_xla(run: Run, network: keras.Model, plan: Plan, inputs: Inputs, 
     return wins
 
 
-def say_what_differs_across_replicas(network: keras.Model, strategy: tf.distribute.Strategy) -> None:
-    """Say in one line that batch normalisation goes by each replica's own part of the batch, where it does."""
+def see_that_replicas_can_train_it(network: keras.Model, strategy: tf.distribute.Strategy) -> None:
+    """Say in one line that batch normalisation goes by each replica's own part of the batch, where it does.
+
+    Raises:
+        UserError: an optimizer accumulates gradients, which Keras cannot do on several replicas.
+    """
     if strategy.num_replicas_in_sync == 1:
         return
+    if any(optimizer.gradient_accumulation_steps for optimizer in optimizers(network)):
+        raise UserError(
+            f"gradient_accumulation_steps does not work on {strategy.num_replicas_in_sync} replicas: Keras adds the gradients up inside a "
+            "condition, where replicas cannot meet. Leave it out and raise --batch_size by that factor."
+        )
     kinds = keras.layers.BatchNormalization
     found = [layer.name for layer in network._flatten_layers() if isinstance(layer, kinds) and not layer.synchronized]
     if found:

@@ -205,7 +205,7 @@ class Steps:
 
 def optimizers(model: keras.Model) -> list[keras.optimizers.Optimizer]:
     """Return the model's optimizer and those that a training step of its own keeps as attributes."""
-    found = [model.optimizer, *vars(model).values()]
+    found = [getattr(model, "optimizer", None), *vars(model).values()]
     kept: list[keras.optimizers.Optimizer] = []
     for value in found:
         if isinstance(value, keras.optimizers.Optimizer) and not any(value is other for other in kept):

@@ -19,7 +19,7 @@ from .features import LABEL, Facts, learn, preprocess  # noqa: F401 - parts of w
 from .hyperparameters import Hyperparameters
 
 NAME = "stackoverflow"
-OBJECTIVE = "val_accuracy"  # what tuning and the best checkpoint go by
+OBJECTIVE, MAXIMIZE = "val_accuracy", True  # what tuning and the best checkpoint go by
 COLUMNS = (Text("text"), Category(LABEL))
 
 

@@ -23,7 +23,7 @@ from .hyperparameters import Hyperparameters
 
 NAME = "taxifare"
 LABEL = "fare_amount"
-OBJECTIVE = "val_rmse"  # what tuning and the best checkpoint go by
+OBJECTIVE, MAXIMIZE = "val_rmse", False  # what tuning and the best checkpoint go by
 COLUMNS = (
     Number(LABEL, low=0.01, high=10_000),
     Date("pickup_datetime", time=True),

@@ -1,0 +1,338 @@
+"""What the columns of a CSV file hold: numbers, dates, categories or texts, found by looking at every cell."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import keyword
+import math
+import re
+import sys
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the runtime's own idea of a date
+
+from vertex_runtime.columns import Date  # noqa: E402
+
+MOST_CATEGORIES = 1000
+ROWS_PER_CATEGORY = 5  # at least, on average: fewer would be names or free texts
+LEAST_ROWS = 20
+MOST_SAMPLE_ROWS = 2000
+LARGEST = 1e37  # well within float32
+LABEL_NAMES = ("label", "target", "y")
+KEY_NAME = re.compile(r"(?i:(.*[_ .-])?(id|key|uuid|guid|index))|.*[a-z](Id|ID|Key)")
+
+
+class CsvError(Exception):
+    """A file that no trainer can be made of: one line that says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a column holds, as `COLUMNS` of a model.py says it."""
+
+    name: str
+    kind: str  # Number, Date, Category or Text
+    missing: bool = False
+    required: bool = True
+    distinct: int = 0
+    low: float = 0.0
+    high: float = 0.0
+    time: bool = False
+    length: float = 0.0  # of its texts, on average
+    note: str = ""
+
+    def source(self) -> str:
+        """Return the column as Python writes it."""
+        words = [repr_of(self.name)]
+        if self.kind == "Number":
+            words += [f"low={number_of(self.low)}", f"high={number_of(self.high)}"] + ["missing=math.nan"] * self.missing
+        elif not self.required:
+            words.append("required=False")
+        else:
+            words += ["time=True"] * self.time + ['missing=""'] * self.missing
+        line = f"    {self.kind}({', '.join(words)}),"
+        return line if len(line) <= 140 else f"{line}  # noqa: E501"
+
+
+def repr_of(text: str) -> str:
+    """Return a text as Python writes it, in double quotes where that needs no escapes."""
+    shown = repr(text)
+    return shown if shown.startswith('"') or '"' in shown else f'"{shown[1:-1]}"'
+
+
+def number_of(value: float) -> str:
+    """Return a limit as a person would write it."""
+    return f"{int(value):_}" if value == int(value) and abs(value) < 1e12 else repr(value)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A CSV file's cells as texts, by column in the file's order."""
+
+    path: str
+    cells: dict[str, Any]  # Arrow arrays
+    rows: int
+
+
+def read(path: str) -> Table:
+    """Read a CSV file with a header.
+
+    Raises:
+        CsvError: it is not there, or not such a file.
+    """
+    import pyarrow as pa
+    from pyarrow import csv as pacsv
+
+    names = _header(path)
+    try:
+        table = pacsv.read_csv(
+            path,
+            read_options=pacsv.ReadOptions(column_names=names, skip_rows=1),
+            parse_options=pacsv.ParseOptions(newlines_in_values=True),
+            convert_options=pacsv.ConvertOptions(column_types={name: pa.string() for name in names}, null_values=[]),
+        )
+    except (pa.ArrowInvalid, OSError) as error:
+        raise CsvError(f"{path}: {' '.join(str(error).split())[:200]}. Mend the file: UTF-8, commas, as many cells in each row.") from None
+    if table.num_rows < LEAST_ROWS:
+        raise CsvError(f"{path} has {table.num_rows} rows below its header: needed are {LEAST_ROWS} at least.")
+    cells = {name: table.column(name).combine_chunks() for name in names}
+    _see_header(path, names, cells)
+    return Table(path, cells, table.num_rows)
+
+
+def _header(path: str) -> list[str]:
+    file = Path(path)
+    if not file.is_file():
+        raise CsvError(f"{path} is {'a folder' if file.is_dir() else 'not there'}: give a CSV file with a header.")
+    with open(file, "rb") as opened:
+        head = opened.read(1 << 20)
+    if not head.strip():
+        raise CsvError(f"{path} is empty: give a CSV file with a header and some rows.")
+    try:
+        lines = io.StringIO(head[: head.rindex(b"\n") + 1 if b"\n" in head else None].decode("utf-8-sig"), newline="")
+    except UnicodeDecodeError:
+        raise CsvError(f"{path} is not UTF-8: convert it, such as with iconv -f LATIN1 -t UTF-8.") from None
+    names = [cell.strip() for cell in next(csv.reader(lines), [])]
+    if len(names) < 2:
+        other = next((sign for sign in (";", "\t", "|") if names and sign in names[0]), None)
+        hint = f"its cells seem to be separated by {other!r}: write commas" if other else "a label and something to predict it by are two"
+        raise CsvError(f"{path} has one column: {hint}.")
+    odd = next((name for name in names if not name or _is_number(name) or re.fullmatch(Date("x").pattern or "", name, re.ASCII)), None)
+    if odd is not None:
+        raise CsvError(f"{path} lacks a header: its first line must name the columns; got {odd!r} in it.")
+    if doubled := [name for name, count in Counter(names).items() if count > 1]:
+        raise CsvError(f"{path}, line 1: two columns are named {doubled[0]!r}; a first line of data, or a header to mend?")
+    return names
+
+
+def _see_header(path: str, names: list[str], cells: dict[str, Any]) -> None:
+    """Refuse a first line that is a row: a column's name that is also one of its few values."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    for name in names:
+        if pc.sum(pc.equal(cells[name], pa.scalar(name))).as_py():
+            raise CsvError(f"{path} lacks a header: {name!r} of its first line stands below it, too. Put the columns' names first.")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def look(name: str, cells: Any) -> Found:
+    """Find what a column holds by all its cells."""
+    import pyarrow.compute as pc
+
+    given = cells.filter(pc.greater(pc.binary_length(cells), 0))
+    missing, distinct = len(given) < len(cells), len(pc.unique(given))
+    if not len(given):
+        return Found(name, "Text", True, required=False, note="empty")
+    numbers = _numbers(given)
+    if numbers is not None:
+        if KEY_NAME.fullmatch(name) and distinct == len(given):
+            return Found(name, "Text", missing, required=False, distinct=distinct, note="a key, not used")
+        return Found(name, "Number", missing, True, distinct, *limits(*numbers))
+    for time in (True, False):
+        if pc.all(pc.match_substring_regex(given, f"^(?:{Date('x', time=time).pattern})$")).as_py():
+            return Found(name, "Date", missing, time=time, distinct=distinct)
+    length = float(pc.mean(pc.utf8_length(given)).as_py())
+    note = _nearly_numbers(given)
+    if distinct <= MOST_CATEGORIES and distinct * ROWS_PER_CATEGORY <= len(given):
+        return Found(name, "Category", missing, distinct=distinct, length=length, note=note)
+    return Found(name, "Text", missing, required=False, distinct=distinct, length=length, note=note or "not used")
+
+
+def _numbers(given: Any) -> tuple[float, float] | None:
+    """Return the least and the largest of the texts as numbers; None if they are none."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    try:
+        values = pc.cast(given, pa.float64())
+    except pa.ArrowInvalid:
+        return None
+    if not pc.all(pc.is_finite(values)).as_py():
+        return None
+    low, high = (float(found) for found in pc.min_max(values).as_py().values())
+    return (low, high) if max(abs(low), abs(high)) < LARGEST else None
+
+
+def _nearly_numbers(given: Any) -> str:
+    """Say which words keep a column from being one of numbers, where few do."""
+    counts = Counter(text for text in given.to_pylist() if not _is_number(text))
+    if len(counts) > 3 or sum(counts.values()) > len(given) / 2:
+        return ""
+    words = ", ".join(repr(word) for word in counts)
+    return f"numbers but for {words} in {sum(counts.values())} rows: leave such cells empty to have a Number"
+
+
+def limits(low: float, high: float) -> tuple[float, float]:
+    """Return round limits around the values seen, with as much room on each side as they span; a sign that none has stays away."""
+    span = high - low or max(1.0, abs(low))
+    step = 10.0 ** math.floor(math.log10(span))
+    lower, upper = math.floor((low - span) / step) * step, math.ceil((high + span) / step) * step
+    lower, upper = (0.0 if low >= 0 > lower else lower), (0.0 if high <= 0 < upper else upper)
+    return float(f"{lower:.10g}"), float(f"{upper:.10g}")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The columns of a trainer, which of them it predicts and, where it reads texts, which one."""
+
+    columns: list[Found]  # by the file's order
+    label: Found
+    text: Found | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)  # the file's names of columns that are called otherwise in requests
+
+    @property
+    def is_regression(self) -> bool:
+        return self.label.kind == "Number"
+
+
+def choose(table: Table, kind: str, label: str | None) -> Choice:
+    """Choose the label and say what each column is.
+
+    Raises:
+        CsvError: the label is not there, or cannot be predicted, or nothing is there to predict it by.
+    """
+    columns = [look(name, cells) for name, cells in table.cells.items()]
+    text = None
+    if kind == "text":
+        texts = [found for found in columns if found.kind in ("Text", "Category") and found.name != label and found.note != "empty"]
+        text = max((found for found in texts if found.name.lower() not in LABEL_NAMES), key=lambda found: found.length, default=None)
+        if text is None:
+            raise CsvError(f"{table.path} has no column of texts to read: --kind=tabular is for numbers, dates and categories.")
+    name = _label(table, label, columns, text)
+    found = _as_label(table, next(found for found in columns if found.name == name), kind)
+    chosen = []
+    for column in columns:
+        if column.name == name:
+            column = found
+        elif text and column.name != text.name:
+            column = Found(column.name, "Text", required=False, note="not used")
+        elif text:
+            column = text = Found(column.name, "Text", column.missing, distinct=column.distinct, length=column.length)
+        chosen.append(column)
+    if not [column for column in chosen if column.required and column.name != name]:
+        raise CsvError(f"{table.path}: nothing to predict {name!r} by: no other column holds numbers, dates or categories.")
+    headers = _headers(chosen, name)
+    plain = {header: name for name, header in headers.items()}
+    chosen = [replace(column, name=plain.get(column.name, column.name)) for column in chosen]
+    return Choice(chosen, found, text and replace(text, name=plain.get(text.name, text.name)), headers)
+
+
+def _is_plain(name: str) -> bool:
+    return bool(re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name)) and not keyword.iskeyword(name) and name != "self"
+
+
+def _headers(columns: Sequence[Found], label: str) -> dict[str, str]:
+    """Return plain names for the inputs whose own names TensorFlow's signatures do not take, with those beside them."""
+    taken, found = {column.name for column in columns}, {}
+    for column in columns:
+        own = column.name
+        if not column.required or own == label or _is_plain(own):
+            continue
+        ascii_only = unicodedata.normalize("NFKD", own).encode("ascii", "ignore").decode()
+        plain = re.sub("[^A-Za-z0-9]+", "_", ascii_only).strip("_")
+        plain = plain if plain[:1].isalpha() else f"column_{plain}".strip("_")
+        plain += "_" * (not _is_plain(plain))
+        number = 1
+        while (name := plain if number == 1 else f"{plain}_{number}") in taken:
+            number += 1
+        taken.add(name)
+        found[name] = own
+    return found
+
+
+def _label(table: Table, label: str | None, columns: list[Found], text: Found | None) -> str:
+    names = list(table.cells)
+    if label is None:
+        named = [name for wanted in LABEL_NAMES for name in names if name.lower() == wanted]
+        # Beside texts there are often keys: the last column of classes is the likelier one.
+        classes = [found.name for found in columns if text and found.kind == "Category" and found.name != text.name]
+        return (named or classes[-1:] or [name for name in names if text is None or name != text.name][-1:])[0]
+    if label not in names:
+        near = difflib.get_close_matches(label, names, 1, 0.4)
+        hint = f"the nearest is {near[0]!r}" if near else f"there are {', '.join(names)[:200]}"
+        raise CsvError(f"--label: {table.path} has no column {label!r}; {hint}.")
+    return label
+
+
+def _as_label(table: Table, found: Found, kind: str) -> Found:
+    """Return the label's column: a number if it has more than two values, else classes."""
+    where = f"{table.path}: {found.name!r} cannot be predicted"
+    if found.distinct < 2:
+        raise CsvError(f"{where}: it has {'one value' if found.distinct else 'no value'} only. Name another column: --label.")
+    if found.kind == "Date":
+        raise CsvError(f"{where}: it holds dates. Name another column: --label.")
+    if found.kind == "Number" and found.distinct > 2 and kind == "tabular":
+        return Found(found.name, "Number", False, True, found.distinct, found.low, found.high)
+    if found.distinct > MOST_CATEGORIES or 2 * found.distinct > table.rows:
+        raise CsvError(f"{where}: {found.distinct} different texts in {table.rows} rows are no classes. Name another column: --label.")
+    return Found(found.name, "Category", distinct=found.distinct)
+
+
+def split(table: Table, choice: Choice, seed: int = 0) -> tuple[list[list[str]], list[list[str]], int]:
+    """Draw up to 2,000 rows and deal them out.
+
+    Returns:
+        The rows to train on and to evaluate on, a fifth of each class, and how many rows lack a label.
+    """
+    labels = table.cells[choice.label.name].to_pylist()
+    usable = [place for place, label in enumerate(labels) if label]
+    if len(usable) < LEAST_ROWS:
+        raise CsvError(f"{table.path}: {choice.label.name!r} is given in {len(usable)} rows: needed are {LEAST_ROWS} at least.")
+    rng = Random(seed)
+    drawn = sorted(rng.sample(usable, min(MOST_SAMPLE_ROWS, len(usable))))
+    groups: dict[str, list[int]] = {}
+    for place in drawn:
+        groups.setdefault("" if choice.is_regression else labels[place], []).append(place)
+    valid: set[int] = set()
+    for group in groups.values():  # a class that is seen once only is trained on: it could not be evaluated otherwise
+        valid.update(rng.sample(group, len(group) // 5))
+    if not valid:
+        raise CsvError(f"{table.path}: no class of {choice.label.name!r} has five rows, so none can be set aside to evaluate on.")
+    columns = [cells.take(drawn).to_pylist() for cells in table.cells.values()]
+    rows = [list(row) for row in zip(*columns)]
+    train = [row for place, row in zip(drawn, rows) if place not in valid]
+    return train, [row for place, row in zip(drawn, rows) if place in valid], table.rows - len(usable)
+
+
+def instance(choice: Choice, names: list[str], row: list[str]) -> dict[str, Any]:
+    """Return a row as a request holds it, without label and unused columns."""
+    found: dict[str, Any] = {}
+    for column, cell in zip(choice.columns, row):
+        if column.name != choice.label.name and column.required:
+            found[column.name] = (float(cell) if cell else None) if column.kind == "Number" else cell
+    return found
