@@ -286,23 +286,24 @@ def test_export_holds_each_weight_once(trainer, tmp_path):
 
 
 def test_gate_stops_a_wrong_scaler(tmp_path, monkeypatch, capsys):
-    """The served graph scales the features otherwise than the training did."""
+    """The served graph sees other coordinates than the training did."""
     from taxifare.trainer import model
     from vertex_runtime import export
 
-    class Skewed(export.Exporter):
-        def __init__(self, contract, network, hp, facts):
-            super().__init__(contract, network, hp, facts | {"scale": facts["scale"] * 1.01})
+    honest = export.columns.guard
 
-    honest = export.Exporter
-    monkeypatch.setattr(export, "Exporter", Skewed)
+    def skewed(raw, columns):
+        checked = honest(raw, columns)
+        return checked | {"pickup_latitude": checked["pickup_latitude"] * 1.001}
+
+    monkeypatch.setattr(export.columns, "guard", skewed)
     with pytest.raises(UserError, match="does not answer as the trained one") as error:
         train("taxifare", f"--output_dir={tmp_path}", "--epochs=1", "--num_evals=1")
     assert error.value.code not in (0, None) and str(tmp_path / "model.rejected") in str(error.value)
     assert (tmp_path / "model.rejected" / "saved_model.pb").exists() and not (tmp_path / "model" / "saved_model.pb").exists()
     assert list(tmp_path.glob("checkpoints/ckpt-*.index"))
     assert "skew: {" in capsys.readouterr().err
-    monkeypatch.setattr(export, "Exporter", honest)
+    monkeypatch.setattr(export.columns, "guard", honest)
     train("taxifare", f"--output_dir={tmp_path}", "--epochs=1", "--num_evals=1")  # mended: trains nothing, publishes
     assert (tmp_path / "model" / "saved_model.pb").exists() and model.NAME == "taxifare"
 

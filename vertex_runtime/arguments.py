@@ -61,7 +61,7 @@ class RunOptions:
     in_memory: str = option("auto", "hold the training data in memory; auto: up to 2 GiB of prepared rows", choices=YES_NO)
     checkpoint_steps: int = option(2000, "steps between checkpoints; one is written at each evaluation too", minimum=1)
     steps_per_call: int = option(0, "steps inside one compiled call; 0 picks them so that a call lasts up to 1 s", minimum=0)
-    scalar_steps: int = option(0, "steps between training values in TensorBoard; 0: a hundredth of the run, 100 at least", minimum=0)
+    scalar_steps: int = option(0, "steps between training values in TensorBoard; 0: a fiftieth of the run, 1000 at least", minimum=0)
     jit_compile: str = option("model", "compile the steps with XLA; model: as model.py says; auto: time both", choices=JIT, bare="yes")
     strategy: str = option("auto", "how to distribute; auto: by cluster and devices", choices=STRATEGIES)
     shard: str = option("auto", "how workers share streamed data; auto: by files if they suffice", choices=("auto", "rows", "files"))

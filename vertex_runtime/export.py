@@ -43,8 +43,8 @@ class Exporter:
     weights fetched, a second time.
     """
 
-    def __init__(self, contract: Contract, network: keras.Model, hp: Any, facts: Any):
-        self.contract, self.network, self.hp, self.facts = contract, network, hp, facts
+    def __init__(self, contract: Contract, network: keras.Model, prepare: Preparer):
+        self.contract, self.network, self.facts = contract, network, prepare.facts
         self.module = tf.Module()
         with tf.device("/cpu:0"):
             state = network.trainable_variables + network.non_trainable_variables
@@ -54,9 +54,9 @@ class Exporter:
 
             def serve(**raw: tf.Tensor) -> dict[str, tf.Tensor]:
                 checked = columns.guard(raw, contract.served_columns())
-                features = contract.preprocess(checked, hp, facts)
+                features = prepare.run([checked[name] for name in prepare.names])  # the very graph that training rows went through
                 found, _ = network.stateless_call(copies[:count], copies[count:], features, training=False)
-                return self._named(contract.outputs(found, facts))
+                return self._named(contract.outputs(found, self.facts))
 
             with blame(contract.module, "the exported graph"):
                 self.serve = tf.function(serve, autograph=False).get_concrete_function(**contract.inputs)
@@ -126,6 +126,9 @@ class Rehearsal:
     def __init__(self, exporter: Exporter, sample: Chunk):
         self.exporter, self.sample, self.failure = exporter, take(sample, slice(0, REHEARSAL_ROWS)), None
         self.thread = threading.Thread(target=self._run, daemon=True)
+
+    def start(self) -> None:
+        """Begin; called after the first step, which would wait for Python otherwise."""
         self.thread.start()
 
     def _run(self) -> None:
@@ -149,7 +152,7 @@ class Rehearsal:
         Raises:
             UserError: the model cannot be exported, or not asked.
         """
-        if wait:
+        if wait and self.thread.ident is not None:
             self.thread.join()
         if self.failure is None:
             return

@@ -177,7 +177,8 @@ class Trainer:
                 self.checkpointer.save(*self._state(alone=plan.share.workers > 1), wait=True)
                 raise Preempted
             if self.rehearsal is not None:
-                self.rehearsal.check(wait=state["step"] in evaluations)
+                # Known before the first checkpoint; a run that is over by then exports anyway.
+                self.rehearsal.check(wait=state["step"] in evaluations[:-1])
             if state["step"] % plan.checkpoint_steps == 0 and state["step"] not in evaluations:
                 self.checkpointer.save(*self._state(), skip=True)
             if plan.scalar_steps and state["step"] % plan.scalar_steps == 0 and state["step"] not in evaluations:
@@ -240,6 +241,8 @@ class Trainer:
         self.hooks.on_train_batch_end(state["step"] - 1, logs)
         if self.calls == 1:
             self.progress.begin(state["step"])  # tracing is not training
+            if self.rehearsal is not None:
+                self.rehearsal.start()
             gc.freeze()  # nor is there garbage in what tracing made
             gc.enable()
         self.progress.update(state["step"], loss)

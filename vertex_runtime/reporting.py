@@ -105,8 +105,8 @@ class Scalars:
     def __init__(self, directory: str | None):
         self.directory, self.writers = directory, {}
 
-    def write(self, step: int, metrics: Mapping[str, float]) -> list[str]:
-        """Write one evaluation; returns the files that this call made."""
+    def write(self, step: int, metrics: Mapping[str, float], flush: bool = True) -> list[str]:
+        """Write some values; returns the files that this call made."""
         import tensorflow as tf
 
         if self.directory is None:
@@ -121,7 +121,7 @@ class Scalars:
                 written += [path for path in tf.io.gfile.glob(f"{self.directory}/{run}/*") if path not in before]
             with self.writers[run].as_default():
                 tf.summary.scalar(name.removeprefix("val_"), value, step=step)
-        for writer in self.writers.values():
+        for writer in self.writers.values() if flush else ():
             writer.flush()
         return written
 

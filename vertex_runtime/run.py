@@ -170,17 +170,17 @@ def build(run: Run, inputs: Inputs, plan: Plan) -> Trainer:
             plan = dataclasses.replace(plan, jit_compile=faster_with_xla(run, network, plan, inputs, example))
         steps = Steps(network, run.strategy, plan, example, bool(options.ledger))
         contracts.check_metrics(contract, steps.metric_names())
-    exporter = export.Exporter(contract, network, run.hp, inputs.facts) if env.is_chief else None
+    exporter = export.Exporter(contract, network, inputs.prepare) if env.is_chief else None
     progress = Progress(plan.total_steps, plan.batch_size, quiet=not env.is_chief)
     scalars = Scalars(outputs.logs if env.is_chief else None)
 
-    def write(step: int, metrics: dict[str, float]) -> None:
-        if written := scalars.write(step, metrics):
+    def write(step: int, metrics: dict[str, float], flush: bool = False) -> None:
+        if written := scalars.write(step, metrics, flush):
             record(outputs.records, *written)
 
     def on_evaluation(step: int, metrics: dict[str, float]) -> None:
         progress.evaluated(step, metrics)
-        write(step, metrics | rates(network, progress))
+        write(step, metrics | rates(network, progress), flush=True)
         run.tuning.report(step, metrics[contract.objective])
 
     peers = (tf.errors.OpError,) if env.worker_count > 1 else ()  # it may be a peer's that went away
@@ -243,7 +243,7 @@ def see_that_replicas_can_train_it(network: keras.Model, strategy: tf.distribute
     """
     if strategy.num_replicas_in_sync == 1:
         return
-    if any(optimizer.gradient_accumulation_steps for optimizer in optimizers(network)):
+    if any(getattr(optimizer, "gradient_accumulation_steps", None) for optimizer in optimizers(network)):
         raise UserError(
             f"gradient_accumulation_steps does not work on {strategy.num_replicas_in_sync} replicas: Keras adds the gradients up inside a "
             "condition, where replicas cannot meet. Leave it out and raise --batch_size by that factor."
@@ -304,7 +304,10 @@ def finish(run: Run, inputs: Inputs, trainer: Trainer, metrics: dict[str, float]
         return
     tolerance = run.options.skew_tolerance or (2e-2 if tf.config.list_physical_devices("GPU") else 1e-5)
     tolerance = max(tolerance, 2e-2) if reduced_precision(trainer.model) and not run.options.skew_tolerance else tolerance
-    gate = export.publish(trainer.exporter, inputs.prepare, inputs.sample, run.outputs, tolerance, run.events, state["step"])
+    if trainer.rehearsal is not None:
+        trainer.rehearsal.check()
+    with blame(run.contract.module, "the export"):
+        gate = export.publish(trainer.exporter, inputs.prepare, inputs.sample, run.outputs, tolerance, run.events, state["step"])
     write_json(records, "metrics.json", metrics | {"skew_gate": gate} | common)
     write_run(run, inputs, trainer, "out of time" if trainer.out_of_time else "finished")
     say_end(run, inputs, metrics, gate)
@@ -344,7 +347,7 @@ def make_plan(run: Run, inputs: Inputs, restored: Restored | None = None) -> Pla
         jit = None  # to be timed
     if restored and options.jit_compile in ("auto", "model") and "jit_compile" in restored[1]:
         jit = restored[1]["jit_compile"]
-    scalars = options.scalar_steps or max(100, steps // 100)
+    scalars = options.scalar_steps or max(1000, steps // 50)
     return Plan(
         steps, batch, hp.num_evals, options.checkpoint_steps, options.steps_per_call, jit, hp.seed,
         step_range(options.profile), Share(run.env.worker_index, run.env.worker_count), padded, scalars,
