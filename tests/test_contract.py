@@ -375,8 +375,9 @@ def start(made, *flags: str, **env: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "ending.trainer.task", "--train_data_path=train.csv", "--eval_data_path=valid.csv", *flags]
     path = f"{made.folder}{os.pathsep}{ROOT}"
     return subprocess.Popen(
-        command, env={**os.environ, "PYTHONPATH": path, **env}, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+        command, env={**os.environ, "PYTHONPATH": path, **env}, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )  # fmt: skip
 
 
 def test_an_interrupt_saves_as_sigterm_does(made):
