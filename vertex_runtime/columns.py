@@ -26,11 +26,13 @@ class Column:
     Args:
         name: the column's name in files, chunks and requests.
         missing: what stands for a missing cell; None: a missing cell is an error.
+        default: what stands for one in a request, where files must have it: what the model answers to nothing at all.
         required: False for columns that a file may have and nobody reads (keys, comments).
     """
 
     name: str
     missing: Any = None
+    default: Any = None
     required: bool = True
 
     is_text = True
@@ -38,8 +40,10 @@ class Column:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise TypeError(f"a column's name must be a text; got {self.name!r}")
-        if self.missing is not None and isinstance(self.missing, str) != self.is_text:
-            raise TypeError(f"column {self.name}: missing= must be a {'text' if self.is_text else 'number'}; got {self.missing!r}")
+        for field in ("missing", "default"):
+            value = getattr(self, field)
+            if value is not None and isinstance(value, str) != self.is_text:
+                raise TypeError(f"column {self.name}: {field}= must be a {'text' if self.is_text else 'number'}; got {value!r}")
 
     @property
     def must_be(self) -> str:
@@ -52,9 +56,9 @@ class Column:
         return None
 
     @property
-    def sentinel(self) -> Any:
-        """How a missing cell travels from a request into the exported model."""
-        return "" if self.is_text else math.nan
+    def answered(self) -> Any:
+        """What stands for a missing cell in a request; None: nothing does."""
+        return self.default if self.missing is None else self.missing
 
     def spec(self) -> Any:
         """Return the `tf.TensorSpec` of the column's input in a request: [rows]."""
@@ -98,9 +102,9 @@ class Column:
 
         absent = tf.equal(tf.strings.length(values), 0)
         good = tf.logical_not(absent) if self.pattern is None else tf.strings.regex_full_match(values, self.pattern)
-        if self.missing is None:
+        if self.answered is None:
             return values, good
-        return tf.where(absent, tf.constant(str(self.missing)), values), good | absent
+        return tf.where(absent, tf.constant(str(self.answered)), values), good | absent
 
 
 @dataclass(frozen=True)
@@ -152,9 +156,9 @@ class Number(Column):
         absent = tf.math.is_nan(values)
         low, high = (np.float32(limit) for limit in self._limits())
         good = tf.math.is_finite(values) & (values >= low) & (values <= high)
-        if self.missing is None:
+        if self.answered is None:
             return values, good
-        return tf.where(absent, np.float32(self.missing), values), good | absent
+        return tf.where(absent, np.float32(self.answered), values), good | absent
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from .hyperparameters import Hyperparameters
 
 NAME = "stackoverflow"
 OBJECTIVE, MAXIMIZE = "val_accuracy", True  # what tuning and the best checkpoint go by
-COLUMNS = (Text("text"), Category(LABEL))
+COLUMNS = (Text("text", default=""), Category(LABEL))  # an empty question is answered, and is nothing to learn from
 
 
 def score(outputs: Mapping[str, np.ndarray], labels: np.ndarray) -> float:
