@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import csv
+import importlib.util
 import math
 import os
 import shutil
