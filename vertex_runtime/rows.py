@@ -28,7 +28,7 @@ from .sources import DatasetSource, FolderSource, IndexedSource
 
 Rows = tuple  # prepared rows: (features, labels) or (features, labels, weights), nests of tensors [rows, ...]
 STREAM_ROWS = 131_072
-BLOCK_ROWS = 4096
+BLOCK_ROWS = 512  # prepared at a time where rows are prepared as needed: enough for all cores, little to wait for
 
 
 @dataclass(frozen=True)
