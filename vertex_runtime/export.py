@@ -315,7 +315,7 @@ class Sampler:
     def add(self, chunk: Chunk) -> None:
         """Look at a chunk. Each row gets a random rank (awkward rows the best); the lowest ranks stay."""
         count = len(chunk[self.columns[0]])
-        size = sum(_bytes_of(chunk[name]) for name in self.columns) / max(1, count)
+        size = sum(bytes_of(chunk[name]) for name in self.columns) / max(1, count)
         self.most = max(1, min(self.most, int(GATE_BYTES / max(1, size))))
         ranks = self.random.random(count)
         for name in self.columns:
@@ -342,7 +342,8 @@ class Sampler:
         return self._merged()[1]
 
 
-def _bytes_of(values: np.ndarray) -> int:
+def bytes_of(values: np.ndarray) -> int:
+    """Return the bytes of a raw column's cells."""
     return sum(map(len, values)) if values.dtype == object and values.ndim == 1 else values.nbytes
 
 

@@ -231,7 +231,7 @@ def estimated_bytes(contract: Contract, prepare: Preparer, chunks: Iterator[data
     if source is not None:
         return each * source.count
     total = data.total_bytes(paths)
-    block = data.BLOCK_BYTES if "read" not in contract.given else sum(export._bytes_of(values) for values in chunk.values())
+    block = data.BLOCK_BYTES if "read" not in contract.given else sum(export.bytes_of(values) for values in chunk.values())
     return each * rows_of(chunk) * max(1.0, total / max(1, min(total, block)))
 
 

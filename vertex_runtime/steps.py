@@ -139,7 +139,7 @@ class Steps:
         def one(i: tf.Tensor) -> tuple[tf.Tensor]:
             first = start + i * self.evaluation_batch + self.plan.share.worker * own
             batch = tf.nest.map_structure(lambda t: _rows(t, first, own), rows)
-            self.strategy.run(lambda b: self._test(self._own_share(b)), args=(batch,))
+            self.strategy.run(lambda b: self.model.test_step(self._own_share(b)), args=(batch,))
             return (i + 1,)
 
         tf.while_loop(lambda i: i < count, one, (tf.constant(0),), parallel_iterations=1)
@@ -155,22 +155,19 @@ class Steps:
             context = tf.distribute.get_replica_context()
             place = context.replica_id_in_sync_group if context is not None else 0
             if part:
-                self._test(tf.nest.map_structure(lambda t: _rows(t, start + place * part, part), rows))
+                self.model.test_step(tf.nest.map_structure(lambda t: _rows(t, start + place * part, part), rows))
             if over and self.replicas == 1:
-                self._test(tf.nest.map_structure(lambda t: _rows(t, start + part, over), rows))
+                self.model.test_step(tf.nest.map_structure(lambda t: _rows(t, start + part, over), rows))
             elif over:
                 last = tf.minimum(start + self.replicas * part + place, start + count - 1)
 
                 def single() -> tf.Tensor:
-                    self._test(tf.nest.map_structure(lambda t: _rows(t, last, 1), rows))
+                    self.model.test_step(tf.nest.map_structure(lambda t: _rows(t, last, 1), rows))
                     return tf.constant(0)
 
                 tf.cond(place < over, single, lambda: tf.constant(0))
 
         self.strategy.run(one)
-
-    def _test(self, batch: Rows) -> None:
-        self.model.test_step(batch)
 
     def metrics(self) -> dict[str, float]:
         """Return the model's metrics by name; one of several values gives `name_0`, `name_1` and so on."""
