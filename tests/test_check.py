@@ -431,7 +431,7 @@ def test_rows_that_there_is_no_time_for_are_estimated(tmp_path, monkeypatch):
     for i in range(4):
         paths.append(str(tmp_path / f"{i}.csv"))
         Path(paths[-1]).write_text("label\n" + "abcdefg\n" * 50_000)
-    read = lambda path: data.read_csv(path, [column], data.BadRows())  # noqa: E731
+    read = lambda path: data.read(path, [column], (), data.BadRows())  # noqa: E731
     rows, labels, exact = data.count(read, paths, "label", 60)
     assert (rows, dict(labels), exact) == ([50_000] * 4, {b"abcdefg": 200_000}, True)
     rows, _, exact = data.count(read, paths, "label", -1)

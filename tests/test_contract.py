@@ -210,7 +210,7 @@ def test_rows_are_weighed_and_counted_once_whatever_argument_a_metric_came_by(ma
     columns = [Number("age"), Number("spend", missing=float("nan")), Number("visits", missing=0.0), Number("score")]
     columns += [Category("plan"), Category("city", missing="unknown"), Date("joined", missing="2000-01-01")]
     columns += [Number("weight"), Number("target"), Category("churned")]
-    chunk = next(data.read_csv(str(made.folder / "valid.csv"), columns, data.BadRows()))
+    chunk = next(data.read(str(made.folder / "valid.csv"), columns, (), data.BadRows()))
     served = tf.saved_model.load(str(made.folder / "out" / "model")).signatures["serving_default"]
     names = [name for name in chunk if name not in ("churned", "weight")]
     logits = served(**{name: tf.constant(chunk[name]) for name in names})["predictions"]
@@ -230,7 +230,7 @@ def test_evaluation_rows_are_cut_off_by_content(by, made):
 
     columns = [Number("age"), Category("city", missing="?"), Text("joined", missing="?")]
     columns += [Text(name, missing="?") for name in ("spend", "visits", "score", "plan", "weight", "target", "churned")]
-    (chunk,) = data.read_csv("train.csv", columns, data.BadRows())
+    (chunk,) = data.read("train.csv", columns, (), data.BadRows())
     split = make_split(0.25, by, 0, iter([chunk]))
     mask = split.evaluates(chunk)
     assert 0 < mask.mean() < 0.9

@@ -107,7 +107,7 @@ def test_header_and_column_order_are_recognised(tmp_path):
     plain = write(tmp_path, "plain.csv", taxi_rows())
     named = write(tmp_path, "named.csv", [HEADER, *taxi_rows()])
     turned = write(tmp_path, "turned.csv", [",".join(reversed(line.split(","))) for line in [HEADER, *taxi_rows()]])
-    one, *others = [data.concatenate(data.read_csv(str(path), model.COLUMNS, data.BadRows())) for path in (plain, named, turned)]
+    one, *others = [data.concatenate(data.read(str(path), model.COLUMNS, (), data.BadRows())) for path in (plain, named, turned)]
     for other in others:
         assert all(np.array_equal(one[name], other[name]) for name in one)
 
@@ -142,8 +142,8 @@ VARIABLES = {
     "CLUSTER_SPEC a list": ({"CLUSTER_SPEC": "[]"}, "CLUSTER_SPEC must be a JSON object"),
     "unknown role": ({"TF_CONFIG": '{"cluster":{"boss":["a:1"]},"task":{"type":"boss","index":0}}'}, "unknown pool 'boss'"),
     "index outside": ({"TF_CONFIG": '{"cluster":{"worker":["a:1"]},"task":{"type":"worker","index":3}}'}, "not in the cluster"),
-    "format": ({"AIP_DATA_FORMAT": "parquet"}, "AIP_DATA_FORMAT must be one of"),
-    "jsonl": ({"AIP_DATA_FORMAT": "jsonl", "AIP_TRAINING_DATA_URI": "x"}, "AIP_DATA_FORMAT=jsonl is not read yet"),
+    "format": ({"AIP_DATA_FORMAT": "avro"}, "AIP_DATA_FORMAT must be one of csv, jsonl, bigquery, tfrecord, parquet; got 'avro'"),
+    "jsonl": ({"AIP_DATA_FORMAT": "jsonl", "AIP_TRAINING_DATA_URI": "x"}, "AIP_TRAINING_DATA_URI: x matches no file"),
     "job without data": ({"CLOUD_ML_JOB_ID": "1"}, "give --train_data_path, or let the service set AIP_TRAINING_DATA_URI"),
     "start over": ({"AIP_TRAINING_DATA_URI": str(TAXI)}, "--start_over is refused in a job"),
 }

@@ -66,35 +66,47 @@ class Column:
 
         return tf.TensorSpec([None], tf.string if self.is_text else tf.float32, self.name)
 
-    def problem(self, cell: str) -> bool:
-        """Tell whether the text of a cell that is not missing is bad."""
-        return self.pattern is not None and not re.fullmatch(self.pattern, cell, re.ASCII)
+    def check(self, values: Any) -> tuple[Any, np.ndarray]:
+        """Turn the cells of a file into what a chunk holds.
 
-    def parse(self, cell: str) -> Any:
-        """Turn the text of a good cell into the value that a chunk holds."""
-        return str(self.missing).encode() if not cell else cell.encode()
+        Args:
+            values: an Arrow array [rows] of texts (binary or string) or of a type of its own; null and an empty text are
+                missing cells.
 
-    def good_values(self, values: Any) -> np.ndarray:
-        """Return which of an Arrow array's values are good: [rows] bool."""
+        Returns:
+            (binary array without nulls, missing cells filled in; which cells are good, [rows] bool). What stands in the
+            place of a bad cell says nothing.
+
+        Raises:
+            TypeError: the array's type can hold no such column, such as a list.
+        """
+        import pyarrow as pa
         import pyarrow.compute as pc
 
-        given = pc.greater(pc.binary_length(values), 0)
-        good = given if self.pattern is None else pc.match_substring_regex(values, pattern=f"^(?:{self.pattern})$")
-        if self.missing is not None:
-            good = pc.or_(good, pc.invert(given))
-        return good.to_numpy(zero_copy_only=False)
+        texts, good = _valid_texts(_as_texts(values))
+        given = pc.greater(pc.binary_length(texts), 0).to_numpy(zero_copy_only=False)
+        if (matching := self._matching(texts)) is not None:
+            good &= matching.to_numpy(zero_copy_only=False)
+        if self.missing is None:
+            return texts.view(pa.binary()), good & given
+        if self.missing and not given.all():
+            texts = pc.if_else(pa.array(given), texts, pa.scalar(str(self.missing), pa.string()))
+        return texts.view(pa.binary()), good | ~given
 
-    def to_numpy(self, values: Any) -> np.ndarray:
-        """Return an Arrow array as a chunk holds it, missing cells filled in: [rows]."""
-        import pyarrow as pa
+    def _matching(self, texts: Any) -> Any:
+        """Return which texts match the pattern whole, an Arrow array [rows]; None: there is no pattern."""
+        import pyarrow.compute as pc
 
-        if pa.types.is_string(values.type):
-            values = values.cast(pa.binary())
-        found = values.to_numpy(zero_copy_only=False)
-        if self.missing:
-            found = found.copy()
-            found[found == b""] = str(self.missing).encode()
-        return found
+        return None if self.pattern is None else pc.match_substring_regex(texts, pattern=rf"\A(?:{self.pattern})\z")
+
+    def reason(self, cell: Any) -> str:
+        """Return what is wrong with a bad cell, for messages."""
+        if isinstance(cell, bytes):
+            try:
+                cell.decode()
+            except UnicodeDecodeError:
+                return f"{self.name} is not UTF-8"
+        return self.must_be
 
     def guard(self, values: Any) -> tuple[Any, Any]:
         """Apply the column's rule in a graph: return (values with missing cells filled in, which of them are good)."""
@@ -126,29 +138,22 @@ class Number(Column):
     def _limits(self) -> tuple[float, float]:
         return (-math.inf if self.low is None else self.low), (math.inf if self.high is None else self.high)
 
-    def problem(self, cell: str) -> bool:
-        try:
-            number = float(cell)
-        except ValueError:
-            return True
-        low, high = self._limits()
-        return not (math.isfinite(number) and low <= number <= high)
+    def check(self, values: Any) -> tuple[Any, np.ndarray]:
+        """See `Column.check`; the array is float32 without nulls. Texts are read as Python's `float` reads them."""
+        import pyarrow as pa
 
-    def parse(self, cell: str) -> Any:
-        return float(self.missing if not cell else cell)
-
-    def good_values(self, values: Any) -> np.ndarray:
-        numbers = values.to_numpy(zero_copy_only=False)
+        texts = _is_text(values.type)
+        wide = _parse_numbers(values) if texts else _as_floats(values)
+        # NaN in an array of numbers is a missing cell, as in a request; as a text it is no number.
+        absent = wide.is_null(nan_is_null=not texts).to_numpy(zero_copy_only=False)
+        with np.errstate(over="ignore"):
+            numbers = wide.to_numpy(zero_copy_only=False).astype(np.float32)
         low, high = (np.float32(limit) for limit in self._limits())
         good = np.isfinite(numbers) & (numbers >= low) & (numbers <= high)
-        if self.missing is not None and values.null_count:
-            good |= values.is_null().to_numpy(zero_copy_only=False)
-        return good
-
-    def to_numpy(self, values: Any) -> np.ndarray:
-        if self.missing is not None and values.null_count and not math.isnan(self.missing):
-            values = values.fill_null(float(self.missing))
-        return values.to_numpy(zero_copy_only=False)
+        if self.missing is not None and absent.any():
+            numbers[absent] = self.missing
+            good |= absent
+        return pa.array(numbers, pa.float32()), good
 
     def guard(self, values: Any) -> tuple[Any, Any]:
         import tensorflow as tf
@@ -180,6 +185,12 @@ class Category(Column):
     @property
     def pattern(self) -> str | None:
         return "|".join(re.escape(value) for value in self.values) if self.values else None
+
+    def _matching(self, texts: Any) -> Any:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        return pc.is_in(texts, pa.array(self.values, pa.string())) if self.values else None
 
 
 @dataclass(frozen=True)
@@ -239,6 +250,137 @@ class Image(Column):
         # The decoder in `preprocess` would end the request as well, but not say which instance it was.
         head = tf.strings.substr(values, 0, 3)
         return values, tf.equal(head, b"\x89PN") | tf.equal(head, b"\xff\xd8\xff")
+
+    def check(self, values: Any) -> tuple[Any, np.ndarray]:
+        import pyarrow as pa
+
+        images = values.cast(pa.binary()).fill_null(b"")
+        good = [not self.problem_bytes(content.as_buffer().to_pybytes()) for content in images]
+        return images, np.array(good, bool)
+
+    def reason(self, cell: Any) -> str:
+        return self.must_be
+
+
+# ------------------------------------------------------------------ cells of files, whole columns at a time
+
+
+def _is_text(kind: Any) -> bool:
+    from pyarrow import types
+
+    if types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    return any(is_kind(kind) for is_kind in (types.is_binary, types.is_string, types.is_large_binary, types.is_large_string))
+
+
+def _plain(values: Any) -> Any:
+    """Return an array without dictionary, nor 64-bit offsets of texts."""
+    import pyarrow as pa
+    from pyarrow import types
+
+    if types.is_dictionary(values.type):
+        values = values.dictionary_decode()
+    if types.is_large_binary(values.type) or types.is_large_string(values.type):
+        values = values.cast(pa.large_binary()).cast(pa.binary())
+    return values
+
+
+def _as_floats(values: Any) -> Any:
+    """Return an array of numbers as float64, nulls kept.
+
+    Raises:
+        TypeError: the array holds no numbers.
+    """
+    import pyarrow as pa
+    from pyarrow import types
+
+    values = _plain(values)
+    kind = values.type
+    if types.is_float16(kind):
+        values = values.cast(pa.float32())
+    elif not (types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind) or types.is_boolean(kind) or types.is_null(kind)):
+        raise TypeError(f"{kind} holds no numbers")
+    if types.is_boolean(kind):
+        values = values.cast(pa.int8())
+    return values.cast(pa.float64(), safe=False)
+
+
+# What Arrow reads as a number and Python's float does as well, to the last bit.
+_PLAIN_NUMBER = r"\A-?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\z"
+
+
+def _parse_numbers(values: Any) -> Any:
+    """Return texts as float64: null where the cell is missing, NaN where it is no number."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    texts = _plain(values).view(pa.string())
+    given = pc.greater(pc.binary_length(texts), 0)
+    cells = texts if pc.all(given, min_count=0).as_py() and not texts.null_count else pc.if_else(given, texts, pa.scalar(None, pa.string()))
+    try:
+        return cells.cast(pa.float64())
+    except pa.ArrowInvalid:
+        pass
+    cells = cells.view(pa.binary())
+    plain = pc.match_substring_regex(cells, pattern=_PLAIN_NUMBER)
+    numbers = pc.if_else(plain, cells, pa.scalar(None, pa.binary())).view(pa.string()).cast(pa.float64())
+    odd = np.flatnonzero(pc.invert(plain).fill_null(False).to_numpy(zero_copy_only=False))
+    if not len(odd):
+        return numbers
+    found = numbers.to_numpy(zero_copy_only=False).copy()
+    found[odd] = [_float(cell) for cell in cells.take(pa.array(odd)).to_pylist()]
+    return pa.array(found, mask=pc.is_null(cells).to_numpy(zero_copy_only=False))
+
+
+def _float(cell: bytes) -> float:
+    try:
+        return float(cell.decode())
+    except ValueError:  # of which UnicodeDecodeError is one
+        return math.nan
+
+
+def _as_texts(values: Any) -> Any:
+    """Return an array as binary, without nulls.
+
+    Raises:
+        TypeError: its type is nested.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    from pyarrow import types
+
+    values = _plain(values)
+    kind = values.type
+    if types.is_nested(kind):
+        raise TypeError(f"{kind} holds no texts")
+    if types.is_timestamp(kind):
+        # As BigQuery exports it; a fraction of a second only where there is one.
+        whole = values.cast(pa.timestamp("s", kind.tz), safe=False)
+        exact = pc.all(pc.equal(whole.cast(kind), values), min_count=0).as_py()
+        naive = (whole if exact else values).cast(pa.timestamp("s" if exact else kind.unit))
+        values = pc.binary_join_element_wise(naive.cast(pa.string()), pa.scalar("UTC"), " ")
+    elif not _is_text(kind):
+        values = values.cast(pa.string())
+    values = values.view(pa.binary())
+    return values.fill_null(b"") if values.null_count else values
+
+
+def _valid_texts(values: Any) -> tuple[Any, np.ndarray]:
+    """Return (binary cells as texts, which of them are UTF-8, [rows] bool); the others are replaced by an empty text."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    good = np.ones(len(values), bool)
+    try:
+        return values.cast(pa.string()), good
+    except pa.ArrowInvalid:
+        pass
+    for i, cell in enumerate(values.to_pylist()):
+        try:
+            cell.decode()
+        except UnicodeDecodeError:
+            good[i] = False
+    return pc.if_else(pa.array(good), values, pa.scalar(b"", pa.binary())).cast(pa.string()), good
 
 
 def guard(raw: dict[str, Any], columns: Sequence[Column]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import ast
 import contextlib
 import dataclasses
 import difflib
+import functools
 import importlib
 import inspect
 import keyword
@@ -29,6 +30,7 @@ from . import data
 from .arguments import CommonHyperparameters
 from .columns import Category, Column, Number
 from .errors import FAILED, Preempted, UserError, is_exhaustion
+from .formats import Reading
 
 Facts = Any  # whatever `learn` returns: most often a dict of arrays and texts
 Features = Any  # a nest of dense tensors [rows, ...]
@@ -37,7 +39,7 @@ Features = Any  # a nest of dense tensors [rows, ...]
 class ModelModule(Protocol):
     """The parts of a `model.py`. A chunk is a dict of columns: float32 [rows], or objects (bytes) [rows] for texts.
 
-    Rows come from one of four places: `COLUMNS` alone (CSV files, or a folder per label), `read` of your own, `source`
+    Rows come from one of four places: `COLUMNS` alone (files of any format, or a folder per label), `read` of your own, `source`
     (random access), or `dataset` (a `tf.data.Dataset`).
     """
 
@@ -145,6 +147,13 @@ class Contract:
     def with_inputs(self, inputs: Mapping[str, tf.TensorSpec]) -> Contract:
         """Return the contract with the inputs that were found in the first row."""
         return dataclasses.replace(self, inputs=dict(inputs))
+
+    def with_reading(self, reading: Reading) -> Contract:
+        """Return the contract whose default `read` goes by what the service says of the data; one of the module's own does not."""
+        if "read" in self.given:
+            return self
+        read = functools.partial(self.functions["read"], reading=reading)
+        return dataclasses.replace(self, functions={**self.functions, "read": read})
 
     def served_columns(self) -> list[Column]:
         """Return the columns that describe inputs."""
@@ -480,8 +489,8 @@ def _default(
     def find(paths: Sequence[str], flag: str) -> list[str]:
         return data.find(paths, flag, columns, labels)
 
-    def read(path: str, bad: data.BadRows) -> Iterator[data.Chunk]:
-        return data.read(path, columns, labels, bad)
+    def read(path: str, bad: data.BadRows, reading: Reading | None = None) -> Iterator[data.Chunk]:
+        return data.read(path, columns, labels, bad, reading)
 
     def source(files: Sequence[str], hp: Any) -> None:
         return None

@@ -1,28 +1,29 @@
-"""Readers of training files: wildcards, CSV, a folder per label. They give chunks of raw columns as NumPy arrays (see columns.py).
+"""Training files: what paths and wildcards name, and their rows as chunks of NumPy arrays (see formats/ and columns.py).
 
-A file is read by Arrow's multi-threaded parser. Only where that stops, or a value is out of range, is the file read
-again line by line, to name the line (`--bad_rows=error`) or to leave out what is bad and count it (`--bad_rows=skip`).
+A row that is bad ends the run and is named by file and line (`--bad_rows=error`), or is left out and counted
+(`--bad_rows=skip`).
 """
 
 from __future__ import annotations
 
-import csv
 import glob
 import hashlib
-import io
 import os
 import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from .columns import Category, Column, Image, Number, Text
+from .columns import Category, Column, Image, Text
 from .environment import resolve_uri
 from .errors import UserError
+
+if TYPE_CHECKING:
+    from .formats import Reading
 
 BLOCK_BYTES = 4 << 20
 PATH = "_path"  # where a row is a file of its own: that file's path, for messages
@@ -37,12 +38,24 @@ class BadRows:
     reasons: Counter[str] = field(default_factory=Counter)
     places: set[str] = field(default_factory=set)  # each is counted once, however often it is read
 
-    def add(self, where: str, reason: str, value: object, count: int = 1) -> None:
+    def add(self, where: str | Callable[[], str], reason: str, value: object, count: int = 1) -> None:
+        """Take note of a bad row.
+
+        Args:
+            where: its place, or what finds it where that takes long: it is looked for only if it is shown, and such rows
+                are counted as often as they are read.
+
+        Raises:
+            UserError: the policy is "error".
+        """
         if self.policy == "error":
-            raise UserError(f"{where}: {reason}; got {str(value)[:80]!r}. Mend the row, or leave such rows out with --bad_rows=skip.")
-        if where not in self.places:
+            place = where if isinstance(where, str) else where()
+            raise UserError(f"{place}: {reason}; got {str(value)[:80]!r}. Mend the row, or leave such rows out with --bad_rows=skip.")
+        if isinstance(where, str):
+            if where in self.places:
+                return
             self.places.add(where)
-            self.reasons[reason] += count
+        self.reasons[reason] += count
 
     def __str__(self) -> str:
         listed = "; ".join(f"{count} x {reason}" for reason, count in self.reasons.most_common(5))
@@ -58,8 +71,11 @@ def expand(paths: Sequence[str], flag: str) -> list[str]:
     found: list[str] = []
     for path in (part for given in paths for part in given.split(",") if part):
         if path.startswith("bq://"):
-            raise UserError(f"{flag}: BigQuery tables are not read yet; got {path}. Export the table to CSV files.")
-        local = resolve_uri(path)
+            if not is_table(path):
+                raise UserError(f"{flag}: BigQuery tables are not read yet; got {path}. Export the table to CSV files.")
+            found.append(path)
+            continue
+        local, part = split_part(resolve_uri(path))
         if "://" in local:
             import tensorflow as tf
 
@@ -71,19 +87,8 @@ def expand(paths: Sequence[str], flag: str) -> list[str]:
             matches = glob.glob(local) or [local] * os.path.exists(local)
         if not matches:
             raise UserError(f"{flag}: {path} matches no file. Give an existing path or a wildcard in quotes.")
-        found += matches
+        found += [f"{match}:{part}" if part else match for match in matches]
     return sorted(dict.fromkeys(found))
-
-
-def csv_files(paths: Iterable[str]) -> list[str]:
-    """Return the CSV files named; of a folder, the *.csv in it."""
-    files: list[str] = []
-    for path in paths:
-        inside = sorted(glob.glob(f"{glob.escape(path)}/*.csv")) if os.path.isdir(path) else [path]
-        if not inside:
-            raise UserError(f"{path} is a folder without *.csv files. Name the files or a wildcard.")
-        files += inside
-    return files
 
 
 def open_binary(path: str) -> BinaryIO:
@@ -100,9 +105,9 @@ def fingerprint(path: str, whole: bool) -> dict[str, Any]:
     Without `whole` only the ends (1 MiB each) are read, for data too large to read twice.
     """
     digest, total = hashlib.sha256(), 0
-    if "://" not in path and not os.path.exists(path):  # a source's own name for its rows
+    if is_table(path) or ("://" not in path and not os.path.exists(split_part(path)[0])):  # a name of rows, not of a file
         return {"path": path, "bytes": 0, "sha256": hashlib.sha256(path.encode()).hexdigest()}
-    for name in _walk(path):
+    for name in walk(path):
         with open_binary(name) as file:
             if whole:
                 while block := file.read(BLOCK_BYTES):
@@ -117,242 +122,75 @@ def fingerprint(path: str, whole: bool) -> dict[str, Any]:
     return {"path": path, "bytes": total, "sha256": digest.hexdigest()}
 
 
-def _walk(path: str) -> list[str]:
-    if not os.path.isdir(path):
-        return [path]
+def walk(path: str) -> list[str]:
+    """Return the files in a folder, at any depth; of any other path the file itself."""
+    if not is_folder(path):
+        return [split_part(path)[0]]
+    if "://" in path:
+        import tensorflow as tf
+
+        return sorted(f"{folder.rstrip('/')}/{name}" for folder, _, names in tf.io.gfile.walk(path) for name in names)
     return sorted(os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)
 
 
 def total_bytes(paths: Iterable[str]) -> int:
     import tensorflow as tf
 
-    # A source of its own may name what is no file.
-    return sum(tf.io.gfile.stat(name).length for path in paths for name in _walk(path) if tf.io.gfile.exists(name))
+    # A source of its own may name what is no file, and a table is none.
+    files = [name for path in paths if not is_table(path) for name in walk(path)]
+    return sum(tf.io.gfile.stat(name).length for name in files if tf.io.gfile.exists(name))
 
 
-def read_csv(path: str, columns: Sequence[Column], bad: BadRows) -> Iterator[Chunk]:
-    """Read a CSV file in chunks of about 4 MiB; the header may be there or not.
-
-    Raises:
-        UserError: the file is empty or not of these columns, or (policy "error") a row is bad.
-    """
-    import pyarrow as pa
-    from pyarrow import csv as pacsv
-
-    names, header = _layout(path, columns)
-    wanted = [column for column in columns if column.required]
-    types = {c.name: pa.float32() if not c.is_text else pa.binary() if c.pattern else pa.string() for c in wanted}
-    rows = 0
-    try:
-        with open_binary(path) as source:
-            reader = pacsv.open_csv(
-                source,
-                read_options=pacsv.ReadOptions(column_names=names, skip_rows=int(header), block_size=BLOCK_BYTES),
-                parse_options=pacsv.ParseOptions(newlines_in_values=any(isinstance(c, Text) and not c.pattern for c in wanted)),
-                convert_options=pacsv.ConvertOptions(column_types=types, include_columns=list(types), null_values=[""]),
-            )
-            for batch in reader:
-                good = _good_rows(batch, wanted, bad)
-                if bad.policy == "error" and not good.all():
-                    break
-                chunk = {c.name: c.to_numpy(batch.column(i)) for i, c in enumerate(wanted)}
-                yield chunk if good.all() else take(chunk, good)
-                rows += batch.num_rows
-            else:
-                return
-    except (pa.ArrowInvalid, UnicodeDecodeError):
-        pass
-    yield from _read_by_line(path, names, header, wanted, bad, rows)
-
-
-def _good_rows(batch: Any, columns: Sequence[Column], bad: BadRows) -> np.ndarray:
-    """Return which rows hold only valid values, [rows] bool; bad ones are counted under their first fault."""
-    good = np.ones(batch.num_rows, bool)
-    for i, column in enumerate(columns):
-        valid = column.good_values(batch.column(i))
-        if bad.policy == "skip" and (count := int((good & ~valid).sum())):
-            bad.reasons[column.must_be] += count
-        good &= valid
-    return good
-
-
-def _first_row(path: str) -> list[str]:
-    with open_binary(path) as file:
-        head = file.read(1 << 16)
-    if not head.strip():
-        raise UserError(f"{path} is empty. Remove it or name another file.")
-    text = io.StringIO(head.decode("utf-8-sig", "replace"), newline="")
-    return next((row for row in csv.reader(text) if row), [])
-
-
-def _layout(path: str, columns: Sequence[Column]) -> tuple[list[str], bool]:
-    """Return the names of the file's columns in their order, and whether its first line is a header."""
-    first = [cell.strip() for cell in _first_row(path)]
-    required = [column.name for column in columns if column.required]
-    known = [column.name for column in columns]
-    if set(first) & set(known):
-        if missing := [name for name in required if name not in first]:
-            raise UserError(f"{path}, line 1: the header lacks {', '.join(missing)}; it has {', '.join(first)}.")
-        return first, True
-    numbers = [i for i, column in enumerate(columns[: len(first)]) if column.required and isinstance(column, Number)]
-    if numbers and len(first) >= len(required) and not any(_is_number(first[i]) for i in numbers):
-        raise UserError(f"{path}, line 1: a header with unknown names ({', '.join(first)[:80]}); known are {', '.join(known)}.")
-    if len(first) < len(required) or len(first) > len(known):
-        raise UserError(f"{path}, line 1: has {len(first)} columns; needed are {', '.join(required)} in this order, or a header.")
-    return known[: len(first)], False
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
-
-
-def _read_by_line(path: str, names: list[str], header: bool, columns: Sequence[Column], bad: BadRows, skip: int) -> Iterator[Chunk]:
-    """Read what Arrow would not, from data row `skip` on, naming lines; slow (0.3 M rows/s) but rarely needed."""
-    places = [(column, names.index(column.name)) for column in columns]
-    values: dict[str, list[Any]] = {column.name: [] for column in columns}
-    count = -int(header)
-    csv.field_size_limit(1 << 30)
-    with io.TextIOWrapper(open_binary(path), encoding="utf-8", errors="surrogateescape", newline="") as lines:
-        reader = csv.reader(lines)
-        for row in reader:
-            if not row:
-                continue
-            count += 1
-            if count <= skip:
-                continue
-            if problem := _problem(row, len(names), places):
-                bad.add(f"{path}, line {reader.line_num}", *problem)
-                continue
-            for column, place in places:
-                values[column.name].append(column.parse(row[place]))
-            if len(values[columns[0].name]) >= 100_000:
-                yield _as_chunk(values, columns)
-                values = {column.name: [] for column in columns}
-    if values[columns[0].name]:
-        yield _as_chunk(values, columns)
-
-
-def _as_chunk(values: dict[str, list[Any]], columns: Sequence[Column]) -> Chunk:
-    return {c.name: objects(values[c.name]) if c.is_text else np.array(values[c.name], np.float32) for c in columns}
-
-
-def _problem(row: list[str], width: int, places: Sequence[tuple[Column, int]]) -> tuple[str, str] | None:
-    if len(row) != width:
-        return f"has {len(row)} columns, not {width}", ",".join(row)
-    for column, place in places:
-        cell = row[place]
-        if any("\udc80" <= letter <= "\udcff" for letter in cell):
-            return f"{column.name} is not UTF-8", cell.encode("utf-8", "replace").decode()
-        if (column.missing is None) if not cell else column.problem(cell):
-            return column.must_be, cell
-    return None
-
-
-def holds_label_folders(path: str) -> bool:
-    """Tell whether a path is a folder with folders in it."""
-    return os.path.isdir(path) and any(entry.is_dir() for entry in os.scandir(path))
-
-
-def read(path: str, columns: Sequence[Column], labels: Sequence[str], bad: BadRows) -> Iterator[Chunk]:
-    """Read a CSV file, or a folder per label where the columns are one text (or image) and its label.
+def read(path: str, columns: Sequence[Column], labels: Sequence[str], bad: BadRows, reading: Reading | None = None) -> Iterator[Chunk]:
+    """Read a file of any format, or a folder per label where the columns are one text (or image) and its label.
 
     Raises:
-        UserError: as `read_csv` and `read_label_folders`.
+        UserError: see `formats.record_batches`.
     """
-    if os.path.isdir(path):
-        return read_label_folders(path, _file_column(columns, labels), labels[0], bad)
-    return read_csv(path, columns, bad)
+    from . import formats
+
+    for batch in formats.record_batches(path, columns, labels, bad, reading):
+        yield formats.chunk(batch, columns)
 
 
 def find(paths: Sequence[str], flag: str, columns: Sequence[Column], labels: Sequence[str]) -> list[str]:
-    """Return the CSV files that the paths, wildcards and folders name, and the folders that hold a folder per label.
+    """Return the files, folders per label, parts of archives and tables that paths, wildcards and lists name.
 
     Raises:
-        UserError: a path matches nothing, or nothing that holds these columns.
+        UserError: see `formats.find`.
     """
-    found = expand(paths, flag)
-    column = _file_column(columns, labels)
-    folders = [path for path in found if column is not None and holds_label_folders(path)]
-    rest = [path for path in found if path not in folders]
-    if isinstance(column, Image) and rest:
-        raise UserError(f"{flag}: {rest[0]} is no folder that holds a folder of images per label. Name such a folder.")
-    return folders + csv_files(rest)
+    from . import formats
+
+    return formats.find(paths, flag, columns, labels)
 
 
-def _file_column(columns: Sequence[Column], labels: Sequence[str]) -> Column | None:
+def split_part(path: str) -> tuple[str, str]:
+    """Return (file, part) of a path such as `archive.tar.gz:train`; the part is empty where none is named."""
+    file, _, part = path.rpartition(":")
+    return (file, part) if file and re.search(r"\.(tar|tar\.gz|tgz)$", file, re.IGNORECASE) else (path, "")
+
+
+def is_table(path: str) -> bool:
+    """Tell whether a path names rows that are in no file, such as `bq://project.dataset.table`, which some format reads."""
+    from . import formats
+
+    return formats.scheme_of(path) is not None
+
+
+def is_folder(path: str) -> bool:
+    """Tell whether a path is a folder, on this machine or in a bucket."""
+    if "://" not in path:
+        return os.path.isdir(path)
+    import tensorflow as tf
+
+    return bool(tf.io.gfile.isdir(path))
+
+
+def file_column(columns: Sequence[Column], labels: Sequence[str]) -> Column | None:
     """Return the column whose cells may be files of their own: the only one beside the label."""
     inputs = [column for column in columns if column.name not in labels]
     single = len(inputs) == len(labels) == 1 and isinstance(inputs[0], (Text, Category, Image))
     return inputs[0] if single else None
-
-
-def label_files(root: str, column: Column) -> list[tuple[str, str]]:
-    """Return (label, path) of every file in `root/<label>/`, sorted.
-
-    Raises:
-        UserError: there is no folder per label, or one without examples.
-    """
-    endings = column.suffixes if isinstance(column, Image) else (".txt",)
-    labels = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
-    if not labels:
-        raise UserError(f"{root} holds no folder per label. Expected {root}/<label>/<file>{endings[0]}.")
-    found: list[tuple[str, str]] = []
-    for label in labels:
-        folder = os.path.join(root, label)
-        names = sorted(name for name in os.listdir(folder) if name.lower().endswith(endings))
-        if not names:
-            listed = " or ".join(f"*{ending}" for ending in endings)
-            raise UserError(f"{folder} has no {listed} file: the class {label!r} has no examples. Add some or remove the folder.")
-        found += [(label, os.path.join(folder, name)) for name in names]
-    return found
-
-
-def read_label_folders(root: str, column: Column | None, label: str, bad: BadRows) -> Iterator[Chunk]:
-    """Read `root/<label>/*`, one example a file, in chunks of about 4 MiB with the file's path as a third column.
-
-    Raises:
-        UserError: a folder without examples, or (policy "error") a file that is empty, not UTF-8, or no whole image.
-    """
-    if column is None:
-        raise UserError(f"{root} is a folder, which is read only where COLUMNS are one Text or Image and its label. Name CSV files.")
-    contents: list[bytes] = []
-    names: list[bytes] = []
-    paths: list[bytes] = []
-    size = 0
-    for name, path in label_files(root, column):
-        with open(path, "rb") as file:
-            content = file.read()
-        if _is_bad_file(path, content, column, bad):
-            continue
-        contents.append(content)
-        names.append(name.encode())
-        paths.append(os.fsencode(path))
-        size += len(content)
-        if size >= BLOCK_BYTES:
-            yield {column.name: objects(contents), label: objects(names), PATH: objects(paths)}
-            contents, names, paths, size = [], [], [], 0
-    if contents:
-        yield {column.name: objects(contents), label: objects(names), PATH: objects(paths)}
-
-
-def _is_bad_file(path: str, content: bytes, column: Column, bad: BadRows) -> bool:
-    if isinstance(column, Image):
-        if column.problem_bytes(content):
-            bad.add(path, "is no whole PNG or JPEG file", content[:16])
-            return True
-        return False
-    try:
-        if content.decode("utf-8").strip():
-            return False
-        bad.add(path, "the text is empty", "")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        bad.add(f"{path}, line {line}", "the text is not UTF-8", content[error.start : error.start + 8])
-    return True
 
 
 def objects(values: Sequence[bytes]) -> np.ndarray:
@@ -382,17 +220,17 @@ class UnknownLabel(Exception):
 
 
 def locate(paths: Sequence[str], label: str) -> str:
-    """Return "file, line" of the first row with a cell `label`, or the folder of that name."""
+    """Return "file, line" of the first row with a cell `label`, or the folder of that name; else the paths."""
+    from . import formats
+
     for path in paths:
         if os.path.isdir(path):
             if os.path.isdir(os.path.join(path, label)):
                 return os.path.join(path, label)
             continue
-        with io.TextIOWrapper(open_binary(path), encoding="utf-8", errors="replace", newline="") as lines:
-            reader = csv.reader(lines)
-            for row in reader:
-                if label in row:
-                    return f"{path}, line {reader.line_num}"
+        line_of = getattr(formats.choose(path, formats.Reading()), "line_of", None)
+        if line_of and (line := line_of(path, label)):
+            return f"{path}, line {line}"
     return ", ".join(paths)
 
 

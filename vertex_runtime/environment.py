@@ -17,7 +17,7 @@ from .errors import UserError
 
 ROLES = {"workerpool0": "chief", "workerpool1": "worker", "workerpool2": "ps", "workerpool3": "evaluator"}
 TPU_VARIABLES = ("TPU_CONFIG", "TPU_NODE_NAME", "TPU_ACCELERATOR_TYPE")
-DATA_FORMATS = ("csv", "jsonl", "bigquery")
+DATA_FORMATS = ("csv", "jsonl", "bigquery", "tfrecord", "parquet")
 HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+(?:%[0-9A-Za-z_.-]+)?\]|[^\s\[\]:/]{1,253}):([0-9]{1,5})")
 QUOTED = 120  # characters of a value that a message shows
 LARGEST_INDEX = 2**31 - 1

@@ -18,6 +18,7 @@ from .columns import Category, Image, Text
 from .contract import Contract, source_fingerprint
 from .environment import Environment
 from .errors import UserError
+from .formats import Reading
 from .reporting import log
 from .rows import DatasetRows, IndexedRows, MemoryRows, Preparer, Rows, StreamedRows, count_rows, prepared_bytes, rows_of
 from .splits import Split, make_split
@@ -39,8 +40,7 @@ class Inputs:
         beat: Callable[[], None] = lambda: None,
     ):
         self.hp, self.options, self.workers, self.beat = hp, options, env.worker_count, beat
-        if env.data_format not in (None, "csv"):
-            raise UserError(f"AIP_DATA_FORMAT={env.data_format} is not read yet: only csv is. Export the data set to CSV files.")
+        contract = contract.with_reading(Reading(env.data_format))
         train, evaluation, test, self.synthetic = data_paths(contract, hp, options, env)
         whole = data.total_bytes(train) <= IN_MEMORY_BYTES
         self.descriptions: list[Future] = [
@@ -89,14 +89,20 @@ class Inputs:
 
     def _read(self, name: str, paths: Sequence[str] | None = None) -> Iterator[data.Chunk]:
         """Yield the raw chunks of a part, or of some of its files, before any split."""
-        source, paths = self._source(name), self._paths(name) if paths is None else paths
+        source, whole = self._source(name), paths is None
+        paths, rows = self._paths(name) if whole else paths, 0
         bad = self.bad if source is not None else data.BadRows(self.options.bad_rows)
         for chunk in source.chunks() if source is not None else (c for path in paths for c in self.contract.read(path, bad)):
             self.beat()
+            rows += rows_of(chunk)
             yield chunk
+        where = paths[0] + (f" and {len(paths) - 1} more files" if len(paths) > 1 else "") if paths else ""
+        if whole and paths and not rows:
+            found = f"{bad} and no others" if bad.reasons else "no rows"
+            raise UserError(f"the {name} data holds {found}: {where}. Name files with rows.")
         if bad is not self.bad and bad.reasons and (key := "|".join(paths)) not in self.reported:
             self.reported.add(key)
-            log("WARNING", f"{bad} in {paths[0]}" + (f" and {len(paths) - 1} more files" if len(paths) > 1 else ""))
+            log("WARNING", f"{bad} in {where}")
 
     def _part(self, name: str, paths: Sequence[str] | None = None) -> Iterator[data.Chunk]:
         """Yield a part's raw chunks, or those of some of its files."""

@@ -39,8 +39,10 @@ def look(contract: Contract, hp: Any, options: RunOptions, env: Environment) -> 
         UserError: what the run itself would end with.
     """
     from . import data, inputs, run
+    from .formats import Reading
     from .rows import StreamedRows
 
+    contract = contract.with_reading(Reading(env.data_format))
     train, evaluation, _, synthetic = inputs.data_paths(contract, hp, options, env)
     bad = data.BadRows(options.bad_rows)
     label = contract.labels[0] if contract.labels else None

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from .columns import Column
-from .data import PATH, BadRows, Chunk, label_files, objects, read_label_folders
+from .columns import Column, Text
+from .data import PATH, BadRows, Chunk, objects, read
 from .errors import UserError
+from .formats.folder import label_files
 from .reporting import log
 
 LABEL, WEIGHT = "_label", "_weight"  # the columns of a dataset's labels and weights
@@ -137,7 +138,7 @@ class FolderSource:
 
     def chunks(self) -> Iterator[Chunk]:
         for root in self.roots:
-            yield from read_label_folders(root, self.column, self.label, self.bad)
+            yield from read(root, (self.column, Text(self.label)), (self.label,), self.bad)
 
     def labels(self) -> Chunk:
         """Return the label column of all rows, without reading a file."""

@@ -1,0 +1,207 @@
+"""Readers of training files, one module a format; what they read travels as Arrow record batches and is checked by column.
+
+A module in this package is a format. It has
+
+- `NAMES`: what the format is called, in `AIP_DATA_FORMAT` and in messages; `SUFFIXES`: how its files' names end;
+- `recognises(head)`: whether a file that starts so (decompressed) is of this format;
+- `read(path, columns, bad, reading)`: the rows as they are, `Raw`; what cannot even be told apart goes to `bad`;
+- where it needs them, `SCHEMES`: how paths start that are no files (`bq`); `PRECEDENCE`: where two formats recognise a
+  file, the higher is meant (default 0); `FOLDERS = True`: its paths are folders.
+
+Nothing lists the modules: a new format is a new file. One whose name starts with an underscore is no format.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import os
+import pkgutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ..columns import Column
+from ..data import PATH, BadRows, Chunk, split_part
+from ..errors import UserError
+from ..reporting import log
+from . import _streams
+
+_without_rows: set[str] = set()  # files that were reported to have none
+
+
+@dataclass(frozen=True)
+class Raw:
+    """Rows as a file has them, unchecked.
+
+    Args:
+        batch: cells by the name of their column, texts (binary or string) or typed.
+        place: names row i of the batch for messages: "file, line 7" in files of text, "file, row 7" in others.
+    """
+
+    batch: pa.RecordBatch
+    place: Callable[[int], str]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How to read.
+
+    Args:
+        format: the value of `AIP_DATA_FORMAT`, None where nobody said.
+        row_filter: a condition that the place of the rows applies itself, such as BigQuery's row restriction.
+        project: the cloud project that pays for the reading.
+        labels: the columns to predict; `record_batches` fills them in.
+    """
+
+    format: str | None = None
+    row_filter: str = ""
+    project: str | None = None
+    labels: tuple[str, ...] = ()
+
+
+@functools.lru_cache(None)
+def modules() -> dict[str, ModuleType]:
+    """Return the formats by the names of their modules, those that recognise a file more surely first."""
+    names = [entry.name for entry in pkgutil.iter_modules(__path__) if not entry.name.startswith("_")]
+    found = {name: importlib.import_module(f"{__name__}.{name}") for name in sorted(names)}
+    return dict(sorted(found.items(), key=lambda item: -getattr(item[1], "PRECEDENCE", 0)))
+
+
+def suffixes() -> tuple[str, ...]:
+    """Return how the names of files end that some format reads."""
+    return tuple(dict.fromkeys(suffix for module in modules().values() for suffix in module.SUFFIXES))
+
+
+def scheme_of(path: str) -> str | None:
+    """Return the scheme of a path that is no file, such as `bq`; None for files, local or in a bucket."""
+    scheme = path.partition("://")[0] if "://" in path else None
+    return scheme if any(scheme in getattr(module, "SCHEMES", ()) for module in modules().values()) else None
+
+
+def choose(path: str, reading: Reading) -> ModuleType:
+    """Return the module that reads a path: what its scheme, its name or `AIP_DATA_FORMAT` says, if its content agrees.
+
+    Raises:
+        UserError: the content is another format's than is said, or no format's.
+    """
+    known = modules().values()
+    if scheme := scheme_of(path):
+        return next(module for module in known if scheme in getattr(module, "SCHEMES", ()))
+    if os.path.isdir(path):
+        return next(module for module in known if getattr(module, "FOLDERS", False))
+    path, _ = split_part(path)
+    head = _streams.head(path)
+    # A file's name is nearer to it than the variable, which is about the service's own export.
+    said = [module for module in known if _streams.plain_name(path).endswith(module.SUFFIXES)]
+    said = said or [module for module in known if reading.format in module.NAMES and not hasattr(module, "SCHEMES")]
+    if fitting := [module for module in said if not head or module.recognises(head)]:
+        return fitting[0]
+    others = [module for module in known if module.SUFFIXES and module.recognises(head) and module not in said]
+    if said and others and getattr(others[0], "PRECEDENCE", 0) >= 0:
+        raise UserError(f"{path} is no {said[-1].NAMES[0]} file: what it holds is {others[0].NAMES[0]}. Rename it, or name another file.")
+    if said:  # its reader says what is wrong with it, and where
+        return said[-1]
+    if not others:
+        names = ", ".join(sorted({module.NAMES[0] for module in known}))
+        raise UserError(f"{path} is no file of a known format: it starts with {head[:16]!r}. Known are {names}.")
+    return others[0]
+
+
+def find(paths: Sequence[str], flag: str, columns: Sequence[Column], labels: Sequence[str]) -> list[str]:
+    """See `_paths.find`."""
+    from . import _paths
+
+    return _paths.find(paths, flag, columns, labels)
+
+
+def record_batches(
+    path: str, columns: Sequence[Column], labels: Sequence[str], bad: BadRows, reading: Reading | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a file (folder, table) as checked record batches, none of them empty.
+
+    Each has the required columns in their order: numbers float32, texts binary, without nulls and missing cells filled in;
+    images are followed by the files' paths (`data.PATH`) where they are files of their own. Bad rows are counted and left
+    out (policy "skip").
+
+    Raises:
+        UserError: the file is not of its format or lacks a column, or (policy "error") a row is bad.
+    """
+    reading = dataclasses.replace(reading or Reading(), labels=tuple(labels))
+    module = choose(path, reading)
+    if reading.row_filter and not hasattr(module, "SCHEMES"):
+        raise UserError(f"{path}: rows of {module.NAMES[0]} files cannot be filtered, only tables; got {reading.row_filter[:60]!r}.")
+    wanted = [column for column in columns if column.required]
+    rows = False
+    for raw in module.read(path, columns, bad, reading):
+        rows = rows or raw.batch.num_rows > 0
+        batch = _check(path, raw, wanted, bad)
+        if batch.num_rows:
+            yield batch
+    if not rows and path not in _without_rows and not bad.reasons:
+        _without_rows.add(path)
+        log("WARNING", f"{path} holds no rows")
+
+
+def _check(path: str, raw: Raw, columns: Sequence[Column], bad: BadRows) -> pa.RecordBatch:
+    """Return the good rows of a batch; the first fault of each other row goes to `bad`."""
+    names, partition = raw.batch.schema.names, partition_of(path)
+    arrays, masks, cells = [], [], []
+    for column in columns:
+        if column.name in names:
+            cells.append(raw.batch.column(names.index(column.name)))
+        else:
+            cells.append(pa.repeat(pa.scalar(partition[column.name].encode(), pa.binary()), raw.batch.num_rows))
+        try:
+            values, good = column.check(cells[-1])
+        except TypeError as error:
+            raise UserError(f"{path}: the column {column.name} is of a wrong type: {error}, and {column.must_be}.") from None
+        arrays.append(values)
+        masks.append(good)
+    kept = np.logical_and.reduce(masks) if masks else np.ones(raw.batch.num_rows, bool)
+    for i in np.flatnonzero(~kept).tolist():
+        first = next(place for place, good in enumerate(masks) if not good[i])
+        cell = cells[first][i].as_py()
+        bad.add(functools.partial(raw.place, i), columns[first].reason(cell), shown(cell))
+    own = [name for name in names if name == PATH]
+    arrays += [raw.batch.column(names.index(name)) for name in own]
+    batch = pa.RecordBatch.from_arrays(arrays, [*(column.name for column in columns), *own])
+    return batch if kept.all() else batch.filter(pa.array(kept))
+
+
+def shown(cell: Any) -> str:
+    """Return a cell as a message shows it."""
+    if isinstance(cell, bytes):
+        return cell[:400].decode("utf-8", "replace")
+    return "" if cell is None else str(cell)
+
+
+def present(path: str, columns: Sequence[Column], names: Sequence[str]) -> list[Column]:
+    """Return the required columns that a file has, by the names in it; those that it lacks its folders' names must give.
+
+    Raises:
+        UserError: a required column is in neither.
+    """
+    partition = partition_of(path)
+    required = [column for column in columns if column.required]
+    if missing := [column.name for column in required if column.name not in names and column.name not in partition]:
+        raise UserError(f"{path} lacks the column {', '.join(missing)}; it has {', '.join(map(str, names))[:200]}.")
+    return [column for column in required if column.name in names]
+
+
+def partition_of(path: str) -> dict[str, str]:
+    """Return what the folders in a path say of all rows of the file, as Hive writes it: `dt=2024-01-01/part-0.parquet`."""
+    from urllib.parse import unquote
+
+    pairs = (part.partition("=") for part in path.split("/")[:-1] if "=" in part)
+    return {name: "" if value == "__HIVE_DEFAULT_PARTITION__" else unquote(value) for name, _, value in pairs if name}
+
+
+def chunk(batch: pa.RecordBatch, columns: Sequence[Column]) -> Chunk:
+    """Return a checked batch as what trainers get: float32 [rows], or objects (bytes) [rows] for texts."""
+    return {name: batch.column(i).to_numpy(zero_copy_only=False) for i, name in enumerate(batch.schema.names)}

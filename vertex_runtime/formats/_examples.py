@@ -1,0 +1,278 @@
+"""`tf.train.Example` records into columns of cells.
+
+Most records of a file were written alike: same features in the same order, texts of the same length. Those are read at
+once, by comparing everything but the values with one record that was taken apart. What is left is parsed by TensorFlow, and
+what that does not parse record by record, to name the record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ..columns import Column
+from ..data import BadRows
+from . import Raw, present
+
+ALIKE = 256  # records of one length from which it pays to look for a common layout
+LAYOUTS = 8  # of records of one length
+_TYPES = {"float_list": pa.float32(), "int64_list": pa.int64(), "bytes_list": pa.binary()}
+_LISTS = {1: "bytes_list", 2: "float_list", 3: "int64_list"}
+
+
+class Parser:
+    """Parses the records of one file.
+
+    Args:
+        first: a record, which says what kind of values each feature holds.
+
+    Raises:
+        UserError: that record lacks a required column, and COLUMNS do not say what stands for a missing cell.
+    """
+
+    def __init__(self, path: str, columns: Sequence[Column], first: bytes):
+        import tensorflow as tf
+
+        self.path = path
+        try:
+            features = tf.train.Example.FromString(first).features.feature
+        except Exception:  # google.protobuf's DecodeError, wherever TensorFlow has it from; the record is named when it is read
+            features = {}
+        optional = [column.name for column in columns if column.missing is not None]
+        self.columns = present(path, columns, [*features, *optional] if features else [column.name for column in columns])
+        self.kinds = {
+            column.name: (features[column.name].WhichOneof("kind") if column.name in features else None)
+            or ("bytes_list" if column.is_text else "float_list")
+            for column in self.columns
+        }
+
+    def parse(self, block: Any, first: int, bad: BadRows) -> Iterator[Raw]:
+        """Yield the rows of a `tfrecord.Block`, whose first record is number `first` (from 0) of the file."""
+        import tensorflow as tf
+
+        names = list(self.kinds)
+        pieces: list[tuple[np.ndarray, pa.RecordBatch]] = []
+        rest = [np.arange(0)]
+        octets = np.frombuffer(block.data, np.uint8)
+        order = np.argsort(block.lengths, kind="stable")
+        for rows in np.split(order, np.flatnonzero(np.diff(block.lengths[order])) + 1):
+            if len(rows) < ALIKE:
+                rest.append(rows)
+                continue
+            places = block.starts[rows]
+            whole = _matrix(octets, places, int(block.lengths[rows[0]]))
+            found, left = self._alike(whole)
+            pieces += [(rows[some], batch) for some, batch in found]
+            rest.append(rows[left])
+        others = np.sort(np.concatenate(rest))
+        if len(others):
+            try:
+                pieces.append((others, self._parsed([block.record(i) for i in others])))
+            except (tf.errors.InvalidArgumentError, ValueError):
+                yield from self._one_by_one(block, first, bad)
+                return
+        batch = _joined(pieces, names)
+        yield Raw(batch, lambda i: f"{self.path}, row {first + i + 1}")
+
+    def _alike(self, whole: np.ndarray) -> tuple[list[tuple[np.ndarray, pa.RecordBatch]], np.ndarray]:
+        """Return ((rows, their cells) for each layout that was found, the rows that have none of them)."""
+        found = []
+        left = np.arange(len(whole))
+        for _ in range(LAYOUTS):
+            if len(left) < ALIKE:
+                break
+            layout = _take_apart(whole[left[0]].tobytes(), self.kinds)
+            if layout is None:
+                break
+            some = whole if len(left) == len(whole) else whole[left]
+            match = ((some & layout.mask) == layout.fixed).all(1)
+            if match.all():
+                return [*found, (left, layout.cells(some, self.kinds))], left[:0]
+            found.append((left[match], layout.cells(some[match], self.kinds)))
+            left = left[~match]
+        return found, left
+
+    def _parsed(self, records: Sequence[bytes]) -> pa.RecordBatch:
+        """Return the cells of records by TensorFlow.
+
+        Raises:
+            ValueError: a feature holds several values.
+            tf.errors.InvalidArgumentError: a record is no Example, or a feature is of another kind than in the first.
+        """
+        import tensorflow as tf
+
+        kinds = {"float_list": tf.float32, "int64_list": tf.int64, "bytes_list": tf.string}
+        spec = {name: tf.io.RaggedFeature(kinds[kind], row_splits_dtype=tf.int64) for name, kind in self.kinds.items()}
+        serialized = np.empty(len(records), object)
+        serialized[:] = records
+        parsed = tf.io.parse_example(tf.constant(serialized, tf.string), spec)
+        arrays = []
+        for name, kind in self.kinds.items():
+            values, splits = parsed[name].values.numpy(), parsed[name].row_splits.numpy()
+            counts = np.diff(splits)
+            if (counts > 1).any():
+                raise ValueError(f"{name} holds several values")
+            array = pa.array(values, _TYPES[kind])
+            if (counts == 0).any():
+                array = array.take(pa.array(splits[:-1], mask=counts == 0))
+            arrays.append(array)
+        return pa.RecordBatch.from_arrays(arrays, list(self.kinds))
+
+    def _one_by_one(self, block: Any, first: int, bad: BadRows) -> Iterator[Raw]:
+        """Yield the rows of a block that TensorFlow refuses, cells as texts; slow, but it names the record."""
+        import tensorflow as tf
+
+        rows: list[list[bytes | None]] = []
+        places: list[int] = []
+        for i in range(len(block)):
+            try:
+                features = tf.train.Example.FromString(block.record(i)).features.feature
+                rows.append([_cell(features, name) for name in self.kinds])
+                places.append(first + i + 1)
+                continue
+            except _Several as error:
+                fault = (f"{error} holds several values", "")
+            except Exception:  # DecodeError, see above
+                fault = ("is no tf.train.Example", repr(block.record(i)[:16]))
+            if rows:  # they come first, for one of them may be bad as well
+                yield self._texts(rows, places)
+                rows, places = [], []
+            bad.add(f"{self.path}, row {first + i + 1}", *fault)
+        if rows:
+            yield self._texts(rows, places)
+
+    def _texts(self, rows: Sequence[Sequence[bytes | None]], places: Sequence[int]) -> Raw:
+        arrays = [pa.array(cells, pa.binary()) for cells in zip(*rows)]
+        return Raw(pa.RecordBatch.from_arrays(arrays, list(self.kinds)), lambda i: f"{self.path}, row {places[i]}")
+
+
+class _Several(Exception):
+    """A feature holds several values."""
+
+
+def _cell(features: Any, name: str) -> bytes | None:
+    kind = features[name].WhichOneof("kind") if name in features else None
+    values = getattr(features[name], kind).value if kind else ()
+    if len(values) > 1:
+        raise _Several(name)
+    if not len(values):
+        return None
+    return values[0] if isinstance(values[0], bytes) else repr(values[0]).encode()
+
+
+def _matrix(octets: np.ndarray, places: np.ndarray, length: int) -> np.ndarray:
+    """Return records of one length as rows of bytes: [records, length] uint8."""
+    steps = np.diff(places)
+    if len(steps) and (steps == steps[0]).all():  # they follow each other: no copy
+        return np.lib.stride_tricks.as_strided(octets[places[0] :], (len(places), length), (int(steps[0]), 1), writeable=False)
+    return octets[places[:, None] + np.arange(length)]
+
+
+def _joined(pieces: Sequence[tuple[np.ndarray, pa.RecordBatch]], names: Sequence[str]) -> pa.RecordBatch:
+    """Return the pieces of a block as one batch, in the records' order."""
+    if len(pieces) == 1:
+        rows, batch = pieces[0]
+        return batch if (np.diff(rows) > 0).all() else batch.take(pa.array(np.argsort(rows)))
+    rows = np.concatenate([rows for rows, _ in pieces])
+    table = pa.Table.from_batches([batch for _, batch in pieces]).combine_chunks().take(pa.array(np.argsort(rows)))
+    return table.combine_chunks().to_batches()[0]
+
+
+# ------------------------------------------------------------------ one record taken apart
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where the values of a record stand.
+
+    Args:
+        fixed, mask: the record with its values blanked out, and which bits those of another must share: [bytes] uint8.
+        values: (start, end) of each wanted feature's value; None where it has none.
+    """
+
+    fixed: np.ndarray
+    mask: np.ndarray
+    values: dict[str, tuple[int, int] | None]
+
+    def cells(self, records: np.ndarray, kinds: dict[str, str]) -> pa.RecordBatch:
+        """Return the cells of records that have this layout, [records, bytes] uint8."""
+        arrays = []
+        for name, kind in kinds.items():
+            place = self.values.get(name)
+            if place is None:
+                arrays.append(pa.nulls(len(records), _TYPES[kind]))
+                continue
+            part = np.ascontiguousarray(records[:, slice(*place)])
+            if kind == "float_list":
+                arrays.append(pa.array(part.view("<f4")[:, 0]))
+            elif kind == "int64_list":
+                numbers = np.zeros(len(part), np.uint64)
+                for i in range(part.shape[1]):
+                    numbers |= (part[:, i] & 0x7F).astype(np.uint64) << np.uint64(7 * i)
+                arrays.append(pa.array(numbers.view(np.int64)))
+            else:
+                ends = np.arange(len(part) + 1, dtype=np.int32) * part.shape[1]
+                arrays.append(pa.Array.from_buffers(pa.binary(), len(part), [None, pa.py_buffer(ends), pa.py_buffer(part)]))
+        return pa.RecordBatch.from_arrays(arrays, list(kinds))
+
+
+def _take_apart(record: bytes, kinds: dict[str, str]) -> _Layout | None:
+    """Return the layout of a record; None: it is not written as usual, or a wanted feature is of another kind or holds several values."""
+    values: dict[str, tuple[int, int] | None] = {}
+    mask = np.full(len(record), 0xFF, np.uint8)
+    try:
+        for _, start, end in _fields(record, 0, len(record), (1,)):
+            for _, inner, inner_end in _fields(record, start, end, (1,)):
+                (_, *key), (_, *value) = _fields(record, inner, inner_end, (1, 2))
+                name = record[slice(*key)].decode()
+                if name in values:
+                    return None
+                values[name] = None
+                for field, first, last in _fields(record, *value, (1, 2, 3)):
+                    for _, low, high in _fields(record, first, last, (1,)):
+                        wanted = name in kinds
+                        if wanted and (kinds[name] != _LISTS[field] or values[name] or not _is_single(record[low:high], field)):
+                            return None
+                        values[name] = (low, high) if wanted else None
+                        # In numbers of variable length the highest bit says whether another byte follows.
+                        mask[low:high] = 0x80 if wanted and field == 3 else 0
+    except (ValueError, IndexError, UnicodeDecodeError):
+        return None
+    return _Layout(np.frombuffer(record, np.uint8) & mask, mask, values)
+
+
+def _is_single(value: bytes, field: int) -> bool:
+    if field == 1:
+        return True
+    return len(value) == 4 if field == 2 else 0 < len(value) <= 10 and value[-1] < 0x80 and all(byte >= 0x80 for byte in value[:-1])
+
+
+def _fields(record: bytes, start: int, end: int, allowed: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Return (number, start, end) of the fields in a part of a record, all of which must have a length.
+
+    Raises:
+        ValueError: one has none, or it is not allowed here.
+    """
+    found = []
+    while start < end:
+        tag = record[start]
+        if tag & 7 != 2 or tag >> 3 not in allowed:
+            raise ValueError("another field")
+        start += 1
+        length = shift = 0
+        while True:
+            byte = record[start]
+            start += 1
+            length |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                break
+        if start + length > end:
+            raise ValueError("it is cut off")
+        found.append((tag >> 3, start, start + length))
+        start += length
+    return found

@@ -1,0 +1,141 @@
+"""Files as streams of bytes: local or in a bucket, decompressed where they are gzip or Zstandard."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+
+from ..data import open_binary
+from ..errors import UserError
+
+HEAD_BYTES = 1 << 16
+_CODECS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"\x78\x9c": "zlib", b"\x78\xda": "zlib"}
+_ENDINGS = (".gz", ".gzip", ".zst", ".zstd")
+
+
+def plain_name(path: str) -> str:
+    """Return a path in lower case, without what says that the file is compressed."""
+    name = path.lower()
+    return next((name[: -len(ending)] for ending in _ENDINGS if name.endswith(ending) and not name.endswith(".tar" + ending)), name)
+
+
+class Stream:
+    """A file's bytes, decompressed, with a way to hand some back; `pa.PythonFile` takes it.
+
+    Raises (while reading):
+        UserError: the compressed data is cut off or broken.
+    """
+
+    closed = False
+
+    def __init__(self, path: str):
+        self.path, self._kept = path, b""
+        self._file: BinaryIO = open_binary(path)
+        start = self._file.read(4)
+        codec = next((codec for magic, codec in _CODECS.items() if start.startswith(magic)), None)
+        if codec is None:
+            self._kept, self._source = start, self._file
+        elif codec in ("gzip", "zlib"):
+            self._source = _Zlib(self._file, start)
+        else:
+            self._source = pa.CompressedInputStream(pa.PythonFile(_Joined(start, self._file), mode="r"), codec)
+        self.compressed = codec is not None
+
+    def read(self, size: int = -1) -> bytes:
+        """Return up to `size` bytes; fewer only at the end."""
+        if size is None or size < 0:
+            size = 1 << 62
+        parts = [self._kept[:size]] if self._kept else []
+        self._kept = self._kept[size:]
+        missing = size - sum(map(len, parts))
+        try:
+            while missing and (block := self._source.read(min(missing, 1 << 26))):
+                parts.append(block)
+                missing -= len(block)
+        except (OSError, EOFError, zlib.error) as error:
+            if not self.compressed:
+                raise
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{self.path} is no whole compressed file: {reason}. Write or copy it again.") from None
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def unread(self, data: bytes) -> None:
+        """Hand back bytes, which the next `read` returns first."""
+        self._kept = data + self._kept
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self.closed = True
+        self._file.close()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+
+class _Joined:
+    """Bytes that were read already, then the rest of the file they came from."""
+
+    closed = False
+
+    def __init__(self, start: bytes, rest: BinaryIO):
+        self.start, self.rest = start, rest
+
+    def read(self, size: int = -1) -> bytes:
+        start, self.start = self.start, b""
+        return start or self.rest.read(size)
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class _Zlib:
+    """Decompresses gzip and zlib data, also where several such files were joined; unlike Arrow it says when the end is missing."""
+
+    def __init__(self, file: BinaryIO, start: bytes):
+        self.file, self.waiting, self.inside = file, start, False
+        self.decompressor = zlib.decompressobj(47)
+
+    def read(self, size: int) -> bytes:
+        while True:
+            data = self.waiting or self.file.read(1 << 20)
+            if not data:
+                if self.inside:
+                    raise EOFError("it is cut off")
+                return b""
+            if not self.inside:
+                data = data.lstrip(b"\0")  # some writers pad between members
+                if not data:
+                    self.waiting = b""
+                    continue
+            self.inside = True
+            found = self.decompressor.decompress(data, size)
+            self.waiting = self.decompressor.unconsumed_tail
+            if self.decompressor.eof:
+                self.waiting, self.inside = self.decompressor.unused_data, False
+                self.decompressor = zlib.decompressobj(47)
+            if found:
+                return found
+
+
+def open_stream(path: str) -> Stream:
+    """Open a file to read its decompressed bytes."""
+    return Stream(path)
+
+
+def head(path: str, size: int = HEAD_BYTES) -> bytes:
+    """Return the first bytes of a file, decompressed; where the compressed data is broken, none."""
+    with Stream(path) as stream:
+        try:
+            return stream.read(size)
+        except UserError:
+            return b""

@@ -1,0 +1,312 @@
+"""CSV files, with a header or without. Arrow splits them into cells; the cells are checked as those of any other format.
+
+Where Arrow cannot go on (a quote that is never closed, a row larger than a block), Python's csv module splits the rest
+into the same cells. It also finds the line of a row that a message is about.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import io
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from ..columns import Column, Number, Text
+from ..data import BLOCK_BYTES, BadRows
+from ..errors import UserError
+from . import Raw, Reading, partition_of
+from ._streams import Stream, open_stream
+
+NAMES = ("csv",)
+SUFFIXES = (".csv",)
+PRECEDENCE = -1  # nearly any text may be CSV
+LARGEST_ROW = 1 << 30
+_HEAD_LIMIT = 64 << 20
+_ROWS = 50_000  # of a block that Python splits
+_NUL = "\ufffe"  # stands for NUL where the csv module refuses it (Python 3.10); no byte decodes to it
+
+
+def recognises(head: bytes) -> bool:
+    """Tell whether a file that starts so may be CSV: text that is no JSON."""
+    first = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not first or b"\0" in head:
+        return False
+    try:
+        return not isinstance(json.loads(first.splitlines()[0]), dict)
+    except ValueError:
+        return True
+
+
+def read(path: str, columns: Sequence[Column], bad: BadRows, reading: Reading) -> Iterator[Raw]:
+    """Yield blocks of about 4 MiB, cells as binary.
+
+    Raises:
+        UserError: the file is not of these columns, or (policy "error") a row has more or fewer cells than there are columns.
+    """
+    with open_stream(path) as stream:
+        found = _layout(path, stream, columns)
+        if found is None:
+            return
+        names, header = found
+        wanted = [column for column in columns if column.required and column.name in names]
+        table = _Table(path, bad, header, len(names), [names.index(column.name) for column in wanted], [c.name for c in wanted])
+        quoted_lines = any(isinstance(column, Text) and not column.pattern for column in wanted)
+        yield from table.read(stream, quoted_lines)
+
+
+def line_of(path: str, text: str) -> int | None:
+    """Return the line of the first row with a cell that is this text; None: there is none."""
+    with open_stream(path) as stream:
+        return next((line for line, cells in _rows(stream) if any(_readable(cell) == text for cell in cells)), None)
+
+
+class _Table:
+    """One file whose columns are known.
+
+    Args:
+        header: whether the first row is one.
+        width: how many cells a row must have.
+        places, names: which cells of a row are wanted, and what their columns are called.
+    """
+
+    def __init__(self, path: str, bad: BadRows, header: bool, width: int, places: Sequence[int], names: Sequence[str]):
+        self.path, self.bad, self.header, self.width = path, bad, header, width
+        self.places, self.names = places, names
+        self.rows = 0  # of the right width, so far
+        self.odd: Counter[str] = Counter()  # rows of another width, as Arrow met them: it may be some blocks ahead
+
+    def read(self, stream: Stream, quoted_lines: bool) -> Iterator[Raw]:
+        """Yield the rows after the header, where the stream stands."""
+        first_odd: tuple[int, str, str, str] | None = None
+        reader = self._open(stream, quoted_lines)
+        while True:
+            try:
+                batch = reader.read_next_batch() if reader is not None else None
+            except StopIteration:
+                batch = None
+            except (pa.ArrowInvalid, pa.ArrowKeyError):
+                yield from self._split_rest()
+                return
+            if self.odd and self.bad.policy == "error":
+                first_odd = first_odd or self._first_odd()
+                if first_odd and (batch is None or self.rows + batch.num_rows >= first_odd[0]):
+                    # What stands before it comes first, for it may be bad as well.
+                    if batch is not None:
+                        yield self._raw(batch.slice(0, first_odd[0] - self.rows))
+                    self.bad.add(*first_odd[1:])
+            if batch is None:
+                self.bad.reasons.update(self.odd)
+                return
+            yield self._raw(batch)
+
+    def _open(self, stream: Stream, quoted_lines: bool) -> Any:
+        from pyarrow import csv as pacsv
+
+        def set_aside(row: Any) -> str:
+            self.odd[_width_reason(row.actual_columns, self.width)] += 1
+            return "skip"
+
+        every, wanted = [str(i) for i in range(self.width)], [str(i) for i in self.places]
+        start = stream.read(1)
+        if not start:
+            return None
+        stream.unread(start)
+        try:
+            return pacsv.open_csv(
+                pa.PythonFile(stream, mode="r"),
+                read_options=pacsv.ReadOptions(column_names=every, block_size=BLOCK_BYTES),
+                parse_options=pacsv.ParseOptions(newlines_in_values=quoted_lines, invalid_row_handler=set_aside),
+                convert_options=pacsv.ConvertOptions(
+                    check_utf8=False, column_types={name: pa.binary() for name in every}, include_columns=wanted,
+                    null_values=[], strings_can_be_null=False,
+                ),
+            )  # fmt: skip
+        except pa.ArrowInvalid:  # of the first block
+            return _Failed()
+
+    def _raw(self, batch: pa.RecordBatch) -> Raw:
+        first = self.rows
+        self.rows += batch.num_rows
+        return Raw(pa.RecordBatch.from_arrays(batch.columns, self.names), functools.partial(self._place, first))
+
+    def _place(self, first: int, i: int) -> str:
+        return f"{self.path}, line {next(line for place, line, _ in self._scan(True) if place == first + i)}"
+
+    def _scan(self, right: bool) -> Iterator[tuple[int, int, list[str]]]:
+        """Split the file from its start: yield (rows of the right width before, last line, cells) of rows of that width, or of another."""
+        with open_stream(self.path) as stream:
+            rows = _rows(stream)
+            if self.header:
+                next(rows)
+            count = 0
+            for line, cells in rows:
+                if (len(cells) == self.width) == right:
+                    yield count, line, cells
+                count += len(cells) == self.width
+
+    def _first_odd(self) -> tuple[int, str, str, str] | None:
+        """Return (rows of the right width before it, place, reason, text) of the first row of another width."""
+        for before, line, cells in self._scan(False):
+            return before, f"{self.path}, line {line}", _width_reason(len(cells), self.width), _readable(",".join(cells))
+        return None
+
+    def _split_rest(self) -> Iterator[Raw]:
+        """Yield what Arrow left; about 0.5 million rows/s, but rarely needed."""
+        self.odd.clear()  # this meets them all again
+        skip = self.rows
+        with open_stream(self.path) as stream:
+            rows = _rows(stream)
+            if self.header:
+                next(rows)
+            kept: list[list[str]] = []
+            size = 0
+            for line, cells in rows:
+                if len(cells) != self.width:
+                    if kept:
+                        yield self._cells(kept)
+                        kept, size = [], 0
+                    self.bad.add(f"{self.path}, line {line}", _width_reason(len(cells), self.width), _readable(",".join(cells)))
+                elif skip:
+                    skip -= 1
+                else:
+                    kept.append(cells)
+                    size += sum(map(len, cells))
+                    if len(kept) >= _ROWS or size >= BLOCK_BYTES:
+                        yield self._cells(kept)
+                        kept, size = [], 0
+            if kept:
+                yield self._cells(kept)
+
+    def _cells(self, rows: Sequence[Sequence[str]]) -> Raw:
+        columns = [pa.array([_as_bytes(row[place]) for row in rows], pa.binary()) for place in self.places]
+        return self._raw(pa.RecordBatch.from_arrays(columns, [str(place) for place in self.places]))
+
+
+class _Failed:
+    """Stands for a reader of Arrow that could not begin."""
+
+    def read_next_batch(self) -> Any:
+        raise pa.ArrowInvalid("the first block")
+
+
+def _width_reason(found: int, width: int) -> str:
+    return f"has {found} columns, not {width}"
+
+
+def _rows(stream: Stream) -> Iterator[tuple[int, list[str]]]:
+    """Split a file from its start with Python's csv module: yield (last line, cells), byte for byte a letter each."""
+    start = stream.read(3)
+    if start != b"\xef\xbb\xbf":
+        stream.unread(start)
+    csv.field_size_limit(LARGEST_ROW)
+    reader = csv.reader(_lines(stream))
+    try:
+        for cells in reader:
+            if cells:
+                yield reader.line_num, cells
+    except csv.Error as error:
+        raise UserError(f"{stream.path}, line {reader.line_num}: {error}. Mend the row.") from None
+
+
+def _lines(stream: Stream) -> Iterator[str]:
+    lines = io.TextIOWrapper(io.BufferedReader(_RawStream(stream), 1 << 18), encoding="latin-1", newline="")
+    return lines if sys.version_info >= (3, 11) else (line.replace("\0", _NUL) for line in lines)
+
+
+class _RawStream(io.RawIOBase):
+    """A `Stream` as the io module wants it."""
+
+    def __init__(self, stream: Stream):
+        self.stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.stream.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def _as_bytes(cell: str) -> bytes:
+    try:
+        return cell.encode("latin-1")
+    except UnicodeEncodeError:
+        return cell.replace(_NUL, "\0").encode("latin-1")
+
+
+def _readable(cell: str) -> str:
+    return _as_bytes(cell[:400]).decode("utf-8", "replace")
+
+
+# ------------------------------------------------------------------ the first row
+
+
+def _layout(path: str, stream: Stream, columns: Sequence[Column]) -> tuple[list[str], bool] | None:
+    """Return the names of the file's columns in their order and whether its first row is a header, past which the stream stands.
+
+    None: there is no row at all.
+
+    Raises:
+        UserError: the file is not of these columns.
+    """
+    first = _first_row(stream)
+    if first is None:
+        return None
+    cells, content, end, line = first
+    cells = [cell.strip() for cell in cells]
+    where = f"{path}, line {line}"
+    partition = partition_of(path)
+    own = [column for column in columns if column.name not in partition]
+    known = [column.name for column in columns]
+    if set(cells) & set(known):
+        if missing := [column.name for column in own if column.required and column.name not in cells]:
+            raise UserError(f"{where}: the header lacks {', '.join(missing)}; it has {', '.join(cells)[:200]}.")
+        stream.unread(content[end:])
+        return cells, True
+    required = [column.name for column in own if column.required]
+    numbers = [i for i, column in enumerate(own[: len(cells)]) if column.required and isinstance(column, Number)]
+    if numbers and len(cells) >= len(required) and not any(_is_number(cells[i]) for i in numbers):
+        raise UserError(f"{where}: a header with unknown names ({', '.join(cells)[:80]}); known are {', '.join(known)}.")
+    if len(cells) < len(required) or len(cells) > len(own):
+        raise UserError(f"{where}: has {len(cells)} columns; needed are {', '.join(required)} in this order, or a header.")
+    stream.unread(content)
+    return [column.name for column in own[: len(cells)]], False
+
+
+def _first_row(stream: Stream) -> tuple[list[str], bytes, int, int] | None:
+    """Return (cells of the first row, what was read after the byte-order mark, where in it the row ends, its last line)."""
+    content, size, ended = b"", 1 << 16, False
+    while not ended:
+        more = stream.read(size - len(content))
+        content, ended = content + more, len(more) < size - len(content) or size >= _HEAD_LIMIT
+        plain = content.removeprefix(b"\xef\xbb\xbf")
+        taken = 0
+
+        def lines(text: Iterable[str]) -> Iterator[str]:
+            nonlocal taken
+            for line in text:
+                taken += len(line)
+                yield line if sys.version_info >= (3, 11) else line.replace("\0", _NUL)
+
+        csv.field_size_limit(LARGEST_ROW)
+        reader = csv.reader(lines(io.StringIO(plain.decode("latin-1"), newline="")))
+        row = next((cells for cells in reader if cells), None)
+        if row is not None and (ended or taken < len(plain)):
+            return [_as_bytes(cell).decode("utf-8", "replace") for cell in row], plain, taken, reader.line_num
+        size *= 4
+    return None
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True

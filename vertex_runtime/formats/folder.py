@@ -1,0 +1,105 @@
+"""A folder per label, each file in it an example: texts, or images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+
+from ..columns import Column, Image
+from ..data import BLOCK_BYTES, PATH, BadRows, file_column
+from ..errors import UserError
+from . import Raw, Reading
+
+NAMES = ("folder per label",)
+SUFFIXES = ()
+FOLDERS = True
+
+
+def recognises(head: bytes) -> bool:
+    """A folder has no first bytes."""
+    return False
+
+
+def read(path: str, columns: Sequence[Column], bad: BadRows, reading: Reading) -> Iterator[Raw]:
+    """Yield the files of `path/<label>/` in blocks of about 4 MiB, images with their paths (`PATH`).
+
+    Raises:
+        UserError: the columns are not one text or image and its label, a folder has no examples, or (policy "error") a file
+            is empty, not UTF-8, or no whole image.
+    """
+    column = file_column(columns, reading.labels)
+    if column is None:
+        raise UserError(f"{path} is a folder, which is read only where COLUMNS are one Text or Image and its label. Name files.")
+    return blocks(read_files(label_files(path, column)), column, reading.labels[0], bad)
+
+
+def read_files(files: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str, bytes]]:
+    """Yield (label, path, content) of files."""
+    for label, path in files:
+        with open(path, "rb") as file:
+            yield label, path, file.read()
+
+
+def label_files(root: str, column: Column) -> list[tuple[str, str]]:
+    """Return (label, path) of every file in `root/<label>/`, sorted.
+
+    Raises:
+        UserError: there is no folder per label, or one without examples.
+    """
+    ends = endings(column)
+    labels = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+    if not labels:
+        raise UserError(f"{root} holds no folder per label. Expected {root}/<label>/<file>{ends[0]}.")
+    found: list[tuple[str, str]] = []
+    for label in labels:
+        folder = os.path.join(root, label)
+        names = sorted(name for name in os.listdir(folder) if name.lower().endswith(ends))
+        if not names:
+            listed = " or ".join(f"*{ending}" for ending in ends)
+            raise UserError(f"{folder} has no {listed} file: the class {label!r} has no examples. Add some or remove the folder.")
+        found += [(label, os.path.join(folder, name)) for name in names]
+    return found
+
+
+def endings(column: Column) -> tuple[str, ...]:
+    """Return how the names of files end that hold one cell of a column."""
+    return column.suffixes if isinstance(column, Image) else (".txt",)
+
+
+def blocks(files: Iterator[tuple[str, str, bytes]], column: Column, label: str, bad: BadRows) -> Iterator[Raw]:
+    """Yield files, (label, path, content) each, as rows in blocks of about 4 MiB."""
+    rows: list[tuple[bytes, bytes, bytes]] = []
+    size = 0
+    for name, path, content in files:
+        if fault := _fault(path, content, column):
+            if rows:
+                yield _raw(rows, column, label)
+                rows, size = [], 0
+            bad.add(*fault)
+            continue
+        rows.append((content, name.encode("utf-8", "surrogateescape"), os.fsencode(path)))
+        size += len(content)
+        if size >= BLOCK_BYTES:
+            yield _raw(rows, column, label)
+            rows, size = [], 0
+    if rows:
+        yield _raw(rows, column, label)
+
+
+def _raw(rows: Sequence[tuple[bytes, bytes, bytes]], column: Column, label: str) -> Raw:
+    names = [column.name, label, *([PATH] if isinstance(column, Image) else [])]
+    arrays = [pa.array(values, pa.binary()) for values in zip(*rows)]
+    return Raw(pa.RecordBatch.from_arrays(arrays[: len(names)], names), lambda i: os.fsdecode(rows[i][2]))
+
+
+def _fault(path: str, content: bytes, column: Column) -> tuple[str, str, object] | None:
+    """Return (place, reason, value) of what is wrong with a file, the line in it with the place."""
+    if isinstance(column, Image):
+        return (path, "is no whole PNG or JPEG file", content[:16]) if column.problem_bytes(content) else None
+    try:
+        return None if content.decode("utf-8").strip() else (path, "the text is empty", "")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        return f"{path}, line {line}", "the text is not UTF-8", content[error.start : error.start + 8]

@@ -1,0 +1,181 @@
+"""JSON lines: each line an object. Numbers may be JSON numbers or texts of numbers; null and what is absent are missing cells.
+
+Arrow reads blocks of lines at once, with the types that the first object has. A block that it does not read as one object
+a line is read by Python's json module, line by line, into texts that are checked as those of a CSV file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from ..columns import Column, Image
+from ..data import BLOCK_BYTES, BadRows
+from ..errors import UserError
+from . import Raw, Reading, partition_of
+from ._streams import open_stream
+
+NAMES = ("jsonl",)
+SUFFIXES = (".jsonl", ".ndjson", ".json")
+Convert = Callable[[dict[str, Any]], dict[str, Any]]  # a line's object -> its cells by the names of their columns
+
+
+def recognises(head: bytes) -> bool:
+    """Tell whether a file that starts so holds a JSON object in its first line."""
+    return first_object(head) is not None
+
+
+def first_object(head: bytes) -> dict[str, Any] | None:
+    """Return the object in the first line of some text that is not blank; None: there is none, or it does not end."""
+    lines = head.removeprefix(b"\xef\xbb\xbf").lstrip().splitlines()
+    try:
+        value = json.loads(lines[0], parse_int=_Literal, parse_float=_Literal) if lines else None
+    except (ValueError, RecursionError):
+        # A first line longer than the head: a key is enough.
+        return {} if len(lines) == 1 and lines[0].startswith(b'{"') else None
+    return value if isinstance(value, dict) else None
+
+
+class _Literal(str):
+    """A JSON number as it is written."""
+
+
+def read(path: str, columns: Sequence[Column], bad: BadRows, reading: Reading) -> Iterator[Raw]:
+    """Yield blocks of about 4 MiB.
+
+    Raises:
+        UserError: (policy "error") a line is no JSON object.
+    """
+    with open_stream(path) as stream:
+        start = stream.read(1 << 16)
+    first = first_object(start) or {}
+    partition = partition_of(path)
+    wanted = [column for column in columns if column.required and (column.name in first or column.name not in partition)]
+    if images := [column.name for column in wanted if isinstance(column, Image)]:
+        raise UserError(f"{path}: {images[0]} is an image, which JSON lines cannot hold. Name a folder of images per label.")
+    schema = pa.schema([(column.name, _type(column, first.get(column.name))) for column in wanted])
+
+    def cells(row: dict[str, Any]) -> dict[str, Any]:
+        return {column.name: row.get(column.name) for column in wanted}
+
+    yield from read_objects(path, schema, lambda batch: batch, cells, bad)
+
+
+def line_of(path: str, text: str) -> int | None:
+    """Return the first line that holds this text in quotes; None: there is none."""
+    written = (json.dumps(text).encode(), json.dumps(text, ensure_ascii=False).encode("utf-8", "replace"))
+    with open_stream(path) as stream:
+        lines = (line for block in _blocks(stream) for line in block.splitlines())
+        return next((i for i, line in enumerate(lines, 1) if any(value in line for value in written)), None)
+
+
+def _type(column: Column, example: Any) -> pa.DataType:
+    """Return what Arrow shall read a column as; where the file turns out to differ, the block is read by lines."""
+    if isinstance(example, _Literal):
+        return pa.int64() if column.is_text else pa.float64()
+    return pa.string() if isinstance(example, str) or column.is_text else pa.float64()
+
+
+def read_objects(
+    path: str, schema: pa.Schema, flat: Callable[[pa.RecordBatch], pa.RecordBatch | None], cells: Convert, bad: BadRows
+) -> Iterator[Raw]:
+    """Yield the objects of a file of JSON lines, each block by the schema or, where Arrow does not read it so, as texts.
+
+    Args:
+        schema: what Arrow reads.
+        flat: makes cells of that by the names of their columns; None sends the block to Python.
+        cells: makes the same of one object, numbers as they are written: cells by name.
+    """
+    line = 0
+    with open_stream(path) as stream:
+        start = stream.read(3)
+        if start != b"\xef\xbb\xbf":
+            stream.unread(start)
+        for block in _blocks(stream):
+            read = _by_arrow(block, schema)
+            batch = None if read is None else flat(read)
+            if batch is not None:
+                yield Raw(batch, lambda i, line=line: f"{path}, line {line + i + 1}")
+            else:
+                yield from _by_line(path, block, line, cells, bad)
+            line += block.count(b"\n")
+
+
+def _blocks(stream: Any) -> Iterator[bytes]:
+    """Yield whole lines, about 4 MiB at a time."""
+    waiting: list[bytes] = []
+    while data := stream.read(BLOCK_BYTES):
+        end = data.rfind(b"\n") + 1
+        if not end:
+            waiting.append(data)
+            continue
+        yield b"".join([*waiting, data[:end]])
+        waiting = [data[end:]] if end < len(data) else []
+    if waiting:
+        yield b"".join(waiting)
+
+
+def _by_arrow(block: bytes, schema: pa.Schema) -> pa.RecordBatch | None:
+    """Return the rows of some lines; None: Arrow does not read them, or not as one object a line."""
+    from pyarrow import json as pajson
+
+    lines = block.count(b"\n") + (not block.endswith(b"\n"))
+    if not schema or block[:1] != b"{" or block.count(b"\n{") != lines - 1:
+        return None
+    try:
+        table = pajson.read_json(
+            pa.BufferReader(block),
+            pajson.ReadOptions(block_size=max(1 << 20, min(len(block), 1 << 30) // 4)),
+            pajson.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
+        )
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return None
+    if table.num_rows != lines:
+        return None
+    batches = table.combine_chunks().to_batches()
+    return batches[0] if len(batches) == 1 else None
+
+
+def _by_line(path: str, block: bytes, line: int, cells: Convert, bad: BadRows) -> Iterator[Raw]:
+    rows: list[dict[str, Any]] = []
+    places: list[int] = []
+    for text in block.split(b"\n"):
+        line += 1
+        if not text.strip():
+            continue
+        fault, row = None, {}
+        try:
+            value = json.loads(text, parse_int=str, parse_float=str, parse_constant=str)
+            row = cells(value) if isinstance(value, dict) else {}
+            if not row:
+                fault = "the line is no JSON object"
+            elif nested := [name for name, cell in row.items() if isinstance(cell, (dict, list))]:
+                fault = f"{nested[0]} is no text or number"
+        except UnicodeDecodeError:
+            fault = "the line is not UTF-8"
+        except (ValueError, RecursionError):
+            fault = "the line is no JSON object"
+        if fault is None:
+            rows.append(row)
+            places.append(line)
+            continue
+        if rows:  # they come first, for one of them may be bad as well
+            yield _texts(path, rows, places)
+            rows, places = [], []
+        bad.add(f"{path}, line {line}", fault, text[:100].decode("utf-8", "replace"))
+    if rows:
+        yield _texts(path, rows, places)
+
+
+def _texts(path: str, rows: Sequence[dict[str, Any]], places: Sequence[int]) -> Raw:
+    columns = [pa.array([_text(row[name]) for row in rows], pa.binary()) for name in rows[0]]
+    return Raw(pa.RecordBatch.from_arrays(columns, list(rows[0])), lambda i: f"{path}, line {places[i]}")
+
+
+def _text(cell: Any) -> bytes | None:
+    if cell is None:
+        return None
+    return (cell if isinstance(cell, str) else json.dumps(cell)).encode("utf-8", "surrogatepass")

@@ -1,0 +1,44 @@
+"""Parquet files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+
+from ..columns import Column
+from ..data import BadRows, open_binary
+from ..errors import UserError
+from . import Raw, Reading, present
+
+NAMES = ("parquet",)
+SUFFIXES = (".parquet", ".pq", ".parq")
+_ROWS = 65_536
+
+
+def recognises(head: bytes) -> bool:
+    """Tell whether a file that starts so is a Parquet file."""
+    return head.startswith(b"PAR1")
+
+
+def read(path: str, columns: Sequence[Column], bad: BadRows, reading: Reading) -> Iterator[Raw]:
+    """Yield blocks of rows, of the required columns only.
+
+    Raises:
+        UserError: the file is cut off or broken, or lacks a column.
+    """
+    from pyarrow import parquet
+
+    with open_binary(path) as source:
+        try:
+            file = parquet.ParquetFile(source if "://" in path else path, pre_buffer=True)
+            wanted = present(path, columns, file.schema_arrow.names)
+            first = 0
+            # Nothing is wanted where the folders' names give all; then the first column says how many rows there are.
+            names = [column.name for column in wanted] or file.schema_arrow.names[:1]
+            for batch in file.iter_batches(_ROWS, columns=names):
+                yield Raw(batch.select(names), lambda i, first=first: f"{path}, row {first + i + 1}")
+                first += batch.num_rows
+        except (pa.ArrowException, OSError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+            raise UserError(f"{path} is no whole Parquet file: {reason[:200]}. Write or copy it again.") from None

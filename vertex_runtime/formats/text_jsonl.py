@@ -1,0 +1,110 @@
+"""Text data sets as the service imports and exports them: JSON lines with a text, or the URI of one, and its annotations.
+
+    {"textContent": "How do I join?", "classificationAnnotation": {"displayName": "sql"},
+     "dataItemResourceLabels": {"aiplatform.googleapis.com/ml_use": "training"}}
+
+Several labels (`classificationAnnotations`) are a bad row: the trainers here predict one. `Raw` keeps the row's use
+(`ML_USE`) as a column of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..columns import Column
+from ..data import BadRows, file_column, open_binary
+from ..environment import resolve_uri
+from ..errors import UserError
+from . import Raw, Reading, jsonl, shown
+
+NAMES = ("jsonl",)
+SUFFIXES = (".jsonl",)
+PRECEDENCE = 1
+line_of = jsonl.line_of
+ML_USE = "aiplatform.googleapis.com/ml_use"
+_URI, _SEVERAL = "textGcsUri", "the row has several labels"
+_LABEL = pa.struct([("displayName", pa.string())])
+_SCHEMA = pa.schema([
+    ("textContent", pa.string()), (_URI, pa.string()), ("classificationAnnotation", _LABEL),
+    ("classificationAnnotations", pa.list_(_LABEL)), ("dataItemResourceLabels", pa.struct([(ML_USE, pa.string())])),
+])  # fmt: skip
+
+
+def recognises(head: bytes) -> bool:
+    """Tell whether the first line has a text and an annotation as the service writes them."""
+    first = jsonl.first_object(head) or {}
+    return bool({"textContent", "textGcsUri"} & first.keys() and {"classificationAnnotation", "classificationAnnotations"} & first.keys())
+
+
+def read(path: str, columns: Sequence[Column], bad: BadRows, reading: Reading) -> Iterator[Raw]:
+    """Yield blocks of texts with their labels.
+
+    Raises:
+        UserError: the columns are not one text and its label, or (policy "error") a line is bad.
+    """
+    column = file_column(columns, reading.labels)
+    if column is None:
+        raise UserError(f"{path} holds texts with a label each, and COLUMNS are not one Text and its label. Name another file.")
+    text, label = column.name, reading.labels[0]
+
+    def cells(row: dict[str, Any]) -> dict[str, Any]:
+        several = row.get("classificationAnnotations")
+        several = several if isinstance(several, list) else []
+        one = row.get("classificationAnnotation") or (several[0] if several else None)
+        uses = row.get("dataItemResourceLabels")
+        return {
+            text: row.get("textContent"),
+            label: one.get("displayName") if isinstance(one, dict) else one,
+            ML_USE: uses.get(ML_USE) if isinstance(uses, dict) else None,
+            _URI: row.get("textGcsUri"),
+            _SEVERAL: json.dumps(several) if len(several) > 1 else None,
+        }
+
+    def flat(batch: pa.RecordBatch) -> pa.RecordBatch | None:
+        texts, uris, one, several, uses = batch.columns
+        if several.null_count < len(several):
+            return None
+        arrays = [texts, pc.struct_field(one, [0]), pc.struct_field(uses, [0]), uris]
+        return pa.RecordBatch.from_arrays(arrays, [text, label, ML_USE, _URI])
+
+    for raw in jsonl.read_objects(path, _SCHEMA, flat, cells, bad):
+        yield from _resolved(raw, bad)
+
+
+def _resolved(raw: Raw, bad: BadRows) -> Iterator[Raw]:
+    """Yield a block with the texts that other files hold, without the rows of several labels and those whose file cannot be read."""
+    texts, labels, uses, uris, *several = raw.batch.columns
+    names = raw.batch.schema.names[:3]
+    if uris.null_count == len(uris) and all(array.null_count == len(array) for array in several):
+        yield Raw(raw.batch.select(names), raw.place)
+        return
+    values, start = texts.to_pylist(), 0
+    values = [value.encode() if isinstance(value, str) else value for value in values]
+    for i, uri in enumerate(uris.to_pylist()):
+        fault = None
+        if several and several[0][i].is_valid:
+            fault = (_SEVERAL, shown(several[0][i].as_py()))
+        elif values[i] is None and uri is not None:
+            name = shown(uri)
+            try:
+                with open_binary(resolve_uri(name)) as file:
+                    values[i] = file.read()
+            except Exception as error:  # each file system has its own
+                fault = (f"textGcsUri cannot be read ({type(error).__name__})", name)
+        if fault:  # what stands before it comes first, for it may be bad as well
+            yield _part(values, labels, uses, names, slice(start, i), raw)
+            bad.add(functools.partial(raw.place, i), *fault)
+            start = i + 1
+    yield _part(values, labels, uses, names, slice(start, len(values)), raw)
+
+
+def _part(values: list[Any], labels: pa.Array, uses: pa.Array, names: list[str], rows: slice, raw: Raw) -> Raw:
+    count = rows.stop - rows.start
+    arrays = [pa.array(values[rows], pa.binary()), labels.slice(rows.start, count), uses.slice(rows.start, count)]
+    return Raw(pa.RecordBatch.from_arrays(arrays, names), lambda i: raw.place(rows.start + i))
