@@ -60,7 +60,7 @@ def test_a_window_holds_rows_of_all_the_data():
         assert np.abs(shares - 0.1).max() < 0.05
 
 
-@pytest.mark.parametrize(("row_bytes", "rows"), [(1, 131072), (68, 1927), (2**17, 1), (2**24, 1)])
+@pytest.mark.parametrize(("row_bytes", "rows"), [(1, 131072), (68, 1920), (2**17, 1), (2**24, 1)])
 def test_blocks_and_windows_are_bounded(row_bytes, rows):
     order = Order.of(0, 10**7, row_bytes)
     assert order.block_rows == rows
@@ -73,8 +73,8 @@ def test_blocks_and_windows_are_bounded(row_bytes, rows):
 @pytest.fixture
 def small_windows(monkeypatch):
     """Blocks of a few rows and windows of a few blocks, so that a small set has many."""
-    monkeypatch.setattr(orders, "WINDOW_BYTES", 16 << 10)
-    monkeypatch.setattr(orders, "WINDOW_BLOCKS", 8)
+    monkeypatch.setattr(orders, "WINDOW_BYTES", 24 << 10)
+    monkeypatch.setattr(orders, "WINDOW_BLOCKS", 2)
 
 
 def rows_of_all_kinds(count: int):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import mmap
 import os
 import shutil
 import tempfile
@@ -79,6 +80,18 @@ class Layout:
         kind = self.types[i].as_numpy_dtype
         count = len(batch) * int(np.prod(self.shapes[i], dtype=np.int64))
         return np.frombuffer(column.buffers()[1], kind, count).reshape(len(batch), *self.shapes[i])
+
+    def empty(self, rows: int) -> list[np.ndarray]:
+        """Return an array to fill for each tensor: [rows, ...]. Numbers lie in mapped memory, aligned as TensorFlow wants it."""
+        found = []
+        for i, (kind, shape) in enumerate(zip(self.types, self.shapes)):
+            if kind == tf.string:
+                found.append(np.full((rows, *shape), b"", object))
+                continue
+            memory = mmap.mmap(-1, max(rows * self.bytes_of(i), mmap.PAGESIZE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            count = rows * int(np.prod(shape, dtype=np.int64))
+            found.append(np.frombuffer(memory, kind.as_numpy_dtype, count).reshape(rows, *shape))
+        return found
 
 
 class Cache:
@@ -155,17 +168,22 @@ class Cache:
                 ) from None
             return offset
 
-    def read(self, block: int) -> pa.RecordBatch:
-        """Return a block as a record batch.
+    def read(self, blocks: Sequence[int], columns: Sequence[np.ndarray], start: int) -> None:
+        """Read blocks one after the other into arrays, from row `start` on.
 
         Raises:
             UserError: the file is not whole any more.
         """
-        offset, size = self.places[block]
-        found = os.pread(self.file, size, offset)
-        if len(found) < size:
-            raise UserError(f"the cache in {self.folder} was cut short by somebody. Remove it, or name another --cache_dir.")
-        return pa.ipc.read_record_batch(pa.py_buffer(found), self.schema)
+        for block in map(int, blocks):
+            offset, size = self.places[block]
+            found = os.pread(self.file, size, offset)
+            if len(found) < size:
+                raise UserError(f"the cache in {self.folder} was cut short by somebody. Remove it, or name another --cache_dir.")
+            batch = pa.ipc.read_record_batch(pa.py_buffer(found), self.schema)
+            end = start + len(batch)
+            for i, column in enumerate(columns):
+                column[start:end] = self.layout.values(batch, i)
+            start = end
 
     def finish(self, facts: dict[str, Any] | None = None) -> None:
         """Give a named cache its name and its index, the index last, so that half a cache is never taken for one."""

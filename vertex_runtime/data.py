@@ -176,9 +176,8 @@ def read_csv(path: str, columns: Sequence[Column], bad: BadRows) -> Iterator[Chu
     import pyarrow as pa
     from pyarrow import csv as pacsv
 
-    names, header = _layout(path, columns)
+    names, header = layout(path, columns)
     wanted = [column for column in columns if column.required]
-    types = {c.name: pa.float32() if not c.is_text else pa.binary() if c.pattern else pa.string() for c in wanted}
     rows = 0
     try:
         with open_binary(path) as source:
@@ -186,7 +185,7 @@ def read_csv(path: str, columns: Sequence[Column], bad: BadRows) -> Iterator[Chu
                 source,
                 read_options=pacsv.ReadOptions(column_names=names, skip_rows=int(header), block_size=BLOCK_BYTES),
                 parse_options=pacsv.ParseOptions(newlines_in_values=any(isinstance(c, Text) and not c.pattern for c in wanted)),
-                convert_options=pacsv.ConvertOptions(column_types=types, include_columns=list(types), null_values=[""]),
+                convert_options=_converted(wanted),
             )
             for batch in reader:
                 good = _good_rows(batch, wanted, bad)
@@ -200,6 +199,34 @@ def read_csv(path: str, columns: Sequence[Column], bad: BadRows) -> Iterator[Chu
     except (pa.ArrowInvalid, UnicodeDecodeError):
         pass
     yield from _read_by_line(path, names, header, wanted, bad, rows)
+
+
+def parse_csv(text: bytes, names: Sequence[str], columns: Sequence[Column]) -> Chunk | None:
+    """Return the rows of some whole lines of a CSV file; None where one of them is bad."""
+    import pyarrow as pa
+    from pyarrow import csv as pacsv
+
+    wanted = [column for column in columns if column.required]
+    try:
+        table = pacsv.read_csv(
+            pa.BufferReader(text),
+            read_options=pacsv.ReadOptions(use_threads=False, column_names=list(names), block_size=len(text) + 1),
+            convert_options=_converted(wanted),
+        )
+    except pa.ArrowInvalid:
+        return None
+    (batch,) = table.combine_chunks().to_batches()
+    if not _good_rows(batch, wanted, BadRows()).all():
+        return None
+    return {c.name: c.to_numpy(batch.column(i)) for i, c in enumerate(wanted)}
+
+
+def _converted(columns: Sequence[Column]) -> Any:
+    import pyarrow as pa
+    from pyarrow import csv as pacsv
+
+    types = {c.name: pa.float32() if not c.is_text else pa.binary() if c.pattern else pa.string() for c in columns}
+    return pacsv.ConvertOptions(column_types=types, include_columns=list(types), null_values=[""])
 
 
 def _good_rows(batch: Any, columns: Sequence[Column], bad: BadRows) -> np.ndarray:
@@ -222,7 +249,7 @@ def _first_row(path: str) -> list[str]:
     return next((row for row in csv.reader(text) if row), [])
 
 
-def _layout(path: str, columns: Sequence[Column]) -> tuple[list[str], bool]:
+def layout(path: str, columns: Sequence[Column]) -> tuple[list[str], bool]:
     """Return the names of the file's columns in their order, and whether its first line is a header."""
     first = [cell.strip() for cell in _first_row(path)]
     required = [column.name for column in columns if column.required]

@@ -20,6 +20,7 @@ import tensorflow as tf
 
 from . import data, export, sources
 from .arguments import RunOptions
+from .blocks import CsvBlocks, index
 from .cache import Cache, Layout, only_one, room
 from .columns import Category, Image, Text
 from .contract import Contract, source_fingerprint
@@ -31,8 +32,10 @@ from .rows import AnyRows, CachedRows, DatasetRows, IndexedRows, MemoryRows, Pre
 from .splits import Split, make_split
 
 IN_MEMORY_BYTES = 2 << 30
+WINDOWS_BYTES = 256 << 20  # what training from disk holds in memory anyway
+HASHED_BYTES = 512 << 20  # of larger data only the ends are hashed
 LEARN_ROWS, LEARN_IMAGES = 32_768, 256  # rows of the chunks that `learn` gets
-PREPARED_ROWS = 1024  # prepared at a time, at least
+PREPARED_ROWS = 16_384  # prepared at a time, about
 SIZE_ROWS = 256  # from which the size of a prepared row is told
 
 
@@ -53,7 +56,7 @@ class Inputs:
         if env.data_format not in (None, "csv"):
             raise UserError(f"AIP_DATA_FORMAT={env.data_format} is not read yet: only csv is. Export the data set to CSV files.")
         train, evaluation, test, self.synthetic = data_paths(contract, hp, options, env)
-        whole = data.total_bytes(train) <= IN_MEMORY_BYTES
+        whole = data.total_bytes(train) <= HASHED_BYTES
         self.descriptions: list[Future] = [
             background.submit(data.fingerprint, path, whole) for path in dict.fromkeys([*train, *evaluation])
         ]
@@ -188,6 +191,9 @@ class Inputs:
             log("INFO", f"cache: preparing the {name} rows once, about {size / 2**30:.2f} GiB, in {folder}")
             cache = Cache(layout, folder, key)
             self.held.callback(cache.close)
+            if (source := self._blocks(name, each)) is not None:
+                self._sample(self._part(name), sampler)
+                return CachedRows(cache, source.index.count, each, source, self.watch.see)
             started = time.monotonic()
             fill(cache, self.prepare.ahead(self._whole(name, each, sampler), name == "training"), block_rows(each))
             if not cache.count:
@@ -196,6 +202,35 @@ class Inputs:
             cache.finish({"contract": self.contract.name, "part": name})
             log("INFO", f"cache: {cache.count} rows in {cache.end / 2**30:.2f} GiB, {time.monotonic() - started:.1f} s")
         return CachedRows(cache, cache.count, each, see=self.watch.see)
+
+    def _blocks(self, name: str, each: float) -> CsvBlocks | None:
+        """Return a way to prepare rows block by block, while training goes on; None where all must be read beforehand."""
+        contract, paths = self.contract, self._paths(name)
+        simple = not contract.given & {"read", "source", "dataset"} and not self.split and self.options.bad_rows == "error"
+        if name != "training" or not simple or not all(map(is_plain_csv, paths)) or block_rows(each) % 64:
+            return None
+        layouts = [data.layout(path, contract.columns) for path in paths]
+        if len({tuple(names) for names, _ in layouts}) > 1:
+            return None
+        names, started = layouts[0][0], time.monotonic()
+        found = index(paths, [header for _, header in layouts], block_rows(each), self.beat)
+        if found is None or not found.count:
+            return None
+
+        def parse(text: bytes, rows: int) -> data.Chunk:
+            chunk = data.parse_csv(text, names, contract.columns)
+            if chunk is None or rows_of(chunk) != rows:
+                self.watch.see()
+                for _ in self._read(name):  # names the row that is bad
+                    pass
+                raise UserError(f"{paths[0]}: a line is not one row.")
+            return chunk
+
+        def prepare(chunk: data.Chunk) -> list[np.ndarray]:
+            return [tensor.numpy() for tensor in tf.nest.flatten(self.prepare(chunk, True))]
+
+        log("INFO", f"cache: {found.count} {name} rows found in {time.monotonic() - started:.1f} s; the first epoch prepares them")
+        return CsvBlocks(found, parse, prepare, PREPARED_ROWS)
 
     def _cache_key(self, name: str) -> str:
         """Name the rows by all that they are made of: data, columns, the graph that prepares them, and what was learnt."""
@@ -238,7 +273,12 @@ class Inputs:
     def _too_large(self, name: str, size: float) -> bool:
         if isinstance(self._source(name), sources.DatasetSource) and name == "training":
             return True  # its own order is kept to
-        return size > IN_MEMORY_BYTES if self.options.in_memory == "auto" else self.options.in_memory == "no"
+        if self.options.in_memory != "auto":
+            return self.options.in_memory == "no"
+        if size <= WINDOWS_BYTES or size > IN_MEMORY_BYTES:
+            return size > IN_MEMORY_BYTES
+        # Training starts at once where blocks can be found, and rows on disk are fed as fast.
+        return self._source(name) is None and all(map(is_plain_csv, self._paths(name))) and name == "training" and not self.split
 
     def described(self) -> list[dict[str, Any]]:
         return [description.result() for description in self.descriptions]
@@ -316,6 +356,11 @@ def prepared_size(
     total = data.total_bytes(paths)
     block = data.BLOCK_BYTES if "read" not in contract.given else sum(export.bytes_of(values) for values in chunk.values())
     return each, each * rows_of(chunk) * max(1.0, total / max(1, min(total, block)))
+
+
+def is_plain_csv(path: str) -> bool:
+    """Tell whether a path is a local CSV file, not compressed."""
+    return "://" not in path and os.path.isfile(path) and path.lower().endswith(".csv")
 
 
 def content_key(value: Any) -> str:

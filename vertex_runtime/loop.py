@@ -146,6 +146,9 @@ class Trainer:
                     log("WARNING", f"{stop.received.name}: {where}; the same command with the same --output_dir continues there.")
                     preempted.signal = stop.received
                     raise
+                except UserError:
+                    self.checkpointer.join()  # what the message calls the newest checkpoint is whole before the process ends
+                    raise
                 finally:
                     self.progress.close()
                 try:
@@ -158,7 +161,7 @@ class Trainer:
     def _train(self, stop: StopSignal) -> None:
         plan, state = self.plan, self.state
         evaluations = plan.evaluation_steps()
-        depth = 1 if isinstance(self.train_rows, CachedRows) else 2  # a window of cached rows takes 128 MiB
+        depth = 1 if isinstance(self.train_rows, CachedRows) else 2  # a window of cached rows takes 64 MiB
         feed = ahead(self.train_rows.feed(plan.batch_size, plan.seed, state["step"], plan.share), depth)
         rows, order = None, np.empty((0, 0), np.int32)
         while True:

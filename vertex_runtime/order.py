@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-WINDOW_BYTES = 128 << 20  # of prepared rows; up to three windows are in memory at a time
-WINDOW_BLOCKS = 1024  # so many places of a sorted file meet in one window
+WINDOW_BYTES = 64 << 20  # of prepared rows; up to three windows are in memory at a time
+WINDOW_BLOCKS = 512  # so many places of a sorted file meet in one window
 BLOCKS_KEY = 1 << 63  # tells a shuffle of blocks from those of rows
 
 
@@ -50,6 +50,12 @@ class Order:
     def blocks(self) -> int:
         """How many blocks there are; the last one may be short."""
         return -(-self.count // self.block_rows)
+
+    @property
+    def window_rows(self) -> int:
+        """The rows of the largest window."""
+        number = -(-self.blocks // self.window_blocks)
+        return min(self.count, -(-self.blocks // number) * self.block_rows)
 
     def windows(self, epoch: int) -> Iterator[Window]:
         """Yield the windows of an epoch, of nearly equal size."""
@@ -92,8 +98,13 @@ class Order:
 
 
 def block_rows(row_bytes: float) -> int:
-    """Return how many rows of `row_bytes` each, when prepared, make a block: 128 KiB, or one larger row."""
-    return max(1, int(WINDOW_BYTES // WINDOW_BLOCKS // max(1.0, row_bytes)))
+    """Return how many rows of `row_bytes` each, when prepared, make a block: 128 KiB, or one larger row.
+
+    From 64 on it is a multiple of 64: then a row is rounded alike whichever blocks it is prepared with, since vectorised
+    operations take up to 64 values at a time.
+    """
+    rows = max(1, int(WINDOW_BYTES // WINDOW_BLOCKS // max(1.0, row_bytes)))
+    return rows // 64 * 64 if rows >= 64 else rows
 
 
 def permutation(seed: int, key: int, count: int) -> np.ndarray:

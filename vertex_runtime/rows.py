@@ -280,18 +280,16 @@ class Growing:
         count = rows * int(np.prod(self.shape))
         return np.frombuffer(self.memory, self.kind, count).reshape(rows, *self.shape)
 
-    def take(self, places: np.ndarray) -> np.ndarray:
-        """Return a copy of some rows."""
-        return np.concatenate(self.texts)[places] if self.texts else self._array(self.rows)[places]
-
     def tensor(self) -> tf.Tensor:
         """Return all rows without copying them."""
-        if self.texts:
-            return tf.constant(np.concatenate(self.texts))
-        array = self._array(self.rows)
-        if array.dtype.kind not in "fiu" or array.dtype.name == "bfloat16":  # what DLPack does not know is copied
-            return tf.constant(array)
-        return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
+        return as_tensor(np.concatenate(self.texts) if self.texts else self._array(self.rows))
+
+
+def as_tensor(array: np.ndarray) -> tf.Tensor:
+    """Return an array in memory that is aligned as TensorFlow wants it as a tensor, without a copy where that is possible."""
+    if array.dtype.kind not in "fiu" or array.dtype.name == "bfloat16":  # what DLPack does not know is copied
+        return tf.constant(array)
+    return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
 
 
 class CachedRows:
@@ -311,38 +309,41 @@ class CachedRows:
     def feed(self, batch_size: int, seed: int, step: int, share: Share) -> Iterator[tuple[Rows, np.ndarray]]:
         """As `MemoryRows.feed`, with the tensors of a window at a time."""
         left: list[np.ndarray] | None = None  # the rows of a window that did not fill a batch
-        for window in Order.of(seed, self.count, self.row_bytes).from_position(step * batch_size):
-            columns = self._read(window.blocks, left)
+        order = Order.of(seed, self.count, self.row_bytes)
+        room = order.window_rows + batch_size  # one size for all windows, since XLA compiles anew for another
+        for window in order.from_position(step * batch_size):
+            columns = self._read(window.blocks, left, room)
             waiting = len(left[0]) if left else 0
             places = np.concatenate([np.arange(waiting, dtype=np.int32), waiting + window.order])
             steps = len(places) // batch_size
-            left = [column.take(places[steps * batch_size :]) for column in columns]
+            left = [column[places[steps * batch_size :]] for column in columns]
             if steps:
                 yield self._tensors(columns), share.columns(places[: steps * batch_size].reshape(steps, batch_size))
 
     def chunks(self) -> Iterator[Rows]:
         """Yield all rows as they came."""
         blocks = np.arange(Order.of(0, self.count, self.row_bytes).blocks)
-        for part in np.array_split(blocks, -(-len(blocks) // (WINDOW_BLOCKS // 4))):
-            yield self._tensors(self._read(part, None))
+        for part in np.array_split(blocks, -(-len(blocks) // max(1, WINDOW_BLOCKS // 4))):
+            yield self._tensors(self._read(part))
 
-    def _read(self, blocks: np.ndarray, first: list[np.ndarray] | None) -> list[Growing]:
-        """Return the rows of some blocks, those of `first` before them, tensor by tensor."""
+    def _read(self, blocks: np.ndarray, first: list[np.ndarray] | None = None, room: int = 0) -> list[np.ndarray]:
+        """Return the rows of some blocks, those of `first` before them, tensor by tensor: [rows, or `room`, ...]."""
         self.see()
         if self.source is not None and (missing := [int(block) for block in blocks if block not in self.cache]):
             for block, values in self.source.prepared(missing):
                 self.cache.write(block, values)
-        columns = [Growing() for _ in self.cache.layout.types]
+            if len(self.cache.places) == Order.of(0, self.count, self.row_bytes).blocks:
+                self.cache.finish()
+        waiting = len(first[0]) if first else 0
+        rows = waiting + sum(self.cache.rows[int(block)] for block in blocks)
+        columns = self.cache.layout.empty(max(rows, room))
         for column, values in zip(columns, first or ()):
-            column.append(values)
-        for block in blocks:
-            batch = self.cache.read(int(block))
-            for i, column in enumerate(columns):
-                column.append(self.cache.layout.values(batch, i))
+            column[:waiting] = values
+        self.cache.read(blocks, columns, waiting)
         return columns
 
-    def _tensors(self, columns: Sequence[Growing]) -> Rows:
-        return tf.nest.pack_sequence_as(self.cache.layout.structure, [column.tensor() for column in columns])
+    def _tensors(self, columns: Sequence[np.ndarray]) -> Rows:
+        return tf.nest.pack_sequence_as(self.cache.layout.structure, [as_tensor(column) for column in columns])
 
 
 AnyRows = MemoryRows | IndexedRows | DatasetRows | CachedRows
