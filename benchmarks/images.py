@@ -51,7 +51,7 @@ def prepared(folder: Path, side: int) -> float:
     made = contract.Contract("images", sys.modules[__name__], (), columns, ("label",), None, inputs, "val_loss", False, given, parts)
     prepare = Preparer(made, SimpleNamespace(), {"class_names": ["even", "odd"]})
     source = FolderSource([str(folder)], columns[0], "label", BadRows())
-    feed = IndexedRows(source, np.arange(source.count), prepare).feed(64, 0, 0, Share())
+    feed = IndexedRows(source, np.arange(source.count), prepare, 4.0 * side * side * 3).feed(64, 0, 0, Share())
     start, seen = time.perf_counter(), 0
     while seen < source.count - source.count % 64:
         seen += next(feed)[1].size

@@ -207,11 +207,6 @@ def batch_that_does_not_divide(project):
     return "jobs/taxifare-2-workers.yaml", "--", "--batch_size=241"
 
 
-@fault(r"containerSpec\.args\[4\]: --shard=files: 1 files cannot be dealt to 2 workers")
-def fewer_shards_than_workers(project):
-    return "jobs/taxifare-2-workers.yaml", "--", "--in_memory=no", "--shard=files"
-
-
 @fault(r"taxifare-tuning\.yaml:\d+: studySpec\.metrics\[0\]\.metricId: 'val_rsme' is never reported: the trainer reports val_rmse")
 def metric_with_a_typo(project):
     edit(project / "jobs/taxifare-tuning.yaml", "metricId: val_rmse", "metricId: val_rsme")

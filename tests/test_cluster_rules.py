@@ -48,22 +48,11 @@ def test_tf_config_forms():
     assert not Environment.from_mapping({}).in_job
 
 
-@pytest.mark.parametrize(("files", "workers"), [(1, 3), (3, 2), (7, 4), (8, 8)])
-def test_dealing_out(files, workers):
-    """Files × workers: every file once, equal steps that hold every row; by rows every place of a batch once."""
-    from vertex_runtime.rows import Share, deal_files
+@pytest.mark.parametrize("workers", [1, 2, 3, 8])
+def test_every_place_of_a_batch_belongs_to_one_worker(workers):
+    from vertex_runtime.rows import Share
 
-    counts = [100 + 37 * i for i in range(files)]
-    batch = 24 * workers
-    if files < workers:
-        with pytest.raises(UserError, match="cannot be dealt to 3 workers"):
-            deal_files(counts, batch, workers)
-    else:
-        dealt, steps = deal_files(counts, batch, workers)
-        assert sorted(sum(dealt, [])) == list(range(files))
-        most = max(sum(counts[i] for i in own) for own in dealt)
-        assert (steps - 1) * 24 < most <= steps * 24
-    order = np.arange(5 * batch).reshape(5, batch)
+    order = np.arange(5 * 24 * workers).reshape(5, -1)
     shares = [Share(worker, workers).columns(order) for worker in range(workers)]
     assert np.array_equal(np.concatenate(shares, axis=1), order) and len({share.shape for share in shares}) == 1
 

@@ -184,41 +184,30 @@ def test_batch_must_divide_by_the_replicas(tmp_path):
         assert "--batch_size 101 must divide by the 2 replicas; the nearest that do are 100 and 102" in err
 
 
-def test_streamed_by_files_each_row_once(tmp_path):
-    lines = (ROOT / "taxifare/tests/data/taxi-train.csv").read_text().splitlines(keepends=True)
-    edges = [0, 700, 1000, 1600]
-    for i in range(3):
-        (tmp_path / f"part-{i}.csv").write_text("".join(lines[edges[i] : edges[i + 1]]))
-    ports = free_ports(2)
-    flags = ["--in_memory=no", "--shard=files", "--batch_size=100", "--epochs=1", "--num_evals=1", f"--ledger={tmp_path / 'ledger'}"]
-    flags.append(f"--train_data_path={tmp_path}/part-*.csv")
-    both = [replica(i, ports, tmp_path / "out", *flags) for i in range(2)]
-    outs = [process.communicate(timeout=120) for process in both]
-    assert [process.returncode for process in both] == [0, 0], outs
-    assert "its own files; the batches differ" in outs[0][0]
-    rows = sum(drills.fed_rows(tmp_path / "ledger").values(), [])
-    assert len(rows) == 1600 and len(set(rows)) > 1590
-
-
-def test_a_streamed_job_survives_a_kill(tmp_path):
-    """Files of unequal length dealt to two workers: after a kill every row is fed as in the unbroken job."""
+def test_a_job_with_its_rows_on_disk_survives_a_kill(tmp_path):
+    """Files of unequal length, two workers: the batches are those of one process in memory, after a kill, too."""
     lines = (ROOT / "taxifare/tests/data/taxi-train.csv").read_text().splitlines(keepends=True)
     for i, (start, end) in enumerate([(0, 700), (700, 1000), (1000, 1600)]):
         (tmp_path / f"part-{i}.csv").write_text("".join(lines[start:end]))
-    flags = ["--in_memory=no", "--shard=files", "--batch_size=100", "--epochs=4", "--num_evals=4", "--checkpoint_steps=5"]
-    flags.append(f"--train_data_path={tmp_path}/part-*.csv")
+    flags = ["--batch_size=100", "--epochs=4", "--num_evals=4", "--checkpoint_steps=5", f"--train_data_path={tmp_path}/part-*.csv"]
+    cache = ["--in_memory=no", f"--cache_dir={tmp_path / 'cache'}"]
     found = []
-    for name, kill in (("whole", ()), ("killed", ("--kill", "workerpool1-0@step=37,signal=KILL"))):
+    kill = ("--kill", "workerpool1-0@step=37,signal=KILL")
+    for name, workers, more, own in (("alone", 1, [], ()), ("whole", 2, ["--in_memory=no"], ()), ("killed", 2, cache, kill)):
         folder = tmp_path / name
         folder.mkdir()
-        done = job(folder, "taxifare", 2, *flags, f"--ledger={folder / 'ledger'}", own=kill)
+        done = job(folder, "taxifare", workers, *flags, *more, f"--ledger={folder / 'ledger'}", own=own)
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
         result = json.loads(next((folder / "state" / "jobs").glob("*/result.json")).read_text())
-        assert bool(result["restarts"]) == bool(kill)
-        found.append((drills.weights(folder / "buckets/buck/out"), drills.fed_rows(folder / "ledger")))
-    (whole, rows), (killed, again) = found
-    assert again == rows
+        assert bool(result["restarts"]) == bool(own)
+        fed: dict[int, list[str]] = {}
+        for (_, step), part in sorted(drills.fed_rows(folder / "ledger").items()):
+            fed.setdefault(step, []).extend(part)
+        found.append((drills.weights(folder / "buckets/buck/out"), fed))
+    (_, rows), (whole, again), (killed, once_more) = found
+    assert rows == again == once_more
     assert drills.largest_difference(killed, whole) == 0.0
+    assert len(list((tmp_path / "cache").glob("taxifare-training-*.arrow"))) == 1  # one worker prepared them for both
 
 
 @pytest.mark.slow

@@ -38,7 +38,7 @@ def prepared(trainer: str, jit: bool = False, batch: int = 64):
     model, hp = contract.load_module(f"{trainer}.trainer.model", kind), kind(batch_size=batch)
     read = lambda: model.read(f"{trainer}/tests/data/{SAMPLES[trainer][0]}", data.BadRows())  # noqa: E731
     facts = inputs.learn(model, hp, read)
-    rows = MemoryRows(Preparer(model, hp, facts).ahead(read()))
+    rows = MemoryRows(Preparer(model, hp, facts).ahead(read()), 1.0)
     strategy = tf.distribute.get_strategy()
     network = model.build_model(hp, facts, 100)
     return Steps(network, strategy, Plan(100, batch, 1, 100, jit_compile=jit), rows.tensors, False), rows, facts, model
@@ -136,7 +136,7 @@ def test_each_row_once_per_epoch(memory, tmp_path):
     assert sorted(first) == sorted(second) and first != second
 
 
-def test_streamed_run_resumes_at_its_place(tmp_path, run_trainer):
+def test_a_run_with_its_rows_on_disk_resumes_at_its_place(tmp_path, run_trainer):
     import signal
 
     flags = ["--in_memory=no", "--batch_size=64", "--epochs=4", "--num_evals=2", "--checkpoint_steps=10"]

@@ -20,7 +20,7 @@ import numpy as np
 
 from .columns import Category, Column, Image, Text
 from .environment import resolve_uri
-from .errors import UserError
+from .errors import FAILED, UserError
 
 if TYPE_CHECKING:
     from .formats import Reading
@@ -133,6 +133,43 @@ def walk(path: str) -> list[str]:
     return sorted(os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)
 
 
+class Watch:
+    """Knows files by size and time of change, and tells when one is no longer what it was.
+
+    Files on Cloud Storage are not watched: an object never changes while it is read, and listing it costs a request.
+    """
+
+    def __init__(self, paths: Iterable[str]):
+        local = dict.fromkeys(path for path in paths if "://" not in path and os.path.exists(path))
+        self.known = {path: self._look(path) for path in local}
+
+    def _look(self, path: str) -> tuple[int, int, int] | None:
+        try:
+            found = os.stat(path)
+        except OSError:
+            return None
+        return found.st_ino, 0 if os.path.isdir(path) else found.st_size, found.st_mtime_ns
+
+    def see(self) -> None:
+        """Raise where a file has changed, or is gone.
+
+        Raises:
+            UserError: it has; what was trained on so far is in the newest checkpoint.
+        """
+        before = "the newest checkpoint is from before"
+        for path, known in self.known.items():
+            found = self._look(path)
+            if found is None:
+                raise UserError(f"{path} is gone since the run began to read it. Put it back; {before}.", FAILED)
+            if found != known:
+                how = f"{known[1]:,} bytes then, {found[1]:,} now" if known[1] != found[1] else "written to meanwhile"
+                raise UserError(
+                    f"{path} has changed since the run began to read it ({how}). Train on files that nobody writes to; "
+                    f"{before}.",
+                    FAILED,
+                )
+
+
 def total_bytes(paths: Iterable[str]) -> int:
     import tensorflow as tf
 
@@ -209,6 +246,22 @@ def concatenate(chunks: Iterable[Chunk]) -> Chunk:
 def take(chunk: Chunk, rows: Any) -> Chunk:
     """Return the given rows (a slice, mask or indices) of every column."""
     return {name: values[rows] for name, values in chunk.items()}
+
+
+def rechunk(chunks: Iterable[Chunk], rows: int) -> Iterator[Chunk]:
+    """Cut the same rows into chunks of `rows`, so that sums over them do not depend on the files they came in."""
+    held: list[Chunk] = []
+    size = 0
+    for chunk in chunks:
+        held.append(chunk)
+        size += len(next(iter(chunk.values())))
+        if size >= rows:
+            joined = concatenate(held)
+            for start in range(0, size - rows + 1, rows):
+                yield take(joined, slice(start, start + rows))
+            held, size = [take(joined, slice(size // rows * rows, None))], size % rows
+    if size:
+        yield concatenate(held)
 
 
 class UnknownLabel(Exception):

@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import tensorflow as tf
@@ -29,8 +30,9 @@ def follow(run: Run) -> dict[str, float]:
         The metrics of the last checkpoint.
     """
     contract, outputs = run.contract, run.outputs
+    held = ExitStack()  # until the process ends
     with ThreadPoolExecutor(1) as background:
-        inputs = Inputs(contract, run.hp, run.options, run.env, background, lambda: run.beat("data"))
+        inputs = Inputs(contract, run.hp, run.options, run.env, background, held, lambda: run.beat("data"))
     run.contract = inputs.contract
     plan = dataclasses.replace(make_plan(run, inputs), share=Share(), jit_compile=False)  # it takes every row itself
     network = contract.build_model(run.hp, inputs.facts, plan.total_steps)

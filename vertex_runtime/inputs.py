@@ -3,28 +3,42 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.util
 import json
 import os
+import tempfile
+import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, nullcontext
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from . import data, export, sources
 from .arguments import RunOptions
+from .blocks import CsvBlocks, index
+from .cache import Cache, Layout, only_one, room
 from .columns import Category, Image, Text
 from .contract import Contract, source_fingerprint
 from .environment import Environment
 from .errors import UserError
-from .formats import Reading
+from .formats import Reading, partition_of
+from .formats import csv as csv_files
+from .order import block_rows
 from .reporting import log
-from .rows import DatasetRows, IndexedRows, MemoryRows, Preparer, Rows, StreamedRows, count_rows, prepared_bytes, rows_of
+from .rows import AnyRows, CachedRows, DatasetRows, IndexedRows, MemoryRows, Preparer, Rows, count_rows, fill, prepared_bytes, rows_of
 from .splits import Split, make_split
 
 IN_MEMORY_BYTES = 2 << 30
-AnyRows = MemoryRows | IndexedRows | DatasetRows | StreamedRows
+WINDOWS_BYTES = 256 << 20  # what training from disk holds in memory anyway
+HASHED_BYTES = 512 << 20  # of larger data only the ends are hashed
+LEARN_ROWS, LEARN_IMAGES = 32_768, 256  # rows of the chunks that `learn` gets
+PREPARED_ROWS = 16_384  # prepared at a time, about
+SIZE_ROWS = 256  # from which the size of a prepared row is told
 
 
 class Inputs:
@@ -37,15 +51,18 @@ class Inputs:
         options: RunOptions,
         env: Environment,
         background: ThreadPoolExecutor,
+        held: ExitStack,
         beat: Callable[[], None] = lambda: None,
     ):
         self.hp, self.options, self.workers, self.beat = hp, options, env.worker_count, beat
         contract = contract.with_reading(Reading(env.data_format))
         train, evaluation, test, self.synthetic = data_paths(contract, hp, options, env)
-        whole = data.total_bytes(train) <= IN_MEMORY_BYTES
+        whole = data.total_bytes(train) <= HASHED_BYTES
         self.descriptions: list[Future] = [
             background.submit(data.fingerprint, path, whole) for path in dict.fromkeys([*train, *evaluation])
         ]
+        self.watch = data.Watch([*train, *evaluation, *test])
+        self.held = held
         self.reported: set[str] = set()
         self.bad = data.BadRows(options.bad_rows)
         self.contract, self.paths = contract, {"training": train, "evaluation": evaluation, "test": test}
@@ -54,13 +71,16 @@ class Inputs:
         if hp.eval_fraction and not evaluation:
             self.split = make_split(hp.eval_fraction, hp.split_by, hp.seed, self._read("training"))
         self._infer_inputs()
-        self.facts = learn(self.contract, hp, lambda: self._part("training"), self._label_chunks())
+        images = any(isinstance(column, Image) for column in self.contract.columns)
+        rows = LEARN_IMAGES if images else LEARN_ROWS
+        self.facts = learn(self.contract, hp, lambda: data.rechunk(self._part("training"), rows), self._label_chunks())
         self.prepare = Preparer(self.contract, hp, self.facts, self.bad)
         sampler = export.Sampler(hp.seed, self.contract.inputs)
         self.train = self._rows("training")
         self.evaluation = self._rows("evaluation", sampler)
         self.test = self._rows("test") if test else None
         self.sample = sampler.sample()
+        self.watch.see()
         if self.bad.reasons:
             log("WARNING", str(self.bad))
             self.bad.reasons.clear()
@@ -134,18 +154,104 @@ class Inputs:
 
     def _made_rows(self, name: str, sampler: export.Sampler | None) -> AnyRows:
         training, source = name == "training", self._source(name)
-        if isinstance(source, sources.DatasetSource) and (training or self._too_large(name, source)):
+        each, size = self._prepared_size(name, source)
+        if not self._too_large(name, size):
+            return MemoryRows(self.prepare.ahead(self._whole(name, each, sampler), training), each)
+        if isinstance(source, sources.DatasetSource):
             self._sample(self._part(name), sampler)
             return DatasetRows(source, self.prepare)
-        if not self._too_large(name, source):
-            return MemoryRows(self.prepare.ahead(self._sampled(self._part(name), sampler), training))
-        if source is not None:
+        if source is not None and not self.options.cache_dir:
             self._sample(self._part(name), sampler)
-            return IndexedRows(source, self._places(name, source), self.prepare)
-        paths = self._paths(name)
-        counts = [sum(rows_of(chunk) for chunk in self._sampled(self._part(name, [path]), sampler)) for path in paths]
-        by_files = is_dealt_by_files(self.options, len(paths), self.workers)
-        return StreamedRows(paths, counts, lambda files: self._part(name, files), self.prepare, by_files)
+            return IndexedRows(source, self._places(name, source), self.prepare, each)
+        return self._cached(name, each, size, sampler)
+
+    def _whole(self, name: str, each: float, sampler: export.Sampler | None) -> Iterator[data.Chunk]:
+        """Yield all raw rows of a part in chunks that do not depend on the files they come in.
+
+        Where a row lies in a chunk may decide the last bit of a feature: vectorised and single operations round differently.
+        """
+        chunks = self._sampled(self._part(name), sampler)
+        if any(isinstance(column, Image) for column in self.contract.columns):
+            return chunks  # large, and decoded one by one
+        block = block_rows(each)
+        return data.rechunk(chunks, block * -(-PREPARED_ROWS // block))
+
+    def _cached(self, name: str, each: float, size: float, sampler: export.Sampler | None) -> CachedRows:
+        """Return rows that are prepared once into a cache on disk, or taken from one that an earlier run left there.
+
+        Raises:
+            UserError: the disk has no room.
+        """
+        folder = os.path.abspath(self.options.cache_dir or tempfile.gettempdir())
+        key = self._cache_key(name) if self.options.cache_dir else None
+        layout = Layout.of(self.example(next(self._read(name))))
+        with only_one(folder, key, self.beat) if key else nullcontext():
+            if key and (found := Cache.open(layout, folder, key)):
+                log("INFO", f"cache: {found.count} {name} rows, prepared by an earlier run, are taken from {folder}")
+                self._sample(self._part(name), sampler)
+                return CachedRows(found, found.count, each, see=self.watch.see)
+            if size > (free := room(folder)):
+                raise UserError(
+                    f"the prepared {name} rows take about {size / 2**30:.1f} GiB, and {folder} has {max(0, free) / 2**30:.1f} GiB left. "
+                    "Name a folder on a larger local disk: --cache_dir."
+                )
+            log("INFO", f"cache: preparing the {name} rows once, about {size / 2**30:.2f} GiB, in {folder}")
+            cache = Cache(layout, folder, key)
+            self.held.callback(cache.close)
+            if (source := self._blocks(name, each)) is not None:
+                self._sample(self._part(name), sampler)
+                return CachedRows(cache, source.index.count, each, source, self.watch.see)
+            started = time.monotonic()
+            fill(cache, self.prepare.ahead(self._whole(name, each, sampler), name == "training"), block_rows(each))
+            if not cache.count:
+                raise UserError(f"the {name} data has no rows.")
+            self.watch.see()
+            cache.finish({"contract": self.contract.name, "part": name})
+            log("INFO", f"cache: {cache.count} rows in {cache.end / 2**30:.2f} GiB, {time.monotonic() - started:.1f} s")
+        return CachedRows(cache, cache.count, each, see=self.watch.see)
+
+    def _blocks(self, name: str, each: float) -> CsvBlocks | None:
+        """Return a way to prepare rows block by block, while training goes on; None where all must be read beforehand."""
+        contract, paths = self.contract, self._paths(name)
+        simple = not contract.given & {"read", "source", "dataset"} and not self.split and self.options.bad_rows == "error"
+        if name != "training" or not simple or not all(map(is_plain_csv, paths)) or block_rows(each) % 64:
+            return None
+        layouts = [csv_files.layout(path, contract.columns) for path in paths]
+        if None in layouts or len({tuple(names) for names, _ in layouts}) > 1:
+            return None
+        names, started = layouts[0][0], time.monotonic()
+        found = index(paths, [header for _, header in layouts], block_rows(each), self.beat)
+        if found is None or not found.count:
+            return None
+
+        def parse(text: bytes, rows: int) -> data.Chunk:
+            chunk = csv_files.parse(text, names, contract.columns)
+            if chunk is None or rows_of(chunk) != rows:
+                self.watch.see()
+                for _ in self._read(name):  # names the row that is bad
+                    pass
+                raise UserError(f"{paths[0]}: a line is not one row.")
+            return chunk
+
+        def prepare(chunk: data.Chunk) -> list[np.ndarray]:
+            return [tensor.numpy() for tensor in tf.nest.flatten(self.prepare(chunk, True))]
+
+        log("INFO", f"cache: {found.count} {name} rows found in {time.monotonic() - started:.1f} s; the first epoch prepares them")
+        return CsvBlocks(found, parse, prepare, PREPARED_ROWS)
+
+    def _cache_key(self, name: str) -> str:
+        """Name the rows by all that they are made of: data, columns, the graph that prepares them, and what was learnt."""
+        contract, options = self.contract, self.options
+        made_of = {
+            "part": name, "data": self.described(), "split": str(self.split), "bad_rows": options.bad_rows,
+            "columns": str(contract.columns), "labels": contract.labels, "weight": contract.weight,
+            "source": source_fingerprint(contract.module), "facts": content_key(self.facts), "class_weight": self.prepare.class_weight,
+            "graph": hashlib.sha256(self.prepare.run.graph.as_graph_def().SerializeToString(deterministic=True)).hexdigest(),
+            "hyperparameters": dataclasses.asdict(self.hp) if contract.given & {"weigh", "read", "source", "dataset"} else {},
+            "versions": [tf.__version__, np.__version__],
+        }  # fmt: skip
+        text = json.dumps(made_of, sort_keys=True, default=str)
+        return f"{contract.name}-{name}-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
 
     def _places(self, name: str, source: Any) -> np.ndarray:
         """Return which rows of a source belong to a part."""
@@ -167,10 +273,19 @@ class Inputs:
             if sum(rows_of(kept) for _, kept in sampler.kept) >= 1000:
                 return
 
-    def _too_large(self, name: str, source: Any) -> bool:
+    def _prepared_size(self, name: str, source: Any) -> tuple[float, float]:
+        """Estimate, from the first rows, the bytes of a prepared row and of all rows of a part."""
+        return prepared_size(self.contract, self.prepare, self._read(name), source, self._paths(name))
+
+    def _too_large(self, name: str, size: float) -> bool:
+        if isinstance(self._source(name), sources.DatasetSource) and name == "training":
+            return True  # its own order is kept to
         if self.options.in_memory != "auto":
             return self.options.in_memory == "no"
-        return estimated_bytes(self.contract, self.prepare, self._read(name), source, self._paths(name)) > IN_MEMORY_BYTES
+        if size <= WINDOWS_BYTES or size > IN_MEMORY_BYTES:
+            return size > IN_MEMORY_BYTES
+        # Training starts at once where blocks can be found, and rows on disk are fed as fast.
+        return self._source(name) is None and all(map(is_plain_csv, self._paths(name))) and name == "training" and not self.split
 
     def described(self) -> list[dict[str, Any]]:
         return [description.result() for description in self.descriptions]
@@ -181,9 +296,9 @@ class Inputs:
         found = {"hyperparameters": dataclasses.asdict(self.hp), "source": source, "data": self.described()}
         return json.loads(json.dumps(found))
 
-    def example(self) -> Rows:
+    def example(self, chunk: data.Chunk | None = None) -> Rows:
         """Return a prepared row, for its shapes."""
-        return self.prepare(data.take(self.sample, slice(0, 1)))
+        return self.prepare(data.take(self.sample if chunk is None else chunk, slice(0, 1)))
 
 
 def learn(
@@ -225,20 +340,47 @@ def learn(
     return dict(facts) | {"class_names": names if len(contract.labels) > 1 else names[texts[0]]}
 
 
-def estimated_bytes(contract: Contract, prepare: Preparer, chunks: Iterator[data.Chunk], source: Any, paths: Sequence[str]) -> float:
-    """Estimate the memory of a part of the data when prepared, from its first rows."""
-    chunk = next(chunks, None)
+def prepared_size(
+    contract: Contract, prepare: Preparer, chunks: Iterator[data.Chunk], source: Any, paths: Sequence[str]
+) -> tuple[float, float]:
+    """Estimate the memory of a prepared row, and of all rows of a part of the data, from its first rows.
+
+    The former is a pure function of the rows, which the order of training rests on; the latter may go by the size of files.
+    """
+    held: list[data.Chunk] = []
+    for chunk in chunks:
+        held.append(chunk)
+        if sum(map(rows_of, held)) >= SIZE_ROWS:
+            break
     chunks.close()
-    if chunk is None:
-        return 0.0
-    some = data.take(chunk, slice(0, 256))
-    rows = prepare(some)
+    if not held:
+        return 1.0, 0.0
+    chunk = data.concatenate(held)
+    rows = prepare(data.take(chunk, slice(0, SIZE_ROWS)))
     each = prepared_bytes(rows) / max(1, count_rows(rows))
     if source is not None:
-        return each * source.count
+        return each, each * source.count
     total = data.total_bytes(paths)
     block = data.BLOCK_BYTES if "read" not in contract.given else sum(export.bytes_of(values) for values in chunk.values())
-    return each * rows_of(chunk) * max(1.0, total / max(1, min(total, block)))
+    return each, each * rows_of(chunk) * max(1.0, total / max(1, min(total, block)))
+
+
+def is_plain_csv(path: str) -> bool:
+    """Tell whether a path is a local CSV file, not compressed, that holds all of its columns itself."""
+    return "://" not in path and os.path.isfile(path) and path.lower().endswith(".csv") and not partition_of(path)
+
+
+def content_key(value: Any) -> str:
+    """Hash what `learn` returned: numbers, texts, arrays, and dicts and lists of them; anything else is like nothing else."""
+    if isinstance(value, Mapping):
+        return hashlib.sha256(json.dumps([[str(k), content_key(value[k])] for k in sorted(value, key=str)]).encode()).hexdigest()
+    if isinstance(value, (list, tuple)):
+        return hashlib.sha256(json.dumps([content_key(part) for part in value]).encode()).hexdigest()
+    if isinstance(value, (np.ndarray, np.generic)) and value.dtype != object:
+        return hashlib.sha256(f"{value.dtype} {value.shape}".encode() + np.ascontiguousarray(value).tobytes()).hexdigest()
+    if value is None or isinstance(value, (bool, int, float, str, bytes, np.ndarray)):
+        return hashlib.sha256(repr(value.tolist() if isinstance(value, np.ndarray) else value).encode()).hexdigest()
+    return uuid.uuid4().hex
 
 
 def data_paths(contract: Contract, hp: Any, options: RunOptions, env: Environment) -> tuple[list[str], list[str], list[str], bool]:
@@ -274,11 +416,6 @@ def data_paths(contract: Contract, hp: Any, options: RunOptions, env: Environmen
             log("WARNING", f"no test metrics: {error}")  # the service names a split even if no file came of it
             chosen.append([])
     return chosen[0], chosen[1], chosen[2], False
-
-
-def is_dealt_by_files(options: RunOptions, files: int, workers: int) -> bool:
-    """Tell whether each worker reads files of its own, where data is streamed."""
-    return workers > 1 and (options.shard == "files" or (options.shard == "auto" and files >= workers))
 
 
 def sample_paths(contract: Contract) -> tuple[list[str], list[str]]:

@@ -24,8 +24,8 @@ from .callbacks import CallbackStates
 from .checkpoint import Checkpointer, assign, named_variables, parts, snapshot
 from .errors import FAILED, Preempted, UserError
 from .reporting import Events, Progress, log
-from .rows import Rows, ahead
-from .steps import AnyRows, Plan, Steps, optimizers
+from .rows import AnyRows, CachedRows, Rows, ahead
+from .steps import Plan, Steps, optimizers
 
 
 class StopSignal:
@@ -84,7 +84,7 @@ class Trainer:
     deadline: float = math.inf  # by the monotonic clock, in seconds
     exporter: Any = None
     rehearsal: Any = None
-    ledger: Callable[[int, np.ndarray, np.ndarray], None] | None = None
+    ledger: Callable[[int, np.ndarray], None] | None = None
     state: dict[str, Any] = field(
         default_factory=lambda: {"step": 0, "evaluated": 0, "epoch": 0, "best": {}, "finished": False, "stopped": False, "metrics": {}}
     )
@@ -146,6 +146,9 @@ class Trainer:
                     log("WARNING", f"{stop.received.name}: {where}; the same command with the same --output_dir continues there.")
                     preempted.signal = stop.received
                     raise
+                except UserError:
+                    self.checkpointer.join()  # what the message calls the newest checkpoint is whole before the process ends
+                    raise
                 finally:
                     self.progress.close()
                 try:
@@ -158,7 +161,8 @@ class Trainer:
     def _train(self, stop: StopSignal) -> None:
         plan, state = self.plan, self.state
         evaluations = plan.evaluation_steps()
-        feed = ahead(self.train_rows.feed(plan.batch_size, plan.seed, state["step"], plan.share))
+        depth = 1 if isinstance(self.train_rows, CachedRows) else 2  # a window of cached rows takes 64 MiB
+        feed = ahead(self.train_rows.feed(plan.batch_size, plan.seed, state["step"], plan.share), depth)
         rows, order = None, np.empty((0, 0), np.int32)
         while True:
             step = state["step"]
@@ -235,7 +239,7 @@ class Trainer:
             )
         state["step"] = step + count
         if self.ledger:
-            self.ledger(step, hashes.numpy()[:count], order[:count] >= 0)
+            self.ledger(step, hashes.numpy()[:count])
         self.events.enter("step", state["step"], total_steps=plan.total_steps, examples_per_second=round(self.progress.rate))
         logs = self.steps.metrics() if self.callbacks else {}
         self.hooks.on_train_batch_end(state["step"] - 1, logs)

@@ -40,7 +40,6 @@ def look(contract: Contract, hp: Any, options: RunOptions, env: Environment) -> 
     """
     from . import data, inputs, run
     from .formats import Reading
-    from .rows import StreamedRows
 
     contract = contract.with_reading(Reading(env.data_format))
     train, evaluation, _, synthetic = inputs.data_paths(contract, hp, options, env)
@@ -56,17 +55,15 @@ def look(contract: Contract, hp: Any, options: RunOptions, env: Environment) -> 
     if hp.eval_fraction and not evaluation:
         kept = round(sum(counts) * hp.eval_fraction)
         eval_counts, counts, exact = [kept], [sum(counts) - kept], False
-    streamed = is_streamed(contract, hp, options, train, sum(counts))
-    by_files = streamed and inputs.is_dealt_by_files(options, len(train), env.worker_count)
-    rows = StreamedRows(train, counts, None, None, by_files) if streamed else SimpleNamespace(count=sum(counts))
+    cached = is_too_large(contract, hp, options, train, sum(counts))
     replicas = env.worker_count * int(os.environ.get("TRAINER_DEVICES") or 1)
     strategy = SimpleNamespace(num_replicas_in_sync=replicas)
     wanted = SimpleNamespace(contract=contract, hp=hp, options=options, env=env, strategy=strategy)
-    plan = run.make_plan(wanted, SimpleNamespace(train=rows))
+    plan = run.make_plan(wanted, SimpleNamespace(train=SimpleNamespace(count=sum(counts))))
     return {
         "files": train, "bytes": data.total_bytes(train), "rows": sum(counts), "evaluation_rows": sum(eval_counts), "exact": exact,
         "classes": {name.decode("utf-8", "replace"): number for name, number in sorted(labels.items())},
-        "bad_rows": sum(bad.reasons.values()), "synthetic": synthetic, "streamed": streamed, "by_files": by_files,
+        "bad_rows": sum(bad.reasons.values()), "synthetic": synthetic, "in_memory": not cached,
         "replicas": replicas, "total_steps": plan.total_steps, "batch_size": plan.batch_size,
         "evaluations": len(plan.evaluation_steps()), "jit_compile": bool(plan.jit_compile),
     }  # fmt: skip
@@ -88,7 +85,7 @@ def _lengths(contract: Contract, hp: Any, train: list[str], evaluation: list[str
     return counts[0], counts[1]
 
 
-def is_streamed(contract: Contract, hp: Any, options: RunOptions, train: list[str], rows: int) -> bool:
+def is_too_large(contract: Contract, hp: Any, options: RunOptions, train: list[str], rows: int) -> bool:
     """Estimate whether the rows will be too many, when prepared, to be held in memory: by a model learnt of the first chunk alone."""
     from . import data, inputs
     from .errors import UserError

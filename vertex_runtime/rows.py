@@ -1,7 +1,6 @@
-"""Training and evaluation rows as the loop takes them: prepared once and held in memory, or prepared as they are needed.
+"""Training and evaluation rows as the loop takes them: prepared once, in memory or on disk, or prepared as they are needed.
 
-The order of rows is a pure function of seed, data and position: row p of the run is place p % N of epoch p // N, and a
-batch is the next `batch_size` rows, across the end of an epoch too.
+Whichever it is, the rows of a step are the same: see order.py.
 """
 
 from __future__ import annotations
@@ -14,20 +13,21 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
 
+from .cache import Cache
 from .columns import Image
 from .contract import Contract
 from .data import PATH, BadRows, Chunk, concatenate, take
 from .errors import UserError
+from .order import WINDOW_BLOCKS, Order
 from .reporting import log
 from .sources import DatasetSource, FolderSource, IndexedSource
 
 Rows = tuple  # prepared rows: (features, labels) or (features, labels, weights), nests of tensors [rows, ...]
-STREAM_ROWS = 131_072
 BLOCK_ROWS = 512  # prepared at a time where rows are prepared as needed: enough for all cores, little to wait for
 
 
@@ -42,25 +42,6 @@ class Share:
         """Return this worker's columns of [steps, global batch]."""
         size = order.shape[1] // self.workers
         return order[:, self.worker * size : (self.worker + 1) * size]
-
-
-def deal_files(counts: Sequence[int], batch_size: int, workers: int) -> tuple[list[list[int]], int]:
-    """Deal files out: return (the files' places for each worker, the steps of an epoch, equal for all).
-
-    The largest file goes first, always to the worker with the fewest rows so far.
-
-    Raises:
-        UserError: there are fewer files than workers.
-    """
-    if len(counts) < workers:
-        raise UserError(f"--shard=files: {len(counts)} files cannot be dealt to {workers} workers. Use --shard=rows, or more files.")
-    dealt: list[list[int]] = [[] for _ in range(workers)]
-    rows = [0] * workers
-    for i in sorted(range(len(counts)), key=lambda i: (-counts[i], i)):
-        worker = min(range(workers), key=lambda w: (rows[w], len(dealt[w]), w))
-        dealt[worker].append(i)
-        rows[worker] += counts[i]
-    return dealt, -(-max(rows) // (batch_size // workers))
 
 
 class Preparer:
@@ -175,12 +156,13 @@ def prepared_bytes(rows: Rows) -> int:
 class MemoryRows:
     """All rows prepared once and held in memory."""
 
-    def __init__(self, prepared: Iterable[Rows]):
-        columns: list[_Growing] | None = None
+    def __init__(self, prepared: Iterable[Rows], row_bytes: float):
+        self.row_bytes = row_bytes
+        columns: list[Growing] | None = None
         structure: Any = None
         for rows in prepared:
             if columns is None:
-                structure, columns = rows, [_Growing() for _ in tf.nest.flatten(rows)]
+                structure, columns = rows, [Growing() for _ in tf.nest.flatten(rows)]
             for column, values in zip(columns, tf.nest.flatten(rows)):
                 column.append(values.numpy())
         if columns is None or not columns[0].rows:
@@ -190,37 +172,25 @@ class MemoryRows:
 
     def feed(self, batch_size: int, seed: int, step: int, share: Share) -> Iterator[tuple[Rows, np.ndarray]]:
         """Yield (tensors, order): order [steps, own part of the batch] int32, the rows of each next step, from `step` on."""
-        for order in global_order(self.count, batch_size, seed, step):
+        for order in Order.of(seed, self.count, self.row_bytes).steps(batch_size, step):
             yield self.tensors, share.columns(order)
 
     def chunks(self) -> Iterator[Rows]:
         yield self.tensors
 
 
-def global_order(count: int, batch_size: int, seed: int, step: int) -> Iterator[np.ndarray]:
-    """Yield the places of the rows of each next step, from `step` on, epoch after epoch: [steps, batch] int32."""
-    epoch, start = divmod(step * batch_size, count)
-    left = np.empty(0, np.int32)
-    while True:
-        order = np.concatenate([left, permutation(seed, epoch, count)[start:]])
-        steps = len(order) // batch_size
-        if steps:
-            yield order[: steps * batch_size].reshape(steps, batch_size)
-        left, epoch, start = order[steps * batch_size :], epoch + 1, 0
-
-
 class IndexedRows:
     """Rows of a source with random access, prepared as they are needed: the batches are those of `MemoryRows`."""
 
-    def __init__(self, source: IndexedSource | FolderSource, places: np.ndarray, prepare: Preparer):
-        self.source, self.places, self.prepare, self.count = source, places, prepare, len(places)
+    def __init__(self, source: IndexedSource | FolderSource, places: np.ndarray, prepare: Preparer, row_bytes: float):
+        self.source, self.places, self.prepare, self.count, self.row_bytes = source, places, prepare, len(places), row_bytes
 
     def feed(self, batch_size: int, seed: int, step: int, share: Share) -> Iterator[tuple[Rows, np.ndarray]]:
         """As `MemoryRows.feed`, in blocks of some thousand rows that are prepared ahead."""
         steps = max(1, BLOCK_ROWS // batch_size)
 
         def own() -> Iterator[np.ndarray]:
-            for order in global_order(self.count, batch_size, seed, step):
+            for order in Order.of(seed, self.count, self.row_bytes).steps(batch_size, step):
                 for start in range(0, len(order), steps):
                     yield share.columns(order[start : start + steps])
 
@@ -273,7 +243,7 @@ class DatasetRows:
             yield self.prepare(chunk)
 
 
-class _Growing:
+class Growing:
     """A column that grows in place: TensorFlow keeps memory it has freed, so joining tensors would take twice the data.
 
     The memory is mapped, hence aligned as TensorFlow wants it, and pages that no row has touched cost nothing.
@@ -312,107 +282,94 @@ class _Growing:
 
     def tensor(self) -> tf.Tensor:
         """Return all rows without copying them."""
-        if self.texts:
-            return tf.constant(np.concatenate(self.texts))
-        array = self._array(self.rows)
-        if array.dtype.kind not in "fiu" or array.dtype.name == "bfloat16":  # what DLPack does not know is copied
-            return tf.constant(array)
-        return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
+        return as_tensor(np.concatenate(self.texts) if self.texts else self._array(self.rows))
 
 
-class StreamedRows:
-    """Rows read from disk in every epoch: the files in a new order, shuffled within runs of about 131,072 rows.
+def as_tensor(array: np.ndarray) -> tf.Tensor:
+    """Return an array in memory that is aligned as TensorFlow wants it as a tensor, without a copy where that is possible."""
+    if array.dtype.kind not in "fiu" or array.dtype.name == "bfloat16":  # what DLPack does not know is copied
+        return tf.constant(array)
+    return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
 
-    Dealt out by rows, every worker reads all files and prepares its part of each batch: the batches are those of one
-    process. Dealt out by files, a worker reads its own only, and the batches differ from one process's.
+
+class CachedRows:
+    """Rows kept on disk, read window by window of the order: the batches are those of `MemoryRows`.
+
+    Args:
+        cache: the blocks that are there already.
+        source: prepares blocks that are not; None where all are.
+        see: called at every window; raises where the files have changed since they were read.
     """
 
     def __init__(
-        self,
-        files: Sequence[str],
-        counts: Sequence[int],
-        read: Callable[[Sequence[str]], Iterator[Chunk]],
-        prepare: Preparer,
-        by_files: bool = False,
+        self, cache: Cache, count: int, row_bytes: float, source: BlockSource | None = None, see: Callable[[], None] = lambda: None
     ):
-        self.files, self.counts, self.read, self.prepare, self.by_files = list(files), list(counts), read, prepare, by_files
-        self.count = sum(counts)
+        self.cache, self.count, self.row_bytes, self.source, self.see = cache, count, row_bytes, source, see
 
     def feed(self, batch_size: int, seed: int, step: int, share: Share) -> Iterator[tuple[Rows, np.ndarray]]:
-        """As `MemoryRows.feed`; a run of rows always holds whole batches, so a step's place follows from its number."""
-        if self.by_files:
-            yield from self._feed_own_files(batch_size, seed, step, share)
-            return
-        steps = max(1, min(STREAM_ROWS, self.count) // batch_size)
-        size = steps * batch_size
-        part, skipped = divmod(step, steps)
-        for chunk in self._runs(self.files, self.count, seed, part * size, size):
-            own = share.columns(self._order(seed, part, size).reshape(steps, batch_size)[skipped:])
-            yield self.prepare(take(chunk, own.ravel()), True), np.arange(own.size, dtype=np.int32).reshape(own.shape)
-            part, skipped = part + 1, 0
-
-    def _feed_own_files(self, batch_size: int, seed: int, step: int, share: Share) -> Iterator[tuple[Rows, np.ndarray]]:
-        """Each row of the worker's files once per epoch; places past its last row hold -1, of weight 0."""
-        own, epoch_steps = deal_files(self.counts, batch_size, share.workers)
-        files, count = [self.files[i] for i in own[share.worker]], sum(self.counts[i] for i in own[share.worker])
-        local = batch_size // share.workers
-        run_steps = max(1, min(STREAM_ROWS // local, epoch_steps))
-        epoch, at = divmod(step, epoch_steps)
-        tensors: Rows | None = None
-        while True:
-            part, skipped = divmod(at, run_steps)
-            runs = self._runs(files, count, seed + epoch, part * run_steps * local, run_steps * local, once=True)
-            for run in range(part, -(-epoch_steps // run_steps)):
-                steps = min(run_steps, epoch_steps - run * run_steps)
-                chunk = next(runs, None)
-                rows = 0 if chunk is None else min(steps * local, rows_of(chunk))
-                tensors = self.prepare(chunk, True) if rows or tensors is None else tensors
-                order = np.full(steps * local, -1, np.int32)
-                order[:rows] = permutation(seed, (epoch << 32) + (share.worker << 16) + run, rows)
-                yield tensors, order.reshape(steps, local)[skipped:]
-                skipped = 0
-            epoch, at = epoch + 1, 0
-
-    def _order(self, seed: int, part: int, size: int) -> np.ndarray:
-        """Return the order of a run's rows: shuffled, those of one epoch before those of the next."""
-        first = part * size
-        epoch_ends = range((first // self.count + 1) * self.count, first + size, self.count)
-        edges = [0, *(end - first for end in epoch_ends), size]
-        parts = [start + permutation(seed, (1 << 32) + first + start, end - start) for start, end in zip(edges, edges[1:])]
-        return np.concatenate(parts)
-
-    def _runs(self, files: Sequence[str], count: int, seed: int, first: int, rows: int, once: bool = False) -> Iterator[Chunk]:
-        """Yield raw chunks of exactly `rows` rows, from row `first` on, through epoch after epoch or `once`."""
-        epoch, skip = divmod(first, count) if not once else (0, first)
-        held: list[Chunk] = []
-        size = 0
-        while True:
-            for chunk in self.read([files[i] for i in permutation(seed, epoch, len(files))]):
-                length = rows_of(chunk)
-                if skip >= length:
-                    skip -= length
-                    continue
-                held.append(take(chunk, slice(skip, None)))
-                size, skip = size + length - skip, 0
-                while size >= rows:
-                    joined = concatenate(held)
-                    yield take(joined, slice(0, rows))
-                    held, size = [take(joined, slice(rows, None))], size - rows
-            if once:
-                if size:
-                    yield concatenate(held)
-                return
-            epoch += 1
+        """As `MemoryRows.feed`, with the tensors of a window at a time."""
+        left: list[np.ndarray] | None = None  # the rows of a window that did not fill a batch
+        order = Order.of(seed, self.count, self.row_bytes)
+        room = order.window_rows + batch_size  # one size for all windows, since XLA compiles anew for another
+        for window in order.from_position(step * batch_size):
+            columns = self._read(window.blocks, left, room)
+            waiting = len(left[0]) if left else 0
+            places = np.concatenate([np.arange(waiting, dtype=np.int32), waiting + window.order])
+            steps = len(places) // batch_size
+            left = [column[places[steps * batch_size :]] for column in columns]
+            if steps:
+                yield self._tensors(columns), share.columns(places[: steps * batch_size].reshape(steps, batch_size))
 
     def chunks(self) -> Iterator[Rows]:
-        for chunk in self.read(self.files):
-            yield self.prepare(chunk)
+        """Yield all rows as they came."""
+        blocks = np.arange(Order.of(0, self.count, self.row_bytes).blocks)
+        for part in np.array_split(blocks, -(-len(blocks) // max(1, WINDOW_BLOCKS // 4))):
+            yield self._tensors(self._read(part))
+
+    def _read(self, blocks: np.ndarray, first: list[np.ndarray] | None = None, room: int = 0) -> list[np.ndarray]:
+        """Return the rows of some blocks, those of `first` before them, tensor by tensor: [rows, or `room`, ...]."""
+        self.see()
+        if self.source is not None and (missing := [int(block) for block in blocks if block not in self.cache]):
+            for block, values in self.source.prepared(missing):
+                self.cache.write(block, values)
+            if len(self.cache.places) == Order.of(0, self.count, self.row_bytes).blocks:
+                self.cache.finish()
+        waiting = len(first[0]) if first else 0
+        rows = waiting + sum(self.cache.rows[int(block)] for block in blocks)
+        columns = self.cache.layout.empty(max(rows, room))
+        for column, values in zip(columns, first or ()):
+            column[:waiting] = values
+        self.cache.read(blocks, columns, waiting)
+        return columns
+
+    def _tensors(self, columns: Sequence[np.ndarray]) -> Rows:
+        return tf.nest.pack_sequence_as(self.cache.layout.structure, [as_tensor(column) for column in columns])
 
 
-def permutation(seed: int, epoch: int, count: int) -> np.ndarray:
-    """Return the order of `count` rows in an epoch: [count] int32."""
-    generator = np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), epoch]))
-    return generator.permutation(count).astype(np.int32, copy=False)
+AnyRows = MemoryRows | IndexedRows | DatasetRows | CachedRows
+
+
+class BlockSource(Protocol):
+    """Prepares blocks of rows in any order."""
+
+    def prepared(self, blocks: Sequence[int]) -> Iterator[tuple[int, list[np.ndarray]]]:
+        """Yield (block, its rows: one array for each tensor) for the blocks asked for, in their order."""
+
+
+def fill(cache: Cache, prepared: Iterable[Rows], block_rows: int) -> None:
+    """Write prepared rows into an empty cache, in blocks of `block_rows` but for the last."""
+    left: list[np.ndarray] = []
+    block = 0
+    for rows in prepared:
+        values = [tensor.numpy() for tensor in tf.nest.flatten(rows)]
+        values = [np.concatenate(pair) for pair in zip(left, values)] if left else values
+        whole = len(values[0]) // block_rows * block_rows
+        for start in range(0, whole, block_rows):
+            cache.write(block, [column[start : start + block_rows] for column in values])
+            block += 1
+        left = [column[whole:] for column in values]
+    if left and len(left[0]):
+        cache.write(block, left)
 
 
 def ahead(items: Iterator[Any], depth: int = 2) -> Iterator[Any]:

@@ -34,7 +34,7 @@ from .inputs import Inputs
 from .loop import Trainer, end_by_sigterm
 from .outputs import Outputs, prepare, record, versions, write_json
 from .reporting import Events, Hypertune, Progress, Scalars, format_metrics, log
-from .rows import MemoryRows, Share, StreamedRows, deal_files
+from .rows import CachedRows, MemoryRows, Share
 from .steps import Plan, Steps, optimizers
 
 Restored = tuple[dict[str, np.ndarray], dict[str, Any]]
@@ -83,7 +83,7 @@ def train_and_export(run: Run) -> dict[str, float]:
         if not contracts.metric_is_mentioned(contract):
             try_on_example(run)
         run.events.enter("data", 0)
-        inputs = Inputs(contract, run.hp, options, env, background, lambda: run.beat("data"))
+        inputs = Inputs(contract, run.hp, options, env, background, held, lambda: run.beat("data"))
         run.contract = inputs.contract
         restored = load(run)
         plan = make_plan(run, inputs, restored)
@@ -326,9 +326,6 @@ def make_plan(run: Run, inputs: Inputs, restored: Restored | None = None) -> Pla
         UserError: the batch does not fit the data, the examples to train on, or the replicas.
     """
     hp, options, replicas, rows = run.hp, run.options, run.strategy.num_replicas_in_sync, inputs.train.count
-    padded = isinstance(inputs.train, StreamedRows) and inputs.train.by_files
-    if padded:  # an epoch ends for all workers when the one with the most rows has fed its last
-        rows = deal_files(inputs.train.counts, hp.batch_size, run.env.worker_count)[1] * hp.batch_size
     total = hp.num_examples_to_train_on or round(hp.epochs * rows)
     batch = hp.batch_size
     if batch > rows:
@@ -350,7 +347,7 @@ def make_plan(run: Run, inputs: Inputs, restored: Restored | None = None) -> Pla
     scalars = options.scalar_steps or max(1000, steps // 50)
     return Plan(
         steps, batch, hp.num_evals, options.checkpoint_steps, options.steps_per_call, jit, hp.seed,
-        step_range(options.profile), Share(run.env.worker_index, run.env.worker_count), padded, scalars,
+        step_range(options.profile), Share(run.env.worker_index, run.env.worker_count), scalars,
     )
 
 
@@ -364,11 +361,11 @@ def next_attempt(path: str, replica: str) -> int:
     return 1 + max((line["attempt"] for line in lines if line["replica"] == replica), default=0)
 
 
-def write_ledger(path: str, replica: str, attempt: int, step: int, hashes: np.ndarray, fed: np.ndarray) -> None:
-    """Append the hashes [steps, rows, 8] of the rows fed from `step` on, a line a step; `fed` is false for padding."""
+def write_ledger(path: str, replica: str, attempt: int, step: int, hashes: np.ndarray) -> None:
+    """Append the hashes [steps, rows, 8] of the rows fed from `step` on, a line a step."""
     text = ""
     for i, rows in enumerate(hashes):
-        kept = [row.tobytes().hex() for row in rows[fed[i]]]
+        kept = [row.tobytes().hex() for row in rows]
         text += json.dumps({"attempt": attempt, "replica": replica, "step": step + i + 1, "rows": kept}) + "\n"
     with open(path, "ab", buffering=0) as file:  # one write, which the replicas of a job cannot tear apart
         file.write(text.encode())
@@ -378,14 +375,16 @@ def describe_run(run: Run, inputs: Inputs, plan: Plan, trainer: Trainer) -> None
     """Say at the start what runs where on what."""
     found = ", ".join(f"{name} {version}" for name, version in versions().items())
     log("INFO", f"{run.contract.name}: {run.env.name} of {run.env.worker_count} worker(s); {found}")
-    kind = "in memory" if isinstance(inputs.train, MemoryRows) else "streamed"
+    kinds = {MemoryRows: "in memory", CachedRows: "in a cache on disk"}
+    kind = kinds.get(type(inputs.train), "prepared as needed")
     log("INFO", f"rows: {inputs.train.count} to train on ({kind}), {inputs.evaluation.count} to evaluate on")
     replicas = run.strategy.num_replicas_in_sync
     compiled = ", compiled by XLA" if trainer.plan.jit_compile else ""
     log("INFO", f"steps: {plan.total_steps} of global batch {plan.batch_size} ({plan.batch_size // replicas} per replica){compiled}")
     if plan.share.workers > 1:
-        how = "its own files; the batches differ from one process's" if plan.padded else "its part of each batch, the same as one process's"
-        log("INFO", f"plan: each of {plan.share.workers} workers takes {how}; {plan.total_steps} steps for all")
+        keeps = f"keeps all rows {kind}" if isinstance(inputs.train, (MemoryRows, CachedRows)) else f"reads its own rows, {kind}"
+        part = "its part of each batch, which are those of one process"
+        log("INFO", f"plan: each of {plan.share.workers} workers {keeps} and takes {part}; {plan.total_steps} steps for all")
     log("INFO", f"outputs: model {run.outputs.model}, checkpoints {run.outputs.checkpoints}, logs {run.outputs.logs}")
 
 

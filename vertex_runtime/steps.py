@@ -14,7 +14,7 @@ import keras
 import tensorflow as tf
 
 from .errors import Preempted, UserError
-from .rows import DatasetRows, IndexedRows, MemoryRows, Rows, Share, StreamedRows, count_rows
+from .rows import AnyRows, Rows, Share, count_rows
 
 EVALUATION_BATCH = 256
 EVALUATION_STEPS = 32
@@ -34,7 +34,6 @@ class Plan:
     seed: int = 0
     profile: tuple[int, int] | None = None
     share: Share = Share()
-    padded: bool = False
     scalar_steps: int = 0
 
     @property
@@ -46,9 +45,6 @@ class Plan:
         """Steps after which to evaluate: evenly spaced, the last one at the end."""
         count = min(self.num_evals, self.total_steps)
         return sorted({round(self.total_steps * (i + 1) / count) for i in range(count)})
-
-
-AnyRows = MemoryRows | IndexedRows | DatasetRows | StreamedRows
 
 
 class Steps:
@@ -89,11 +85,8 @@ class Steps:
         """Train `count` steps; returns (first step with a non-finite loss or -1, mean loss so far, hashes of the rows)."""
         # Large batches are faster gathered one by one in the compiled loop, small ones all at once before it.
         plan = self.plan
-        late = plan.jit_compile and plan.batch_size >= LATE_GATHER and not self.fingerprints and not plan.padded
-        block = (rows, order) if late else _gather(rows, tf.maximum(order, 0))
-        if plan.padded:
-            weights = tf.cast(order >= 0, tf.float32)
-            block = (*block[:2], weights * block[2] if len(block) == 3 else weights)
+        late = plan.jit_compile and plan.batch_size >= LATE_GATHER and not self.fingerprints
+        block = (rows, order) if late else _gather(rows, order)
         bad, loss = self._loop(block, count, late)
         return bad, loss, _row_hashes(block[:2]) if self.fingerprints else tf.zeros([0], tf.uint8)
 

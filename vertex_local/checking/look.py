@@ -176,13 +176,9 @@ class Look:
             yield Finding(OK, "labels", case.at(path, f"{len(classes)} labels, the rarest {rarest!r} in {classes[rarest]:,} rows."))
         if plan["bad_rows"]:
             yield Finding(WARNING, "data", case.at(path, f"{plan['bad_rows']:,} bad rows are left out (--bad_rows=skip)."))
-        if plan["options"]["shard"] == "files" and case.workers > 1 and not plan["streamed"]:
-            problem = "--shard=files is for streamed data, and this is held in memory and dealt by rows; --in_memory=no streams it."
-            yield Finding(WARNING, "shards", case.at(path, problem))
         how = ""
         if plan["replicas"] > 1:
-            dealt = "from files of their own" if plan["by_files"] else "row by row"
-            how = f"; {plan['replicas']} replicas take {plan['batch_size'] // plan['replicas']} examples of each batch, {dealt}"
+            how = f"; {plan['replicas']} replicas take {plan['batch_size'] // plan['replicas']} examples of each batch"
         rows = f"{about}{plan['rows']:,} rows in {len(plan['files'])} file(s) to train on, {plan['evaluation_rows']:,} to evaluate on"
         yield Finding(OK, "data", case.at(path, rows + how))
         steps, total = plan["options"]["checkpoint_steps"], plan["total_steps"]

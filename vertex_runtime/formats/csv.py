@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from ..columns import Column, Number, Text
-from ..data import BLOCK_BYTES, BadRows
+from ..data import BLOCK_BYTES, BadRows, Chunk
 from ..errors import UserError
 from . import Raw, Reading, partition_of
 from ._streams import Stream, open_stream
@@ -58,6 +58,52 @@ def read(path: str, columns: Sequence[Column], bad: BadRows, reading: Reading) -
         table = _Table(path, bad, header, len(names), [names.index(column.name) for column in wanted], [c.name for c in wanted])
         quoted_lines = any(isinstance(column, Text) and not column.pattern for column in wanted)
         yield from table.read(stream, quoted_lines)
+
+
+def layout(path: str, columns: Sequence[Column]) -> tuple[list[str], bool] | None:
+    """Return the names of the file's columns in their order and whether its first row is a header; None where it has no row.
+
+    Raises:
+        UserError: the file is not of these columns.
+    """
+    with open_stream(path) as stream:
+        return _layout(path, stream, columns)
+
+
+def parse(text: bytes, names: Sequence[str], columns: Sequence[Column]) -> Chunk | None:
+    """Return the rows of some whole lines; None where one of them is bad.
+
+    Args:
+        names: the columns that the lines hold, in their order.
+    """
+    from pyarrow import csv as pacsv
+
+    wanted = [column for column in columns if column.required]
+    try:
+        table = pacsv.read_csv(
+            pa.BufferReader(text),
+            read_options=pacsv.ReadOptions(use_threads=False, column_names=list(names), block_size=len(text) + 1),
+            convert_options=_as_binary(names, [column.name for column in wanted]),
+        )
+    except (pa.ArrowInvalid, pa.ArrowKeyError):
+        return None
+    found: Chunk = {}
+    for column, cells in zip(wanted, (column.combine_chunks() for column in table.columns)):
+        values, good = column.check(cells)
+        if not good.all():
+            return None
+        found[column.name] = values.to_numpy(zero_copy_only=False)
+    return found
+
+
+def _as_binary(names: Sequence[str], wanted: Sequence[str]) -> Any:
+    """Return Arrow's options for cells as they are."""
+    from pyarrow import csv as pacsv
+
+    types = {name: pa.binary() for name in names}
+    return pacsv.ConvertOptions(
+        check_utf8=False, column_types=types, include_columns=list(wanted), null_values=[], strings_can_be_null=False
+    )
 
 
 def line_of(path: str, text: str) -> int | None:
@@ -122,11 +168,8 @@ class _Table:
                 pa.PythonFile(stream, mode="r"),
                 read_options=pacsv.ReadOptions(column_names=every, block_size=BLOCK_BYTES),
                 parse_options=pacsv.ParseOptions(newlines_in_values=quoted_lines, invalid_row_handler=set_aside),
-                convert_options=pacsv.ConvertOptions(
-                    check_utf8=False, column_types={name: pa.binary() for name in every}, include_columns=wanted,
-                    null_values=[], strings_can_be_null=False,
-                ),
-            )  # fmt: skip
+                convert_options=_as_binary(every, wanted),
+            )
         except pa.ArrowInvalid:  # of the first block
             return _Failed()
 

@@ -1,0 +1,158 @@
+"""Blocks of plain CSV files by their place in bytes, so that training starts before the files have been read.
+
+The rows of large files are needed in an order of their own from the first step on. What that takes is where each block of
+rows begins, and the line breaks tell it at the speed of reading; parsing and preparing are left to the first epoch, which
+fills the cache as it goes.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .data import Chunk
+
+READ_BYTES = 8 << 20
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Bytes of a file that hold whole rows."""
+
+    path: str
+    start: int
+    end: int
+
+
+@dataclass
+class Index:
+    """Where the blocks of some files begin.
+
+    Args:
+        blocks: the bytes of each block, in as many files as it lies in.
+        count: rows in all.
+    """
+
+    block_rows: int
+    blocks: list[list[Segment]] = field(default_factory=list)
+    count: int = 0
+
+    def rows(self, block: int) -> int:
+        """Return how many rows a block has: all as many but for the last."""
+        return min(self.block_rows, self.count - block * self.block_rows)
+
+
+def index(paths: Sequence[str], headers: Sequence[bool], block_rows: int, beat: Callable[[], None]) -> Index | None:
+    """Find the blocks of `block_rows` rows, numbered through all files; None where a line may be something else than a row.
+
+    Quotes may hold line breaks, blank lines are no rows, and old line ends are neither: such files are read in order.
+
+    Args:
+        headers: whether the first line of each file names the columns.
+        beat: called as the reading moves on.
+    """
+    found = Index(block_rows)
+    for path, header in zip(paths, headers):
+        if not _add(found, path, header, beat):
+            return None
+    return found
+
+
+def _add(found: Index, path: str, header: bool, beat: Callable[[], None]) -> bool:
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        start = len(BYTE_ORDER_MARK) if file.read(3) == BYTE_ORDER_MARK else 0
+        file.seek(start)
+        if header:
+            line = file.readline(READ_BYTES)
+            if not line.strip() or line.count(b'"') % 2 or line.count(b"\r") > line.endswith(b"\r\n"):
+                return False
+            start += len(line)
+        at = row = start
+        while block := file.read(READ_BYTES):
+            beat()
+            ends = np.flatnonzero(np.frombuffer(block, np.uint8) == 10) + (at + 1)
+            returns = b"\r" in block
+            # The shortest row is one character and the line's end.
+            if b'"' in block or (len(ends) and np.diff(ends, prepend=row).min() < 2 + returns):
+                return False
+            if returns and block.count(b"\r") != block.count(b"\r\n") + block.endswith(b"\r"):
+                return False
+            row = int(ends[-1]) if len(ends) else row
+            at += len(block)
+            start = _cut(found, path, start, ends)
+        if at != size:
+            return False  # it changes while it is read
+        if at > start:
+            _cut(found, path, start, np.array([at]))  # the last line has no end
+    return True
+
+
+def _cut(found: Index, path: str, start: int, ends: np.ndarray) -> int:
+    """Deal rows that end at `ends` out to blocks; return where the first row begins that is in no segment yet."""
+    taken = 0
+    while taken < len(ends):
+        missing = found.block_rows - found.count % found.block_rows
+        rows = min(missing, len(ends) - taken)
+        if found.count % found.block_rows == 0:
+            found.blocks.append([])
+        end = int(ends[taken + rows - 1])
+        _extend(found, path, start, end)
+        found.count, taken, start = found.count + rows, taken + rows, end
+    return start
+
+
+def _extend(found: Index, path: str, start: int, end: int) -> None:
+    segments = found.blocks[-1]
+    if segments and segments[-1].path == path and segments[-1].end == start:
+        segments[-1] = Segment(path, segments[-1].start, end)
+    elif start < end:
+        segments.append(Segment(path, start, end))
+
+
+class CsvBlocks:
+    """Reads and prepares blocks of CSV files in any order.
+
+    Args:
+        parse: turns bytes of whole rows into a chunk; raises where a row is bad.
+        prepare: turns a chunk into prepared rows, as a flat list of arrays.
+        rows: how many rows to prepare at a time, about.
+    """
+
+    def __init__(self, found: Index, parse: Callable[[bytes, int], Chunk], prepare: Callable[[Chunk], list[np.ndarray]], rows: int):
+        self.index, self.parse, self.prepare = found, parse, prepare
+        self.together = max(1, rows // found.block_rows)
+        self.threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+    def prepared(self, blocks: Sequence[int]) -> Iterator[tuple[int, list[np.ndarray]]]:
+        """Yield (block, its prepared rows) for the blocks asked for, in their order, some of them ahead in threads."""
+        parts = [blocks[i : i + self.together] for i in range(0, len(blocks), self.together)]
+        with ThreadPoolExecutor(self.threads) as pool:
+            waiting: collections.deque = collections.deque()
+            for part in [*parts, *[None] * (self.threads + 1)]:
+                if part is not None:
+                    waiting.append((part, pool.submit(self._prepared, part)))
+                if waiting and (part is None or len(waiting) > self.threads):
+                    done, rows = waiting.popleft()
+                    values, start = rows.result(), 0
+                    for block in done:
+                        end = start + self.index.rows(block)
+                        yield block, [column[start:end] for column in values]
+                        start = end
+
+    def _prepared(self, blocks: Sequence[int]) -> list[np.ndarray]:
+        texts: list[bytes] = []
+        for block in blocks:
+            for segment in self.index.blocks[block]:
+                text = b""
+                with contextlib.suppress(OSError), open(segment.path, "rb", buffering=0) as file:  # `parse` says that it is gone
+                    text = os.pread(file.fileno(), segment.end - segment.start, segment.start)
+                texts += [text] if text.endswith(b"\n") else [text, b"\n"]
+        return self.prepare(self.parse(b"".join(texts), sum(map(self.index.rows, blocks))))
