@@ -37,6 +37,8 @@ from .dealing import Shuffle, in_turn
 from .writers import WRITERS, check, schema_of, suffix
 
 LARGEST_SHARDS = 900  # each is an open file, of which a process has 1,024 by default
+GROUP_BYTES = 32 << 20  # of a Parquet file's row group
+OPEN_BYTES = 256 << 20  # of those that are open at the same time
 SECONDS = 30.0  # between log lines
 
 
@@ -150,16 +152,26 @@ def _rows(
     paths: Sequence[str], columns: Sequence[Column], labels: Sequence[str], bad: BadRows, schema: pa.Schema
 ) -> Iterator[pa.RecordBatch]:
     """Yield the checked rows of all paths, null where a cell is missing."""
+    kept = [column for column in columns if column.required]
     for path in paths:
-        for batch in formats.record_batches(path, columns, labels, bad):
-            arrays = []
-            for column in (column for column in columns if column.required):
-                array = batch.column(batch.schema.names.index(column.name))
-                if column.missing is not None:
-                    absent = pc.equal(pc.binary_length(array), 0) if column.is_text else pc.is_nan(array)
-                    array = pc.if_else(absent, pa.scalar(None, array.type), array)
-                arrays.append(array)
+        batches = formats.record_batches(path, columns, labels, bad)
+        while True:
+            try:
+                batch = next(batches, None)
+            except (OSError, pa.ArrowException) as error:
+                reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+                raise UserError(f"--from: cannot read {path}: {reason}. See whether it is still there.", FAILED) from None
+            if batch is None:
+                break
+            arrays = [_with_gaps(batch.column(batch.schema.names.index(column.name)), column) for column in kept]
             yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _with_gaps(array: pa.Array, column: Column) -> pa.Array:
+    if column.missing is None:
+        return array
+    absent = pc.equal(pc.binary_length(array), 0) if column.is_text else pc.is_nan(array)
+    return pc.if_else(absent, pa.scalar(None, array.type), array)
 
 
 def _counted(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -188,13 +200,14 @@ def _write(rows: Iterable[pa.RecordBatch], options: argparse.Namespace, stage: s
         parts = shuffle.parts(options.shards)
     else:
         parts = in_turn(rows, options.shards)
-    writers: dict[int, Any] = {}
+    make, writers = WRITERS[options.format], {}
+    group = GROUP_BYTES if options.shuffle else min(GROUP_BYTES, OPEN_BYTES // options.shards)
     try:
         for shard, batch in parts:
             if shard not in writers:
                 if options.shuffle:  # one shard comes after the other
                     _close(writers)
-                writers[shard] = WRITERS[options.format](os.path.join(stage, names[shard]), schema, options.compress)
+                writers[shard] = make(os.path.join(stage, names[shard]), schema, options.compress, group)
             writers[shard].write(batch)
             counts[shard] += batch.num_rows
     finally:

@@ -19,7 +19,7 @@ _KEY = "\0key"
 
 
 def in_turn(batches: Iterable[pa.RecordBatch], shards: int) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Deal row i to shard i % shards: (shard, rows) in their order, in pieces that do not depend on the batches' sizes alone."""
+    """Deal row i to shard i % shards: (shard, rows), each shard's in the order that they came in."""
     waiting: list[pa.RecordBatch] = []
     size = first = 0
     for batch in batches:

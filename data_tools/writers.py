@@ -1,5 +1,6 @@
 """Writers of training files, one class a format: `write` takes record batches, `close` ends the file.
 
+A writer is made of (path, schema, compression, bytes of a row group, where the format has such groups).
 Batches hold float32 numbers and binary texts, both with nulls where a cell is missing. The same batches give the same
 bytes: nothing here writes times or names of machines.
 """
@@ -10,6 +11,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -38,11 +40,10 @@ class _Stream:
 class CsvWriter:
     """CSV with a header; cells with commas, quotes or line breaks in quotes, missing ones empty."""
 
-    def __init__(self, path: str, schema: pa.Schema, compress: str):
+    def __init__(self, path: str, schema: pa.Schema, compress: str, group_bytes: int):
         from pyarrow import csv
 
         self.stream = _Stream(path, compress)
-        # As text: Arrow would write binary cells the same, but quotes those of strings only in older versions.
         self.schema = _as_strings(schema)
         self.writer = csv.CSVWriter(self.stream.out, self.schema)
 
@@ -57,7 +58,7 @@ class CsvWriter:
 class JsonlWriter:
     """An object a line, UTF-8; missing cells are null."""
 
-    def __init__(self, path: str, schema: pa.Schema, compress: str):
+    def __init__(self, path: str, schema: pa.Schema, compress: str, group_bytes: int):
         self.stream = _Stream(path, compress)
 
     def write(self, batch: pa.RecordBatch) -> None:
@@ -65,7 +66,6 @@ class JsonlWriter:
         for i, (name, array) in enumerate(zip(batch.schema.names, batch.columns)):
             parts += [("{" if i == 0 else ", ") + json.dumps(name, ensure_ascii=False) + ": ", _as_json(array)]
         lines = pc.binary_join_element_wise(*(pa.scalar(part) if isinstance(part, str) else part for part in parts), "}\n", "")
-        # All the lines are one stretch of the array's values.
         self.stream.out.write(b"".join(lines.cast(pa.binary()).to_pylist()))
 
     def close(self) -> None:
@@ -73,25 +73,47 @@ class JsonlWriter:
 
 
 class ParquetWriter:
-    """Parquet; texts as strings, images as binary."""
+    """Parquet; texts as strings, images as binary. Where a row group ends depends on the rows alone, not on the batches."""
 
-    def __init__(self, path: str, schema: pa.Schema, compress: str):
+    def __init__(self, path: str, schema: pa.Schema, compress: str, group_bytes: int):
         from pyarrow import parquet
 
-        self.schema = _as_strings(schema)
+        self.schema, self.group_bytes = _as_strings(schema), group_bytes
         self.writer = parquet.ParquetWriter(path, self.schema, compression=compress)
+        self.held: list[pa.RecordBatch] = []
+        self.size = 0  # of the rows that are held
 
     def write(self, batch: pa.RecordBatch) -> None:
-        self.writer.write_batch(batch.cast(self.schema))
+        texts = [array for array in batch.columns if pa.types.is_binary(array.type)]
+        sizes = np.full(batch.num_rows, 4 * batch.num_columns, np.int64)
+        for array in texts:
+            sizes += pc.fill_null(pc.binary_length(array), 0).to_numpy(zero_copy_only=False)
+        ends = np.cumsum(sizes)
+        start = 0
+        while start < batch.num_rows:
+            before = int(ends[start - 1]) if start else 0
+            end = min(int(np.searchsorted(ends, before + self.group_bytes - self.size)) + 1, batch.num_rows)
+            self.held.append(batch.slice(start, end - start))
+            self.size += int(ends[end - 1]) - before
+            start = end
+            if self.size >= self.group_bytes:
+                self._flush()
+
+    def _flush(self) -> None:
+        if self.held:
+            table = pa.Table.from_batches(self.held).cast(self.schema)
+            self.writer.write_table(table.combine_chunks(), row_group_size=table.num_rows)
+        self.held, self.size = [], 0
 
     def close(self) -> None:
+        self._flush()
         self.writer.close()
 
 
 class TfrecordWriter:
     """TFRecord of tf.train.Example: a float_list or bytes_list of one value a feature, of none where the cell is missing."""
 
-    def __init__(self, path: str, schema: pa.Schema, compress: str):
+    def __init__(self, path: str, schema: pa.Schema, compress: str, group_bytes: int):
         import tensorflow as tf
 
         self.tf = tf
