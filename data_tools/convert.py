@@ -39,6 +39,7 @@ from .writers import WRITERS, check, schema_of, suffix
 LARGEST_SHARDS = 900  # each is an open file, of which a process has 1,024 by default
 GROUP_BYTES = 32 << 20  # of a Parquet file's row group
 OPEN_BYTES = 256 << 20  # of those that are open at the same time
+PIECE_BYTES = 4 << 20  # what a writer is given at a time
 SECONDS = 30.0  # between log lines
 
 
@@ -208,7 +209,8 @@ def _write(rows: Iterable[pa.RecordBatch], options: argparse.Namespace, stage: s
                 if options.shuffle:  # one shard comes after the other
                     _close(writers)
                 writers[shard] = make(os.path.join(stage, names[shard]), schema, options.compress, group)
-            writers[shard].write(batch)
+            for piece in _pieces(batch):
+                writers[shard].write(piece)
             counts[shard] += batch.num_rows
     finally:
         _close(writers)
@@ -216,6 +218,13 @@ def _write(rows: Iterable[pa.RecordBatch], options: argparse.Namespace, stage: s
         {"name": name, "rows": count, **manifest.fingerprint(os.path.join(stage, name))} if count else {"name": name, "rows": 0}
         for name, count in zip(names, counts)
     ]
+
+
+def _pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    """Cut a batch for writers, which take several times its size."""
+    rows = max(1, PIECE_BYTES * batch.num_rows // max(1, batch.nbytes))
+    for start in range(0, batch.num_rows, rows):
+        yield batch.slice(start, rows)
 
 
 def _close(writers: dict[int, Any]) -> None:
