@@ -126,7 +126,10 @@ def restriction(table: pa.Table, text: str) -> pa.ChunkedArray:
     """Return which rows meet conditions such as `fare > 2.5 AND payment = 'card'`."""
     found = None
     for part in re.split(r"\s+AND\s+", text):
-        name, comparison, value = re.fullmatch(r"(\w+)\s*(=|!=|<=|<|>=|>)\s*(.+)", part).groups() if "  " not in part else ("", "", "")
+        asked = re.fullmatch(r"(\w+)\s*(=|!=|<=|<|>=|>)\s*(.+)", part)
+        if not asked:
+            raise ValueError(f"Syntax error: {part}")
+        name, comparison, value = asked.groups()
         if name not in table.column_names:
             raise KeyError(f"Unrecognized name: {name}")
         literal = value[1:-1] if value.startswith("'") else float(value)

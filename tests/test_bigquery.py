@@ -140,6 +140,16 @@ def test_hashes_differ_by_column_and_length():
     assert len(set(numbers.tolist())) == 6
 
 
+def test_a_table_that_changes_meanwhile_is_noticed(service, monkeypatch, capsys):
+    rows()
+    assert not capsys.readouterr().err
+    asked = bigquery._session
+    few = trips().slice(0, 7)
+    monkeypatch.setattr(bigquery, "_session", lambda *args: (service.tables.update({("p", "taxi", "trips"): few}), asked(*args))[1])
+    assert len(rows()) == 7
+    assert "7 rows came, and the table had 1,200" in capsys.readouterr().err
+
+
 def test_places_count_rows_in_that_order(service, monkeypatch):
     monkeypatch.setattr(bigquery, "BLOCK_BYTES", 4000)
     raws = list(bigquery.read(TABLE, COLUMNS, None, Reading()))

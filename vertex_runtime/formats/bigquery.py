@@ -290,7 +290,7 @@ def _listed(client: Any, project: str, dataset: str) -> list[str]:
 def _others(client: Any, project: str, dataset: str) -> str:
     """Return what a dataset has instead, for a message."""
     try:
-        names = _listed(client, project, dataset)
+        names = sorted(_listed(client, project, dataset))
     except Exception:  # said beside an error that stands: it must not replace it
         return ", or no such dataset. Look at its name"
     return f"; it has {', '.join(names[:8])}{' …' if len(names) > 8 else ''}" if names else "; it is empty. Name another"
@@ -358,7 +358,8 @@ def _download(
     with ThreadPoolExecutor(8) as pool:  # all sessions at once: each shows its table as it is now
         sessions = list(pool.map(session, tables))
     known = [table.rows for table in tables]
-    total = "" if row_filter or None in known else f" of {sum(known):,}"
+    total = None if row_filter or None in known else sum(known)
+    of = "" if total is None else f" of {total:,}"
     stop = threading.Event()
     streams = [
         (table, made.arrow_schema.serialized_schema, stream.name) for table, made in zip(tables, sessions) for stream in made.streams
@@ -368,9 +369,11 @@ def _download(
     for batch in _in_threads(jobs, MOST_STREAMS, stop):
         rows += batch.num_rows
         if time.monotonic() - said > 10:
-            log("INFO", f"{path}: {rows:,}{total} rows read in {len(streams)} streams")
+            log("INFO", f"{path}: {rows:,}{of} rows read in {len(streams)} streams")
             said = time.monotonic()
         yield batch
+    if total not in (None, rows):
+        log("WARNING", f"{path}: {rows:,} rows came, and the table had {total:,} when its schema was read. Was it written to meanwhile?")
 
 
 def _session(client: Any, table: _Table, billed: str, row_filter: str) -> Any:
