@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import errno
 import re
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from conftest import ROOT
 pytest.importorskip("google.cloud.bigquery_storage_v1", reason="google-cloud-bigquery-storage is not installed")
 from bigquery_stand_in import Behaviour, StandIn  # noqa: E402
 
+from vertex_runtime.arguments import CommonHyperparameters, parse  # noqa: E402
 from vertex_runtime.columns import Category, Date, Image, Number, Text  # noqa: E402
 from vertex_runtime.errors import UserError  # noqa: E402
 from vertex_runtime.formats import Reading, bigquery  # noqa: E402
@@ -385,6 +387,38 @@ def test_nobody_answers(service, monkeypatch):
     monkeypatch.setenv("BIGQUERY_EMULATOR_HOST", "http://127.0.0.1:9")
     with pytest.raises(UserError, match="^bq://p.taxi.trips: BigQuery does not answer .*Look at the network"):
         rows()
+
+
+def test_nobody_is_logged_in(service, monkeypatch, tmp_path):
+    for name in ("BIGQUERY_EMULATOR_HOST", "BIGQUERY_STORAGE_EMULATOR_HOST"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
+    with pytest.raises(
+        UserError, match="^bq://p.taxi.trips: no valid credentials for BigQuery .*key.json.*gcloud auth application-default login"
+    ):
+        rows()
+
+
+@pytest.mark.parametrize("fault", [errno.ENOSPC, errno.EACCES, None])
+def test_a_disk_that_takes_no_rows_is_named(service, monkeypatch, tmp_path, fault):
+    def full(*_: object) -> None:
+        raise OSError(fault, "the disk's own words")
+
+    monkeypatch.setattr(bigquery, "LIMIT", 1000)
+    if fault:
+        monkeypatch.setattr(bigquery, "_deal", full)
+    else:
+        monkeypatch.setenv("TMPDIR", str(tmp_path / "gone"))
+        monkeypatch.setattr(bigquery.tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(
+        UserError, match="^bq://p.taxi.trips: cannot write to .*, where its rows are sorted .*Set TMPDIR to a folder with room"
+    ):
+        rows()
+
+
+def test_row_filter_is_a_flag_of_every_trainer():
+    assert parse(CommonHyperparameters, ["--row_filter=fare > 2.5"], "")[1].row_filter == "fare > 2.5"
+    assert parse(CommonHyperparameters, [], "")[1].row_filter == ""
 
 
 @pytest.mark.parametrize(

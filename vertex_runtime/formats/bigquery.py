@@ -185,12 +185,12 @@ def _explained(path: str, reading: Reading) -> Iterator[None]:
     except UserError:
         raise
     except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise _unreachable(path, error) if _is_network(error) else error from None
-        folder = tempfile.gettempdir()
-        raise UserError(
-            f"{path}: no space is left in {folder}. Set TMPDIR to a larger disk, or read less by --row_filter.", FAILED
-        ) from None
+        if _is_network(error):
+            raise _unreachable(path, error) from None
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOENT):
+            raise
+        what = f"cannot write to {os.environ.get('TMPDIR') or tempfile.tempdir}, where its rows are sorted ({_line(error)[:120]})"
+        raise UserError(f"{path}: {what}. Set TMPDIR to a folder with room, or read less by --row_filter.", FAILED) from None
     except Exception as error:
         known = _explanation(path, reading, error)
         if known is None:
