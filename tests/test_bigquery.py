@@ -185,6 +185,12 @@ def test_a_cut_stream_goes_on_from_the_row_it_was_cut_at(service, code, capsys):
     assert "a stream was cut after 150 rows" in capsys.readouterr().err
 
 
+def test_a_stream_may_be_cut_often_as_long_as_rows_come(service):
+    service.cuts = {0: [(30, grpc.StatusCode.UNAVAILABLE)] * (3 * bigquery.TRIES)}
+    assert by_value(rows()) == expected(trips())
+    assert service.rows_sent == ROWS
+
+
 def test_empty_streams_are_no_trouble(service):
     service.empty_streams, service.streams = 3, 2
     assert by_value(rows()) == expected(trips())
