@@ -60,11 +60,13 @@ def service(server: StandIn, monkeypatch: pytest.MonkeyPatch) -> Behaviour:
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(bigquery, "WAIT", 0.01)
+    bigquery._kept.clear()
     return server.behaviour
 
 
 def rows(path: str = TABLE, columns: tuple = COLUMNS, **reading: str) -> list[tuple]:
-    """Return all rows in their order."""
+    """Return all rows in their order, as a new process would."""
+    bigquery._kept.clear()
     return [tuple(row.values()) for raw in bigquery.read(path, columns, None, Reading(**reading)) for row in raw.batch.to_pylist()]
 
 
@@ -158,6 +160,29 @@ def test_places_count_rows_in_that_order(service, monkeypatch):
     assert len(raws) > 5
     assert raws[0].place(0) == f"{TABLE}, row 1"
     assert raws[-1].place(raws[-1].batch.num_rows - 1) == f"{TABLE}, row {ROWS}"
+
+
+def test_a_second_pass_asks_for_nothing_and_finds_the_same(service, monkeypatch, tmp_path):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(bigquery.tempfile, "tempdir", None)
+    first = rows()
+    service.tables["p", "taxi", "trips"] = trips(seed=1)
+    again = list(bigquery.read(TABLE, COLUMNS, None, Reading()))
+    assert [tuple(row.values()) for raw in again for row in raw.batch.to_pylist()] == first
+    assert again[-1].place(again[-1].batch.num_rows - 1) == f"{TABLE}, row {ROWS}"
+    assert len(service.sessions) == 1 and not list(tmp_path.iterdir())
+    assert sum(raw.batch.num_rows for raw in bigquery.read(TABLE, COLUMNS, None, Reading(row_filter="fare > 10"))) < ROWS
+    assert [raw.batch.schema.names for raw in bigquery.read(TABLE, COLUMNS[:2], None, Reading())] == [["fare"]]
+    assert len(service.sessions) == 3
+
+
+def test_a_table_that_cannot_be_kept_is_read_again(service, monkeypatch, capsys):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(bigquery.pa.ipc.RecordBatchStreamWriter, "write_batch", full)
+    assert by_value(rows()) == expected(trips())
+    assert not bigquery._kept and "each pass reads it anew" in capsys.readouterr().err
 
 
 def test_a_reader_that_is_left_ends_its_threads(service):
@@ -305,10 +330,9 @@ def test_typed_columns(service):
     assert {tuple(row.values()) for row in raw.batch.to_pylist()} == {("1", "100.5", "0.0000001", "true"), (None,) * 4}
 
 
-def test_text_that_the_columns_rule_takes(service):
-    """What the checker of all formats asks of a date is met by times as they are written here."""
-    (raw,) = bigquery.read(TABLE, COLUMNS, None, Reading())
-    assert Date("pickup", time=True).good_values(raw.batch.column("pickup")).all()
+def test_times_are_as_the_columns_rule_has_them(service):
+    pattern = Date("pickup", time=True).pattern
+    assert all(re.fullmatch(pattern, pickup) for _, pickup, _ in rows())
 
 
 # ------------------------------------------------------------------ wrong inputs
@@ -327,7 +351,6 @@ WRONG_TABLES = {
     "a record": ("bq://p.taxi.records", "the column payment is of type RECORD, and the trainer needs text."),
     "a view": ("bq://p.taxi.seen", "bq://p.taxi.seen is a view, and only tables can be read. Make one of it: CREATE TABLE"),
     "tables of two kinds": ("bq://p.taxi.trips,bq://p.taxi.words", "bq://p.taxi.words: the column fare is not of the type that it has in"),
-    "an empty table": ("bq://p.taxi.empty", "bq://p.taxi.empty: the table has no rows. Name another table."),
 }
 
 
@@ -349,7 +372,6 @@ def test_a_wrong_table_ends_in_one_line_that_names_it(service, case):
         "records": change("payment", pa.array([{"kind": "cash"}] * 4)),
         "seen": table,
         "words": change("fare", pa.array(["2.5"] * 4)),
-        "empty": table.slice(0, 0),
     }.items():
         if name in path:
             service.tables["p", "taxi", name] = content
@@ -364,8 +386,14 @@ def test_a_wrong_filter_is_named(service):
         UserError, match=r"--row_filter='fair > 1': BigQuery cannot read this \(.*Unrecognized name: fair.*Mend the condition"
     ):
         rows(row_filter="fair > 1")
-    with pytest.raises(UserError, match=r"no row meets --row_filter='fare > 1000'. Name another table or filter."):
-        rows(row_filter="fare > 1000")
+
+
+def test_no_rows_are_no_error_of_the_reader(service, capsys):
+    """Who reads several tables knows whether the others have rows."""
+    assert rows(row_filter="fare > 1000") == []
+    assert "bq://p.taxi.trips: no row meets --row_filter='fare > 1000'" in capsys.readouterr().err
+    service.tables["p", "taxi", "empty"] = trips().slice(0, 0)
+    assert rows("bq://p.taxi.empty") == []
 
 
 @pytest.mark.parametrize(

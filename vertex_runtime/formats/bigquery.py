@@ -3,10 +3,11 @@
 Columns and `row_filter` are pushed down: the service sends nothing else. How it splits a table into streams differs from
 day to day, so rows are put into an order of their own, by a hash of their cells: the same rows always come in the same
 order. Up to `LIMIT` bytes are sorted in memory; more go to a temporary folder (TMPDIR names another) in buckets by hash.
+What was read whole is kept there, too, for this process: a second pass asks for nothing, and finds the same rows.
 
-For tests, BIGQUERY_EMULATOR_HOST (`http://127.0.0.1:9050`, as google-cloud-bigquery has it) and BIGQUERY_STORAGE_EMULATOR_HOST
-(`127.0.0.1:9060`, plain gRPC) name a service on this machine, which is asked without credentials. Forms and rules are those
-of "BigQuery Storage Read API" in the service's documentation.
+For tests, BIGQUERY_EMULATOR_HOST (`http://127.0.0.1:9050`, as google-cloud-bigquery has it) and
+BIGQUERY_STORAGE_EMULATOR_HOST (`127.0.0.1:9060`, plain gRPC) name a service on this machine, which is asked without
+credentials. Forms and rules are those of "BigQuery Storage Read API" in the service's documentation.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import errno
 import hashlib
 import itertools
 import json
+import mmap
 import os
 import queue
 import re
@@ -92,22 +94,29 @@ def read(path: str, columns: Sequence[Column], bad: object, reading: Reading) ->
 
     Raises:
         UserError: there is no such table, column, permission, project or client library, or the service failed for good.
+
+    A table without rows gives no batch; with a filter that is said in a warning.
     """
     wanted = [column for column in columns if column.required]
+    key = (path, reading.row_filter, _project(reading), tuple((column.name, isinstance(column, Number)) for column in wanted))
+    first = 0
     with _explained(path, reading):
-        billed, rest = _rest_client(path, reading)
-        tables = _find(rest, path, reading, wanted)
-        storage = _storage_client()
-        first = 0
-        try:
-            for batch in in_order(_download(storage, path, tables, wanted, billed, reading.row_filter), LIMIT):
-                yield Raw(batch, lambda i, first=first: f"{path}, row {first + i + 1}")
-                first += batch.num_rows
-        finally:
-            storage.transport.close()  # also ends the calls of streams that nobody reads on
-    if not first:
-        reason = f"no row meets --row_filter={quoted(reading.row_filter)}" if reading.row_filter else "the table has no rows"
-        raise UserError(f"{path}: {reason}. Name another table{' or filter' if reading.row_filter else ''}.")
+        for batch in _reread(_kept[key]) if key in _kept else _keeping(key, _rows(path, wanted, reading)):
+            yield Raw(batch, lambda i, first=first: f"{path}, row {first + i + 1}")
+            first += batch.num_rows
+    if not first and reading.row_filter:
+        log("WARNING", f"{path}: no row meets --row_filter={quoted(reading.row_filter)}")
+
+
+def _rows(path: str, wanted: Sequence[Column], reading: Reading) -> Iterator[pa.RecordBatch]:
+    """Yield the rows that a path names, in their order."""
+    billed, rest = _rest_client(path, reading)
+    tables = _find(rest, path, reading, wanted)
+    storage = _storage_client()
+    try:
+        yield from in_order(_download(storage, path, tables, wanted, billed, reading.row_filter), LIMIT)
+    finally:
+        storage.transport.close()  # also ends the calls of streams that nobody reads on
 
 
 def count(path: str, reading: Reading) -> int | None:
@@ -130,6 +139,42 @@ def fingerprint(path: str, reading: Reading) -> dict[str, Any]:
     facts = [(str(table), table.rows, table.size, table.modified) for table in tables]
     digest = hashlib.sha256(json.dumps([facts, reading.row_filter]).encode())
     return {"path": path, "bytes": sum(table.size for table in tables), "sha256": digest.hexdigest()}
+
+
+# ------------------------------------------------------------------ rows that were read before
+
+_kept: dict[tuple, mmap.mmap] = {}
+
+
+def _keeping(key: tuple, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Pass rows on, and keep them in a file without a name, which is gone with the process however that ends.
+
+    Each pass over the rows must find the same ones, and the service charges for every byte that it sends.
+    """
+    with tempfile.TemporaryFile() as file:
+        writer, room = None, True
+        for batch in batches:
+            if room:
+                writer = writer or pa.ipc.new_stream(file, batch.schema)
+                room = _fits(file, lambda: writer.write_batch(batch))
+            yield batch
+        if writer is not None and room and _fits(file, lambda: (writer.close(), file.flush())):
+            _kept[key] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _fits(file: Any, write: Callable[[], object]) -> bool:
+    """Write, and tell whether there was room; where not, what was written is given up: the sorting needs it more."""
+    try:
+        write()
+    except OSError as error:
+        log("WARNING", f"no room in {tempfile.gettempdir()} to keep a BigQuery table ({_line(error)[:80]}): each pass reads it anew")
+        os.ftruncate(file.fileno(), 0)
+        return False
+    return True
+
+
+def _reread(kept: mmap.mmap) -> Iterator[pa.RecordBatch]:
+    yield from pa.ipc.open_stream(pa.py_buffer(kept))
 
 
 # ------------------------------------------------------------------ the service's clients and what they say
