@@ -55,6 +55,7 @@ class RunOptions:
     train_data_path: tuple[str, ...] = option((), "files, wildcards or folders to train on [AIP_TRAINING_DATA_URI]")
     eval_data_path: tuple[str, ...] = option((), "the same, to evaluate on [AIP_VALIDATION_DATA_URI]")
     test_data_path: tuple[str, ...] = option((), "the same, for final test_* metrics [AIP_TEST_DATA_URI]")
+    row_filter: str = option("", "of BigQuery tables (bq://…) read only the rows that meet this SQL condition, such as fare > 2.5")
     output_dir: str = option("", "D: writes D/model, D/checkpoints, D/logs [AIP_MODEL_DIR and its siblings]")
     bad_rows: str = option("error", "stop at the first bad row, or skip bad rows and count them", choices=("error", "skip"))
     start_over: bool = option(False, "move an earlier run in --output_dir aside and begin anew (not in a job)")
