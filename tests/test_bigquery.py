@@ -22,7 +22,7 @@ from bigquery_stand_in import Behaviour, StandIn  # noqa: E402
 from vertex_runtime.arguments import CommonHyperparameters, parse  # noqa: E402
 from vertex_runtime.columns import Category, Date, Image, Number, Text  # noqa: E402
 from vertex_runtime.errors import UserError  # noqa: E402
-from vertex_runtime.formats import Reading, bigquery  # noqa: E402
+from vertex_runtime.formats import Reading, _by_content, bigquery  # noqa: E402
 
 COLUMNS = (Text("key", required=False), Number("fare"), Date("pickup", time=True), Category("payment"))
 TABLE = "bq://p.taxi.trips"
@@ -131,16 +131,16 @@ def test_rows_of_one_hash_are_sorted_by_their_cells():
     def batch(numbers: list[float | None]) -> pa.RecordBatch:
         return pa.RecordBatch.from_arrays([pa.array(numbers), pa.array([7] * len(numbers), pa.uint64())], ["a", bigquery.HASH])
 
-    found = list(bigquery.in_order([batch([3.0, None]), batch([1.0, 2.0])], 1 << 20))
+    found = list(_by_content.in_order([batch([3.0, None]), batch([1.0, 2.0])], 1 << 20))
     assert [row["a"] for each in found for row in each.to_pylist()] == [1.0, 2.0, 3.0, None]
 
 
 def test_hashes_differ_by_column_and_length():
     cells = pa.array([b"", None, b"\0", b"\0\0", b"ab", b"ba", b"a" * 3_000_000, b"a" * 2_999_999, b"ab"])
-    found = bigquery._hashes(cells)
+    found = _by_content.hash_cells(cells)
     assert len(set(found.tolist())) == 8 and found[4] == found[8]
-    assert (bigquery._hashes(cells.slice(2, 5)) == found[2:7]).all()
-    numbers = bigquery._hashes(pa.array([0.0, -0.0, 1.0, None, float("nan"), 5e-324]))
+    assert (_by_content.hash_cells(cells.slice(2, 5)) == found[2:7]).all()
+    numbers = _by_content.hash_cells(pa.array([0.0, -0.0, 1.0, None, float("nan"), 5e-324]))
     assert len(set(numbers.tolist())) == 6
 
 
@@ -155,7 +155,7 @@ def test_a_table_that_changes_meanwhile_is_noticed(service, monkeypatch, capsys)
 
 
 def test_places_count_rows_in_that_order(service, monkeypatch):
-    monkeypatch.setattr(bigquery, "BLOCK_BYTES", 4000)
+    monkeypatch.setattr(_by_content, "BLOCK_BYTES", 4000)
     raws = list(bigquery.read(TABLE, COLUMNS, None, Reading()))
     assert len(raws) > 5
     assert raws[0].place(0) == f"{TABLE}, row 1"
@@ -440,7 +440,7 @@ def test_a_disk_that_takes_no_rows_is_named(service, monkeypatch, tmp_path, faul
 
     monkeypatch.setattr(bigquery, "LIMIT", 1000)
     if fault:
-        monkeypatch.setattr(bigquery, "_deal", full)
+        monkeypatch.setattr(_by_content, "_deal", full)
     else:
         monkeypatch.setenv("TMPDIR", str(tmp_path / "gone"))
         monkeypatch.setattr(bigquery.tempfile, "tempdir", str(tmp_path / "gone"))

@@ -80,6 +80,7 @@ def test_the_runtime_can_be_read_in_one_sitting():
     assert sum(size for name, size in sizes.items() if name not in READERS) <= 4400, sizes
     assert not {name: size for name, size in sizes.items() if size > LARGEST_FILES.get(name, RUNTIME_FILE)}
     formats = {path.name: lines_of_code(path) for path in SOURCES if path.parent.name == "formats"}
+    assert formats.pop("bigquery.py") <= 380  # a service, not a file
     assert not {name: size for name, size in formats.items() if size > RUNTIME_FILE}
 
 

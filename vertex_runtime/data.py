@@ -71,8 +71,6 @@ def expand(paths: Sequence[str], flag: str) -> list[str]:
     found: list[str] = []
     for path in (part for given in paths for part in given.split(",") if part):
         if path.startswith("bq://"):
-            if not is_table(path):
-                raise UserError(f"{flag}: BigQuery tables are not read yet; got {path}. Export the table to CSV files.")
             found.append(path)
             continue
         local, part = split_part(resolve_uri(path))
@@ -99,13 +97,17 @@ def open_binary(path: str) -> BinaryIO:
     return open(path, "rb")
 
 
-def fingerprint(path: str, whole: bool) -> dict[str, Any]:
-    """Describe a file (or a folder's files together): path, bytes and a SHA-256 of the content.
+def fingerprint(path: str, whole: bool, reading: Reading | None = None) -> dict[str, Any]:
+    """Describe a file (or a folder's files together): path, bytes and a SHA-256 of the content; of a table, of its metadata.
 
     Without `whole` only the ends (1 MiB each) are read, for data too large to read twice.
     """
     digest, total = hashlib.sha256(), 0
-    if is_table(path) or ("://" not in path and not os.path.exists(split_part(path)[0])):  # a name of rows, not of a file
+    if is_table(path):
+        from . import formats
+
+        return formats.table(path).fingerprint(path, reading or formats.Reading())
+    if "://" not in path and not os.path.exists(split_part(path)[0]):  # a name of rows, not of a file
         return {"path": path, "bytes": 0, "sha256": hashlib.sha256(path.encode()).hexdigest()}
     for name in walk(path):
         with open_binary(name) as file:

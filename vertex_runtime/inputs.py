@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from . import data, export, sources
+from . import data, export, formats, sources
 from .arguments import RunOptions
 from .blocks import CsvBlocks, index
 from .cache import Cache, Layout, only_one, room
@@ -55,11 +55,12 @@ class Inputs:
         beat: Callable[[], None] = lambda: None,
     ):
         self.hp, self.options, self.workers, self.beat = hp, options, env.worker_count, beat
-        contract = contract.with_reading(Reading(env.data_format))
+        self.reading = Reading(env.data_format, options.row_filter)
+        contract = contract.with_reading(self.reading)
         train, evaluation, test, self.synthetic = data_paths(contract, hp, options, env)
         whole = data.total_bytes(train) <= HASHED_BYTES
         self.descriptions: list[Future] = [
-            background.submit(data.fingerprint, path, whole) for path in dict.fromkeys([*train, *evaluation])
+            background.submit(data.fingerprint, path, whole, self.reading) for path in dict.fromkeys([*train, *evaluation])
         ]
         self.watch = data.Watch([*train, *evaluation, *test])
         self.held = held
@@ -275,7 +276,7 @@ class Inputs:
 
     def _prepared_size(self, name: str, source: Any) -> tuple[float, float]:
         """Estimate, from the first rows, the bytes of a prepared row and of all rows of a part."""
-        return prepared_size(self.contract, self.prepare, self._read(name), source, self._paths(name))
+        return prepared_size(self.contract, self.prepare, self._read(name), source, self._paths(name), self.reading)
 
     def _too_large(self, name: str, size: float) -> bool:
         if isinstance(self._source(name), sources.DatasetSource) and name == "training":
@@ -341,7 +342,7 @@ def learn(
 
 
 def prepared_size(
-    contract: Contract, prepare: Preparer, chunks: Iterator[data.Chunk], source: Any, paths: Sequence[str]
+    contract: Contract, prepare: Preparer, chunks: Iterator[data.Chunk], source: Any, paths: Sequence[str], reading: Reading
 ) -> tuple[float, float]:
     """Estimate the memory of a prepared row, and of all rows of a part of the data, from its first rows.
 
@@ -360,6 +361,9 @@ def prepared_size(
     each = prepared_bytes(rows) / max(1, count_rows(rows))
     if source is not None:
         return each, each * source.count
+    if tables := [path for path in paths if data.is_table(path)]:
+        counts = [formats.table(path).count(path, reading) for path in tables]
+        return each, each * max(rows_of(chunk), sum(count or 0 for count in counts))
     total = data.total_bytes(paths)
     block = data.BLOCK_BYTES if "read" not in contract.given else sum(export.bytes_of(values) for values in chunk.values())
     return each, each * rows_of(chunk) * max(1.0, total / max(1, min(total, block)))

@@ -41,7 +41,7 @@ def look(contract: Contract, hp: Any, options: RunOptions, env: Environment) -> 
     from . import data, inputs, run
     from .formats import Reading
 
-    contract = contract.with_reading(Reading(env.data_format))
+    contract = contract.with_reading(Reading(env.data_format, options.row_filter))
     train, evaluation, _, synthetic = inputs.data_paths(contract, hp, options, env)
     bad = data.BadRows(options.bad_rows)
     label = contract.labels[0] if contract.labels else None

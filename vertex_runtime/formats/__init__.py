@@ -5,7 +5,8 @@ A module in this package is a format. It has
 - `NAMES`: what the format is called, in `AIP_DATA_FORMAT` and in messages; `SUFFIXES`: how its files' names end;
 - `recognises(head)`: whether a file that starts so (decompressed) is of this format;
 - `read(path, columns, bad, reading)`: the rows as they are, `Raw`; what cannot even be told apart goes to `bad`;
-- where it needs them, `SCHEMES`: how paths start that are no files (`bq`); `PRECEDENCE`: where two formats recognise a
+- where it needs them, `SCHEMES`: how paths start that are no files (`bq`), whose module also has `count(path, reading)`, None
+  where only reading tells, and `fingerprint(path, reading)`, as `data.fingerprint`; `PRECEDENCE`: where two formats recognise a
   file, the higher is meant (default 0); `FOLDERS = True`: its paths are folders.
 
 Nothing lists the modules: a new format is a new file. One whose name starts with an underscore is no format.
@@ -84,6 +85,12 @@ def scheme_of(path: str) -> str | None:
     return scheme if any(scheme in getattr(module, "SCHEMES", ()) for module in modules().values()) else None
 
 
+def table(path: str) -> ModuleType:
+    """Return the module that reads a path which is no file."""
+    scheme = scheme_of(path)
+    return next(module for module in modules().values() if scheme in getattr(module, "SCHEMES", ()))
+
+
 def choose(path: str, reading: Reading) -> ModuleType:
     """Return the module that reads a path: what its scheme, its name or `AIP_DATA_FORMAT` says, if its content agrees.
 
@@ -91,8 +98,8 @@ def choose(path: str, reading: Reading) -> ModuleType:
         UserError: the content is another format's than is said, or no format's.
     """
     known = modules().values()
-    if scheme := scheme_of(path):
-        return next(module for module in known if scheme in getattr(module, "SCHEMES", ()))
+    if scheme_of(path):
+        return table(path)
     if os.path.isdir(path):
         return next(module for module in known if getattr(module, "FOLDERS", False))
     path, _ = split_part(path)
