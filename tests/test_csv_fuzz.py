@@ -26,10 +26,12 @@ TABLES = {
     "one text": (Text("text"),),
 }  # fmt: skip
 PIECES = [
-    b"", b",", b'"', b'""', b"\n", b"\r", b"\r\n", b"\n\n", b" ", b"\t", b"\0", b"\xef\xbb\xbf", b"\xff", b"\xc3\xa9", b"nan", b"inf", b"-inf", b"+1",
-    b"1e5", b"1e400", b"1_000", b"0x10", b".5", b"5.", b"1e-400", b"3.5e38", "１２".encode(), "２０１１-01-28".encode(), b"NULL", b"N/A", b"true",
-    b"2011-01-28", b"2011-01-28 20:42:59 UTC", b"2011-13-01", b"x", b"y \xc3\xa9", b'"x"', b'"x', b'x"', b'"a\nb"', b'"a""b"', b"a1", b"0.01", b"0.009999999",
-    b"1000", b"1000.00001", b" 7 ", b"\x1c5", b"1e", b"--1", b"1,2", "\u00a05".encode(), b"infinity", b"-nan", b"'", b";", b"\\", b"\x1a",
+    b"", b",", b'"', b'""', b"\n", b"\r", b"\r\n", b"\n\n", b" ", b"\t", b"\0", b"\xef\xbb\xbf", b"\xff", b"\xc3\xa9",
+    b"nan", b"inf", b"-inf", b"+1", b"1e5", b"1e400", b"1_000", b"0x10", b".5", b"5.", b"1e-400", b"3.5e38",
+    "１２".encode(), "２０１１-01-28".encode(), b"NULL", b"N/A", b"true", b"2011-01-28", b"2011-01-28 20:42:59 UTC",
+    b"2011-13-01", b"x", b"y \xc3\xa9", b'"x"', b'"x', b'x"', b'"a\nb"', b'"a""b"', b"a1", b"0.01", b"0.009999999",
+    b"1000", b"1000.00001", b" 7 ", b"\x1c5", b"1e", b"--1", b"1,2", "\u00a05".encode(), b"infinity", b"-nan", b"'",
+    b";", b"\\", b"\x1a",
 ]  # fmt: skip
 
 

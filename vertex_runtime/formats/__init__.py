@@ -100,7 +100,7 @@ def choose(path: str, reading: Reading) -> ModuleType:
     # A file's name is nearer to it than the variable, which is about the service's own export.
     said = [module for module in known if _streams.plain_name(path).endswith(module.SUFFIXES)]
     said = said or [module for module in known if reading.format in module.NAMES and not hasattr(module, "SCHEMES")]
-    if fitting := [module for module in said if not head or module.recognises(head)]:
+    if fitting := [module for module in said if module.recognises(head)]:
         return fitting[0]
     others = [module for module in known if module.SUFFIXES and module.recognises(head) and module not in said]
     if said and others and getattr(others[0], "PRECEDENCE", 0) >= 0:

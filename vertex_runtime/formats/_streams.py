@@ -32,33 +32,38 @@ class Stream:
 
     def __init__(self, path: str):
         self.path, self._kept = path, b""
+        self._error: UserError | None = None  # what ended the data, once all before it is read
         self._file: BinaryIO = open_binary(path)
         start = self._file.read(4)
         codec = next((codec for magic, codec in _CODECS.items() if start.startswith(magic)), None)
+        self.compressed = codec is not None
         if codec is None:
             self._kept, self._source = start, self._file
         elif codec in ("gzip", "zlib"):
             self._source = _Zlib(self._file, start)
         else:
             self._source = pa.CompressedInputStream(pa.PythonFile(_Joined(start, self._file), mode="r"), codec)
-        self.compressed = codec is not None
 
     def read(self, size: int = -1) -> bytes:
-        """Return up to `size` bytes; fewer only at the end."""
+        """Return up to `size` bytes; fewer only at the end, or before what is broken."""
         if size is None or size < 0:
             size = 1 << 62
         parts = [self._kept[:size]] if self._kept else []
         self._kept = self._kept[size:]
         missing = size - sum(map(len, parts))
+        if self._error and not parts:
+            raise self._error
         try:
-            while missing and (block := self._source.read(min(missing, 1 << 26))):
+            while missing and not self._error and (block := self._source.read(min(missing, 1 << 20 if self.compressed else 1 << 26))):
                 parts.append(block)
                 missing -= len(block)
         except (OSError, EOFError, zlib.error) as error:
             if not self.compressed:
                 raise
             reason = str(error).splitlines()[0]
-            raise UserError(f"{self.path} is no whole compressed file: {reason}. Write or copy it again.") from None
+            self._error = UserError(f"{self.path} is no whole compressed file: {reason}. Write or copy it again.")
+            if not parts:
+                raise self._error from None
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def unread(self, data: bytes) -> None:
