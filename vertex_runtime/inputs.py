@@ -237,7 +237,8 @@ def estimated_bytes(contract: Contract, prepare: Preparer, chunks: Iterator[data
     if source is not None:
         return each * source.count
     total = data.total_bytes(paths)
-    block = data.BLOCK_BYTES if "read" not in contract.given else sum(export.bytes_of(values) for values in chunk.values())
+    own = "read" in contract.given
+    block = sum(export.bytes_of(values) for values in chunk.values()) if own else data.block_bytes(paths[0], rows_of(chunk))
     return each * rows_of(chunk) * max(1.0, total / max(1, min(total, block)))
 
 

@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from ..data import open_binary
+from ..data import open_binary, split_part
 from ..errors import UserError
 
 HEAD_BYTES = 1 << 16
@@ -65,6 +65,11 @@ class Stream:
             if not parts:
                 raise self._error from None
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    @property
+    def position(self) -> int:
+        """How much of the file has been read."""
+        return self._file.tell()
 
     def unread(self, data: bytes) -> None:
         """Hand back bytes, which the next `read` returns first."""
@@ -144,3 +149,15 @@ def head(path: str, size: int = HEAD_BYTES) -> bytes:
             return stream.read(size)
         except UserError:
             return b""
+
+
+def compression(path: str) -> float:
+    """Return how many bytes of a file hold a byte of its content, going by its start: 1 where it is not compressed."""
+    with Stream(split_part(path)[0]) as stream:
+        if not stream.compressed:
+            return 1.0
+        try:
+            content = stream.read(8 << 20)
+            return stream.position / max(1, len(content))
+        except UserError:
+            return 1.0

@@ -18,8 +18,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from .. import data
 from ..columns import Column, Number
-from ..data import BLOCK_BYTES, BadRows
+from ..data import BadRows
 from ..errors import UserError
 from . import Raw, Reading, partition_of
 from ._streams import Stream, open_stream
@@ -122,7 +123,7 @@ class _Table:
         try:
             return pacsv.open_csv(
                 pa.PythonFile(_Utf8(stream), mode="r"),
-                read_options=pacsv.ReadOptions(column_names=every, block_size=BLOCK_BYTES),
+                read_options=pacsv.ReadOptions(column_names=every, block_size=data.BLOCK_BYTES),
                 # Without newlines_in_values Arrow takes a quoted line break at the edge of a block for the end of a row.
                 parse_options=pacsv.ParseOptions(newlines_in_values=True, invalid_row_handler=set_aside),
                 convert_options=pacsv.ConvertOptions(
@@ -180,7 +181,7 @@ class _Table:
                 else:
                     kept.append(cells)
                     size += sum(map(len, cells))
-                    if len(kept) >= _ROWS or size >= BLOCK_BYTES:
+                    if len(kept) >= _ROWS or size >= data.BLOCK_BYTES:
                         yield self._cells(kept)
                         kept, size = [], 0
             if kept:
