@@ -83,15 +83,16 @@ class Column:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        texts, good = _valid_texts(_as_texts(values))
+        texts, valid = _valid_texts(_as_texts(values))
         given = pc.greater(pc.binary_length(texts), 0).to_numpy(zero_copy_only=False)
+        good = valid.copy()
         if (matching := self._matching(texts)) is not None:
             good &= matching.to_numpy(zero_copy_only=False)
         if self.missing is None:
             return texts.view(pa.binary()), good & given
         if self.missing and not given.all():
             texts = pc.if_else(pa.array(given), texts, pa.scalar(str(self.missing), pa.string()))
-        return texts.view(pa.binary()), good | ~given
+        return texts.view(pa.binary()), good | (valid & ~given)
 
     def _matching(self, texts: Any) -> Any:
         """Return which texts match the pattern whole, an Arrow array [rows]; None: there is no pattern."""

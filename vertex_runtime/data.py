@@ -225,6 +225,16 @@ def is_folder(path: str) -> bool:
     return bool(tf.io.gfile.isdir(path))
 
 
+def block_bytes(path: str, rows: int) -> int:
+    """Return about how many bytes of a file hold its first chunk, of so many rows; a guess where no format here reads it."""
+    from . import formats
+
+    try:
+        return max(1, formats.block_bytes(path, rows))
+    except (UserError, OSError):
+        return BLOCK_BYTES
+
+
 def file_column(columns: Sequence[Column], labels: Sequence[str]) -> Column | None:
     """Return the column whose cells may be files of their own: the only one beside the label."""
     inputs = [column for column in columns if column.name not in labels]
@@ -307,11 +317,13 @@ def count(
     for path in paths:
         size, late = total_bytes([path]), time.monotonic() > end
         rows.append(round(sum(rows) * size / seen) if seen and late else 0)
+        block = 0
         for blocks, chunk in enumerate(() if seen and late else read(path), 1):
             rows[-1] += len(next(iter(chunk.values())))
+            block = block or block_bytes(path, rows[-1])
             labels.update(chunk[label] if label in chunk and chunk[label].dtype == object else ())
-            if time.monotonic() > end and blocks * BLOCK_BYTES < size:
-                rows[-1] = round(rows[-1] * size / (blocks * BLOCK_BYTES))
+            if time.monotonic() > end and blocks * block < size:
+                rows[-1] = round(rows[-1] * size / (blocks * block))
                 break
         seen += size
     return rows, labels, time.monotonic() <= end

@@ -365,8 +365,9 @@ def prepared_size(
         counts = [formats.table(path).count(path, reading) for path in tables]
         return each, each * max(rows_of(chunk), sum(count or 0 for count in counts))
     total = data.total_bytes(paths)
-    block = data.BLOCK_BYTES if "read" not in contract.given else sum(export.bytes_of(values) for values in chunk.values())
-    return each, each * rows_of(chunk) * max(1.0, total / max(1, min(total, block)))
+    own = "read" in contract.given
+    block = sum(export.bytes_of(values) for values in chunk.values()) if own else data.block_bytes(paths[0], rows_of(held[0]))
+    return each, each * rows_of(held[0]) * max(1.0, total / max(1, min(total, block)))
 
 
 def is_plain_csv(path: str) -> bool:

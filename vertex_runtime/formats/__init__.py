@@ -5,6 +5,7 @@ A module in this package is a format. It has
 - `NAMES`: what the format is called, in `AIP_DATA_FORMAT` and in messages; `SUFFIXES`: how its files' names end;
 - `recognises(head)`: whether a file that starts so (decompressed) is of this format;
 - `read(path, columns, bad, reading)`: the rows as they are, `Raw`; what cannot even be told apart goes to `bad`;
+- where its files say so themselves, `count_rows(path)`; where somebody may look for a label, `line_of(path, text)`;
 - where it needs them, `SCHEMES`: how paths start that are no files (`bq`), whose module also has `count(path, reading)`, None
   where only reading tells, and `fingerprint(path, reading)`, as `data.fingerprint`; `PRECEDENCE`: where two formats recognise a
   file, the higher is meant (default 0); `FOLDERS = True`: its paths are folders.
@@ -27,6 +28,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from .. import data
 from ..columns import Column
 from ..data import PATH, BadRows, Chunk, split_part
 from ..errors import UserError
@@ -107,7 +109,7 @@ def choose(path: str, reading: Reading) -> ModuleType:
     # A file's name is nearer to it than the variable, which is about the service's own export.
     said = [module for module in known if _streams.plain_name(path).endswith(module.SUFFIXES)]
     said = said or [module for module in known if reading.format in module.NAMES and not hasattr(module, "SCHEMES")]
-    if fitting := [module for module in said if not head or module.recognises(head)]:
+    if fitting := [module for module in said if module.recognises(head)]:
         return fitting[0]
     others = [module for module in known if module.SUFFIXES and module.recognises(head) and module not in said]
     if said and others and getattr(others[0], "PRECEDENCE", 0) >= 0:
@@ -207,6 +209,14 @@ def partition_of(path: str) -> dict[str, str]:
 
     pairs = (part.partition("=") for part in path.split("/")[:-1] if "=" in part)
     return {name: "" if value == "__HIVE_DEFAULT_PARTITION__" else unquote(value) for name, _, value in pairs if name}
+
+
+def block_bytes(path: str, rows: int) -> int:
+    """Return about how many bytes of a file hold the first block of rows that its reader yields, for estimates."""
+    module = choose(path, Reading())
+    if count := getattr(module, "count_rows", None):
+        return round(data.total_bytes([path]) * rows / max(1, count(path)))
+    return round(data.BLOCK_BYTES * _streams.compression(path)) if module.SUFFIXES and not data.is_table(path) else data.BLOCK_BYTES
 
 
 def chunk(batch: pa.RecordBatch, columns: Sequence[Column]) -> Chunk:

@@ -57,7 +57,7 @@ class Parser:
         names = list(self.kinds)
         pieces: list[tuple[np.ndarray, pa.RecordBatch]] = []
         rest = [np.arange(0)]
-        octets = np.frombuffer(block.data, np.uint8)
+        octets = np.frombuffer(block.content, np.uint8)
         order = np.argsort(block.lengths, kind="stable")
         for rows in np.split(order, np.flatnonzero(np.diff(block.lengths[order])) + 1):
             if len(rows) < ALIKE:

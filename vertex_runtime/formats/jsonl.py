@@ -12,8 +12,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from .. import data
 from ..columns import Column, Image
-from ..data import BLOCK_BYTES, BadRows
+from ..data import BadRows
 from ..errors import UserError
 from . import Raw, Reading, partition_of
 from ._streams import open_stream
@@ -107,13 +108,13 @@ def read_objects(
 def _blocks(stream: Any) -> Iterator[bytes]:
     """Yield whole lines, about 4 MiB at a time."""
     waiting: list[bytes] = []
-    while data := stream.read(BLOCK_BYTES):
-        end = data.rfind(b"\n") + 1
+    while lines := stream.read(data.BLOCK_BYTES):
+        end = lines.rfind(b"\n") + 1
         if not end:
-            waiting.append(data)
+            waiting.append(lines)
             continue
-        yield b"".join([*waiting, data[:end]])
-        waiting = [data[end:]] if end < len(data) else []
+        yield b"".join([*waiting, lines[:end]])
+        waiting = [lines[end:]] if end < len(lines) else []
     if waiting:
         yield b"".join(waiting)
 

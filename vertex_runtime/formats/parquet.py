@@ -42,3 +42,11 @@ def read(path: str, columns: Sequence[Column], bad: BadRows, reading: Reading) -
         except (pa.ArrowException, OSError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
             raise UserError(f"{path} is no whole Parquet file: {reason[:200]}. Write or copy it again.") from None
+
+
+def count_rows(path: str) -> int:
+    """Return how many rows a file has, as its end says."""
+    from pyarrow import parquet
+
+    with open_binary(path) as source:
+        return int(parquet.ParquetFile(source if "://" in path else path).metadata.num_rows)
