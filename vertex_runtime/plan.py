@@ -38,11 +38,11 @@ def look(contract: Contract, hp: Any, options: RunOptions, env: Environment) -> 
     Raises:
         UserError: what the run itself would end with.
     """
-    from . import data, inputs, run
+    from . import data, locations, run
     from .formats import Reading
 
     contract = contract.with_reading(Reading(env.data_format, options.row_filter))
-    train, evaluation, _, synthetic = inputs.data_paths(contract, hp, options, env)
+    train, evaluation, _, synthetic = locations.data_paths(contract, hp, options, env)
     bad = data.BadRows(options.bad_rows)
     label = contract.labels[0] if contract.labels else None
     if {"source", "dataset"} & contract.given:
