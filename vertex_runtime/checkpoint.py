@@ -22,6 +22,7 @@ from .reporting import Events, log
 
 STATE = "state_json"
 KEEP = 3
+PART = re.compile(r"ckpt-\d+\.(data-00000-of-00001|index)\.tempstate\d+")  # TensorFlow's, in a bucket
 
 
 class Checkpointer:
@@ -118,10 +119,10 @@ class Checkpointer:
 
     def clean(self) -> None:
         """Remove the half-written files that a killed process left."""
-        if self.writes and not is_remote(self.directory):
-            for name in os.listdir(self.directory):
-                if name.startswith(".part-"):
-                    os.remove(os.path.join(self.directory, name))
+        if self.writes:
+            for name in tf.io.gfile.listdir(self.directory):
+                if name.startswith(".part-") or PART.fullmatch(name):
+                    tf.io.gfile.remove(f"{self.directory}/{name}")
 
 
 def _sync(path: str) -> None:
