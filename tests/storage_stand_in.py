@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 import urllib.parse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,12 +38,13 @@ class Fault:
     """What befalls the next `times` requests whose `METHOD path` matches.
 
     refuse: 503 instead of an answer. lose: the request never arrives. cut: done, but the answer is lost. shorten: the
-    answer ends early. damage: a bit of the answer's body is another. slow: the answer trickles.
+    answer ends early. damage: a bit of the answer's body is another. slow: the answer trickles. `before` is called then.
     """
 
     kind: str
     match: str
     times: int = 1
+    before: Callable[[], None] = lambda: None
     seen: int = 0
 
 
@@ -57,8 +58,8 @@ class Proxy:
     requests: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def inject(self, kind: str, match: str, times: int = 1) -> Fault:
-        fault = Fault(kind, match, times)
+    def inject(self, kind: str, match: str, times: int = 1, before: Callable[[], None] = lambda: None) -> Fault:
+        fault = Fault(kind, match, times, before)
         with self.lock:
             self.faults.append(fault)
         return fault
@@ -67,11 +68,12 @@ class Proxy:
         """Note a request and return what befalls it."""
         with self.lock:
             self.requests.append(request)
-            for fault in self.faults:
-                if fault.seen < fault.times and re.search(fault.match, request):
-                    fault.seen += 1
-                    return fault.kind
-        return None
+            found = next((each for each in self.faults if each.seen < each.times and re.search(each.match, request)), None)
+            if found is None:
+                return None
+            found.seen += 1
+        found.before()
+        return found.kind
 
 
 def _handler(proxy: Proxy, upstream: str) -> type[http.server.BaseHTTPRequestHandler]:
@@ -82,7 +84,7 @@ def _handler(proxy: Proxy, upstream: str) -> type[http.server.BaseHTTPRequestHan
 
         def do_any(self) -> None:
             body = self.body()
-            fault = proxy.next_fault(f"{self.command} {urllib.parse.unquote(self.path)}")
+            fault = proxy.next_fault(f"{self.command} {urllib.parse.unquote(self.path)} {self.headers.get('Range', '')}".strip())
             if fault == "refuse":
                 error = {"error": {"code": 503, "message": "the service is unavailable", "errors": [{"reason": "backendError"}]}}
                 return self.answer(503, {"Content-Type": "application/json"}, json.dumps(error).encode())
@@ -100,6 +102,8 @@ def _handler(proxy: Proxy, upstream: str) -> type[http.server.BaseHTTPRequestHan
             if "Location" in kept:  # of a resumable upload: it goes on through here
                 there = urllib.parse.urlsplit(kept["Location"])
                 kept["Location"] = urllib.parse.urlunsplit((*urllib.parse.urlsplit(self.own_url())[:2], *there[2:]))
+            if "json" in kept.get("Content-Type", ""):  # links to an object's content
+                content = content.replace(upstream.encode(), self.own_url().encode())
             self.answer(response.status, kept, content, fault)
 
         def own_url(self) -> str:
@@ -122,9 +126,8 @@ def _handler(proxy: Proxy, upstream: str) -> type[http.server.BaseHTTPRequestHan
             self.send_response_only(code)
             for name, value in headers.items():
                 self.send_header(name, value)
-            length = headers.get("Content-Length", str(len(content)))
             if code not in (204, 304):
-                self.send_header("Content-Length", length)
+                self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             if self.command == "HEAD":
                 return
@@ -132,7 +135,7 @@ def _handler(proxy: Proxy, upstream: str) -> type[http.server.BaseHTTPRequestHan
                 middle = len(content) // 2
                 content = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
             for i in range(0, len(content), 1 << 14 if fault == "slow" else 1 << 20):
-                if fault == "shorten" and i + (1 << 20) > len(content):
+                if fault == "shorten" and i + (1 << 20) >= len(content):
                     self.wfile.write(content[i : (i + len(content)) // 2])
                     return self.hang_up()
                 self.wfile.write(content[i : i + (1 << 14 if fault == "slow" else 1 << 20)])
@@ -273,8 +276,8 @@ class Cloud:
 @contextlib.contextmanager
 def google_names(emulator: str, folder: Path) -> Iterator[Cloud]:
     """Lead Google's names to an emulator, in processes that `Cloud` starts; skips where that is not permitted."""
-    unshare = shutil.which("unshare")
-    if not unshare or subprocess.run([unshare, "--mount", "sh", "-c", "mount --bind /etc/hosts /etc/hosts"], capture_output=True).returncode:
+    unshare, attempt = shutil.which("unshare"), ["--mount", "sh", "-c", "mount --bind /etc/hosts /etc/hosts"]
+    if not unshare or subprocess.run([unshare, *attempt], capture_output=True).returncode:
         pytest.skip("a mount namespace of one's own is not to be had here")
     tls, file = certificate(folder)
     address = f"127.{random.SystemRandom().randint(1, 254)}.{random.SystemRandom().randint(1, 254)}.3"

@@ -110,7 +110,9 @@ class CloudStore:
     """One object by google-cloud-storage, with preconditions that the service itself keeps."""
 
     def __init__(self, uri: str):
-        """Open it; raises Unlockable where the package or credentials are missing."""
+        """Open it; raises Unlockable where the package or credentials are missing, or it is another kind of storage."""
+        if not uri.startswith("gs://"):
+            raise Unlockable(f"{uri.partition('://')[0]}:// is not Cloud Storage")
         try:
             from google.auth.exceptions import GoogleAuthError
             from google.cloud import storage
