@@ -95,7 +95,9 @@ def _handler(proxy: Proxy, upstream: str) -> type[http.server.BaseHTTPRequestHan
                 headers["Content-Length"] = str(len(body))
             connection = http.client.HTTPConnection(host, timeout=60)
             with contextlib.closing(connection):
-                connection.request(self.command, self.path, body, headers | {"Host": host})
+                # By its public name the emulator knows TensorFlow's way to read: /bucket/object of storage.googleapis.com.
+                name = self.headers["Host"] if isinstance(self.connection, ssl.SSLSocket) else host
+                connection.request(self.command, self.path, body, headers | {"Host": name})
                 response = connection.getresponse()
                 content = response.read()
             kept = {name: value for name, value in response.headers.items() if name.lower() not in HOP}

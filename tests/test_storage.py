@@ -383,6 +383,7 @@ def cloud(tmp_path_factory):
 @pytest.fixture
 def objects(cloud, monkeypatch):
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", cloud.emulator)
+    cloud.proxy.faults.clear()
     return storage.Client().create_bucket(f"gs-test-{next(NUMBERS)}")
 
 
@@ -408,7 +409,7 @@ def test_killed_runs_on_gs_end_like_an_unbroken_one(cloud, objects, tmp_path):
     whole, broken = f"gs://{objects.name}/whole", f"gs://{objects.name}/broken"
     cloud.run(*command(f"--output_dir={whole}"))
     for place in ("step=35", "checkpoint=2", "evaluation=2", "export=1"):
-        faults = [cloud.proxy.inject(kind, "upload_id|alt=media", times=2) for kind in ("refuse", "lose", "slow")]
+        faults = [cloud.proxy.inject(kind, "upload_id|^GET /gs-test", times=2) for kind in ("refuse", "lose", "slow")]
         killed = cloud.run(*command(f"--output_dir={broken}"), code=-signal.SIGKILL, TRAINER_KILL=f"{place},signal=KILL")
         assert any(fault.seen for fault in faults), killed.stdout
         for fault in faults:
@@ -424,6 +425,8 @@ def test_killed_runs_on_gs_end_like_an_unbroken_one(cloud, objects, tmp_path):
     manifest = json.loads(objects.blob("broken/manifest.json").download_as_bytes())
     assert manifest["complete"] and all({"bytes", "crc32c"} <= file.keys() for file in manifest["files"].values())
     assert {"run.json", "metrics.json", "model/saved_model.pb"} <= manifest["files"].keys()
+    there = {blob.name.removeprefix("broken/") for blob in objects.list_blobs(prefix="broken/checkpoints/ckpt-")}
+    assert there == {name for name in manifest["files"] if name.startswith("checkpoints/")} and len(there) >= 6
     assert objects.get_blob("broken/.lock") is None
     row = json.loads(re.search(r"predict: echo '(.*?)' \|", done.stdout)[1])
     ask = [sys.executable, str(ROOT / "vertex_runtime" / "predict.py")]
@@ -446,7 +449,7 @@ def test_a_second_run_on_gs_is_refused_while_the_first_lives(cloud, objects):
     words = cloud.command(command("--epochs=100000"))
     first = subprocess.Popen(words, env={**env, "CLOUD_ML_JOB_ID": "11"}, **pipes)
     try:
-        wait_for(lambda: objects.get_blob("job/checkpoints/ckpt-000000010.index"), 120)
+        wait_for(lambda: any(blob.name.endswith(".index") for blob in objects.list_blobs(prefix="job/checkpoints/ckpt-")), 120)
         second = cloud.run(*command("--epochs=100000"), code=2, CLOUD_ML_JOB_ID="12", **service)
         (line,) = second.stderr.splitlines()
         assert "in use by a live run (job 11, replica chief-0" in line and "--output_dir" in line

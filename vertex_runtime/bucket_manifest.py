@@ -59,6 +59,12 @@ class BucketManifest:
                 self.complete = False
                 self._write()
 
+    def discard(self, paths: Iterable[str]) -> None:
+        """Forget files that were removed; the next write says so."""
+        with self.lock:
+            for path in paths:
+                self.files.pop(relative(path, self.records), None)
+
     def seal(self) -> None:
         """Note size and checksum of each file that is there, and that the run is complete."""
         with self.lock:

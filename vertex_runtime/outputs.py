@@ -146,6 +146,12 @@ def record(records: str, *paths: str) -> None:
         file.write(lines)
 
 
+def removed(records: str, *paths: str) -> None:
+    """Note that files of ours are gone: in a bucket, whose manifest is written anew each time and need not grow."""
+    if is_remote(records):
+        BucketManifest.of(records).discard(paths)
+
+
 def seal(records: str) -> None:
     """Say that the run is whole, last of all: in a bucket, where files are copied and served from, with sizes and checksums."""
     if is_remote(records):
