@@ -93,8 +93,7 @@ class TableSource:
             )
         number = 0
         for batch in self.batches():
-            for row in self.texts(batch, number):
-                yield row
+            yield from self.texts(batch, number)
             number += batch.num_rows
 
     def texts(self, batch: Any, number: int) -> Iterator[Row]:

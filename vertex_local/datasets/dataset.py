@@ -111,7 +111,8 @@ def load(
     try:
         return make(number, tree.message, tree.message.get("importConfigs", ()), root, project)
     except DatasetError as error:
-        raise tree.error(tuple(filter(None, error.field.split("."))), str(error)) from None
+        at = tuple(int(part) if part.isdecimal() else part for part in error.field.split(".") if part)
+        raise tree.error(at, str(error)) from None
 
 
 def make(

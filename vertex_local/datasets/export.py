@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TextIO
@@ -81,33 +81,50 @@ class Export:
         self.started = self.said = time.monotonic()
         if self.project:
             name = re.sub(r"\W", "_", f"dataset_{self.dataset.id}_{self.source.annotation_type}_{stamp}", flags=re.ASCII)
-            tables = bigquery.write(self.source, assign, self.project, name, self._tick, self._check)
+            tables = bigquery.write(self.source, assign, self.project, name, self._tick, lambda counts: self._check(counts, remarks))
             self._done(tables.counts, f"bq://{self.project}.{name}", remarks)
             return {"AIP_DATA_FORMAT": "bigquery", **_variables(lambda name: f"{tables.prefix}.{name}")}
-        target = Path(self.folder, f"dataset-{self.dataset.id}-{self.source.annotation_type}-{stamp}")
-        target.mkdir(parents=True)  # never one that exists
-        try:
-            counts = self._write(target, assign, remarks)
-            self._check(counts)
-        except BaseException:
-            shutil.rmtree(target, ignore_errors=True)
-            raise
-        self._done(counts, target, remarks)
+        name = f"dataset-{self.dataset.id}-{self.source.annotation_type}-{stamp}"
+        target, _ = self._to_folder(name, assign, SETS, remarks)
         form = self.source.form
         return {"AIP_DATA_FORMAT": form, **_variables(lambda name: f"{target}/{name}-*.{form}")}
 
-    def _write(self, target: Path, assign: splits.Assign, remarks: splits.Remarks) -> list[int]:
+    def to_files(self, name: str, whole: bool = False) -> tuple[list[Path], list[int]]:
+        """Export into the folder `name` of the destination; `whole` writes all rows as one set, data.
+
+        Returns:
+            The files, and how many rows each set has.
+        """
+        self.started = self.said = time.monotonic()
+        remarks = splits.Remarks()
+        assign = (lambda row: 0) if whole else self.split(remarks)
+        target, counts = self._to_folder(name, assign, ("data",) if whole else SETS, remarks)
+        return sorted(target.iterdir()), counts
+
+    def _to_folder(
+        self, name: str, assign: splits.Assign, sets: Sequence[str], remarks: splits.Remarks
+    ) -> tuple[Path, list[int]]:  # fmt: skip
+        target = Path(self.folder, name)
+        target.mkdir(parents=True)  # never one that exists
+        try:
+            counts = self._write(target, assign, sets, remarks)
+            self._check(counts, remarks)
+        except BaseException:
+            shutil.rmtree(target, ignore_errors=True)
+            raise
+        self._done(counts, target, remarks, sets)
+        return target, counts
+
+    def _write(self, target: Path, assign: splits.Assign, sets: Sequence[str], remarks: splits.Remarks) -> list[int]:
         columns = len(self.source.columns or ())
-        shards = [_Shards(target, name, self.source, self.shard_bytes) for name in SETS]
+        shards = [_Shards(target, name, self.source, self.shard_bytes) for name in sets]
         try:
             for number, row in enumerate(self.source.rows(), 1):
                 place = assign(row)
                 if columns and len(row.value) != columns:
-                    remarks.add(
-                        f"exported as they stand, though they have not {columns} cells as the columns are", row, ",".join(row.value)
-                    )
+                    remarks.add(f"exported as they stand, though their cells are not the {columns} of the first line", row, row.value)
                 if place is not None:
-                    shards[place].add(row, SETS[place])
+                    shards[place].add(row, sets[place])
                 if number % 4096 == 0:
                     self._tick(number)
         finally:
@@ -122,14 +139,18 @@ class Export:
             self.said = time.monotonic()
             self.say(f"{self.label}: {number:,} rows read in {self.said - self.started:.0f} s")
 
-    def _check(self, counts: list[int]) -> None:
+    def _check(self, counts: list[int], remarks: splits.Remarks) -> None:
+        why = "".join(f"; {line}" for line in remarks.lines()).rstrip(".")
+        if not sum(counts):
+            raise DatasetError(f"{self.label}: there is no row to export{why}.")
         if not counts[0]:
-            raise DatasetError(f"{self.label}: the split leaves no row for training (validation {counts[1]:,}, test {counts[2]:,}).")
+            others = f"validation {counts[1]:,}, test {counts[2]:,}"
+            raise DatasetError(f"{self.label}: the split leaves no row for training ({others}); give training a larger part{why}.")
 
-    def _done(self, counts: list[int], where: object, remarks: splits.Remarks) -> None:
+    def _done(self, counts: list[int], where: object, remarks: splits.Remarks, sets: Sequence[str] = SETS) -> None:
         for line in remarks.lines():
             self.say(f"warning: {self.label}: {line}")
-        shown = ", ".join(f"{count:,} {name}" for name, count in zip(SETS, counts, strict=True))
+        shown = ", ".join(f"{count:,} {name}" for name, count in zip(sets, counts, strict=True))
         self.say(f"{self.label}: {shown} rows in {where}")
 
 
@@ -197,4 +218,6 @@ class _Shards:
 
 def _with_use(item: dict[str, Any], use: str) -> dict[str, Any]:
     """Return an item that says in which set it is."""
+    if use not in SETS:
+        return item
     return {**item, "dataItemResourceLabels": {**item["dataItemResourceLabels"], ML_USE: use}}

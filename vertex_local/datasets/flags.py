@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +91,7 @@ def plan(
         return export.Export(found, config, destination, **options)
     except dataset.DatasetError as error:
         where = path if args.data_split is None and job.data is None else f"{path} ({'--data_split' if args.data_split else job.name})"
-        raise ValueError(f"{where}: {error}") from None
+        raise dataset.DatasetError(f"{where}: {error}", error.field, error.status) from None
 
 
 def _beside(name: str, number: str) -> Path:
@@ -103,4 +102,5 @@ def _beside(name: str, number: str) -> Path:
         if path.is_file():
             return path
     shown = " or ".join(map(str, tried))
-    raise ValueError(f"{name}: inputDataConfig.datasetId: there is no data set file for {number!r} ({shown}); give it as --dataset.")
+    problem = f"{name}: inputDataConfig.datasetId: there is no data set file for {number!r} ({shown})"
+    raise dataset.DatasetError(f"{problem}; give one as --dataset.", status="UNAVAILABLE")
