@@ -94,7 +94,7 @@ def program(case: Case, number: int, site: Path | None, scratch: Path) -> Progra
     members = [environment.Member(i, n, f"localhost:{2222 + n}", 3333) for i, p, _ in case.pools for n in range(p.replicas)]
     member = next(member for member in members if member.pool == number)
     output = None if case.job.output is None else buckets.to_path(case.job.output, case.buckets)
-    service = environment.service_variables(case.job, members, member, "0", output, "1" if case.study else None)
+    service = environment.service_variables(case.job, members, member, "0", output, "1" if case.study else None) | case.variables
     env = {**environment.inherited(os.environ), **command.env, **service, "VERTEX_LOCAL_BUCKET_ROOT": str(case.buckets)}
     env = {name: value for name, value in env.items() if name not in _OF_THE_IMAGE}
     env |= {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
