@@ -26,23 +26,42 @@ from .errors import UserError
 
 BLOCK_BYTES = 4 << 20
 PATH = "_path"  # where a row is a file of its own: that file's path, for messages
+ROW = "_row"  # with the policy "collect": each row's number in its file, from 1, without header and blank lines
+KEPT = 20  # bad rows whose places are kept with their values
 Chunk = dict[str, np.ndarray]  # column -> [rows]: float32, or objects (bytes) for text
 
 
 @dataclass
 class BadRows:
-    """Collects what is wrong with rows; with the policy "error" the first one ends the run."""
+    """Collects what is wrong with rows; with the policy "error" the first one ends the run.
+
+    The policy "skip" counts them; "collect", for data that is read once, also keeps the first `KEPT` of them.
+    """
 
     policy: str = "error"
     reasons: Counter[str] = field(default_factory=Counter)
     places: set[str] = field(default_factory=set)  # each is counted once, however often it is read
+    kept: list[tuple[str, str, str]] = field(default_factory=list)  # (place, reason, value)
 
     def add(self, where: str, reason: str, value: object, count: int = 1) -> None:
         if self.policy == "error":
             raise UserError(f"{where}: {reason}; got {str(value)[:80]!r}. Mend the row, or leave such rows out with --bad_rows=skip.")
-        if where not in self.places:
+        if self.policy == "collect":
+            self.reasons[reason] += count
+            if len(self.kept) < KEPT:
+                text = value.decode("utf-8", "replace") if isinstance(value, bytes) else "" if value is None else str(value)
+                self.kept.append((where, reason, text[:80]))
+        elif where not in self.places:
             self.places.add(where)
             self.reasons[reason] += count
+
+    def add_rows(self, path: str, before: int, rows: np.ndarray, reason: str, values: Any) -> None:
+        """Count rows of a batch, given by their places in it, which `before` rows of the file precede."""
+        few = rows[: max(0, KEPT - len(self.kept))] if self.policy == "collect" else rows[:0]
+        for row in few.tolist():
+            self.add(f"{path}, row {before + row + 1}", reason, values[row].as_py())
+        if len(rows) > len(few):
+            self.reasons[reason] += len(rows) - len(few)
 
     def __str__(self) -> str:
         listed = "; ".join(f"{count} x {reason}" for reason, count in self.reasons.most_common(5))
@@ -152,10 +171,12 @@ def read_csv(path: str, columns: Sequence[Column], bad: BadRows) -> Iterator[Chu
                 convert_options=pacsv.ConvertOptions(column_types=types, include_columns=list(types), null_values=[""]),
             )
             for batch in reader:
-                good = _good_rows(batch, wanted, bad)
+                good = _good_rows(batch, wanted, bad, path, rows)
                 if bad.policy == "error" and not good.all():
                     break
                 chunk = {c.name: c.to_numpy(batch.column(i)) for i, c in enumerate(wanted)}
+                if bad.policy == "collect":
+                    chunk[ROW] = np.arange(rows + 1, rows + 1 + batch.num_rows)
                 yield chunk if good.all() else take(chunk, good)
                 rows += batch.num_rows
             else:
@@ -165,13 +186,13 @@ def read_csv(path: str, columns: Sequence[Column], bad: BadRows) -> Iterator[Chu
     yield from _read_by_line(path, names, header, wanted, bad, rows)
 
 
-def _good_rows(batch: Any, columns: Sequence[Column], bad: BadRows) -> np.ndarray:
+def _good_rows(batch: Any, columns: Sequence[Column], bad: BadRows, path: str, before: int) -> np.ndarray:
     """Return which rows hold only valid values, [rows] bool; bad ones are counted under their first fault."""
     good = np.ones(batch.num_rows, bool)
     for i, column in enumerate(columns):
         valid = column.good_values(batch.column(i))
-        if bad.policy == "skip" and (count := int((good & ~valid).sum())):
-            bad.reasons[column.must_be] += count
+        if bad.policy != "error" and not valid.all():
+            bad.add_rows(path, before, np.flatnonzero(good & ~valid), column.must_be, batch.column(i))
         good &= valid
     return good
 
@@ -213,7 +234,9 @@ def _is_number(cell: str) -> bool:
 def _read_by_line(path: str, names: list[str], header: bool, columns: Sequence[Column], bad: BadRows, skip: int) -> Iterator[Chunk]:
     """Read what Arrow would not, from data row `skip` on, naming lines; slow (0.3 M rows/s) but rarely needed."""
     places = [(column, names.index(column.name)) for column in columns]
-    values: dict[str, list[Any]] = {column.name: [] for column in columns}
+    collects = bad.policy == "collect"
+    names_kept = [column.name for column in columns] + [ROW] * collects
+    values: dict[str, list[Any]] = {name: [] for name in names_kept}
     count = -int(header)
     csv.field_size_limit(1 << 30)
     with io.TextIOWrapper(open_binary(path), encoding="utf-8", errors="surrogateescape", newline="") as lines:
@@ -225,19 +248,22 @@ def _read_by_line(path: str, names: list[str], header: bool, columns: Sequence[C
             if count <= skip:
                 continue
             if problem := _problem(row, len(names), places):
-                bad.add(f"{path}, line {reader.line_num}", *problem)
+                bad.add(f"{path}, row {count}" if collects else f"{path}, line {reader.line_num}", *problem)
                 continue
+            if collects:
+                values[ROW].append(count)
             for column, place in places:
                 values[column.name].append(column.parse(row[place]))
             if len(values[columns[0].name]) >= 100_000:
                 yield _as_chunk(values, columns)
-                values = {column.name: [] for column in columns}
+                values = {name: [] for name in names_kept}
     if values[columns[0].name]:
         yield _as_chunk(values, columns)
 
 
 def _as_chunk(values: dict[str, list[Any]], columns: Sequence[Column]) -> Chunk:
-    return {c.name: objects(values[c.name]) if c.is_text else np.array(values[c.name], np.float32) for c in columns}
+    chunk = {c.name: objects(values[c.name]) if c.is_text else np.array(values[c.name], np.float32) for c in columns}
+    return chunk | ({ROW: np.array(values[ROW])} if ROW in values else {})
 
 
 def _problem(row: list[str], width: int, places: Sequence[tuple[Column, int]]) -> tuple[str, str] | None:
