@@ -80,8 +80,9 @@ def _equal_rows(report: Report) -> Iterator[Finding]:
             yield Finding(WARNING if serious else NOTE, "duplicates", f"{share}; the first: {own} = {other}.{why}")
         if part["conflicts"]["count"]:
             own, other = part["conflicts"]["first"][0]
-            share = f"{name}: {_counted(part['conflicts'])} rows ({part['conflicts']['share']:.2%}) have inputs that also have another label"
-            serious = part["conflicts"]["share"] >= 0.001 and not few and _has_classes(report)
+            torn = part["conflicts"]
+            share = f"{name}: {_counted(torn)} rows ({torn['share']:.2%}) have inputs that also have another label"
+            serious = torn["share"] >= 0.001 and not few and _has_classes(report)
             yield Finding(WARNING if serious else NOTE, "conflicts", f"{share}; the first: {own} and {other}.{why}")
 
 
@@ -144,7 +145,8 @@ def _change(said: dict[str, Any], first: str, other: str) -> str:
     if plot and "values" in plot and plot["values"]:
         gaps = [b - a for a, b in zip(plot["shares"][first], plot["shares"][other])]
         place = max(range(len(gaps)), key=lambda i: abs(gaps[i]))
-        return f"{plot['values'][place]!r} is {plot['shares'][first][place]:.1%} of {first} and {plot['shares'][other][place]:.1%} of {other}"
+        before, after = (plot["shares"][part][place] for part in (first, other))
+        return f"{plot['values'][place]!r} is {before:.1%} of {first} and {after:.1%} of {other}"
     what = "mean length" if said["kind"] == "text" else "mean"
     if "mean" not in one or "mean" not in two:
         return f"{one['missing']:,} and {two['missing']:,} cells are missing"
@@ -235,7 +237,8 @@ def table(report: Report) -> Iterator[str]:
     rows = [["part", "rows", "bad", "repeated", "conflicts"]]
     for name, part in report.parts.items():
         whole = "" if part["complete"] else "+"
-        rows.append([name, f"{part['rows']:,}{whole}", f"{part['bad_rows']['count']:,}", _counted(part["duplicates"]), _counted(part["conflicts"])])
+        bad = f"{part['bad_rows']['count']:,}"
+        rows.append([name, f"{part['rows']:,}{whole}", bad, _counted(part["duplicates"]), _counted(part["conflicts"])])
     yield from _aligned(rows)
     yield ""
     first, *others = report.parts or [""]

@@ -11,29 +11,36 @@ from .data_findings import summary
 from .data_report import KIND, day
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 520, 190, 46, 24, 8  # of a histogram, and what its axes take of it
-ROW, NAMES = 17, 150  # of bars: the height of one, and the width of the values' names
+THICK, TOLD = 17, 92  # of bars: the height of a value's, and the width of the numbers beside them
 STYLE = """
 :root { color-scheme: light dark; --page: #fff; --card: #f6f7f9; --line: #d9dde3; --text: #1d2127; --faint: #59616d;
   --a: #7fb0e3; --a-edge: #2b6cb0; --b: #b4430a; --c: #1f7a4d; --warn: #8a3b00; --warn-back: #fff1e0; }
 @media (prefers-color-scheme: dark) { :root { --page: #14171c; --card: #1d2229; --line: #363d48; --text: #e6e9ee; --faint: #a3acb9;
   --a: #2f5f94; --a-edge: #7db4f0; --b: #ff9d57; --c: #63cf98; --warn: #ffc48a; --warn-back: #3a2a18; } }
 * { box-sizing: border-box; }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--page); max-width: 1180px; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
-h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2rem 0 .6rem; } h3 { font-size: 1rem; margin: 0; overflow-wrap: anywhere; }
-p { margin: .3rem 0; } .faint, h3 small { color: var(--faint); font-weight: 400; font-size: .87rem; }
-ul { list-style: none; padding: 0; margin: 0; } li { padding: .45rem .75rem; margin: .3rem 0; border-radius: 6px; background: var(--card); overflow-wrap: anywhere; }
-li.warning { background: var(--warn-back); border-left: 4px solid var(--warn); } li b { margin-right: .35rem; } li.warning b { color: var(--warn); }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--page); margin: 0; }
+main { max-width: 1180px; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
+h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2rem 0 .6rem; }
+h3 { font-size: 1rem; margin: 0; overflow-wrap: anywhere; } h3 small { color: var(--faint); font-weight: 400; font-size: .87rem; }
+p { margin: .3rem 0; } .faint { color: var(--faint); font-size: .87rem; } a { color: inherit; }
+ul { list-style: none; padding: 0; margin: 0; }
+li { padding: .45rem .75rem; margin: .3rem 0; border-radius: 6px; background: var(--card); overflow-wrap: anywhere; }
+li.warning { background: var(--warn-back); border-left: 4px solid var(--warn); } li b { margin-right: .35rem; }
+li.warning b, .drifts { color: var(--warn); font-weight: 600; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .2rem .7rem .2rem 0; text-align: right; border-bottom: 1px solid var(--line); vertical-align: top; }
-th { font-weight: 600; } th:first-child, td:first-child, td.left, th.left { text-align: left; } td.place { overflow-wrap: anywhere; text-align: left; }
-td.drifts { color: var(--warn); font-weight: 600; } a { color: inherit; }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 440px), 1fr)); gap: 1rem; }
-.card { background: var(--card); border-radius: 8px; padding: .8rem 1rem 1rem; min-width: 0; } .card table { font-size: .87rem; width: 100%; }
-.card p.drifts { color: var(--warn); font-weight: 600; } svg { display: block; width: 100%; height: auto; margin: .5rem 0; }
-svg text { fill: var(--faint); font: 11px system-ui, sans-serif; } svg .name { fill: var(--text); } svg .grid { stroke: var(--line); stroke-width: 1; }
+th { font-weight: 600; } th:first-child, td:first-child, .left, td.place { text-align: left; } td.left { white-space: nowrap; }
+td.place { overflow-wrap: anywhere; min-width: 9rem; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 440px), 1fr)); gap: 1rem; margin-top: 1rem; }
+.card { background: var(--card); border-radius: 8px; padding: .8rem 1rem 1rem; min-width: 0; }
+.card table { font-size: .87rem; width: 100%; } svg { display: block; width: 100%; height: auto; margin: .5rem 0; }
+svg text { fill: var(--faint); font: 11px system-ui, sans-serif; } svg .name { fill: var(--text); }
+svg .grid { stroke: var(--line); stroke-width: 1; }
 .p0 { fill: var(--a); stroke: var(--a-edge); stroke-width: 1; } .p1 { fill: none; stroke: var(--b); stroke-width: 2; }
-.p2 { fill: none; stroke: var(--c); stroke-width: 2; stroke-dasharray: 5 3; } .bar.p1 { fill: var(--b); stroke: none; } .bar.p2 { fill: var(--c); stroke: none; }
-.legend { display: flex; gap: 1.2rem; flex-wrap: wrap; } .legend svg { display: inline-block; width: 26px; height: 12px; margin: 0 .4rem 0 0; vertical-align: -1px; }
+.p2 { fill: none; stroke: var(--c); stroke-width: 2; stroke-dasharray: 5 3; }
+.bar.p1 { fill: var(--b); stroke: none; } .bar.p2 { fill: var(--c); stroke: none; }
+.legend { display: flex; gap: 1.2rem; flex-wrap: wrap; }
+.legend svg { display: inline-block; width: 26px; height: 12px; margin: 0 .4rem 0 0; vertical-align: -1px; }
 details { margin-top: .4rem; font-size: .87rem; } summary { cursor: pointer; color: var(--faint); }
 """
 
@@ -53,12 +60,14 @@ def _page(report: Mapping[str, Any]) -> Iterator[str]:
     yield f'<h1>{title}</h1><p class="faint">{escape(rows)}{"; synthetic sample data" if about.get("synthetic") else ""}</p>'
     yield "<h2>Findings</h2>"
     found = report["findings"]
-    lines = [f'<li class="{f["level"]}"><b>{escape(f["level"].title())}, {escape(f["check"])}:</b>{escape(f["message"])}</li>' for f in found]
+    lines = [
+        f'<li class="{one["level"]}"><b>{one["level"].title()}, {escape(one["check"])}:</b>{escape(one["message"])}</li>' for one in found
+    ]
     yield f"<ul>{''.join(lines)}</ul>" if lines else "<p>Nothing to warn of.</p>"
     yield "<h2>Parts</h2>" + _parts(report)
     yield from _places(report)
     yield "<h2>Columns</h2>" + _legend(list(parts)) + _overview(report)
-    yield '<div class="cards" style="margin-top:1rem">'
+    yield '<div class="cards">'
     ordered = sorted(report["columns"].items(), key=lambda entry: entry[1]["role"] != "label")
     for i, (name, said) in enumerate(ordered):
         yield _card(i, name, said, parts)
@@ -67,9 +76,14 @@ def _page(report: Mapping[str, Any]) -> Iterator[str]:
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table; cells are HTML already, one that begins with `<td` stands as it is."""
-    titles = "".join(f'<th scope="col">{cell}</th>' for cell in head)
+    texts = [bool(rows) and rows[0][i].startswith(('<td class="left', '<td class="place')) for i in range(len(head))]
+    titles = "".join(f'<th scope="col"{" class=left" * is_text}>{cell}</th>' for cell, is_text in zip(head, texts))
     body = "".join(f"<tr>{''.join(cell if cell.startswith('<td') else f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _place(text: str) -> str:
+    return f'<td class="place">{escape(text)}</td>'
 
 
 def _share(found: Mapping[str, Any]) -> str:
@@ -92,32 +106,28 @@ def _parts(report: Mapping[str, Any]) -> str:
 
 def _places(report: Mapping[str, Any]) -> Iterator[str]:
     rows = [
-        [f"{escape(pair['of'])} in {escape(pair['among'])}: {what}", *(f'<td class="place">{escape(place)}</td>' for place in places)]
+        [f"{escape(pair['of'])} in {escape(pair['among'])}: {what}", *map(_place, places)]
         for pair in report["pairs"]
         for key, what in (("equal", "equal"), ("conflicts", "other label"))
         for places in pair[key]["first"]
     ]
     for name, part in report["parts"].items():
         for key, what in (("duplicates", "repeated"), ("conflicts", "other label")):
-            rows += [
-                [f"{escape(name)}: {what}", *(f'<td class="place">{escape(place)}</td>' for place in places)] for places in part[key]["first"]
-            ]
+            rows += [[f"{escape(name)}: {what}", *map(_place, places)] for places in part[key]["first"]]
     if rows:
         yield f"<details><summary>Where rows are equal: the first of each kind ({len(rows)})</summary>"
         yield _table(["what", "row", "other row"], rows) + "</details>"
     for name, part in report["parts"].items():
         first = part["bad_rows"]["first"]
         if first:
-            bad = [[f'<td class="place">{escape(str(b[key]))}</td>' for key in ("place", "reason", "value")] for b in first]
+            bad = [[_place(one[key]) for key in ("place", "reason", "value")] for one in first]
             yield f"<details open><summary>The first bad rows of {escape(name)} ({len(bad)} of {part['bad_rows']['count']:,})</summary>"
             yield _table(["place", "what is wrong", "value"], bad) + "</details>"
 
 
 def _legend(parts: Sequence[str]) -> str:
-    marks = [
-        f'<span><svg viewBox="0 0 26 12" aria-hidden="true"><rect class="p{i}" x="1" y="1" width="24" height="10"/></svg>{escape(name)}</span>'
-        for i, name in enumerate(parts)
-    ]
+    box = '<svg viewBox="0 0 26 12" aria-hidden="true"><rect class="p{}" x="1" y="1" width="24" height="10"/></svg>'
+    marks = [f"<span>{box.format(i)}{escape(name)}</span>" for i, name in enumerate(parts)]
     return f'<p class="legend">{"".join(marks)}</p>'
 
 
@@ -156,13 +166,14 @@ def _card(number: int, name: str, said: Mapping[str, Any], parts: Sequence[str])
         if drift:
             text = f"Drift of {escape(other)}: {drift['distance']:.3f} (chance alone: up to {drift['chance']:.3f})"
             lines.append(f'<p class="{"drifts" if drift["drifts"] else "faint"}">{text}</p>')
-    heading = f'<h3>{escape(name)} <small>{said["kind"]}{shape}{role}{unit}</small></h3>'
+    heading = f"<h3>{escape(name)} <small>{said['kind']}{shape}{role}{unit}</small></h3>"
     return f'<section class="card" id="column-{number}">{heading}{drawn}{"".join(lines)}{_figures(said)}</section>'
 
 
 def _figures(said: Mapping[str, Any]) -> str:
-    keys = [key for key in ("missing", "infinite", "different", "min", "max", "mean", "deviation") if any(key in p for p in said["parts"].values())]
-    quantiles = [key for key in ("5%", "25%", "50%", "75%", "95%") if any("quantiles" in part for part in said["parts"].values())]
+    known = {key for part in said["parts"].values() for key in part}
+    keys = [key for key in ("missing", "infinite", "different", "min", "max", "mean", "deviation") if key in known]
+    quantiles = ["5%", "25%", "50%", "75%", "95%"] if "quantiles" in known else []
     rows = [[key, *(_number(part.get(key), key) for part in said["parts"].values())] for key in keys]
     rows += [[key, *(_number(part.get("quantiles", {}).get(key), key) for part in said["parts"].values())] for key in quantiles]
     found = f"<details><summary>Figures</summary>{_table(['', *map(escape, said['parts'])], rows)}</details>"
@@ -223,25 +234,26 @@ def _bars(name: str, plot: Mapping[str, Any], parts: Sequence[str]) -> str:
     values, shares = plot["values"], {part: plot["shares"][part] for part in parts if part in plot["shares"]}
     top = max((max(row) for row in shares.values() if row), default=0) or 1.0
     thick = 7 if len(shares) > 1 else 12
-    tall = max(ROW, thick * len(shares) + 5)
+    tall = max(THICK, thick * len(shares) + 5)
+    texts = [value if len(value) <= 22 else value[:21] + "…" for value in (str(value) or "(empty)" for value in values)]
+    left = 14 + 6.4 * max(map(len, texts), default=0)
+    scale = (WIDTH - left - TOLD) / top
     drawn = []
-    for k, value in enumerate(values):
+    for k, text in enumerate(texts):
         middle = TOP + k * tall + tall / 2
-        text = str(value) if len(str(value)) <= 22 else str(value)[:21] + "…"
-        drawn.append(f'<text class="name" x="{NAMES - 8}" y="{middle + 4:.1f}" text-anchor="end">{escape(text) or "(empty)"}</text>')
+        drawn.append(f'<text class="name" x="{left - 8:.1f}" y="{middle + 4:.1f}" text-anchor="end">{escape(text)}</text>')
         for i, part in enumerate(shares):
-            width = shares[part][k] / top * (WIDTH - NAMES - 60)
-            upper = middle - thick * len(shares) / 2 + i * thick
-            number = list(parts).index(part)
-            drawn.append(f'<rect class="bar p{number}" x="{NAMES}" y="{upper:.1f}" width="{width:.1f}" height="{thick - 1}"/>')
-        largest = max(row[k] for row in shares.values())
-        told = " / ".join(f"{row[k] * 100:.3g}" for row in shares.values()) + "%"
-        drawn.append(f'<text x="{NAMES + largest / top * (WIDTH - NAMES - 60) + 5:.1f}" y="{middle + 4:.1f}">{told}</text>')
+            upper, number = middle - thick * len(shares) / 2 + i * thick, list(parts).index(part)
+            size = f'width="{shares[part][k] * scale:.1f}" height="{thick - 1}"'
+            drawn.append(f'<rect class="bar p{number}" x="{left:.1f}" y="{upper:.1f}" {size}/>')
+        told = " / ".join(f"{row[k] * 100:.3g}" for row in shares.values()) + " %"
+        drawn.append(f'<text x="{left + max(row[k] for row in shares.values()) * scale + 6:.1f}" y="{middle + 4:.1f}">{told}</text>')
     return _svg(f"Shares of the values of {name} in {', '.join(shares)}", WIDTH, TOP + len(values) * tall + 4, drawn)
 
 
 def _svg(title: str, width: float, height: float, drawn: Sequence[str]) -> str:
-    return f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(title)}"><title>{escape(title)}</title>{"".join(drawn)}</svg>'
+    said = escape(title)
+    return f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{said}"><title>{said}</title>{"".join(drawn)}</svg>'
 
 
 def _ticks(low: float, high: float, most: int) -> list[float]:

@@ -248,6 +248,7 @@ class _Part:
             if name not in self.columns:
                 self.columns[name] = _ColumnPart(self.known.get(name), values, self.role(name) == "label", self.limits)
             sampled[name], sampled[f"{name}#"] = self.columns[name].add(values)
+        for name in sorted(names):  # whatever the order in which a part's chunks hold them
             if self.role(name) == "input":
                 inputs = sketches.combine(inputs, sampled[f"{name}#"])
             elif self.role(name) == "label":
@@ -319,19 +320,22 @@ def _common(later: _Part, earlier: _Part) -> dict[str, Any] | None:
     own, other = later.hashes.within(halvings), earlier.hashes.within(halvings)
     scale, rows = 1 << halvings, max(1, int(own.counts.sum()))
     found: dict[str, Any] = {"of": later.name, "among": earlier.name}
-    equal, ordered = np.isin(own.rows, other.rows), np.argsort(other.rows)
-    torn = np.isin(own.inputs, other.inputs) & ~equal
-    for name, mask in (("equal", equal), ("conflicts", torn)):
+    ordered = np.argsort(other.rows)
+    equal, twins = _find(own.rows, other.rows[ordered])
+    torn, alike = _find(own.inputs, other.inputs)
+    for name, mask, matches in (("equal", equal, ordered[twins] if len(ordered) else twins), ("conflicts", torn & ~equal, alike)):
         places = np.flatnonzero(mask)
         places = places[np.argsort(own.first[places])][:PLACES]
-        if name == "equal":
-            twins = ordered[np.searchsorted(other.rows, own.rows[places], sorter=ordered)] if len(places) else []
-        else:
-            twins = np.searchsorted(other.inputs, own.inputs[places]) if len(places) else []
         count = int(own.counts[mask].sum())
-        examples = [[later.place(own.first[i]), earlier.place(other.first[j])] for i, j in zip(places, twins)]
+        examples = [[later.place(own.first[i]), earlier.place(other.first[matches[i]])] for i in places]
         found[name] = {"count": count * scale, "share": count / rows, "exact": scale == 1, "first": examples}
     return found
+
+
+def _find(values: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return which values are among sorted ones, and where: both [values], the places of the others without meaning."""
+    places = np.minimum(np.searchsorted(among, values), max(0, len(among) - 1))
+    return (among[places] == values if len(among) else np.zeros(len(values), bool)), places
 
 
 def _columns(read: Mapping[str, _Part]) -> dict[str, dict[str, Any]]:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from .contract import Contract
 
 NAME = "data_report"
+BRIEF = 4.0  # seconds for each part, where `check` asks
 
 
 def say(package: str, trainer: str, hyperparameters: type, hp: Any, options: RunOptions, env: Environment) -> dict[str, Any]:
@@ -56,6 +58,15 @@ def say(package: str, trainer: str, hyperparameters: type, hp: Any, options: Run
     return found
 
 
+def findings(contract: Contract, hp: Any, options: RunOptions, env: Environment) -> list[dict[str, str]]:
+    """Return what a brief look at the data finds, as plain values; nothing where the data cannot be read, which the plan says."""
+    try:
+        found = gather(contract, hp, options, env, BRIEF).findings
+    except UserError:
+        return []
+    return [dataclasses.asdict(finding) for finding in found]
+
+
 # ------------------------------------------------------------------ the rows
 
 
@@ -76,7 +87,8 @@ def gather(contract: Contract, hp: Any, options: RunOptions, env: Environment, s
     bad = {name: BadRows("collect") for name in files}
     parts = {name: _chunks(contract, hp, paths, name == "training", bad[name]) for name, paths in files.items()}
     if hp.eval_fraction and not evaluation:
-        plain = (_bare(chunk, contract) for chunk in _chunks(contract, hp, train, True, BadRows("skip")))
+        chunks = _within(_chunks(contract, hp, train, True, BadRows("skip")), seconds)
+        plain = (_bare(chunk, contract) for chunk in chunks)
         split = make_split(hp.eval_fraction, hp.split_by, hp.seed, plain)
         parts["training"] = _split(split, parts["training"], False, contract)
         # The same files once more, whose bad rows are counted already.
@@ -97,7 +109,7 @@ def _chunks(contract: Contract, hp: Any, files: Sequence[str], training: bool, b
     from . import sources
 
     if "dataset" in contract.given:
-        yield from sources.DatasetSource(lambda epoch: contract.dataset(files, hp, epoch), training).chunks() if files else ()
+        yield from sources.DatasetSource(lambda epoch: contract.dataset(files, hp, epoch), training, False).chunks() if files else ()
         return
     if "source" in contract.given:
         yield from sources.IndexedSource(contract.source(files, hp)).chunks() if files else ()
@@ -113,6 +125,15 @@ def _chunks(contract: Contract, hp: Any, files: Sequence[str], training: bool, b
                 chunk = {**chunk, PATH: np.full(rows, os.fsencode(path), object)}
             count += rows
             yield chunk
+
+
+def _within(chunks: Iterator[Chunk], seconds: float | None) -> Iterator[Chunk]:
+    """Yield chunks, for so many seconds at most."""
+    start = time.monotonic()
+    for chunk in chunks:
+        yield chunk
+        if seconds is not None and time.monotonic() > start + seconds:
+            return
 
 
 def _marked(column: Any) -> Any:
@@ -199,4 +220,5 @@ def _write(path: str, text: str) -> None:
             file.write(text)
         os.replace(f"{path}.tmp", path)
     except OSError as error:
-        raise UserError(f"--data_report: cannot write {path}: {error.strerror or error}. Name another folder: --data_report=FOLDER.") from None
+        why = error.strerror or error
+        raise UserError(f"--data_report: cannot write {path}: {why}. Name another folder: --data_report=FOLDER.") from None

@@ -65,9 +65,11 @@ def _hash_texts(values: Array) -> Array:
     if len(few):
         width = -(-max(1, int(lengths[short].max())) // 8) * 8
         words = few.astype(f"S{width}").view(np.uint64).reshape(len(few), -1)
-        hashed = total[short]
+        hashed, sizes = total[short], lengths[short]
         for i in range(words.shape[1]):
-            hashed = combine(hashed, words[:, i])
+            mixed = combine(hashed, words[:, i])
+            # The width is that of the chunk's longest text, of which a text's hash must know nothing.
+            hashed = mixed if i == 0 else np.where(sizes > 8 * i, mixed, hashed)
         total[short] = hashed
     if len(few) < len(values):
         total[~short] = _digests(values[~short])
@@ -80,7 +82,7 @@ def _digests(contents: Any) -> Array:
 
 def as_bytes(values: Array) -> Array:
     """Return texts as objects of bytes: [n]; a reader of one's own may give str."""
-    if all(type(value) is bytes for value in values):
+    if set(map(type, values)) <= {bytes}:
         return values if values.dtype == object else values.astype(object)
     found = np.empty(len(values), object)
     found[:] = [value if isinstance(value, bytes) else str(value).encode() for value in values]
@@ -218,7 +220,10 @@ class RowHashes:
         parts += [(inputs, rows, np.ones(len(rows), np.int64), places, places) for inputs, rows, places in self.waiting]
         inputs, rows, counts, first, last = (np.concatenate(columns) for columns in zip(*parts))
         self.waiting, self.waits = [], 0
-        order = np.lexsort((rows, inputs))
+        order = np.argsort(inputs)
+        again = np.r_[False, inputs[order[1:]] == inputs[order[:-1]]][: len(inputs)]
+        tied = order[again | np.r_[again[1:], False]]  # most often few: to sort all by both hashes would take twice the time
+        order[again | np.r_[again[1:], False]] = tied[np.lexsort((rows[tied], inputs[tied]))]
         inputs, rows = inputs[order], rows[order]
         starts = np.flatnonzero(np.r_[True, (inputs[1:] != inputs[:-1]) | (rows[1:] != rows[:-1])][: len(inputs)])
         if len(starts):
@@ -282,11 +287,14 @@ def chance_distance(first: int, second: int, bins: int) -> float:
 
 def seconds_of(dates: Array) -> Array:
     """Return the seconds since 1970 of texts such as `2011-01-28 20:42:59 UTC`, NaN for what is none: [n] -> float64 [n]."""
-    digits = dates.astype("S19").view(np.uint8).reshape(len(dates), 19).astype(np.int64) - ord("0")
+    digits = dates.astype("S19").view(np.uint8).reshape(len(dates), 19) - np.uint8(ord("0"))
 
     def number(start: int, end: int) -> Array:
-        part = digits[:, start:end]
-        return np.where(((part >= 0) & (part <= 9)).all(axis=1), part @ 10 ** np.arange(end - start - 1, -1, -1), -1)
+        total, good = np.zeros(len(dates), np.int32), np.ones(len(dates), bool)
+        for place in range(start, end):
+            total = total * 10 + digits[:, place]
+            good &= digits[:, place] < 10
+        return np.where(good, total, -1)
 
     year, month, day = number(0, 4), number(5, 7), number(8, 10)
     hour, minute, second = (np.maximum(number(start, start + 2), 0) for start in (11, 14, 17))
