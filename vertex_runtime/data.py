@@ -55,13 +55,15 @@ class BadRows:
             self.places.add(where)
             self.reasons[reason] += count
 
-    def add_rows(self, path: str, before: int, rows: np.ndarray, reason: str, values: Any) -> None:
-        """Count rows of a batch, given by their places in it, which `before` rows of the file precede."""
-        few = rows[: max(0, KEPT - len(self.kept))] if self.policy == "collect" else rows[:0]
-        for row in few.tolist():
-            self.add(f"{path}, row {before + row + 1}", reason, values[row].as_py())
-        if len(rows) > len(few):
-            self.reasons[reason] += len(rows) - len(few)
+    def add_rows(self, path: str, before: int, faults: Sequence[tuple[np.ndarray, str, Any]]) -> None:
+        """Count the bad rows of a batch, which `before` rows of the file precede: (places in the batch, reason, Arrow values)."""
+        few = max(0, KEPT - len(self.kept)) if self.policy == "collect" else 0
+        first = sorted((row, i) for i, (rows, _, _) in enumerate(faults) for row in rows[:few].tolist())[:few]
+        for row, i in first:
+            self.add(f"{path}, row {before + row + 1}", faults[i][1], faults[i][2][row].as_py())
+        for i, (rows, reason, _) in enumerate(faults):
+            if rest := len(rows) - sum(place == i for _, place in first):
+                self.reasons[reason] += rest
 
     def __str__(self) -> str:
         listed = "; ".join(f"{count} x {reason}" for reason, count in self.reasons.most_common(5))
@@ -188,12 +190,13 @@ def read_csv(path: str, columns: Sequence[Column], bad: BadRows) -> Iterator[Chu
 
 def _good_rows(batch: Any, columns: Sequence[Column], bad: BadRows, path: str, before: int) -> np.ndarray:
     """Return which rows hold only valid values, [rows] bool; bad ones are counted under their first fault."""
-    good = np.ones(batch.num_rows, bool)
+    good, faults = np.ones(batch.num_rows, bool), []
     for i, column in enumerate(columns):
         valid = column.good_values(batch.column(i))
         if bad.policy != "error" and not valid.all():
-            bad.add_rows(path, before, np.flatnonzero(good & ~valid), column.must_be, batch.column(i))
+            faults.append((np.flatnonzero(good & ~valid), column.must_be, batch.column(i)))
         good &= valid
+    bad.add_rows(path, before, faults)
     return good
 
 

@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from .data_report import DRIFT, Finding, Report
+from .data_compare import DRIFT
+from .data_report import Finding, Report
 from .data_sketches import RowSample, combine
 
-RARE, MISSING = 0.01, 0.5  # shares: of a class that is warned of below it, of missing cells that are noted above it
+RARE, MISSING = 0.01, 0.5  # a class's rows to those of the most frequent, warned of below; the share of missing cells, noted above
+REPEATED, TORN = 0.01, 0.001  # shares of rows within a part, from which equal rows and several labels of the same inputs are warned of
+FEW_VALUES = 50  # of a column, up to which equal rows may well come about by chance
 CHANCE = 1e-6  # how likely a coincidence may be that is taken for a law
 WARNING, NOTE = "warning", "note"
 
@@ -42,17 +45,13 @@ def _counted(found: dict[str, Any]) -> str:
 
 
 def _few_combinations(report: Report) -> int | None:
-    """Return how many different inputs there can be, where so few that equal ones need not mean anything."""
-    first = next(iter(report.parts))
-    told = {"number", "category", "text", "date"}  # of images the sizes are counted, of arrays nothing is
-    inputs = [
-        said["parts"].get(first, {}).get("different") if said["kind"] in told else None
-        for said in report.columns.values()
-        if said["role"] == "input"
-    ]
-    if not inputs or None in inputs or math.prod(inputs) > 10 * report.parts[first]["rows"]:
+    """Return how many different inputs there can be, where columns of few values make so few that equal ones mean nothing."""
+    first = next(iter(report.parts), "")
+    inputs = [said for said in report.columns.values() if said["role"] == "input"]
+    values = [said["parts"].get(first, {}).get("different") for said in inputs if said["kind"] in ("number", "category")]
+    if len(values) < len(inputs) or not values or any(value is None or value > FEW_VALUES for value in values):
         return None
-    return math.prod(inputs)
+    return math.prod(values) if math.prod(values) <= 10 * report.parts[first]["rows"] else None
 
 
 def _equal_rows(report: Report) -> Iterator[Finding]:
@@ -76,13 +75,13 @@ def _equal_rows(report: Report) -> Iterator[Finding]:
         if part["duplicates"]["count"]:
             own, other = part["duplicates"]["first"][0]
             share = f"{name}: {_counted(part['duplicates'])} rows ({part['duplicates']['share']:.2%}) repeat an earlier one"
-            serious = part["duplicates"]["share"] >= 0.01 and not few
+            serious = part["duplicates"]["share"] >= REPEATED and not few
             yield Finding(WARNING if serious else NOTE, "duplicates", f"{share}; the first: {own} = {other}.{why}")
         if part["conflicts"]["count"]:
             own, other = part["conflicts"]["first"][0]
             torn = part["conflicts"]
             share = f"{name}: {_counted(torn)} rows ({torn['share']:.2%}) have inputs that also have another label"
-            serious = torn["share"] >= 0.001 and not few and _has_classes(report)
+            serious = torn["share"] >= TORN and not few and _has_classes(report)
             yield Finding(WARNING if serious else NOTE, "conflicts", f"{share}; the first: {own} and {other}.{why}")
 
 
@@ -102,23 +101,22 @@ def _labels(report: Report) -> Iterator[Finding]:
         counts = classes.get(first)
         if not counts:
             continue
-        total, rarest, most = sum(counts.values()), min(counts, key=lambda name: counts[name]), max(counts, key=lambda name: counts[name])
-        several = said["parts"][first]["different"]
+        rarest, most = (choose(sorted(counts), key=lambda name: counts[name]) for choose in (min, max))
+        several, rows = said["parts"][first]["different"], report.parts[first]["rows"]
         if several == 1:
             yield Finding(WARNING, "labels", f"all rows of {first} have {label} {most!r}: there is nothing to tell apart.")
-        elif counts[rarest] < RARE * total and (said["kind"] != "number" or len(counts) == 2):
-            problem = f"{label} {rarest!r} stands in {counts[rarest]:,} of {total:,} rows of {first}, {most!r} in {counts[most]:,}"
+        elif several and counts[rarest] < RARE * counts[most] and (said["kind"] != "number" or several == 2):
+            problem = f"{label} {rarest!r} stands in {counts[rarest]:,} of {rows:,} rows of {first}, {most!r} in {counts[most]:,}"
             yield Finding(WARNING, "labels", f"{problem}: weigh the classes (WEIGHT, class_weight) or measure more than accuracy.")
-        elif said["kind"] != "number" or len(counts) <= 2:
-            share = f"{several or 'many'} classes of {label}, the rarest {rarest!r} in {counts[rarest]:,} of {total:,} rows of {first}"
+        elif several:
+            share = f"{several:,} values of {label}, the rarest {rarest!r} in {counts[rarest]:,} of {rows:,} rows of {first}"
             yield Finding(NOTE, "labels", f"{share}, the most frequent {most!r} in {counts[most]:,}.")
-        for other in others if several is not None and several <= 50 else ():
-            unseen = sorted(classes.get(other, {}).keys() - counts.keys())
-            if unseen:
-                rows = sum(classes[other][name] for name in unseen)
-                listed = ", ".join(map(repr, unseen[:5]))
-                yield Finding(WARNING, "labels", f"{rows:,} rows of {other} have a {label} that {first} lacks: {listed}.")
-            if classes.get(other) and (absent := sorted(counts.keys() - classes[other].keys())) and said["kind"] != "number":
+        for other in others if several else ():
+            theirs = classes.get(other) or {}
+            if unseen := sorted(theirs.keys() - counts.keys()):
+                problem = f"{sum(theirs[name] for name in unseen):,} rows of {other} have a {label} that {first} lacks"
+                yield Finding(WARNING, "labels", f"{problem}: {', '.join(map(repr, unseen[:5]))}.")
+            if theirs and (absent := sorted(counts.keys() - theirs.keys())):
                 yield Finding(NOTE, "labels", f"{other} has no row with {label} {', '.join(map(repr, absent[:5]))}.")
 
 
@@ -216,15 +214,21 @@ def tells(numbers: np.ndarray, cells: np.ndarray, answers: np.ndarray, labels: n
         return "they are equal"
     surprise = math.log(CHANCE) / math.log(counts.max() / len(labels))  # so many rows can agree by chance, but not more
     values = len(np.unique(cells))
-    if len(cells) - values > max(20.0, surprise) and len(np.unique(combine(cells, labels))) == values:
-        return f"each of its {values:,} values goes with one label"
-    if not ordered or not np.isfinite(numbers).all():
-        return None
-    if len(counts) <= 20 and len(labels) - len(counts) > max(20.0, surprise):
-        runs = labels[np.lexsort((labels, numbers))]
-        if int((runs[1:] != runs[:-1]).sum()) == len(counts) - 1:
-            return "each label has a range of its own"
-    if len(counts) > 20 and known.all() and numbers.std() and answers.std() and abs(np.corrcoef(numbers, answers)[0, 1]) > 0.999:
+    if len(np.unique(combine(cells, labels))) == values:
+        if len(cells) - values > max(20.0, surprise):
+            return f"each of its {values:,} values goes with one label"
+        if ordered and np.isfinite(numbers).all() and len(counts) <= 20 and len(labels) - len(counts) > max(20.0, surprise):
+            sequence = labels[np.argsort(numbers)]
+            if int((sequence[1:] != sequence[:-1]).sum()) == len(counts) - 1:
+                return "each label has a range of its own"
+    if (
+        ordered
+        and len(counts) > 20
+        and known.all()
+        and numbers.std()
+        and answers.std()
+        and abs(np.corrcoef(numbers, answers)[0, 1]) > 0.999
+    ):
         return "they are all but proportional"
     return None
 
@@ -257,7 +261,7 @@ def summary(kind: str, figures: dict[str, Any]) -> str:
     if "values" in figures and kind != "number":
         several = figures["different"] if figures["different"] is not None else "many"
         most = f"{figures['values'][0][0][:20]!r} most often" if figures["values"] else "none"
-        return f"{several} values, {most}"
+        return f"{several} {'sizes' if kind == 'image' else 'values'}, {most}"
     if kind == "date" and "min" in figures:
         return f"{figures['min'][:10]} .. {figures['max'][:10]}"
     if "min" not in figures:

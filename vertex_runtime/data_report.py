@@ -21,10 +21,8 @@ from . import data_sketches as sketches
 from .columns import Category, Column, Date, Image, Number, Text
 from .data import PATH, ROW, BadRows, Chunk
 
-DRIFT = 0.1  # the distance from which a difference between parts is a warning: a normal distribution moved by 0.25 deviations
 PLACES = 5  # examples of each kind of equal rows
 FEW = 20  # values of a number up to which they are counted one by one instead of put into bins
-BINS, SHOWN = 10, 30  # of the drift, by quantiles; of a plot, of equal width
 KIND = "vertex_runtime data report"  # by which a file is known to be ours
 _SHIFT = 40  # bits of a place that hold the row
 
@@ -90,15 +88,16 @@ def collect(
     Returns:
         The report, with its findings.
     """
+    from .data_compare import columns_of, common
     from .data_findings import judge
 
-    read = {name: _Part(name, columns, labels, weight, seed, limits) for name in parts}
+    read = {name: Part(name, columns, labels, weight, seed, limits) for name in parts}
     for name, chunks in parts.items():
         read[name].read(chunks)
     order = list(read)
-    pairs = [_common(read[other], read[name]) for i, name in enumerate(order) for other in order[i + 1 :]]
+    pairs = [common(read[other], read[name]) for i, name in enumerate(order) for other in order[i + 1 :]]
     described = {name: part.described((bad or {}).get(name)) for name, part in read.items()}
-    found = Report(described, _columns(read), [pair for pair in pairs if pair])
+    found = Report(described, columns_of(read), [pair for pair in pairs if pair])
     found.findings = judge(found, next(iter(read.values())).sample if read else None)
     return found
 
@@ -125,11 +124,12 @@ def shown(value: Any) -> str:
 # ------------------------------------------------------------------ one part
 
 
-class _ColumnPart:
+class ColumnPart:
     """One column in one part. `kind`: number, category, text, date, image or array."""
 
     def __init__(self, column: Column | None, values: np.ndarray, is_label: bool, limits: Limits):
-        self.kind, self.shape, self.missing, self.infinite = _kind(column, values, is_label), list(values.shape[1:]), 0, 0
+        self.kind, self.shape, self.is_label = _kind(column, values, is_label), list(values.shape[1:]), is_label
+        self.missing = self.infinite = 0
         self.moments = sketches.Moments()
         self.counts = sketches.Counts(limits.values, keep=self.kind in ("category", "image"))
 
@@ -148,14 +148,9 @@ class _ColumnPart:
 
     def _numbers(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if self.kind in ("number", "array") and values.dtype.kind not in "OSU":
-            flat = values.astype(np.float64)
-            finite = np.isfinite(flat)
-            self.infinite += int(np.isinf(flat).sum())
-            self.moments.add(flat[finite])
-            rows = flat.reshape(len(flat), -1)
-            absent = np.isnan(rows).all(axis=1) if rows.shape[1] else np.zeros(len(flat), bool)
-            means = rows[:, 0] if rows.shape[1] == 1 else rows.mean(axis=1) if rows.shape[1] else np.zeros(len(flat))
-            return np.where(np.isfinite(means), means, np.nan), absent
+            step = max(1, (1 << 20) // max(1, values[0].size))  # rows at a time: as float64 a chunk of images would be large
+            measured = [self._measure(values[start : start + step]) for start in range(0, len(values), step)]
+            return tuple(np.concatenate(part) for part in zip(*measured))
         if values.ndim > 1:
             return np.full(len(values), np.nan), np.zeros(len(values), bool)
         texts = sketches.as_bytes(values)
@@ -166,6 +161,15 @@ class _ColumnPart:
         numbers = sketches.seconds_of(texts) if self.kind == "date" else np.where(absent, np.nan, lengths)
         self.moments.add(numbers[np.isfinite(numbers)])
         return numbers, absent
+
+    def _measure(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Take numbers in; return the mean of each row's (NaN where that is not finite), and which rows hold none, both [rows]."""
+        rows = values.astype(np.float64).reshape(len(values), -1)
+        self.infinite += int(np.isinf(rows).sum())
+        self.moments.add(rows[np.isfinite(rows)])
+        means = rows[:, 0] if rows.shape[1] == 1 else rows.mean(axis=1) if rows.shape[1] else np.zeros(len(rows))
+        absent = np.isnan(rows).all(axis=1) & (rows.shape[1] > 0)
+        return np.where(np.isfinite(means), means, np.nan), absent
 
     @property
     def is_counted(self) -> bool:
@@ -192,7 +196,7 @@ class _ColumnPart:
             del found["mean"], found["deviation"]
             found["quantiles"] = {name: day(value) for name, value in found["quantiles"].items()}
         if self.is_counted:
-            found["values"] = [[shown(value), count] for value, count in self.counts.ranked()[:50]]
+            found["values"] = [[shown(value), count] for value, count in self.counts.ranked()[: None if self.is_label else 50]]
             found["exact"] = not self.counts.others
         return found
 
@@ -213,13 +217,13 @@ def _kind(column: Column | None, values: np.ndarray, is_label: bool) -> str:
     return "text" if values.dtype.kind in "OSU" else "number"
 
 
-class _Part:
+class Part:
     """What is kept of one part while it is read."""
 
     def __init__(self, name: str, columns: Sequence[Column], labels: Sequence[str], weight: str | None, seed: int, limits: Limits):
         self.name, self.known, self.labels, self.weight, self.limits = name, {c.name: c for c in columns}, labels, weight, limits
         self.rows, self.complete, self.paths = 0, True, []
-        self.columns: dict[str, _ColumnPart] = {}
+        self.columns: dict[str, ColumnPart] = {}
         self.hashes, self.sample = sketches.RowHashes(limits.rows), sketches.RowSample(seed, limits.sample)
 
     def read(self, chunks: Iterable[Chunk]) -> None:
@@ -231,7 +235,8 @@ class _Part:
             self._add(chunk, names)
             if end is not None and time.monotonic() > end:
                 self.complete = False
-                return
+                break
+        self.hashes.settle()
 
     def role(self, name: str) -> str:
         """Return what a column is to the model: label, weight or input."""
@@ -246,7 +251,7 @@ class _Part:
         for name in names:
             values = chunk[name]
             if name not in self.columns:
-                self.columns[name] = _ColumnPart(self.known.get(name), values, self.role(name) == "label", self.limits)
+                self.columns[name] = ColumnPart(self.known.get(name), values, self.role(name) == "label", self.limits)
             sampled[name], sampled[f"{name}#"] = self.columns[name].add(values)
         for name in sorted(names):  # whatever the order in which a part's chunks hold them
             if self.role(name) == "input":
@@ -277,7 +282,6 @@ class _Part:
 
     def described(self, bad: BadRows | None) -> dict[str, Any]:
         """Return the part's own figures."""
-        self.hashes.settle()
         held, scale = self.hashes, 1 << self.hashes.halvings
         rows = max(1, int(held.counts.sum()))
         again = np.flatnonzero(held.counts > 1)
@@ -304,128 +308,6 @@ class _Part:
         }  # fmt: skip
 
 
-def sorted_places(part: _Part, first: int, second: int) -> list[str]:
+def sorted_places(part: Part, first: int, second: int) -> list[str]:
     """Return two places in the order of the data."""
     return [part.place(number) for number in sorted((int(first), int(second)))]
-
-
-# ------------------------------------------------------------------ two parts
-
-
-def _common(later: _Part, earlier: _Part) -> dict[str, Any] | None:
-    """Return which rows of one part are in another: equal ones, and ones with the same inputs and another label."""
-    if not (later.rows and earlier.rows):
-        return None
-    halvings = max(later.hashes.halvings, earlier.hashes.halvings)
-    own, other = later.hashes.within(halvings), earlier.hashes.within(halvings)
-    scale, rows = 1 << halvings, max(1, int(own.counts.sum()))
-    found: dict[str, Any] = {"of": later.name, "among": earlier.name}
-    ordered = np.argsort(other.rows)
-    equal, twins = _find(own.rows, other.rows[ordered])
-    torn, alike = _find(own.inputs, other.inputs)
-    for name, mask, matches in (("equal", equal, ordered[twins] if len(ordered) else twins), ("conflicts", torn & ~equal, alike)):
-        places = np.flatnonzero(mask)
-        places = places[np.argsort(own.first[places])][:PLACES]
-        count = int(own.counts[mask].sum())
-        examples = [[later.place(own.first[i]), earlier.place(other.first[matches[i]])] for i in places]
-        found[name] = {"count": count * scale, "share": count / rows, "exact": scale == 1, "first": examples}
-    return found
-
-
-def _find(values: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return which values are among sorted ones, and where: both [values], the places of the others without meaning."""
-    places = np.minimum(np.searchsorted(among, values), max(0, len(among) - 1))
-    return (among[places] == values if len(among) else np.zeros(len(values), bool)), places
-
-
-def _columns(read: Mapping[str, _Part]) -> dict[str, dict[str, Any]]:
-    """Return what the report says of each column: figures, plot, drift."""
-    found: dict[str, dict[str, Any]] = {}
-    for name in dict.fromkeys(name for part in read.values() for name in part.columns):
-        there = {part.name: part for part in read.values() if name in part.columns}
-        first = next(iter(there.values()))
-        column = first.columns[name]
-        said: dict[str, Any] = {"kind": column.kind, "role": first.role(name)}
-        if column.shape:
-            said["shape"] = column.shape
-        said["parts"] = {other: part.columns[name].described(part.sample.column(name)) for other, part in there.items()}
-        said["plot"] = _bars(there, name) if column.is_counted else _histogram(there, name)
-        said["drift"] = {other: _drift(first, part, name) for other, part in there.items() if part is not first}
-        found[name] = said
-    return found
-
-
-def _drift(first: _Part, second: _Part, name: str) -> dict[str, Any] | None:
-    """Return the Jensen-Shannon distance of a column between two parts, and what chance alone explains; None without numbers."""
-    a, b = first.columns[name], second.columns[name]
-    if a.is_counted:
-        keys = list(dict.fromkeys([*a.counts.values, *b.counts.values]))
-        # Of a column that turned out to have many values in the other part nothing but their number is known.
-        rest = [side.counts.others + (part.rows - side.missing) * (side.counts.full and not side.counts.keep)
-                for part, side in ((first, a), (second, b))]  # fmt: skip
-        counts = [[side.counts.values.get(key, (0, 0))[1] for key in keys] for side in (a, b)]
-        histograms = [np.array([*row, more, side.missing], float) for row, more, side in zip(counts, rest, (a, b))]
-    else:
-        one, two = first.sample.column(name), second.sample.column(name)
-        given = one[~np.isnan(one)]
-        bins = min(BINS, max(2, min(len(one), len(two)) // 5))
-        if not len(given):
-            return None
-        edges = np.unique(np.quantile(given, np.linspace(0, 1, bins + 1)[1:-1]))
-        histograms = [
-            np.r_[np.bincount(np.searchsorted(edges, part[~np.isnan(part)], side="left"), minlength=len(edges) + 1), np.isnan(part).sum()]
-            for part in (one, two)
-        ]
-    sizes = [int(histogram.sum()) for histogram in histograms]
-    if not min(sizes):
-        return None
-    both = (histograms[0] + histograms[1]) / sum(sizes) * min(sizes)
-    rare = both < 5  # too rare for the rule of chance, which counts on five rows and more: taken together
-    pooled = [np.r_[histogram[~rare], histogram[rare].sum()] for histogram in histograms]
-    bins = int(((pooled[0] + pooled[1]) > 0).sum())
-    distance = sketches.js_distance(*pooled)
-    chance = sketches.chance_distance(*sizes, bins) if bins > 1 else 0.0
-    return {"distance": round(distance, 6), "chance": round(chance, 6), "drifts": distance >= DRIFT and distance > chance}
-
-
-# ------------------------------------------------------------------ plots
-
-
-def _bars(parts: Mapping[str, _Part], name: str) -> dict[str, Any]:
-    """Return the shares of the most frequent values: {"values", "shares": {part: [...]}}, numbers in their order."""
-    total: dict[int, float] = {}
-    values: dict[int, Any] = {}
-    for part in parts.values():
-        for key, (value, count) in part.columns[name].counts.values.items():
-            total[key] = total.get(key, 0.0) + count / max(1, part.rows)
-            values[key] = value
-    keys = sorted(total, key=lambda key: (-total[key], key))[:FEW]
-    if all(isinstance(values[key], (float, np.number)) for key in keys):
-        keys.sort(key=lambda key: values[key])
-    shares = {}
-    for other, part in parts.items():
-        counts, rows = part.columns[name].counts, max(1, part.rows - part.columns[name].missing)
-        shares[other] = [counts.values.get(key, (0, 0))[1] / rows for key in keys]
-        if len(total) > len(keys) or counts.others:
-            shares[other].append(max(0.0, 1 - sum(shares[other])))
-    most = max(map(len, shares.values()), default=0)
-    labels = [shown(values[key]) for key in keys] + ["all others"] * (most > len(keys))
-    return {"values": labels, "shares": {other: row + [0.0] * (most - len(row)) for other, row in shares.items()}}
-
-
-def _histogram(parts: Mapping[str, _Part], name: str) -> dict[str, Any] | None:
-    """Return {"edges", "shares": {part: [...]}} of the samples; the first and last bin hold what lies beyond, too."""
-    samples = {other: part.sample.column(name) for other, part in parts.items()}
-    given = {other: values[~np.isnan(values)] for other, values in samples.items()}
-    together = np.concatenate(list(given.values()))
-    if not len(together):
-        return None
-    low, high = np.quantile(together, (0.005, 0.995))
-    if low == high:
-        low, high = low - 0.5, high + 0.5
-    edges = np.linspace(low, high, SHOWN + 1)
-    shares = {}
-    for other, values in given.items():
-        places = np.clip(((values - low) / (high - low) * SHOWN).astype(int), 0, SHOWN - 1)
-        shares[other] = np.bincount(places, minlength=SHOWN) / max(1, len(values))
-    return {"edges": edges.tolist(), "shares": {other: values.tolist() for other, values in shares.items()}}

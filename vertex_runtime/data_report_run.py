@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import data_report
+from . import data_compare, data_report
 from .arguments import BESIDE, RunOptions
 from .data import PATH, ROW, BadRows, Chunk, read, take
 from .environment import Environment, quoted, resolve_uri
@@ -98,7 +98,7 @@ def gather(contract: Contract, hp: Any, options: RunOptions, env: Environment, s
         parts, contract.columns, contract.labels, weight=contract.weight, bad=bad, seed=hp.seed, limits=data_report.Limits(seconds=seconds)
     )
     report.about = {
-        "trainer": contract.name, "synthetic": synthetic, "files": files, "seed": hp.seed, "drift_threshold": data_report.DRIFT,
+        "trainer": contract.name, "synthetic": synthetic, "files": files, "seed": hp.seed, "drift_threshold": data_compare.DRIFT,
         "limits": dataclasses.asdict(data_report.Limits()),
     }  # fmt: skip
     return report

@@ -41,7 +41,7 @@ def hash_cells(values: Array) -> Array:
     cells = values.reshape(len(values), -1)
     one = _hash_texts if values.dtype.kind in "OSU" else _hash_numbers
     if cells.shape[1] > 16 and one is _hash_numbers:
-        return _digests([row.tobytes() for row in np.ascontiguousarray(cells)])
+        return _digests(row.tobytes() for row in cells)
     total = one(cells[:, 0]) if cells.shape[1] else np.zeros(len(values), np.uint64)
     for i in range(1, cells.shape[1]):
         total = combine(total, one(cells[:, i]))
@@ -239,8 +239,7 @@ class RowHashes:
             setattr(self, name, getattr(self, name)[mask])
 
     def within(self, halvings: int) -> RowHashes:
-        """Return what is held below a bound that was halved so often; the rows lie in the order of their inputs' hashes."""
-        self.settle()
+        """Return what is held, once settled, below a bound that was halved so often, in the order of the inputs' hashes."""
         found = RowHashes(self.most, halvings, self.inputs, self.rows, self.counts, self.first, self.last)
         found._keep(_below(self.inputs, halvings))
         return found
