@@ -163,9 +163,9 @@ def test_leaks_duplicates_and_conflicts_are_named_with_their_places(tmp_path):
     assert leaks.startswith("2 rows of evaluation (0.99%) are in training, too; the first: evaluation, row 201 = training, row 8.")
     assert found.pairs[0]["equal"]["first"] == [["evaluation, row 201", "training, row 8"], ["evaluation, row 202", "training, row 10"]]
     (torn,) = said(found, "conflicts")
-    assert "1 rows of evaluation" in torn and "evaluation, row 203 and training, row 701" in torn
+    assert "1 row of evaluation" in torn and "evaluation, row 203 and training, row 701" in torn
     (again,) = said(found, "duplicates")
-    assert again.startswith("training: 20 rows (2.44%) repeat an earlier one; the first: training, row 6 = training, row 820")
+    assert again.startswith("training: 20 rows (2.44%) equal to an earlier one; the first: training, row 6 = training, row 820")
 
 
 def test_conflicts_within_a_part():
@@ -173,9 +173,7 @@ def test_conflicts_within_a_part():
     twin = data.take(train, [3])
     twin["label"] = objects([b"no" if train["label"][3] == b"yes" else b"yes"])
     found = report(joined(train, twin), rows(100, 2))
-    assert (
-        "training: 2 rows (0.40%) have inputs that also have another label; the first: training, row 4 and" in said(found, "conflicts")[0]
-    )
+    assert "training: 2 rows (0.40%) with inputs that have several labels; the first: training, row 4 and" in said(found, "conflicts")[0]
 
 
 def test_nothing_is_said_of_clean_data_whatever_the_seed():
@@ -267,7 +265,7 @@ def test_balance_and_labels_that_training_lacks():
     found = report(train, evaluation)
     lines = said(found, "labels")
     assert any("label 'yes' stands in 5 of 1,000 rows of training, 'no' in 995" in line for line in lines)
-    assert "3 rows of evaluation have a label that training lacks: 'maybe'." in lines
+    assert "3 rows of evaluation with a label that training lacks: 'maybe'." in lines
     assert said(found, "labels", "note") == ["evaluation has no row with label 'yes'."]
     alone = report(rows(50, 1, label=objects(["no"] * 50)), rows(50, 2, label=objects(["no"] * 50)))
     assert "all rows of training have label 'no': there is nothing to tell apart." in said(alone, "labels")
@@ -456,6 +454,7 @@ def test_the_page_is_whole_and_needs_nothing_else(page):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (shutil.which("chromium") or shutil.which("google-chrome")), reason="there is no headless browser here")
 def test_a_browser_draws_the_page(page, tmp_path):
     """Light and dark differ, and nothing sticks out to the right of a narrow window."""

@@ -33,7 +33,7 @@ def _bad_rows(report: Report) -> Iterator[Finding]:
         if bad["count"]:
             reasons = "; ".join(f"{count:,} x {reason}" for reason, count in list(bad["reasons"].items())[:5])
             first = f"; the first: {bad['first'][0]['place']}, got {bad['first'][0]['value']!r}" if bad["first"] else ""
-            yield Finding(WARNING, "bad rows", f"{name}: {bad['count']:,} bad rows ({reasons}){first}.")
+            yield Finding(WARNING, "bad rows", f"{name}: {bad['count']:,} bad {_rows(bad['count'])} ({reasons}){first}.")
         if not part["rows"]:
             yield Finding(WARNING, "rows", f"{name} has no good rows.")
         if not part["complete"]:
@@ -42,6 +42,15 @@ def _bad_rows(report: Report) -> Iterator[Finding]:
 
 def _counted(found: dict[str, Any]) -> str:
     return f"{'' if found['exact'] else 'about '}{found['count']:,}"
+
+
+def _rows(count: int) -> str:
+    return "row" if count == 1 else "rows"
+
+
+def _share(found: dict[str, Any]) -> str:
+    """Return "(about) COUNT rows", to be followed by what they are."""
+    return f"{_counted(found)} {_rows(found['count'])}"
 
 
 def _few_combinations(report: Report) -> int | None:
@@ -59,30 +68,32 @@ def _equal_rows(report: Report) -> Iterator[Finding]:
     why = f" The inputs have {few:,} combinations at most: some must be equal." if few else ""
     level = NOTE if few else WARNING
     for pair in report.pairs:
-        if pair["equal"]["count"]:
-            (own, other), usual = pair["equal"]["first"][0], report.parts[pair["among"]]["repeated"]
-            hint = why or (
-                f" That is what the equal rows within {pair['among']} let expect: they were dealt out by chance; remove them first, or "
-                f"split by groups." if pair["equal"]["share"] <= 2 * usual else f" Remove them from {pair['among']} or {pair['of']}."
-            )  # fmt: skip
-            share = f"{_counted(pair['equal'])} rows of {pair['of']} ({pair['equal']['share']:.2%}) are in {pair['among']}, too"
-            yield Finding(level, "leaks", f"{share}; the first: {own} = {other}.{hint}")
-        if pair["conflicts"]["count"] and _has_classes(report):
-            own, other = pair["conflicts"]["first"][0]
-            share = f"{_counted(pair['conflicts'])} rows of {pair['of']} ({pair['conflicts']['share']:.2%})"
-            yield Finding(level, "conflicts", f"{share} have another label in {pair['among']}; the first: {own} and {other}.{why}")
+        among, equal, torn = pair["among"], pair["equal"], pair["conflicts"]
+        if equal["count"]:
+            (own, other), usual = equal["first"][0], report.parts[among]["repeated"]
+            remedy = f"Remove them from {among} or {pair['of']}."
+            if equal["share"] <= 2 * usual:
+                remedy = f"So much was to be expected of the equal rows within {among}: remove those first, or split by groups."
+            share = f"{_share(equal)} of {pair['of']} ({equal['share']:.2%}) {'is' if equal['count'] == 1 else 'are'} in {among}, too"
+            yield Finding(level, "leaks", f"{share}; the first: {own} = {other}.{why or f' {remedy}'}")
+        if torn["count"] and _has_classes(report):
+            own, other = torn["first"][0]
+            share = f"{_share(torn)} of {pair['of']} ({torn['share']:.2%}) with the inputs of other labels in {among}"
+            yield Finding(level, "conflicts", f"{share}; the first: {own} and {other}.{why}")
     for name, part in report.parts.items():
-        if part["duplicates"]["count"]:
-            own, other = part["duplicates"]["first"][0]
-            share = f"{name}: {_counted(part['duplicates'])} rows ({part['duplicates']['share']:.2%}) repeat an earlier one"
-            serious = part["duplicates"]["share"] >= REPEATED and not few
-            yield Finding(WARNING if serious else NOTE, "duplicates", f"{share}; the first: {own} = {other}.{why}")
-        if part["conflicts"]["count"]:
-            own, other = part["conflicts"]["first"][0]
-            torn = part["conflicts"]
-            share = f"{name}: {_counted(torn)} rows ({torn['share']:.2%}) have inputs that also have another label"
+        again, torn = part["duplicates"], part["conflicts"]
+        if again["count"]:
+            own, other = again["first"][0]
+            serious = again["share"] >= REPEATED and not few
+            problem = f"{name}: {_share(again)} ({again['share']:.2%}) equal to an earlier one; the first: {own} = {other}.{why}"
+            yield Finding(WARNING if serious else NOTE, "duplicates", problem)
+        if torn["count"]:
+            own, other = torn["first"][0]
             serious = torn["share"] >= TORN and not few and _has_classes(report)
-            yield Finding(WARNING if serious else NOTE, "conflicts", f"{share}; the first: {own} and {other}.{why}")
+            problem = (
+                f"{name}: {_share(torn)} ({torn['share']:.2%}) with inputs that have several labels; the first: {own} and {other}.{why}"
+            )
+            yield Finding(WARNING if serious else NOTE, "conflicts", problem)
 
 
 def _has_classes(report: Report) -> bool:
@@ -114,7 +125,8 @@ def _labels(report: Report) -> Iterator[Finding]:
         for other in others if several else ():
             theirs = classes.get(other) or {}
             if unseen := sorted(theirs.keys() - counts.keys()):
-                problem = f"{sum(theirs[name] for name in unseen):,} rows of {other} have a {label} that {first} lacks"
+                count = sum(theirs[name] for name in unseen)
+                problem = f"{count:,} {_rows(count)} of {other} with a {label} that {first} lacks"
                 yield Finding(WARNING, "labels", f"{problem}: {', '.join(map(repr, unseen[:5]))}.")
             if theirs and (absent := sorted(counts.keys() - theirs.keys())):
                 yield Finding(NOTE, "labels", f"{other} has no row with {label} {', '.join(map(repr, absent[:5]))}.")
@@ -159,8 +171,9 @@ def _columns(report: Report) -> Iterator[Finding]:
         if not figures or said["role"] != "input":
             continue
         if _is_constant(said["kind"], figures, rows):
-            value = figures["values"][0][0] if figures.get("values") else figures.get("min", "nothing")
-            yield Finding(WARNING, "constant", f"{name} is {value!r} in every row of {first}: it teaches nothing.")
+            value = figures["values"][0][0] if figures.get("values") else figures.get("min")
+            what = "missing" if figures["missing"] else repr(value)
+            yield Finding(WARNING, "constant", f"{name} is {what} in every row of {first}: it teaches nothing.")
         elif figures["missing"] > MISSING * rows:
             yield Finding(NOTE, "missing", f"{name} is missing in {figures['missing'] / rows:.0%} of the rows of {first}.")
         for other, theirs in said["parts"].items():
@@ -168,7 +181,7 @@ def _columns(report: Report) -> Iterator[Finding]:
                 known = {value for value, _ in figures["values"]}
                 unseen = sum(count for value, count in theirs["values"] if value not in known) if figures["different"] <= 50 else 0
                 if unseen > 0.01 * max(1, report.parts[other]["rows"]):
-                    yield Finding(NOTE, "values", f"{unseen:,} rows of {other} have a {name} that {first} lacks.")
+                    yield Finding(NOTE, "values", f"{unseen:,} rows of {other} with a {name} that {first} lacks.")
 
 
 def _is_constant(kind: str, figures: dict[str, Any], rows: int) -> bool:

@@ -11,7 +11,7 @@ from .data_findings import summary
 from .data_report import KIND, day
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 520, 190, 46, 24, 8  # of a histogram, and what its axes take of it
-THICK, TOLD = 17, 92  # of bars: the height of a value's, and the width of the numbers beside them
+THICK, TOLD = 17, 32  # of bars: the height of a value's, and the width of each number beside them
 STYLE = """
 :root { color-scheme: light dark; --page: #fff; --card: #f6f7f9; --line: #d9dde3; --text: #1d2127; --faint: #59616d;
   --a: #7fb0e3; --a-edge: #2b6cb0; --b: #b4430a; --c: #1f7a4d; --warn: #8a3b00; --warn-back: #fff1e0; }
@@ -31,7 +31,8 @@ li.warning b, .drifts { color: var(--warn); font-weight: 600; }
 th, td { padding: .2rem .7rem .2rem 0; text-align: right; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { font-weight: 600; } th:first-child, td:first-child, .left, td.place { text-align: left; } td.left { white-space: nowrap; }
 td.place { overflow-wrap: anywhere; min-width: 9rem; }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 440px), 1fr)); gap: 1rem; margin-top: 1rem; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 440px), 1fr)); }
+.cards { gap: 1rem; margin-top: 1rem; align-items: start; }
 .card { background: var(--card); border-radius: 8px; padding: .8rem 1rem 1rem; min-width: 0; }
 .card table { font-size: .87rem; width: 100%; } svg { display: block; width: 100%; height: auto; margin: .5rem 0; }
 svg text { fill: var(--faint); font: 11px system-ui, sans-serif; } svg .name { fill: var(--text); }
@@ -237,7 +238,7 @@ def _bars(name: str, plot: Mapping[str, Any], parts: Sequence[str]) -> str:
     tall = max(THICK, thick * len(shares) + 5)
     texts = [value if len(value) <= 22 else value[:21] + "…" for value in (str(value) or "(empty)" for value in values)]
     left = 14 + 6.4 * max(map(len, texts), default=0)
-    scale = (WIDTH - left - TOLD) / top
+    scale = (WIDTH - left - TOLD * (len(shares) + 1)) / top
     drawn = []
     for k, text in enumerate(texts):
         middle = TOP + k * tall + tall / 2
