@@ -20,7 +20,7 @@ from conftest import FIRST_TRAINER, ROOT
 from test_any_model import HEAD, write_trainer
 from test_check import check, copy_project
 
-from vertex_runtime import data, data_page, data_report_run, data_sketches
+from vertex_runtime import data, data_findings, data_page, data_report_run, data_sketches
 from vertex_runtime.arguments import RunOptions
 from vertex_runtime.columns import Category, Date, Image, Number, Text
 from vertex_runtime.data_compare import DRIFT
@@ -252,6 +252,13 @@ def test_dates_that_go_on_in_time_are_a_note():
     found = report(*parts, columns=columns, labels=("y",))
     assert not found.warnings
     assert "training 2011-01-01 10:00:00 to 2011-07-19 10:00:00 and evaluation 2012-01-01" in said(found, "drift", "note")[0]
+    assert "!" not in "".join(data_findings.table(found)) and '<td class="drifts">' not in data_page.page(found.as_json())
+    other = [parts[0], {**parts[0], "when": objects([text.decode().replace(" UTC", "+00:00") for text in parts[0]["when"]])}]
+    assert report(*other, columns=columns, labels=("y",)).pairs[0]["equal"]["count"] == 200, "however a date is spelt"
+    finer = [
+        {**part, "when": objects([text.decode().replace(" UTC", f".{i} UTC") for text in part["when"]])} for i, part in enumerate(other)
+    ]
+    assert report(*finer, columns=columns, labels=("y",)).pairs[0]["equal"]["count"] == 0
     seconds = data_sketches.seconds_of(objects([b"1970-01-02 00:00:01 UTC", b"1969-12-31", b"nonsense", b"", b"2000-02-29T12:00:00Z"]))
     assert seconds[:2].tolist() == [86401.0, -86400.0] and np.isnan(seconds[2:4]).all() and seconds[4] == 951825600
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -139,13 +139,18 @@ def _drift(report: Report) -> Iterator[Finding]:
             if drift is None or not drift["drifts"]:
                 continue
             parts = said["parts"]
-            if said["kind"] == "date":  # what is cut by time differs in time; it is no fault
+            if not is_warned_of(said, other):
                 ranges = " and ".join(f"{part} {parts[part].get('min')} to {parts[part].get('max')}" for part in (first, other))
                 yield Finding(NOTE, "drift", f"{name} differs ({drift['distance']:.2f}): {ranges}.")
                 continue
             how = _change(said, first, other)
             numbers = f"distance {drift['distance']:.2f}; warned of from {DRIFT:g} on, chance alone gives up to {drift['chance']:.2f}"
             yield Finding(WARNING, "drift", f"{name} differs between {first} and {other} ({numbers}): {how}.")
+
+
+def is_warned_of(said: Mapping[str, Any], other: str) -> bool:
+    """Tell whether a column's drift is a warning: not that of dates, for what is cut by time differs in time."""
+    return said["kind"] != "date" and bool((said["drift"].get(other) or {}).get("drifts"))
 
 
 def _change(said: dict[str, Any], first: str, other: str) -> str:
@@ -262,9 +267,9 @@ def table(report: Report) -> Iterator[str]:
     rows = [["column", "kind", "missing", f"in {first}", *(f"drift, {other}" for other in others)]]
     for name, said in report.columns.items():
         figures = said["parts"].get(first, {})
-        drifts = [said["drift"].get(other) for other in others]
         kind = said["kind"] if said["role"] == "input" else f"{said['kind']} ({said['role']})"
-        cells = [f"{drift['distance']:.3f}{' !' * drift['drifts']}" if drift else "-" for drift in drifts]
+        drifts = {other: said["drift"].get(other) for other in others}
+        cells = [f"{drift['distance']:.3f}{' !' * is_warned_of(said, other)}" if drift else "-" for other, drift in drifts.items()]
         rows.append([name, kind, f"{figures.get('missing', 0):,}", summary(said["kind"], figures), *cells])
     yield from _aligned(rows)
 

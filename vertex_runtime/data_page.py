@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from .data_findings import summary
+from .data_findings import is_warned_of, summary
 from .data_report import KIND, day
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 520, 190, 46, 24, 8  # of a histogram, and what its axes take of it
@@ -132,11 +132,12 @@ def _legend(parts: Sequence[str]) -> str:
     return f'<p class="legend">{"".join(marks)}</p>'
 
 
-def _drift(drift: Mapping[str, Any] | None) -> str:
+def _drift(said: Mapping[str, Any], other: str) -> str:
+    drift = said["drift"].get(other)
     if drift is None:
         return "-"
     number = f"{drift['distance']:.3f}"
-    return f'<td class="drifts">{number} !</td>' if drift["drifts"] else number
+    return f'<td class="drifts">{number} !</td>' if is_warned_of(said, other) else number
 
 
 def _overview(report: Mapping[str, Any]) -> str:
@@ -149,7 +150,7 @@ def _overview(report: Mapping[str, Any]) -> str:
         link = f'<a href="#column-{numbers[name]}">{escape(name)}</a>'
         missing = [f"{said['parts'].get(part, {}).get('missing', 0):,}" for part in report["parts"]]
         what = f'<td class="left">{escape(summary(said["kind"], figures))}</td>'
-        rows.append([link, f'<td class="left">{kind}</td>', what, *missing, *(_drift(said["drift"].get(other)) for other in others)])
+        rows.append([link, f'<td class="left">{kind}</td>', what, *missing, *(_drift(said, other) for other in others)])
     missing = [f"missing, {escape(part)}" for part in report["parts"]]
     return _table(["column", "kind", f"in {escape(first)}", *missing, *(f"drift, {escape(other)}" for other in others)], rows)
 
@@ -166,7 +167,7 @@ def _card(number: int, name: str, said: Mapping[str, Any], parts: Sequence[str])
     for other, drift in said["drift"].items():
         if drift:
             text = f"Drift of {escape(other)}: {drift['distance']:.3f} (chance alone: up to {drift['chance']:.3f})"
-            lines.append(f'<p class="{"drifts" if drift["drifts"] else "faint"}">{text}</p>')
+            lines.append(f'<p class="{"drifts" if is_warned_of(said, other) else "faint"}">{text}</p>')
     heading = f"<h3>{escape(name)} <small>{said['kind']}{shape}{role}{unit}</small></h3>"
     return f'<section class="card" id="column-{number}">{heading}{drawn}{"".join(lines)}{_figures(said)}</section>'
 

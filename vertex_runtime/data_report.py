@@ -137,6 +137,9 @@ class ColumnPart:
         """Take cells in; return them as numbers, float64 [rows] (NaN for missing, all NaN for categories), and as hashes [rows]."""
         hashes = sketches.hash_cells(values)
         numbers, absent = self._numbers(values)
+        if self.kind == "date":  # which is the same however it is spelt
+            whole = np.isfinite(numbers) & (values.astype("S20").view(np.uint8).reshape(len(values), 20)[:, 19] != ord("."))
+            hashes = np.where(whole, sketches.hash_cells(numbers), hashes)
         self.missing += int(absent.sum())
         if self.kind == "image":
             sizes = [sketches.image_size(content) for content in values]
