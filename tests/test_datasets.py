@@ -299,7 +299,8 @@ def test_other_columns_in_another_file_are_refused(tmp_path):
     write(tmp_path, "data/a.csv", "a,b,c", "1,2,3")
     for header in ("a,c,b", "a,b"):
         write(tmp_path, "data/b.csv", header, "1,2,3")
-        with pytest.raises(dataset.DatasetError, match=r"gs://data/b.csv:1: its first line .* does not go with the columns of gs://data/a.csv"):
+        message = r"gs://data/b.csv:1: its first line .* does not go with the columns of gs://data/a.csv"
+        with pytest.raises(dataset.DatasetError, match=message):
             export.export(tabular(tmp_path, "gs://data/*.csv"), {}, tmp_path / "out")
 
 
@@ -309,7 +310,10 @@ def test_other_columns_in_another_file_are_refused(tmp_path):
     (GOOD % (TABULAR.replace("tabular", "image"), "gs://data/x.csv"), "data.yaml:1: metadataSchemaUri: on this machine it takes"),
     (f"displayName: d\nmetadataSchemaUri: {TABULAR}\nmetadata: {{inputConfig: {{}}}}", "data.yaml:3: metadata.inputConfig.gcsSource.uri"),
     ("displayName: d\nmetadataschemauri: x", "data.yaml:2: metadataschemauri: unknown field; did you mean metadataSchemaUri?"),
-    (f"metadataSchemaUri: {TEXT}\nimportConfigs:\n- importSchemaUri: gs://x\n", "data.yaml:3: importConfigs[0].importSchemaUri: takes a schema for text"),
+    (
+        f"metadataSchemaUri: {TEXT}\nimportConfigs:\n- importSchemaUri: gs://x\n",
+        "data.yaml:3: importConfigs[0].importSchemaUri: takes a schema for text",
+    ),
     (f"metadataSchemaUri: {TEXT}\nimportConfigs:\n- importschema: gs://x\n", "data.yaml:3: importConfigs[0].importschema: unknown field"),
     (f"metadataSchemaUri: {TEXT}\nimportConfigs: x\n", "data.yaml:2: importConfigs: takes a list"),
     (f"metadataSchemaUri: {TEXT}\n", "data set data is empty: import something first"),
@@ -415,7 +419,8 @@ def test_flags_and_the_api_say_the_same():
 def test_two_exports_at_once_share_nothing(rows, tmp_path):
     found = []
     threads = [
-        threading.Thread(target=lambda place: found.append(sets(export.export(rows, {}, place))), args=(tmp_path / str(i),)) for i in range(4)
+        threading.Thread(target=lambda place: found.append(sets(export.export(rows, {}, place))), args=(tmp_path / str(i),))
+        for i in range(4)
     ]
     for thread in threads:
         thread.start()

@@ -21,8 +21,9 @@ from .errors import UserError
 H = TypeVar("H")
 YES_NO = ("auto", "yes", "no")
 JIT = ("model", "auto", "yes", "no")
-PLANS = ("no", "flags", "model", "data")
+PLANS = ("no", "flags", "model", "data", "report")
 STAGES = ("all", "evaluate", "export")
+BESIDE = "beside the outputs"  # what --data_report without a value stands for
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
 
 
@@ -74,6 +75,7 @@ class RunOptions:
     stall_minutes: float = option(0.0, "end by SIGABRT when nothing has moved for so many minutes; 0: never", minimum=0)
     profile: str = option("", "A,B: write a profile of the steps from A to B to the log directory")
     plan: str = option("no", "say as JSON what would be trained, and stop: by the flags, the model or the data", choices=PLANS, bare="data")
+    data_report: str = option("", "write a report on the data, *.html and *.json, there or beside the outputs, and stop", bare=BESIDE)
     ledger: str = option("", "append a hash of every row fed to every step to this file (for tests)")
 
 

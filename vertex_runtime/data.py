@@ -27,16 +27,22 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 4 << 20
 PATH = "_path"  # where a row is a file of its own: that file's path, for messages
+ROW = "_row"  # with the policy "collect": each row's number in its file, from 1, without header and blank lines
+KEPT = 20  # bad rows whose places are kept with their values
 Chunk = dict[str, np.ndarray]  # column -> [rows]: float32, or objects (bytes) for text
 
 
 @dataclass
 class BadRows:
-    """Collects what is wrong with rows; with the policy "error" the first one ends the run."""
+    """Collects what is wrong with rows; with the policy "error" the first one ends the run.
+
+    The policy "skip" counts them; "collect", for data that is read once, also keeps the first `KEPT` of them.
+    """
 
     policy: str = "error"
     reasons: Counter[str] = field(default_factory=Counter)
     places: set[str] = field(default_factory=set)  # each is counted once, however often it is read
+    kept: list[tuple[str, str, str]] = field(default_factory=list)  # (place, reason, value)
 
     def add(self, where: str | Callable[[], str], reason: str, value: object, count: int = 1) -> None:
         """Take note of a bad row.
@@ -51,7 +57,10 @@ class BadRows:
         if self.policy == "error":
             place = where if isinstance(where, str) else where()
             raise UserError(f"{place}: {reason}; got {str(value)[:80]!r}. Mend the row, or leave such rows out with --bad_rows=skip.")
-        if isinstance(where, str):
+        if self.policy == "collect" and len(self.kept) < KEPT:
+            text = value.decode("utf-8", "replace") if isinstance(value, bytes) else "" if value is None else str(value)
+            self.kept.append((where if isinstance(where, str) else where(), reason, text[:80]))
+        if self.policy == "skip" and isinstance(where, str):
             if where in self.places:
                 return
             self.places.add(where)

@@ -30,7 +30,7 @@ import pyarrow as pa
 
 from .. import data
 from ..columns import Column
-from ..data import PATH, BadRows, Chunk, split_part
+from ..data import PATH, ROW, BadRows, Chunk, split_part
 from ..errors import UserError
 from ..reporting import log
 from . import _streams
@@ -146,10 +146,10 @@ def record_batches(
     if reading.row_filter and not hasattr(module, "SCHEMES"):
         raise UserError(f"{path}: rows of {module.NAMES[0]} files cannot be filtered, only tables; got {reading.row_filter[:60]!r}.")
     wanted = [column for column in columns if column.required]
-    rows = False
+    rows = 0
     for raw in module.read(path, columns, bad, reading):
-        rows = rows or raw.batch.num_rows > 0
-        batch = _check(path, raw, wanted, bad)
+        batch = _check(path, raw, wanted, bad, rows)
+        rows += raw.batch.num_rows
         if batch.num_rows:
             yield batch
     if not rows and path not in _without_rows and not bad.reasons:
@@ -157,8 +157,8 @@ def record_batches(
         log("WARNING", f"{path} holds no rows")
 
 
-def _check(path: str, raw: Raw, columns: Sequence[Column], bad: BadRows) -> pa.RecordBatch:
-    """Return the good rows of a batch; the first fault of each other row goes to `bad`."""
+def _check(path: str, raw: Raw, columns: Sequence[Column], bad: BadRows, before: int) -> pa.RecordBatch:
+    """Return the good rows of a batch, which `before` rows of the file precede; the first fault of each other row goes to `bad`."""
     names, partition = raw.batch.schema.names, partition_of(path)
     arrays, masks, cells = [], [], []
     for column in columns:
@@ -179,6 +179,9 @@ def _check(path: str, raw: Raw, columns: Sequence[Column], bad: BadRows) -> pa.R
         bad.add(functools.partial(raw.place, i), columns[first].reason(cell), shown(cell))
     own = [name for name in names if name == PATH]
     arrays += [raw.batch.column(names.index(name)) for name in own]
+    if bad.policy == "collect" and not own:
+        own.append(ROW)
+        arrays.append(pa.array(np.arange(before + 1, before + 1 + raw.batch.num_rows)))
     batch = pa.RecordBatch.from_arrays(arrays, [*(column.name for column in columns), *own])
     return batch if kept.all() else batch.filter(pa.array(kept))
 
