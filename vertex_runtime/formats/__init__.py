@@ -19,6 +19,8 @@ import functools
 import importlib
 import os
 import pkgutil
+import queue
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -140,7 +142,7 @@ def record_batches(
         raise UserError(f"{path}: rows of {module.NAMES[0]} files cannot be filtered, only tables; got {reading.row_filter[:60]!r}.")
     wanted = [column for column in columns if column.required]
     rows = False
-    for raw in module.read(path, columns, bad, reading):
+    for raw in _ahead(module.read(path, columns, bad, reading)):
         rows = rows or raw.batch.num_rows > 0
         batch = _check(path, raw, wanted, bad)
         if batch.num_rows:
@@ -148,6 +150,45 @@ def record_batches(
     if not rows and path not in _without_rows and not bad.reasons:
         _without_rows.add(path)
         log("WARNING", f"{path} holds no rows")
+
+
+def _ahead(blocks: Iterator[Raw]) -> Iterator[Raw]:
+    """Yield blocks that another thread reads, up to two ahead: a core reads while another checks."""
+    waiting: queue.Queue[Any] = queue.Queue(2)
+    ended = threading.Event()
+
+    def put(item: Any) -> bool:
+        while not ended.is_set():
+            try:
+                waiting.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                pass
+        return False
+
+    def fill() -> None:
+        try:
+            for block in blocks:
+                if not put(block):
+                    break
+            else:
+                put(None)
+        except BaseException as error:
+            put(error)
+        finally:
+            if hasattr(blocks, "close"):
+                blocks.close()
+
+    thread = threading.Thread(target=fill, name="reading ahead", daemon=True)
+    thread.start()
+    try:
+        while (item := waiting.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _check(path: str, raw: Raw, columns: Sequence[Column], bad: BadRows) -> pa.RecordBatch:
