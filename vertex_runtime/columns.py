@@ -83,6 +83,8 @@ class Column:
         import pyarrow as pa
         import pyarrow.compute as pc
 
+        if pa.types.is_dictionary(values.type):
+            return self._check_distinct(values)
         texts, valid = _valid_texts(_as_texts(values))
         given = pc.greater(pc.binary_length(texts), 0).to_numpy(zero_copy_only=False)
         good = valid.copy()
@@ -93,6 +95,15 @@ class Column:
         if self.missing and not given.all():
             texts = pc.if_else(pa.array(given), texts, pa.scalar(str(self.missing), pa.string()))
         return texts.view(pa.binary()), good | (valid & ~given)
+
+    def _check_distinct(self, values: Any) -> tuple[Any, np.ndarray]:
+        """Check each distinct text of a dictionary array once."""
+        import pyarrow as pa
+
+        distinct = values.dictionary
+        texts, good = self.check(pa.concat_arrays([distinct, pa.nulls(1, distinct.type)]))
+        places = values.indices.cast(pa.int32()).fill_null(len(distinct))
+        return texts.take(places), good[places.to_numpy(zero_copy_only=False)]
 
     def _matching(self, texts: Any) -> Any:
         """Return which texts match the pattern whole, an Arrow array [rows]; None: there is no pattern."""
