@@ -629,3 +629,20 @@ def test_an_unseen_label_is_located(ending, where, tmp_path):
     unseen = write(tmp_path, f"unseen.{ending}", writer([["one", "sql"], ["what is a monad", "haskell"]], ["text", "label"]))
     with pytest.raises(UserError, match=f"unseen.{ending}{where}: the label 'haskell' was not seen in training"):
         train("stackoverflow", training, unseen, tmp_path / "out")
+
+
+@pytest.mark.parametrize("time", [False, True])
+@pytest.mark.parametrize("like", [
+    "2011-01-28", "2011-01-28 20:42:59", "2011-01-28T20:42:59.123Z", "2011-01-28 20:42:59+00:00", "2011-01-28 20:42:59 UTC",
+])  # fmt: skip
+def test_dates_are_what_their_pattern_says(like, time):
+    """Those of one length are looked at at once: every letter replaced by every other, against the pattern."""
+    import re
+
+    column = Date("day", time=time, missing="2000-01-01 00:00:00Z")
+    texts = [like] + [like[:i] + letter + like[i + 1 :] for i in range(len(like)) for letter in "0123456789-: TZ.+UC/x\n"]
+    for some in (texts, texts[5:], [*texts, like + "0"], [*texts, ""]):
+        values = pa.array(["before", *some], pa.string())[1:]
+        expected = [not text or re.fullmatch(column.pattern, text, re.ASCII) is not None for text in some]
+        assert column.check(values)[1].tolist() == expected
+        assert column.check(values.dictionary_encode())[1].tolist() == expected

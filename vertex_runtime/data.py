@@ -10,6 +10,7 @@ import glob
 import hashlib
 import os
 import re
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -43,6 +44,7 @@ class BadRows:
     reasons: Counter[str] = field(default_factory=Counter)
     places: set[str] = field(default_factory=set)  # each is counted once, however often it is read
     kept: list[tuple[str, str, str]] = field(default_factory=list)  # (place, reason, value)
+    lock: Any = field(default_factory=threading.Lock, repr=False, compare=False)  # files are read ahead of the checks
 
     def add(self, where: str | Callable[[], str], reason: str, value: object, count: int = 1) -> None:
         """Take note of a bad row.
@@ -57,14 +59,15 @@ class BadRows:
         if self.policy == "error":
             place = where if isinstance(where, str) else where()
             raise UserError(f"{place}: {reason}; got {str(value)[:80]!r}. Mend the row, or leave such rows out with --bad_rows=skip.")
-        if self.policy == "collect" and len(self.kept) < KEPT:
-            text = value.decode("utf-8", "replace") if isinstance(value, bytes) else "" if value is None else str(value)
-            self.kept.append((where if isinstance(where, str) else where(), reason, text[:80]))
-        if self.policy == "skip" and isinstance(where, str):
-            if where in self.places:
-                return
-            self.places.add(where)
-        self.reasons[reason] += count
+        with self.lock:
+            if self.policy == "collect" and len(self.kept) < KEPT:
+                text = value.decode("utf-8", "replace") if isinstance(value, bytes) else "" if value is None else str(value)
+                self.kept.append((where if isinstance(where, str) else where(), reason, text[:80]))
+            if self.policy == "skip" and isinstance(where, str):
+                if where in self.places:
+                    return
+                self.places.add(where)
+            self.reasons[reason] += count
 
     def __str__(self) -> str:
         listed = "; ".join(f"{count} x {reason}" for reason, count in self.reasons.most_common(5))

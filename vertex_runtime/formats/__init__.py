@@ -20,6 +20,8 @@ import functools
 import importlib
 import os
 import pkgutil
+import queue
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -29,6 +31,7 @@ import numpy as np
 import pyarrow as pa
 
 from .. import data
+from ..ahead import ahead
 from ..columns import Column
 from ..data import PATH, ROW, BadRows, Chunk, split_part
 from ..errors import UserError
@@ -147,7 +150,7 @@ def record_batches(
         raise UserError(f"{path}: rows of {module.NAMES[0]} files cannot be filtered, only tables; got {reading.row_filter[:60]!r}.")
     wanted = [column for column in columns if column.required]
     rows = 0
-    for raw in module.read(path, columns, bad, reading):
+    for raw in ahead(module.read(path, columns, bad, reading)):  # a core reads while another checks
         batch = _check(path, raw, wanted, bad, rows)
         rows += raw.batch.num_rows
         if batch.num_rows:

@@ -149,7 +149,8 @@ class _Table:
                         yield self._raw(batch.slice(0, first_odd[0] - self.rows))
                     self.bad.add(*first_odd[1:])
             if batch is None:
-                self.bad.reasons.update(self.odd)
+                for reason, count in self.odd.items():
+                    self.bad.add(lambda: self.path, reason, "", count)
                 return
             yield self._raw(batch)
 

@@ -105,7 +105,7 @@ def _walk(path: str, content: bytes, count: int) -> tuple[np.ndarray, np.ndarray
             break
         if len(starts) >= look:
             look = len(starts) + _RUN
-            if (run := _run(octets, position, step, length)) >= _RUN:
+            if (run := _run(content, position, step, length)) >= _RUN:
                 places = position + 12 + step * np.arange(run)
                 parts += [np.array([starts, lengths], np.int64), np.array([places, np.full(run, length)], np.int64)]
                 starts, lengths, look, position = [], [], 0, position + step * run
@@ -117,22 +117,33 @@ def _walk(path: str, content: bytes, count: int) -> tuple[np.ndarray, np.ndarray
     # The length after the last whole record is looked at, too: is the file cut off, or damaged?
     places = np.append(found[0], position + 12) if position + 12 <= size else found[0]
     if len(places):
-        said = octets[(places - 4)[:, None] + np.arange(4)].copy().view("<u4")[:, 0]
-        wrong = np.flatnonzero(_crc_of_lengths(octets[(places - 12)[:, None] + np.arange(8)]) != said)
+        said = _uint32(octets, places - 4)
+        unique, which = np.unique(_uint64(octets, places - 12), return_inverse=True)
+        wrong = np.flatnonzero(_crc_of_lengths(unique.view(np.uint8).reshape(-1, 8))[which] != said)
         if len(wrong):
             where = f"{path}, record {count + int(wrong[0]) + 1}"
             raise UserError(f"{where}: the checksum of its length is wrong: the file is damaged. Write or copy it again.")
     return found[0], found[1], position
 
 
-def _run(octets: np.ndarray, position: int, step: int, length: int) -> int:
-    """Return how many records of one length follow each other from a position on."""
-    count = (len(octets) - position) // step
+def _run(content: bytes, position: int, step: int, length: int) -> int:
+    """Return how many records of one length follow each other from a position on; 0 where they are few."""
+    count = (len(content) - position) // step
     if count < _RUN:
         return 0
-    rows = octets[position : position + count * step].reshape(count, step)
-    same = (rows[:, :8] == np.frombuffer(struct.pack("<Q", length), np.uint8)).all(1)
+    lengths = np.ndarray((count,), "<u8", content, position, (step,))
+    if not (lengths[:_RUN] == length).all():
+        return 0
+    same = lengths == length
     return count if same.all() else int(np.argmin(same))
+
+
+def _uint32(octets: np.ndarray, places: np.ndarray) -> np.ndarray:
+    return np.lib.stride_tricks.sliding_window_view(octets, 4)[places].view("<u4")[:, 0]
+
+
+def _uint64(octets: np.ndarray, places: np.ndarray) -> np.ndarray:
+    return np.lib.stride_tricks.sliding_window_view(octets, 8)[places].view("<u8")[:, 0]
 
 
 # ------------------------------------------------------------------ checksums (CRC-32C, "masked" as TFRecord files have it)
@@ -177,8 +188,8 @@ def _checker() -> Callable[[Block], int | None]:
 
 
 def _difference(block: Block, masked: np.ndarray) -> int | None:
-    places = (block.starts + block.lengths)[:, None] + np.arange(4)
-    wrong = np.flatnonzero(np.frombuffer(block.content, np.uint8)[places].view("<u4")[:, 0] != masked)
+    said = _uint32(np.frombuffer(block.content, np.uint8), block.starts + block.lengths)
+    wrong = np.flatnonzero(said != masked)
     return int(wrong[0]) if len(wrong) else None
 
 
