@@ -12,6 +12,8 @@ from ..reporting import log
 from . import Reading, archive, choose, folder, scheme_of, suffixes
 from ._streams import plain_name
 
+MANIFEST = "manifest.json"  # what scripts/convert_data puts beside its files: JSON, and no rows
+
 
 def find(paths: Sequence[str], flag: str, columns: Sequence[Column], labels: Sequence[str]) -> list[str]:
     """Return what paths, wildcards and lists name, each once.
@@ -24,7 +26,8 @@ def find(paths: Sequence[str], flag: str, columns: Sequence[Column], labels: Seq
     """
     column = data.file_column(columns, labels)
     found: list[str] = []
-    for path in data.expand(paths, flag):
+    expanded = data.expand(paths, flag)
+    for path in [path for path in expanded if os.path.basename(path) != MANIFEST] or expanded:
         if scheme_of(path):
             found.append(path)
         elif not data.is_folder(path):
@@ -93,7 +96,8 @@ def files_inside(path: str) -> list[str]:
 
 def _files_inside(path: str) -> list[str]:
     """Files whose names start with `.` or `_` are marks of other programs."""
-    named = [name for name in data.walk(path) if not os.path.basename(name).startswith((".", "_"))]
+    bases = {name: os.path.basename(name) for name in data.walk(path)}
+    named = [name for name, base in bases.items() if not base.startswith((".", "_")) and base != MANIFEST]
     return [name for name in named if plain_name(name).endswith(suffixes())]
 
 

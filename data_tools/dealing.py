@@ -1,0 +1,163 @@
+"""Rows on their way into shards: in turn as they come, or in a random order that need not fit into memory.
+
+The random order is a sort by a key that is a pure function of the seed and the row's number. It depends neither on the
+format that the rows came in nor on how much memory there is: buckets are ranges of keys, which files on disk hold until
+all rows are dealt, and each is sorted in memory; one that is too large is dealt again by the key's next bits.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import pyarrow as pa
+
+BUCKET_BYTES = 64 << 20  # of rows that are sorted, or wait to be written, at a time
+BITS = 7  # a deal makes so many buckets, as a power of two: each is an open file
+_KEY = "\0key"
+
+
+def in_turn(batches: Iterable[pa.RecordBatch], shards: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Deal row i to shard i % shards: (shard, rows), each shard's in the order that they came in."""
+    waiting: list[pa.RecordBatch] = []
+    size = first = 0
+    for batch in batches:
+        waiting.append(batch)
+        size += batch.nbytes
+        if size >= BUCKET_BYTES // 2:
+            yield from _pieces(waiting, first, shards)
+            first += sum(batch.num_rows for batch in waiting)
+            waiting, size = [], 0
+    yield from _pieces(waiting, first, shards)
+
+
+def _pieces(batches: list[pa.RecordBatch], first: int, shards: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+    joined = _join(batches)
+    if joined is None:
+        return
+    for shard in range(shards):
+        start = (shard - first) % shards
+        if shards == 1:
+            yield shard, joined
+        elif start < joined.num_rows:
+            yield shard, joined.take(pa.array(np.arange(start, joined.num_rows, shards)))
+
+
+def keys(seed: int, first: int, count: int) -> np.ndarray:
+    """Return the keys of rows `first` and following: uint64 [count], of splitmix64."""
+    with np.errstate(over="ignore"):
+        value = (np.arange(first, first + count, dtype=np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        value += _mixed(np.array([seed & (2**64 - 1)], np.uint64) + np.uint64(0xD1B54A32D192ED03))
+        return _mixed(value)
+
+
+def _mixed(value: np.ndarray) -> np.ndarray:
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+class Shuffle:
+    """The rows of batches in a random order.
+
+    Args:
+        folder: where the buckets stand meanwhile; they are removed one by one as they are read.
+    """
+
+    def __init__(self, folder: str, seed: int):
+        self.folder, self.seed, self.rows = folder, seed, 0
+        self.bucket: _Bucket | None = None
+
+    def take_in(self, batches: Iterable[pa.RecordBatch]) -> None:
+        """Read all the rows."""
+        self.bucket = _Bucket(self.folder, "", 64)
+        for batch in batches:
+            key = keys(self.seed, self.rows, batch.num_rows)
+            self.rows += batch.num_rows
+            self.bucket.add(batch.append_column(_KEY, pa.array(key)))
+
+    def parts(self, shards: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+        """Yield (shard, rows): each shard's rows follow each other, and shards differ by one row at most."""
+        done, shard = 0, 0
+        ends = [self.rows * (i + 1) // shards for i in range(shards)]
+        for batch in self.bucket.sorted() if self.bucket else ():
+            start = 0
+            while start < batch.num_rows:
+                while ends[shard] <= done:
+                    shard += 1
+                count = min(batch.num_rows - start, ends[shard] - done)
+                yield shard, batch.slice(start, count)
+                start, done = start + count, done + count
+
+
+class _Bucket:
+    """Rows of a range of keys: in memory while they are few, then dealt to buckets of shorter ranges, on disk.
+
+    Args:
+        name: tells it from others, and is part of the files' names.
+        shift: the keys' bits that its rows may differ in.
+    """
+
+    def __init__(self, folder: str, name: str, shift: int):
+        self.folder, self.name, self.shift = folder, name, shift
+        self.waiting: list[pa.RecordBatch] = []
+        self.size = 0
+        self.files: dict[int, tuple[str, pa.OSFile, pa.RecordBatchFileWriter]] = {}
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        self.waiting.append(batch)
+        self.size += batch.nbytes
+        if self.size >= BUCKET_BYTES and self.shift > 0:
+            self._deal()
+
+    def _deal(self) -> None:
+        rows = _by_key(self.waiting)
+        self.waiting, self.size = [], 0
+        if rows is None:
+            return
+        shift = max(self.shift - BITS, 0)
+        place = (_keys_of(rows) >> np.uint64(shift)) & np.uint64((1 << (self.shift - shift)) - 1)
+        for part in np.unique(place).tolist():
+            start, end = np.searchsorted(place, [part, part + 1]).tolist()
+            if part not in self.files:
+                path = os.path.join(self.folder, f"bucket{self.name}-{part}.arrow")
+                file = pa.OSFile(path, "wb")
+                self.files[part] = (path, file, pa.ipc.new_stream(file, rows.schema))
+            self.files[part][2].write_batch(rows.slice(start, end - start))
+
+    def sorted(self) -> Iterator[pa.RecordBatch]:
+        """Yield the rows by their keys, without them; of what was on disk nothing is left."""
+        if not self.files:
+            if (rows := _by_key(self.waiting)) is not None:
+                yield rows.select([name for name in rows.schema.names if name != _KEY])
+            return
+        self._deal()
+        for _, file, writer in self.files.values():
+            writer.close()
+            file.close()
+        for part in sorted(self.files):
+            path = self.files[part][0]
+            inner = _Bucket(self.folder, f"{self.name}-{part}", max(self.shift - BITS, 0))
+            with pa.OSFile(path) as file:
+                for batch in pa.ipc.open_stream(file):
+                    inner.add(batch)
+            os.remove(path)
+            yield from inner.sorted()
+
+
+def _join(batches: list[pa.RecordBatch]) -> pa.RecordBatch | None:
+    if len(batches) < 2:
+        return batches[0] if batches else None
+    joined = pa.Table.from_batches(batches).combine_chunks().to_batches()
+    return joined[0] if joined else None
+
+
+def _by_key(batches: list[pa.RecordBatch]) -> pa.RecordBatch | None:
+    rows = _join(batches)
+    # Stable, so that equal keys leave the rows in the order that they came in.
+    return rows if rows is None else rows.take(pa.array(np.argsort(_keys_of(rows), kind="stable")))
+
+
+def _keys_of(rows: pa.RecordBatch) -> np.ndarray:
+    return rows.column(rows.schema.names.index(_KEY)).to_numpy()

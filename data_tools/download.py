@@ -1,0 +1,356 @@
+"""Download the public data sets of the trainers: see `scripts/download_data --help`.
+
+The question titles are one archive, which `stackoverflow` reads as it is. A download that breaks off goes on where it
+stopped, if the server still has the same file, and counts as whole only once size and checksums are right: until then its
+name ends in `.part`. The taxi trips are a query's answer (see taxi.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import contextlib
+import fcntl
+import gzip
+import hashlib
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import sys
+import time
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, BinaryIO
+
+from vertex_runtime.errors import FAILED, UserError, run_as_program
+from vertex_runtime.reporting import log
+
+URL = "https://storage.googleapis.com/download.tensorflow.org/data/stack_overflow_16k.tar.gz"
+ATTEMPTS = 6  # without a single new byte
+PAUSE = 1.0  # seconds before the second attempt, doubled for each further one
+TIMEOUT = 60  # seconds without a byte
+_BLOCK = 1 << 20
+_AGAIN = (408, 425, 429, 500, 502, 503, 504)
+
+
+class _Broken(Exception):
+    """An attempt failed, and another may not."""
+
+
+class _NoNetwork(_Broken):
+    """The server's name is not known, which soon another attempt will not change."""
+
+
+class _Ended(BaseException):
+    """SIGTERM came."""
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the command line's flags."""
+    parser = argparse.ArgumentParser("download_data", allow_abbrev=False, description="Download a public data set.")
+    parser.add_argument("data", choices=["stackoverflow", "taxifare"], help="the trainer that the data is for")
+    parser.add_argument("--to", required=True, metavar="FOLDER", help="where to put it")
+    parser.add_argument("--url", default=URL, help="stackoverflow: another place of the archive")
+    parser.add_argument("--project", help="taxifare: the project that pays for the query; default: the environment's")
+    parser.add_argument("--table", default="nyc-tlc.yellow.trips", help="taxifare: the table of the trips; default: %(default)s")
+    parser.add_argument(
+        "--sample", type=int, default=1000, metavar="N",
+        help="taxifare: take one pickup time in N, and for validation one in 10 N; default: 1000, about a million trips",
+    )  # fmt: skip
+    options = parser.parse_args(argv)
+    if options.sample < 1:
+        raise UserError(f"--sample must be 1 or more; got {options.sample}.")
+    if not re.fullmatch(r"[\w:.-]+\.\w+\.\w+", options.table):
+        raise UserError(f"--table must look like project.dataset.table; got {options.table!r}.")
+    if not re.match(r"https?://[^/]+/.*[^/]$", options.url):
+        raise UserError(f"--url must be an http or https address of a file; got {options.url!r}.")
+    if "://" in options.to:
+        raise UserError(f"--to must be a folder of this machine; got {options.to}. Copy it there with gcloud storage cp afterwards.")
+    return options
+
+
+def download(url: str, folder: str) -> str:
+    """Download a gzip file into a folder, or go on with it, and return its path.
+
+    Raises:
+        UserError: the server cannot be reached or has no such file, or what came is not what it should be.
+    """
+    path = os.path.join(folder, os.path.basename(url.partition("?")[0]))
+    if os.path.exists(path):
+        _see_that_it_is_whole(path, path)
+        log("INFO", f"{path} is here already and whole; sha256 {_digest(path, hashlib.sha256()).hex()}")
+        return path
+    with _part(path) as file:
+        facts = _fetch_all(url, file, path)
+        size = os.path.getsize(file.name)
+        try:
+            _check_hashes(file.name, facts)
+            _see_that_it_is_whole(file.name, path)
+        except UserError:
+            _forget(path)
+            raise
+        os.fsync(file.fileno())
+        os.replace(file.name, path)
+        _forget(path)
+    log("INFO", f"{path}: {size:,} bytes, {facts['checked']}; sha256 {_digest(path, hashlib.sha256()).hex()}")
+    return path
+
+
+@contextlib.contextmanager
+def _part(path: str) -> Iterator[BinaryIO]:
+    """Open the file that grows, for this process alone."""
+    try:
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        file = open(path + ".part", "ab")  # noqa: SIM115 - closed below
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"--to: another download writes {path}.part. Wait for it.") from None
+    except OSError as error:
+        raise UserError(f"--to: cannot write {path}.part: {error.strerror}. Name another folder.") from None
+    with file:
+        yield file
+
+
+def _fetch_all(url: str, file: BinaryIO, path: str) -> dict[str, Any]:
+    """Add to the file what is missing; return what the server says of the whole: size, version and hashes."""
+    failures, pause = 0, PAUSE
+    while True:
+        before = os.path.getsize(file.name)
+        try:
+            return _fetch(url, file, path)
+        except _Broken as error:
+            reason = str(error)
+            if isinstance(error, _NoNetwork) and not before:
+                failures = ATTEMPTS
+        if os.path.getsize(file.name) > before:
+            failures, pause = 0, PAUSE
+        failures += 1
+        if failures >= ATTEMPTS:
+            have = os.path.getsize(file.name)
+            if not have:
+                _forget(path)
+            kept = f" {have:,} bytes are kept; a new start goes on from there." if have else ""
+            raise UserError(
+                f"cannot download {url}: {reason}.{kept} Without a network here, fetch it elsewhere and put it there: "
+                f"curl -L -o {path} {url} (or: gcloud storage cp {url.replace('https://storage.googleapis.com/', 'gs://')} {path}).",
+                FAILED,
+            )
+        log("WARNING", f"{url}: {reason}; trying again in {pause:g} s")
+        time.sleep(pause)
+        pause = min(2 * pause, 30)
+
+
+def _fetch(url: str, file: BinaryIO, path: str) -> dict[str, Any]:
+    """One request for what is missing.
+
+    Raises:
+        _Broken: the answer broke off or there was none.
+        UserError: the server has no such file, or there is no room for it.
+    """
+    known = _remembered(path)
+    have = os.path.getsize(file.name)
+    if have and not known.get("version"):  # nobody can tell whether the rest would fit
+        have = _restart(file)
+    if have and have == known.get("size"):
+        return known
+    request = urllib.request.Request(url, headers={"Accept-Encoding": "identity", "User-Agent": "download_data"})
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+        request.add_header("If-Range", known["version"])
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+            facts = _facts(answer)
+            if answer.status == 206 and (have == 0 or facts["start"] != have or facts["version"] != known["version"]):
+                _restart(file)
+                raise _Broken("the server sent another part than was asked for")
+            if answer.status != 206:
+                _restart(file)
+            _remember(path, facts)
+            _copy(answer, file, facts["size"])
+            return facts
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # the file has become shorter
+            _restart(file)
+            raise _Broken("the server has fewer bytes than are here") from None
+        if error.code in _AGAIN:
+            raise _Broken(f"the server answered {error.code} {error.reason}") from None
+        raise UserError(
+            f"cannot download {url}: the server answered {error.code} {error.reason}. Give the right place: --url.", FAILED
+        ) from None
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", error)
+        kind = _NoNetwork if isinstance(reason, socket.gaierror) else _Broken
+        raise kind(str(reason) or type(error).__name__) from None
+
+
+def _facts(answer: Any) -> dict[str, Any]:
+    """Return what an answer's header says of the whole file."""
+    headers = answer.headers
+    size = int(headers["Content-Length"]) if (headers["Content-Length"] or "").isdigit() else None
+    start = 0
+    if answer.status == 206:
+        found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", headers["Content-Range"] or "")
+        start, size = (int(found[1]), int(found[2])) if found else (-1, None)
+    etag = headers["ETag"] or ""
+    version = etag if etag and not etag.startswith("W/") else headers["Last-Modified"]
+    pairs = (pair.strip().partition("=") for line in headers.get_all("x-goog-hash") or () for pair in line.split(","))
+    hashes = {name: value for name, _, value in pairs if name in ("md5", "crc32c")}
+    if headers["Content-Encoding"]:  # the hashes are of the stored bytes, and these are others
+        hashes = {}
+    return {"start": start, "size": size, "version": version, "hashes": hashes}
+
+
+def _copy(answer: Any, file: BinaryIO, size: int | None) -> None:
+    from tqdm import tqdm
+
+    have = os.path.getsize(file.name)
+    with tqdm(total=size, initial=have, unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
+        while True:
+            # read1: what has come is kept, even if the connection breaks before a block is full.
+            block = answer.read1(_BLOCK)
+            if not block:
+                break
+            try:
+                file.write(block)
+                file.flush()
+            except OSError as error:
+                raise UserError(f"--to: cannot write {file.name}: {error.strerror}. Make room or name another folder.", FAILED) from None
+            have += len(block)
+            bar.update(len(block))
+    if size is not None and have < size:
+        raise _Broken(f"the connection broke off after {have:,} of {size:,} bytes")
+
+
+def _restart(file: BinaryIO) -> int:
+    file.truncate(0)
+    return 0
+
+
+# ------------------------------------------------------------------ what is known of the part that is here
+
+
+def _remembered(path: str) -> dict[str, Any]:
+    try:
+        with open(path + ".part.json", encoding="utf-8") as file:
+            found = json.load(file)
+        return found if isinstance(found, dict) else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _remember(path: str, facts: dict[str, Any]) -> None:
+    try:
+        with open(path + ".part.json", "w", encoding="utf-8") as file:
+            json.dump(facts, file)
+    except OSError as error:
+        raise UserError(f"--to: cannot write {path}.part.json: {error.strerror}. Make room or name another folder.", FAILED) from None
+
+
+def _forget(path: str) -> None:
+    for name in (path + ".part", path + ".part.json"):
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(name)
+
+
+# ------------------------------------------------------------------ is it whole?
+
+
+def _check_hashes(part: str, facts: dict[str, Any]) -> None:
+    """Compare size and hashes with what the server said; note in `facts["checked"]` what was compared.
+
+    Raises:
+        UserError: they differ.
+    """
+    size = os.path.getsize(part)
+    if facts["size"] is not None and facts["size"] != size:
+        raise UserError(f"{part} has {size:,} bytes, not {facts['size']:,} as the server says; it was removed. Start again.", FAILED)
+    checked = ["size"] * (facts["size"] is not None)
+    for name, wanted in sorted(facts["hashes"].items()):
+        digest: Any = hashlib.md5(usedforsecurity=False) if name == "md5" else _crc32c()
+        if digest is None:
+            continue
+        found = base64.b64encode(_digest(part, digest)).decode()
+        if found != wanted:
+            raise UserError(f"{part} has the {name} {found}, not {wanted} as the server says; it was removed. Start again.", FAILED)
+        checked.append(name)
+    facts["checked"] = f"{', '.join([*checked, 'gzip'])} as they should be"
+
+
+def _crc32c() -> Any:
+    """Return a CRC-32C to update; None where google-crc32c, which comes with Google's storage client, is not installed."""
+    try:
+        from google_crc32c import Checksum
+    except ImportError:
+        return None
+    return Checksum()
+
+
+def _digest(path: str, digest: Any) -> bytes:
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.digest()
+
+
+def _see_that_it_is_whole(path: str, name: str) -> None:
+    """Decompress a file to the end, which compares gzip's own checksum.
+
+    Raises:
+        UserError: it is cut off or broken.
+    """
+    try:
+        with gzip.open(path) as file:
+            while file.read(_BLOCK):
+                pass
+    except (OSError, EOFError, zlib.error) as error:
+        remedy = f"Remove {name} and start again" if path == name else "It was removed; start again"
+        raise UserError(f"{path} is no whole gzip file: {str(error).rstrip('.')}. {remedy}.", FAILED) from None
+
+
+# ------------------------------------------------------------------ the program
+
+
+def _end(number: int, frame: Any) -> None:
+    raise _Ended
+
+
+def main(argv: Sequence[str] | None = None) -> list[str]:
+    """Download and return the paths of the files.
+
+    Raises:
+        UserError: anything that the user can mend.
+    """
+    options = parse(argv)
+    before = signal.signal(signal.SIGTERM, _end)
+    try:
+        return _DATA[options.data](options)
+    except (KeyboardInterrupt, _Ended) as error:
+        code = 128 + (signal.SIGTERM if isinstance(error, _Ended) else signal.SIGINT)
+        raise UserError(f"ended by a signal. What is in {options.to} is kept; a new start goes on from there.", code) from None
+    except OSError as error:
+        raise UserError(f"--to: {error.filename or options.to}: {error.strerror or error}. Name another folder.", FAILED) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _stackoverflow(options: argparse.Namespace) -> list[str]:
+    path = download(options.url, options.to)
+    log("INFO", f"scripts/train stackoverflow --train_data_path={path} --eval_data_path={path}")
+    return [path]
+
+
+def _taxifare(options: argparse.Namespace) -> list[str]:
+    from . import taxi
+
+    return taxi.download(options.table, options.sample, options.project, options.to)
+
+
+_DATA: dict[str, Callable[[argparse.Namespace], list[str]]] = {"stackoverflow": _stackoverflow, "taxifare": _taxifare}
+
+if __name__ == "__main__":
+    run_as_program(main)

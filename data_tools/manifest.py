@@ -1,0 +1,72 @@
+"""`manifest.json`, which stands beside converted files: what they were made of, their rows, bytes and checksums."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from vertex_runtime.errors import FAILED, UserError
+
+NAME = "manifest.json"
+_BLOCK = 4 << 20
+
+
+def fingerprint(path: str) -> dict[str, Any]:
+    """Return bytes and SHA-256 of a file as it is on disk, where it is durable afterwards."""
+    digest, size = hashlib.sha256(), 0
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+            size += len(block)
+        os.fsync(file.fileno())
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def write(folder: str, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest into a folder."""
+    with open(os.path.join(folder, NAME), "w", encoding="utf-8") as file:
+        json.dump(manifest, file, indent=1, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def verify(folder: str) -> dict[str, Any]:
+    """Compare a folder's files with its manifest, and return that.
+
+    Raises:
+        UserError: there is none, a file is missing or is not what it says, or a file stands there that it does not name.
+    """
+    path = os.path.join(folder, NAME)
+    try:
+        with open(path, encoding="utf-8") as file:
+            manifest = json.load(file)
+        shards = {shard["name"]: shard for shard in manifest["shards"]}
+        faults = [fault for fault in (_fault(folder, shard) for shard in shards.values()) if fault]
+        others = sorted({name for name in os.listdir(folder) if not name.startswith((".", "_"))} - {NAME, *shards})
+    except FileNotFoundError:
+        raise UserError(f"--verify: {path} does not exist. Name a folder that scripts/convert_data wrote.") from None
+    except OSError as error:
+        raise UserError(f"--verify: cannot read {error.filename or path}: {error.strerror}.") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"--verify: {path} is no manifest of scripts/convert_data. Convert the data again.", FAILED) from None
+    faults += [f"{os.path.join(folder, name)} is not in {NAME}" for name in others]
+    if faults:
+        more = f" (and {len(faults) - 1} more faults)" if len(faults) > 1 else ""
+        raise UserError(f"--verify: {faults[0]}{more}. Copy the folder again, or convert the data again.", FAILED)
+    return manifest
+
+
+def _fault(folder: str, shard: Mapping[str, Any]) -> str | None:
+    path = os.path.join(folder, shard["name"])
+    try:
+        size = os.path.getsize(path)
+        if size != shard["bytes"]:
+            return f"{path} has {size:,} bytes, not {shard['bytes']:,}"
+        found = fingerprint(path)["sha256"]
+    except FileNotFoundError:
+        return f"{path} is missing"
+    return None if found == shard["sha256"] else f"{path} has the sha256 {found[:12]}…, not {shard['sha256'][:12]}…"

@@ -1,0 +1,149 @@
+"""The published course's taxi trips, from BigQuery's public table into CSV files.
+
+The course draws its rows by a hash of the pickup time, so that the same rows come each time and all trips of one second
+are on one side. For training it takes the hash's remainder 1 of 1000, for validation 2 of 10000.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from vertex_runtime.errors import FAILED, UserError
+from vertex_runtime.reporting import log
+
+ROWS = 250_000  # of a CSV file
+COLUMNS = (
+    "fare_amount", "pickup_datetime", "pickup_longitude", "pickup_latitude", "dropoff_longitude", "dropoff_latitude",
+    "passenger_count", "key",
+)  # fmt: skip
+QUERY = """\
+SELECT tolls_amount + fare_amount AS fare_amount,
+  FORMAT_TIMESTAMP('%F %T UTC', pickup_datetime) AS pickup_datetime,
+  pickup_longitude, pickup_latitude, dropoff_longitude, dropoff_latitude, passenger_count, 'unused' AS key
+FROM `{table}`
+WHERE ABS(MOD(FARM_FINGERPRINT(CAST(pickup_datetime AS STRING)), {modulus})) = {remainder}
+  AND trip_distance > 0 AND fare_amount >= 2.5
+  AND pickup_longitude > -78 AND pickup_longitude < -70 AND dropoff_longitude > -78 AND dropoff_longitude < -70
+  AND pickup_latitude > 37 AND pickup_latitude < 45 AND dropoff_latitude > 37 AND dropoff_latitude < 45
+  AND passenger_count > 0
+ORDER BY FARM_FINGERPRINT(FORMAT('%T', STRUCT(pickup_datetime, pickup_longitude, dropoff_longitude, fare_amount)))"""
+
+
+def queries(table: str, sample: int) -> dict[str, str]:
+    """Return the queries by what their rows are for; the validation rows are other times than those for training."""
+    # A hash that is 2 modulo 10 N is 2 modulo N, hence none of those for training.
+    return {
+        "train": QUERY.format(table=table, modulus=sample, remainder=1),
+        "valid": QUERY.format(table=table, modulus=10 * sample, remainder=2),
+    }
+
+
+def download(table: str, sample: int, project: str | None, folder: str) -> list[str]:
+    """Run the queries and write `taxi-train-00001.csv` and so on; what an earlier start finished is kept.
+
+    Raises:
+        UserError: there is no client library, no network or no right to use it; it says how to get the rows otherwise.
+    """
+    if sample < 3:
+        raise UserError(f"--sample must be 3 or more for taxifare, so that no trip is in both sets; got {sample}.")
+    client = None
+    found: list[str] = []
+    for name, query in queries(table, sample).items():
+        mark = os.path.join(folder, f".taxi-{name}.done")
+        if _done(mark, query):
+            paths = sorted(os.path.join(folder, each) for each in os.listdir(folder) if _is_shard(each, name))
+            log("INFO", f"{folder}: taxi-{name} is here already, {len(paths)} files")
+        else:
+            by_hand = _by_hand(query, name, folder)
+            client = client or _client(project, by_hand)
+            paths = write_shards(_rows(client, query, by_hand), folder, name)
+            with open(mark, "w", encoding="utf-8") as file:
+                file.write(query)
+        found += paths
+    log("INFO", f"scripts/train taxifare --train_data_path='{folder}/taxi-train-*.csv' --eval_data_path='{folder}/taxi-valid-*.csv'")
+    return found
+
+
+def _done(mark: str, query: str) -> bool:
+    with contextlib.suppress(OSError), open(mark, encoding="utf-8") as file:
+        return file.read() == query
+    return False
+
+
+def _is_shard(file: str, name: str) -> bool:
+    return file.startswith(f"taxi-{name}-") and file.endswith(".csv")
+
+
+def _by_hand(query: str, name: str, folder: str) -> str:
+    text = " ".join(query.split()).replace("`", r"\`")
+    rows = 2_000_000  # more than the default sample has
+    return (
+        f'Where there is a network and the bq command: bq query --nouse_legacy_sql --format=csv --max_rows={rows} "{text}" '
+        f"> taxi-{name}-00001.csv, and put the file into {folder}."
+    )
+
+
+def _client(project: str | None, by_hand: str) -> Any:
+    try:
+        from google.cloud import bigquery
+    except ImportError:
+        raise UserError(f"taxifare needs google-cloud-bigquery: pip install '.[bigquery]'. {by_hand}") from None
+    try:
+        return bigquery.Client(project=project)
+    except Exception as error:  # google.auth's, of several kinds
+        reason = str(error).splitlines()[0][:200].rstrip(".")
+        raise UserError(f"BigQuery cannot be asked: {reason}. Log in: gcloud auth application-default login. {by_hand}", FAILED) from None
+
+
+def _rows(client: Any, query: str, by_hand: str) -> Iterator[tuple[Any, ...]]:
+    """Yield a query's rows, after a line that says how many bytes it reads, which is what it costs."""
+    from google.cloud import bigquery
+
+    try:
+        dry = client.query(query, job_config=bigquery.QueryJobConfig(dry_run=True, use_query_cache=False))
+        log("INFO", f"the query reads {dry.total_bytes_processed / 2**30:,.1f} GiB, which {client.project} pays for")
+        for row in client.query(query).result():
+            yield tuple(row[name] for name in COLUMNS)
+    except Exception as error:  # google.api_core's, google.auth's, requests'
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+        raise UserError(f"BigQuery did not answer: {reason}. See --project and the network. {by_hand}", FAILED) from None
+
+
+def write_shards(rows: Iterable[tuple[Any, ...]], folder: str, name: str) -> list[str]:
+    """Write rows into CSV files with a header and return their paths; half a set never stands under its names.
+
+    Raises:
+        UserError: the folder cannot be written to, or there are no rows.
+    """
+    parts: list[str] = []
+    try:
+        os.makedirs(folder, exist_ok=True)
+        for left in os.listdir(folder):  # of an earlier start that did not end, or of another query
+            if _is_shard(left.removesuffix(".part"), name):
+                os.remove(os.path.join(folder, left))
+        file = writer = None
+        for count, row in enumerate(rows):
+            if count % ROWS == 0:
+                if file is not None:
+                    file.close()
+                parts.append(os.path.join(folder, f"taxi-{name}-{len(parts) + 1:05d}.csv.part"))
+                file = open(parts[-1], "w", encoding="utf-8", newline="")  # noqa: SIM115 - closed at the next or the end
+                writer = csv.writer(file)
+                writer.writerow(COLUMNS)
+            writer.writerow(row)
+        if file is None:
+            raise UserError(f"--table: the query for taxi-{name} gave no rows. Name another table or a smaller --sample.", FAILED)
+        file.flush()
+        os.fsync(file.fileno())
+        file.close()
+        done = [part.removesuffix(".part") for part in parts]
+        for part, path in zip(parts, done):
+            os.replace(part, path)
+    except OSError as error:
+        raise UserError(f"--to: cannot write into {folder}: {error.strerror}. Name another folder.", FAILED) from None
+    log("INFO", f"{folder}: taxi-{name}, {count + 1:,} rows in {len(done)} files")
+    return done

@@ -1,0 +1,192 @@
+"""Writers of training files, one class a format: `write` takes record batches, `close` ends the file.
+
+A writer is made of (path, schema, compression, bytes of a row group, where the format has such groups).
+Batches hold float32 numbers and binary texts, both with nulls where a cell is missing. The same batches give the same
+bytes: nothing here writes times or names of machines.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from vertex_runtime.columns import Column, Image
+from vertex_runtime.errors import UserError
+
+SUFFIXES = {"none": "", "gzip": ".gz", "zstd": ".zst"}
+_ESCAPED = r'["\\\x00-\x1f\x7f]'  # what JSON writes otherwise than as it is
+
+
+class _Stream:
+    """A file that is compressed on the way, for writers of bytes."""
+
+    def __init__(self, path: str, compress: str):
+        # Opened by Arrow: it writes no time of day into gzip's header, so that equal rows are equal files.
+        self.file = pa.OSFile(path, "wb")
+        self.out = self.file if compress == "none" else pa.CompressedOutputStream(self.file, compress)
+
+    def close(self) -> None:
+        """Write what is left, also of the compressor's."""
+        self.out.close()
+        if self.out is not self.file:
+            self.file.close()
+
+
+class CsvWriter:
+    """CSV with a header; cells with commas, quotes or line breaks in quotes, missing ones empty."""
+
+    def __init__(self, path: str, schema: pa.Schema, compress: str, group_bytes: int):
+        from pyarrow import csv
+
+        self.stream = _Stream(path, compress)
+        self.schema = _as_strings(schema)
+        self.writer = csv.CSVWriter(self.stream.out, self.schema)
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        self.writer.write_batch(batch.cast(self.schema))
+
+    def close(self) -> None:
+        self.writer.close()
+        self.stream.close()
+
+
+class JsonlWriter:
+    """An object a line, UTF-8; missing cells are null."""
+
+    def __init__(self, path: str, schema: pa.Schema, compress: str, group_bytes: int):
+        self.stream = _Stream(path, compress)
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        parts: list[Any] = []
+        for i, (name, array) in enumerate(zip(batch.schema.names, batch.columns)):
+            parts += [("{" if i == 0 else ", ") + json.dumps(name, ensure_ascii=False) + ": ", _as_json(array)]
+        lines = pc.binary_join_element_wise(*(pa.scalar(part) if isinstance(part, str) else part for part in parts), "}\n", "")
+        # All the lines are one stretch of the array's bytes.
+        _, offsets, values = lines.buffers()
+        ends = np.frombuffer(offsets, np.int32)[lines.offset : lines.offset + len(lines) + 1]
+        self.stream.out.write(values.slice(int(ends[0]), int(ends[-1] - ends[0])))
+
+    def close(self) -> None:
+        self.stream.close()
+
+
+class ParquetWriter:
+    """Parquet; texts as strings, images as binary. Where a row group ends depends on the rows alone, not on the batches."""
+
+    def __init__(self, path: str, schema: pa.Schema, compress: str, group_bytes: int):
+        from pyarrow import parquet
+
+        self.schema, self.group_bytes = _as_strings(schema), group_bytes
+        self.writer = parquet.ParquetWriter(path, self.schema, compression=compress)
+        self.held: list[pa.RecordBatch] = []
+        self.size = 0  # of the rows that are held
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        texts = [array for array in batch.columns if pa.types.is_binary(array.type)]
+        sizes = np.full(batch.num_rows, 4 * batch.num_columns, np.int64)
+        for array in texts:
+            sizes += pc.fill_null(pc.binary_length(array), 0).to_numpy(zero_copy_only=False)
+        ends = np.cumsum(sizes)
+        start = 0
+        while start < batch.num_rows:
+            before = int(ends[start - 1]) if start else 0
+            end = min(int(np.searchsorted(ends, before + self.group_bytes - self.size)) + 1, batch.num_rows)
+            self.held.append(batch.slice(start, end - start))
+            self.size += int(ends[end - 1]) - before
+            start = end
+            if self.size >= self.group_bytes:
+                self._flush()
+
+    def _flush(self) -> None:
+        if self.held:
+            table = pa.Table.from_batches(self.held).cast(self.schema)
+            self.writer.write_table(table.combine_chunks(), row_group_size=table.num_rows)
+        self.held, self.size = [], 0
+
+    def close(self) -> None:
+        self._flush()
+        self.writer.close()
+
+
+class TfrecordWriter:
+    """TFRecord of tf.train.Example: a float_list or bytes_list of one value a feature, of none where the cell is missing."""
+
+    def __init__(self, path: str, schema: pa.Schema, compress: str, group_bytes: int):
+        import tensorflow as tf
+
+        self.tf = tf
+        self.writer = tf.io.TFRecordWriter(path, "GZIP" if compress == "gzip" else None)
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        columns = []
+        for name, array in zip(batch.schema.names, batch.columns):
+            numbers = pa.types.is_floating(array.type)
+            cells = array.to_numpy(zero_copy_only=False).tolist() if numbers and not array.null_count else array.to_pylist()
+            columns.append((name, "float_list" if numbers else "bytes_list", cells))
+        for i in range(batch.num_rows):
+            example = self.tf.train.Example()
+            features = example.features.feature
+            for name, kind, cells in columns:
+                values = getattr(features[name], kind)
+                if cells[i] is not None:
+                    values.value.append(cells[i])
+                else:
+                    values.SetInParent()  # says the kind, which readers take from the first record
+            self.writer.write(example.SerializeToString(deterministic=True))
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+WRITERS = {"csv": CsvWriter, "jsonl": JsonlWriter, "parquet": ParquetWriter, "tfrecord": TfrecordWriter}
+
+
+def suffix(format: str, compress: str) -> str:
+    """Return how the names of files end; Parquet compresses inside the file, which its name does not say."""
+    return f".{format}" + ("" if format == "parquet" else SUFFIXES[compress])
+
+
+def check(format: str, compress: str, columns: Sequence[Column]) -> None:
+    """Refuse what a format cannot hold.
+
+    Raises:
+        UserError: zstd for TFRecord, images for text.
+    """
+    if format == "tfrecord" and compress == "zstd":
+        raise UserError("--compress: TensorFlow writes no zstd into TFRecord files; got zstd. Take gzip or none.")
+    images = [column.name for column in columns if isinstance(column, Image)]
+    if images and format in ("csv", "jsonl"):
+        raise UserError(f"--format: {images[0]} is an image, which {format} files cannot hold; got {format}. Take parquet or tfrecord.")
+
+
+def schema_of(columns: Sequence[Column]) -> pa.Schema:
+    """Return the batches' schema; images carry a mark, so that nobody takes them for texts."""
+    fields = []
+    for column in columns:
+        kind = pa.binary() if column.is_text else pa.float32()
+        fields.append(pa.field(column.name, kind, metadata={"image": "1"} if isinstance(column, Image) else None))
+    return pa.schema(fields)
+
+
+def _as_strings(schema: pa.Schema) -> pa.Schema:
+    return pa.schema([
+        pa.field(field.name, pa.string() if pa.types.is_binary(field.type) and not field.metadata else field.type) for field in schema
+    ])  # fmt: skip
+
+
+def _as_json(array: pa.Array) -> pa.Array:
+    """Return cells as JSON texts, numbers in the fewest digits that give the same float32."""
+    if pa.types.is_floating(array.type):
+        return pc.fill_null(array.cast(pa.string()), "null")
+    texts = array.cast(pa.string())
+    quoted = pc.binary_join_element_wise(pa.scalar('"'), texts, pa.scalar('"'), "")
+    odd = pc.fill_null(pc.match_substring_regex(texts, _ESCAPED), False)
+    if pc.any(odd).as_py():
+        written = [json.dumps(text, ensure_ascii=False) for text in texts.filter(odd).to_pylist()]
+        quoted = pc.replace_with_mask(quoted, odd, pa.array(written, pa.string()))
+    return pc.fill_null(quoted, "null")
