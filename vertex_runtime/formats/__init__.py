@@ -20,8 +20,6 @@ import functools
 import importlib
 import os
 import pkgutil
-import queue
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
