@@ -324,7 +324,7 @@ def test_rows_are_split_by_a_column(service, dataset):
         ({"predefinedSplit": {"key": "c"}}, 400, "INVALID_ARGUMENT", "a, b, when, use"),
         ({"fractionSplit": {"trainingFraction": 0.9, "testFraction": 0.2}}, 400, "INVALID_ARGUMENT", "sum"),
         ({"datasetId": "77"}, 404, "NOT_FOUND", "datasets/77"),
-        ({"bigqueryDestination": {"outputUri": "bq://p"}, "gcsDestination": None}, 501, "UNIMPLEMENTED", "bigqueryDestination"),
+        ({"bigqueryDestination": {"outputUri": "bq://my-project"}, "gcsDestination": None}, 400, "INVALID_ARGUMENT", "bigqueryDestination"),
         ({"gcsDestination": {"outputUriPrefix": "gs://b/../x"}}, 400, "INVALID_ARGUMENT", "bucket name"),
         ({"gcsDestination": {"outputUriPrefix": "gs://out-bucket/../../x"}}, 400, "INVALID_ARGUMENT", "leaves"),
     ],
@@ -349,8 +349,8 @@ def test_a_dataset_is_kept_changed_and_forgotten(service, dataset):
     assert "gs://data-bucket/none.csv" in service.call("POST", "/datasets", {**body, "metadata": missing}, code=404)["error"]["message"]
     table = {"inputConfig": {"bigquerySource": {"uri": "bq://p.d.t"}}}
     assert service.call("POST", "/datasets", {**body, "metadata": table}, code=501)["error"]["status"] == "UNIMPLEMENTED"
-    text = body["metadataSchemaUri"].replace("tabular", "text")
-    assert service.call("POST", "/datasets", {**body, "metadataSchemaUri": text}, code=501)["error"]["status"] == "UNIMPLEMENTED"
+    image = body["metadataSchemaUri"].replace("tabular", "image")
+    assert service.call("POST", "/datasets", {**body, "metadataSchemaUri": image}, code=501)["error"]["status"] == "UNIMPLEMENTED"
 
 
 def test_a_pipeline_uploads_its_model_as_a_version(service):

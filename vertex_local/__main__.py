@@ -10,6 +10,7 @@ COMMANDS = {
     "run": ("run", "run a custom job's file: every replica a process with the service's environment"),
     "check": ("checking.check", "look at a job's file, package, flags, data, machines, images before you pay; time and price"),
     "tune": ("tuning.tune", "run a hyperparameter tuning job's file: trials in parallel, searched by Optuna"),
+    "copy": ("copying", "copy files to Cloud Storage or from there: parallel, resumed, compared by checksum"),
     "serve": ("service.serve", "a job service on this machine that answers gcloud and the Python SDK"),
 }
 

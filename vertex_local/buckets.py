@@ -45,3 +45,10 @@ def to_path(uri: str, root: str | Path) -> str:
 def localize(text: str, root: str | Path) -> str:
     """Return `text` (an argument, a variable's value) with every `gs://…` and `/gcs/…` in it turned into a path."""
     return _REFERENCE.sub(lambda match: to_path(match.group(), root), text)
+
+
+def plain(name: str) -> str:
+    """Return an object's name as a path below a folder; one that would leave it is refused."""
+    if any(part in ("", ".", "..") for part in name.split("/")) or "\0" in name:
+        raise BucketError(f"object {name!r} is no plain path: copy it by itself, under another name, with `gcloud storage cp`.")
+    return name

@@ -1,6 +1,7 @@
 """Run a custom job's file on this machine, without Docker and network.
 
     python -m vertex_local run jobs/taxifare-2-workers.yaml -- --num_evals=2
+    python -m vertex_local run jobs/taxifare.yaml --dataset jobs/datasets/taxifare.yaml
 
 It runs what the file says, with the rights of whoever calls it. What comes after `--` is appended to every pool's
 arguments. Exit codes: 0 the job succeeded, 1 it failed, 2 it cannot be started, 128 + signal it was cancelled.
@@ -9,11 +10,15 @@ arguments. Exit codes: 0 the job succeeded, 1 it failed, 2 it cannot be started,
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 from . import cli, cluster, drill, jobs, kills, report, settings, spec
+from .datasets import flags
+from .datasets.dataset import Stopped
 from .lifecycle import GRACE
 
 
@@ -36,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     run.add_argument("--drill", metavar="N", type=cli.whole(1), help="run once unbroken, then N times with kills drawn by --seed")
     run.add_argument("--seed", type=int, default=0, help="for --drill (default: %(default)s)")
+    flags.add_flags(run)
     settings.add_flags(run)
     return run
 
@@ -58,11 +64,15 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(args: argparse.Namespace, extra: Sequence[str], cancel: threading.Event) -> int:
-    job = spec.load(args.spec, extra, settings.from_flags(args))
+    job = spec.load(args.spec, (), settings.from_flags(args), pipelines=True)
+    managed = flags.wanted(job, args)
+    job = (job.without_data() if managed else job).with_args(extra)
     options = {
         name: getattr(args, name)
         for name in ("bucket_root", "state_dir", "project_dir", "job_id", "python", "with_index", "announce", "grace")
     }
+    if managed:
+        options["variables"] = _exported(job, args, cancel)
     if args.drill:
         shown = report.for_terminal()
         drills = list(drill.run(job, args.drill, args.seed, report=shown, cancel=cancel, **options))
@@ -74,6 +84,15 @@ def _run(args: argparse.Namespace, extra: Sequence[str], cancel: threading.Event
     result = cluster.run(job, kills=args.kill, report=report.for_terminal(), cancel=cancel, **options)
     _summary(result)
     return 0 if result.succeeded else 1
+
+
+def _exported(job: spec.JobSpec, args: argparse.Namespace, cancel: threading.Event) -> dict[str, str]:
+    """Export the job's managed data set and return the variables that say where it is."""
+    root = Path(os.path.realpath(args.bucket_root or Path(args.state_dir) / "buckets"))
+    try:
+        return flags.plan(job, args, root, say=lambda text: print(text, flush=True), stop=cancel.is_set).run()
+    except Stopped:
+        raise KeyboardInterrupt from None
 
 
 def _summary(result: jobs.Result) -> None:

@@ -7,6 +7,7 @@ import functools
 import math
 import re
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,8 +62,12 @@ def api_types() -> Any:
     return types
 
 
-def parse(text: str, name: str, kind: str) -> Tree:
-    """Return `text` as a message of the API's type `kind` in JSON form; raise a SpecError with file and line if it is none."""
+def parse(text: str, name: str, kind: str, others: Mapping[str, str] | None = None) -> Tree:
+    """Return `text` as a message of the API's type `kind` in JSON form; raise a SpecError with file and line if it is none.
+
+    Args:
+        others: names at the top that are messages of a type of their own, or a list of them, as `{"importConfigs": "[Type]"}`.
+    """
     try:
         message_type = getattr(api_types(), kind)
         from google.protobuf import json_format
@@ -71,7 +76,9 @@ def parse(text: str, name: str, kind: str) -> Tree:
     loader = _loader(text, name)
     tree = Tree(name, {}, {})
     try:
-        tree.message = _message(tree, loader, loader.get_single_node(), message_type.pb().DESCRIPTOR, (), ())
+        root = loader.get_single_node()
+        apart = _others(tree, loader, root, others or {})
+        tree.message = _message(tree, loader, root, message_type.pb().DESCRIPTOR, (), ())
     except _BROKEN as error:
         mark = getattr(error, "problem_mark", None) or loader.get_mark()
         raise SpecError(f"{name}:{mark.line + 1}: {getattr(error, 'problem', None) or error}") from None
@@ -81,7 +88,31 @@ def parse(text: str, name: str, kind: str) -> Tree:
         json_format.ParseDict(tree.message, message_type.pb()(), ignore_unknown_fields=False)
     except json_format.ParseError as error:  # whatever the walk does not know about
         raise SpecError(f"{name}: {error}") from None
+    tree.message |= apart
     return tree
+
+
+def _others(tree: Tree, loader: Any, root: Any, kinds: Mapping[str, str]) -> dict[str, Any]:
+    """Take the fields `kinds` out of the file's top and return them, checked as messages of those types."""
+    found: dict[str, Any] = {}
+    pairs = root.value if isinstance(root, yaml.MappingNode) else []
+    for key, node in [(key, node) for key, node in pairs if isinstance(key, yaml.ScalarNode) and key.value in kinds]:
+        field, kind = key.value, kinds[key.value]
+        tree.lines[(field,)] = key.start_mark.line + 1
+        if field in found:
+            raise tree.error((field,), "is given twice; keep one.")
+        descriptor = getattr(api_types(), kind.strip("[]")).pb().DESCRIPTOR
+        if kind.startswith("["):
+            if not isinstance(node, yaml.SequenceNode):
+                raise tree.error((field,), "takes a list: write `- ` before each item, or [a, b].")
+            found[field] = []
+            for i, item in enumerate(node.value):
+                tree.lines[(field, i)] = item.start_mark.line + 1
+                found[field].append(_message(tree, loader, item, descriptor, (field, i), ()))
+        else:
+            found[field] = _message(tree, loader, node, descriptor, (field,), ())
+        root.value.remove((key, node))
+    return found
 
 
 def _loader(text: str, name: str) -> yaml.SafeLoader:

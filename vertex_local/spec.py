@@ -15,6 +15,7 @@ from . import buckets, settings
 from .schema import SpecError, Tree, parse, top_keys
 
 ROLES = ("chief", "worker", "ps", "evaluator")
+DATA_FLAGS = ("--train_data_path", "--eval_data_path", "--test_data_path")
 DEFAULT_TIMEOUT = 604800.0  # seconds: the service's seven days
 
 
@@ -45,6 +46,7 @@ class JobSpec:
     timeout: float = DEFAULT_TIMEOUT
     restart_together: bool = False
     disable_retries: bool = False
+    data: dict[str, Any] | None = None  # a training pipeline's inputDataConfig
 
     def with_args(self, args: Sequence[str]) -> JobSpec:
         """Return the job with `args` after every pool's own: the later of two equal flags wins, as for a trial."""
@@ -54,14 +56,32 @@ class JobSpec:
         )
         return dataclasses.replace(self, pools=tuple(pools))
 
+    def without_data(self) -> JobSpec:
+        """Return the job without the arguments that name data, which would win over a managed data set."""
+        pools = (dataclasses.replace(pool, args=tuple(without_data_flags(pool.args))) for pool in self.pools)
+        return dataclasses.replace(self, pools=tuple(pools))
+
     def with_output(self, prefix: str) -> JobSpec:
         """Return the job with another `baseOutputDirectory`."""
         return dataclasses.replace(self, output=prefix)
 
 
-def load(path: str | Path, overrides: Sequence[str] = (), given: Mapping[str, str] | None = None) -> JobSpec:
+def without_data_flags(arguments: Sequence[str]) -> list[str]:
+    """Return a trainer's arguments without those that name data."""
+    kept, skipping = [], False
+    for argument in arguments:
+        if argument.startswith("--"):
+            skipping = argument.partition("=")[0].replace("-", "_").replace("__", "--", 1) in DATA_FLAGS
+        if not skipping:
+            kept.append(argument)
+    return kept
+
+
+def load(
+    path: str | Path, overrides: Sequence[str] = (), given: Mapping[str, str] | None = None, pipelines: bool = False
+) -> JobSpec:  # fmt: skip
     """Read a job file; `overrides` are appended to every pool's arguments, `given` are settings that flags gave."""
-    return loads(read(path, given), str(path), overrides)
+    return loads(read(path, given), str(path), overrides, pipelines)
 
 
 def read(path: str | Path, given: Mapping[str, str] | None = None) -> str:
@@ -75,9 +95,15 @@ def read(path: str | Path, given: Mapping[str, str] | None = None) -> str:
     return settings.render(text, str(path), given)
 
 
-def loads(text: str, name: str, overrides: Sequence[str] = ()) -> JobSpec:
-    """Read a job from text; `name` stands for the file in messages."""
+def loads(text: str, name: str, overrides: Sequence[str] = (), pipelines: bool = False) -> JobSpec:
+    """Read a job from text; `name` stands for the file in messages. With `pipelines`, a TrainingPipeline's job, too."""
     keys = top_keys(text, name)
+    if "trainingTaskInputs" in keys:
+        if not pipelines:
+            raise SpecError(f"{name}:1: this is a TrainingPipeline, for `run` and `check`; give a CustomJobSpec or a CustomJob.")
+        tree = pipeline(text, name)
+        job = _job(tree, tree.message["trainingTaskInputs"], ("trainingTaskInputs",), text).with_args(overrides)
+        return dataclasses.replace(job, data=tree.message.get("inputDataConfig"))
     if "studySpec" in keys or "trialJobSpec" in keys:
         raise SpecError(f"{name}:1: this is a HyperparameterTuningJob, for `tune`; give a CustomJobSpec or a CustomJob.")
     if "jobSpec" in keys:
@@ -85,6 +111,16 @@ def loads(text: str, name: str, overrides: Sequence[str] = ()) -> JobSpec:
         return _job(tree, tree.message.get("jobSpec", {}), ("jobSpec",), text).with_args(overrides)
     tree = parse(text, name, "CustomJobSpec")
     return _job(tree, tree.message, (), text).with_args(overrides)
+
+
+def pipeline(text: str, name: str) -> Tree:
+    """Return a TrainingPipeline whose task is a custom job, checked with its inputs."""
+    tree = parse(text, name, "TrainingPipeline", {"trainingTaskInputs": "CustomJobSpec"})
+    task = tree.message.get("trainingTaskDefinition", "")
+    if not task.endswith("/custom_task_1.0.0.yaml"):
+        problem = f"takes gs://google-cloud-aiplatform/schema/trainingjob/definition/custom_task_1.0.0.yaml; got {task!r}."
+        raise tree.error(("trainingTaskDefinition",), problem)
+    return tree
 
 
 def trial_job(tree: Tree, text: str) -> JobSpec:

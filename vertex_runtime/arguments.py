@@ -21,8 +21,9 @@ from .errors import UserError
 H = TypeVar("H")
 YES_NO = ("auto", "yes", "no")
 JIT = ("model", "auto", "yes", "no")
-PLANS = ("no", "flags", "model", "data")
+PLANS = ("no", "flags", "model", "data", "report")
 STAGES = ("all", "evaluate", "export")
+BESIDE = "beside the outputs"  # what --data_report without a value stands for
 STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
 
 
@@ -55,6 +56,7 @@ class RunOptions:
     train_data_path: tuple[str, ...] = option((), "files, wildcards or folders to train on [AIP_TRAINING_DATA_URI]")
     eval_data_path: tuple[str, ...] = option((), "the same, to evaluate on [AIP_VALIDATION_DATA_URI]")
     test_data_path: tuple[str, ...] = option((), "the same, for final test_* metrics [AIP_TEST_DATA_URI]")
+    row_filter: str = option("", "of BigQuery tables (bq://…) read only the rows that meet this SQL condition, such as fare > 2.5")
     output_dir: str = option("", "D: writes D/model, D/checkpoints, D/logs [AIP_MODEL_DIR and its siblings]")
     bad_rows: str = option("error", "stop at the first bad row, or skip bad rows and count them", choices=("error", "skip"))
     start_over: bool = option(False, "move an earlier run in --output_dir aside and begin anew (not in a job)")
@@ -73,6 +75,7 @@ class RunOptions:
     stall_minutes: float = option(0.0, "end by SIGABRT when nothing has moved for so many minutes; 0: never", minimum=0)
     profile: str = option("", "A,B: write a profile of the steps from A to B to the log directory")
     plan: str = option("no", "say as JSON what would be trained, and stop: by the flags, the model or the data", choices=PLANS, bare="data")
+    data_report: str = option("", "write a report on the data, *.html and *.json, there or beside the outputs, and stop", bare=BESIDE)
     ledger: str = option("", "append a hash of every row fed to every step to this file (for tests)")
 
 

@@ -16,7 +16,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from .columns import Column
 from .data import Chunk
+from .errors import UserError
+from .formats import csv, partition_of
 
 READ_BYTES = 8 << 20
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -156,3 +159,40 @@ class CsvBlocks:
                     text = os.pread(file.fileno(), segment.end - segment.start, segment.start)
                 texts += [text] if text.endswith(b"\n") else [text, b"\n"]
         return self.prepare(self.parse(b"".join(texts), sum(map(self.index.rows, blocks))))
+
+
+def csv_blocks(
+    paths: Sequence[str],
+    columns: Sequence[Column],
+    block_rows: int,
+    rows: int,
+    prepare: Callable[[Chunk], list[np.ndarray]],
+    name_fault: Callable[[], None],
+    beat: Callable[[], None],
+) -> CsvBlocks | None:
+    """Return the blocks of some CSV files; None where they must be read in order.
+
+    Args:
+        rows: how many to prepare at a time, about.
+        name_fault: raises what is wrong with the files, after a row was found to be bad.
+    """
+    layouts = [csv.layout(path, columns) for path in paths]
+    if None in layouts or len({tuple(names) for names, _ in layouts}) > 1:
+        return None
+    found = index(paths, [header for _, header in layouts], block_rows, beat)
+    if found is None or not found.count:
+        return None
+
+    def parse(text: bytes, count: int) -> Chunk:
+        chunk = csv.parse(text, layouts[0][0], columns)
+        if chunk is None or len(next(iter(chunk.values()))) != count:
+            name_fault()
+            raise UserError(f"{paths[0]}: a line of it, or of a file beside it, is not one row.")
+        return chunk
+
+    return CsvBlocks(found, parse, prepare, rows)
+
+
+def is_plain_csv(path: str) -> bool:
+    """Tell whether a path is a local CSV file, not compressed, that holds all of its columns itself."""
+    return "://" not in path and os.path.isfile(path) and path.lower().endswith(".csv") and not partition_of(path)

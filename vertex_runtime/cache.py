@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import mmap
 import os
@@ -15,7 +16,8 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -245,3 +247,16 @@ def _lock_file(folder: str, name: str) -> IO[str]:
 
 def _not_writable(folder: str, error: OSError) -> UserError:
     return UserError(f"--cache_dir: cannot write to {folder}: {error.strerror}. Name a folder on a local disk with room.")
+
+
+def content_key(value: Any) -> str:
+    """Hash what `learn` returned: numbers, texts, arrays, and dicts and lists of them; anything else is like nothing else."""
+    if isinstance(value, Mapping):
+        return hashlib.sha256(json.dumps([[str(k), content_key(value[k])] for k in sorted(value, key=str)]).encode()).hexdigest()
+    if isinstance(value, (list, tuple)):
+        return hashlib.sha256(json.dumps([content_key(part) for part in value]).encode()).hexdigest()
+    if isinstance(value, (np.ndarray, np.generic)) and value.dtype != object:
+        return hashlib.sha256(f"{value.dtype} {value.shape}".encode() + np.ascontiguousarray(value).tobytes()).hexdigest()
+    if value is None or isinstance(value, (bool, int, float, str, bytes, np.ndarray)):
+        return hashlib.sha256(repr(value.tolist() if isinstance(value, np.ndarray) else value).encode()).hexdigest()
+    return uuid.uuid4().hex

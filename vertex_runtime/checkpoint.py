@@ -17,11 +17,12 @@ import numpy as np
 import tensorflow as tf
 
 from .errors import FAILED, UserError
-from .outputs import is_remote, record
+from .outputs import is_remote, record, removed
 from .reporting import Events, log
 
 STATE = "state_json"
 KEEP = 3
+PART = re.compile(r"ckpt-\d+\.(data-00000-of-00001|index)\.tempstate\d+")  # TensorFlow's, in a bucket
 
 
 class Checkpointer:
@@ -68,13 +69,15 @@ class Checkpointer:
         prefix = f"{self.directory}/ckpt-{state['step']:09d}"
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)  # of this thread only: training goes first
         part = prefix if is_remote(prefix) else f"{self.directory}/.part-{state['step']:09d}"
+        endings = (".data-00000-of-00001", ".index")  # a checkpoint exists once its index does
         try:
+            if part == prefix:
+                record(self.records, *(prefix + ending for ending in endings))
             names, values = list(tensors), list(tensors.values())
             names, values = names + [STATE], values + [tf.constant(json.dumps(state))]
             with tf.device("/cpu:0"):
                 tf.raw_ops.SaveV2(prefix=part, tensor_names=names, shape_and_slices=[""] * len(names), tensors=values)
             self.events.enter("checkpoint", state["step"])
-            endings = (".data-00000-of-00001", ".index")  # a checkpoint exists once its index does
             if part != prefix:
                 record(self.records, *(prefix + ending for ending in endings))
                 for ending in endings:
@@ -82,8 +85,10 @@ class Checkpointer:
                     os.replace(part + ending, prefix + ending)
             best = state.get("best", {}).get("step")  # survives until it is exported, however many come after it
             for step in [step for step in self.steps()[:-KEEP] if step != best]:
-                for ending in reversed(endings):
-                    tf.io.gfile.remove(f"{self.directory}/ckpt-{step:09d}{ending}")
+                old = [f"{self.directory}/ckpt-{step:09d}{ending}" for ending in reversed(endings)]
+                for path in old:
+                    tf.io.gfile.remove(path)
+                removed(self.records, *old)
         except Exception as error:  # noqa: BLE001 - handed to the training thread, which ends the run
             self.failure = error
 
@@ -118,10 +123,10 @@ class Checkpointer:
 
     def clean(self) -> None:
         """Remove the half-written files that a killed process left."""
-        if self.writes and not is_remote(self.directory):
-            for name in os.listdir(self.directory):
-                if name.startswith(".part-"):
-                    os.remove(os.path.join(self.directory, name))
+        if self.writes:
+            for name in tf.io.gfile.listdir(self.directory):
+                if name.startswith(".part-") or PART.fullmatch(name):
+                    tf.io.gfile.remove(f"{self.directory}/{name}")
 
 
 def _sync(path: str) -> None:

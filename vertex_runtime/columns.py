@@ -83,15 +83,27 @@ class Column:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        texts, good = _valid_texts(_as_texts(values))
+        if pa.types.is_dictionary(values.type):
+            return self._check_distinct(values)
+        texts, valid = _valid_texts(_as_texts(values))
         given = pc.greater(pc.binary_length(texts), 0).to_numpy(zero_copy_only=False)
+        good = valid.copy()
         if (matching := self._matching(texts)) is not None:
             good &= matching.to_numpy(zero_copy_only=False)
         if self.missing is None:
             return texts.view(pa.binary()), good & given
         if self.missing and not given.all():
             texts = pc.if_else(pa.array(given), texts, pa.scalar(str(self.missing), pa.string()))
-        return texts.view(pa.binary()), good | ~given
+        return texts.view(pa.binary()), good | (valid & ~given)
+
+    def _check_distinct(self, values: Any) -> tuple[Any, np.ndarray]:
+        """Check each distinct text of a dictionary array once."""
+        import pyarrow as pa
+
+        distinct = values.dictionary
+        texts, good = self.check(pa.concat_arrays([distinct, pa.nulls(1, distinct.type)]))
+        places = values.indices.cast(pa.int32()).fill_null(len(distinct))
+        return texts.take(places), good[places.to_numpy(zero_copy_only=False)]
 
     def _matching(self, texts: Any) -> Any:
         """Return which texts match the pattern whole, an Arrow array [rows]; None: there is no pattern."""
@@ -221,6 +233,18 @@ class Date(Column):
     @property
     def must_be(self) -> str:
         return f"{self.name} must be a date such as 2011-01-28{' 20:42:59 UTC' if self.time else ''}"
+
+    def _matching(self, texts: Any) -> Any:
+        """See `Column._matching`. Dates that are spelt as the first one is are looked at all at once; the pattern judges the others."""
+        import pyarrow as pa
+
+        first = texts[0].as_py() if len(texts) else ""
+        like_first = _dates_like(texts, first) if re.fullmatch(self.pattern, first, re.ASCII) else None
+        if like_first is None:
+            return super()._matching(texts)
+        if len(others := np.flatnonzero(~like_first)):
+            like_first[others] = super()._matching(texts.take(pa.array(others))).to_numpy(zero_copy_only=False)
+        return pa.array(like_first)
 
 
 @dataclass(frozen=True)
@@ -363,6 +387,27 @@ def _as_texts(values: Any) -> Any:
         values = values.cast(pa.string())
     values = values.view(pa.binary())
     return values.fill_null(b"") if values.null_count else values
+
+
+def _dates_like(texts: Any, first: str) -> np.ndarray | None:
+    """Return which texts are dates in the spelling of the first, itself one: [rows] bool; None: they are not all of its length.
+
+    Up to the seconds each digit may be another one, in its bounds; everything else, and all after them, must be the same.
+    """
+    length, count = len(first), len(texts)
+    offsets = np.frombuffer(texts.buffers()[1], np.int32)[texts.offset : texts.offset + count + 1]
+    if not (np.diff(offsets) == length).all():
+        return None
+    octets = np.frombuffer(texts.buffers()[2], np.uint8)[offsets[0] : offsets[-1]]
+    letters = np.ascontiguousarray(octets.reshape(count, length).T)
+    digit = np.array([letter.isdigit() and place < 19 for place, letter in enumerate(first)])
+    steps = letters - np.where(digit, ord("0"), np.frombuffer(first.encode(), np.uint8)).astype(np.uint8)[:, None]
+    good = (steps <= np.where(digit, 9, 0).astype(np.uint8)[:, None]).all(0)
+    limits = ((5, 1, 12), (8, 1, 31), (11, 0, 23), (14, 0, 59), (17, 0, 59))  # place, least, most
+    for place, least, most in limits[: 2 if length < 19 else None]:
+        number = 10 * steps[place] + steps[place + 1]
+        good &= (number >= least) & (number <= most)
+    return good
 
 
 def _valid_texts(values: Any) -> tuple[Any, np.ndarray]:

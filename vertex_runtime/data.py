@@ -10,6 +10,7 @@ import glob
 import hashlib
 import os
 import re
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,16 +28,23 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 4 << 20
 PATH = "_path"  # where a row is a file of its own: that file's path, for messages
+ROW = "_row"  # with the policy "collect": each row's number in its file, from 1, without header and blank lines
+KEPT = 20  # bad rows whose places are kept with their values
 Chunk = dict[str, np.ndarray]  # column -> [rows]: float32, or objects (bytes) for text
 
 
 @dataclass
 class BadRows:
-    """Collects what is wrong with rows; with the policy "error" the first one ends the run."""
+    """Collects what is wrong with rows; with the policy "error" the first one ends the run.
+
+    The policy "skip" counts them; "collect", for data that is read once, also keeps the first `KEPT` of them.
+    """
 
     policy: str = "error"
     reasons: Counter[str] = field(default_factory=Counter)
     places: set[str] = field(default_factory=set)  # each is counted once, however often it is read
+    kept: list[tuple[str, str, str]] = field(default_factory=list)  # (place, reason, value)
+    lock: Any = field(default_factory=threading.Lock, repr=False, compare=False)  # files are read ahead of the checks
 
     def add(self, where: str | Callable[[], str], reason: str, value: object, count: int = 1) -> None:
         """Take note of a bad row.
@@ -51,11 +59,15 @@ class BadRows:
         if self.policy == "error":
             place = where if isinstance(where, str) else where()
             raise UserError(f"{place}: {reason}; got {str(value)[:80]!r}. Mend the row, or leave such rows out with --bad_rows=skip.")
-        if isinstance(where, str):
-            if where in self.places:
-                return
-            self.places.add(where)
-        self.reasons[reason] += count
+        with self.lock:
+            if self.policy == "collect" and len(self.kept) < KEPT:
+                text = value.decode("utf-8", "replace") if isinstance(value, bytes) else "" if value is None else str(value)
+                self.kept.append((where if isinstance(where, str) else where(), reason, text[:80]))
+            if self.policy == "skip" and isinstance(where, str):
+                if where in self.places:
+                    return
+                self.places.add(where)
+            self.reasons[reason] += count
 
     def __str__(self) -> str:
         listed = "; ".join(f"{count} x {reason}" for reason, count in self.reasons.most_common(5))
@@ -71,8 +83,6 @@ def expand(paths: Sequence[str], flag: str) -> list[str]:
     found: list[str] = []
     for path in (part for given in paths for part in given.split(",") if part):
         if path.startswith("bq://"):
-            if not is_table(path):
-                raise UserError(f"{flag}: BigQuery tables are not read yet; got {path}. Export the table to CSV files.")
             found.append(path)
             continue
         local, part = split_part(resolve_uri(path))
@@ -99,13 +109,17 @@ def open_binary(path: str) -> BinaryIO:
     return open(path, "rb")
 
 
-def fingerprint(path: str, whole: bool) -> dict[str, Any]:
-    """Describe a file (or a folder's files together): path, bytes and a SHA-256 of the content.
+def fingerprint(path: str, whole: bool, reading: Reading | None = None) -> dict[str, Any]:
+    """Describe a file (or a folder's files together): path, bytes and a SHA-256 of the content; of a table, of its metadata.
 
     Without `whole` only the ends (1 MiB each) are read, for data too large to read twice.
     """
     digest, total = hashlib.sha256(), 0
-    if is_table(path) or ("://" not in path and not os.path.exists(split_part(path)[0])):  # a name of rows, not of a file
+    if is_table(path):
+        from . import formats
+
+        return formats.table(path).fingerprint(path, reading or formats.Reading())
+    if "://" not in path and not os.path.exists(split_part(path)[0]):  # a name of rows, not of a file
         return {"path": path, "bytes": 0, "sha256": hashlib.sha256(path.encode()).hexdigest()}
     for name in walk(path):
         with open_binary(name) as file:
@@ -223,6 +237,16 @@ def is_folder(path: str) -> bool:
     return bool(tf.io.gfile.isdir(path))
 
 
+def block_bytes(path: str, rows: int) -> int:
+    """Return about how many bytes of a file hold its first chunk, of so many rows; a guess where no format here reads it."""
+    from . import formats
+
+    try:
+        return max(1, formats.block_bytes(path, rows))
+    except (UserError, OSError):
+        return BLOCK_BYTES
+
+
 def file_column(columns: Sequence[Column], labels: Sequence[str]) -> Column | None:
     """Return the column whose cells may be files of their own: the only one beside the label."""
     inputs = [column for column in columns if column.name not in labels]
@@ -305,11 +329,13 @@ def count(
     for path in paths:
         size, late = total_bytes([path]), time.monotonic() > end
         rows.append(round(sum(rows) * size / seen) if seen and late else 0)
+        block = 0
         for blocks, chunk in enumerate(() if seen and late else read(path), 1):
             rows[-1] += len(next(iter(chunk.values())))
+            block = block or block_bytes(path, rows[-1])
             labels.update(chunk[label] if label in chunk and chunk[label].dtype == object else ())
-            if time.monotonic() > end and blocks * BLOCK_BYTES < size:
-                rows[-1] = round(rows[-1] * size / (blocks * BLOCK_BYTES))
+            if time.monotonic() > end and blocks * block < size:
+                rows[-1] = round(rows[-1] * size / (blocks * block))
                 break
         seen += size
     return rows, labels, time.monotonic() <= end

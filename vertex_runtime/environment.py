@@ -47,6 +47,7 @@ class Environment:
     index: int = 0
     cluster: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     reduction_servers: int = 0
+    job: str | None = None
     trial: str | None = None
     metric_file: str | None = None
     in_job: bool = False
@@ -81,6 +82,7 @@ class Environment:
             index=index,
             cluster=cluster,
             reduction_servers=reducers,
+            job=_text(variables, "CLOUD_ML_JOB_ID"),
             trial=_trial(variables.get("CLOUD_ML_TRIAL_ID"), pools.get("task"), config.get("task")),
             metric_file=_text(variables, "CLOUD_ML_HP_METRIC_FILE"),
             in_job=any(

@@ -21,7 +21,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from . import columns, predict
+from . import bucket_manifest, columns, predict
 from .contract import Contract, blame
 from .data import Chunk, concatenate, take
 from .errors import FAILED, UserError
@@ -348,16 +348,37 @@ def bytes_of(values: np.ndarray) -> int:
 
 
 def _publish(stage: str, target: str, records: str) -> None:
-    """Move the staged files to their place, saved_model.pb last: a model without it is not loaded by anyone."""
+    """Move the staged files to their place, saved_model.pb last: a model without it is not loaded by anyone.
+
+    Raises:
+        UserError: a bucket holds something else than was sent.
+    """
     found = [os.path.relpath(os.path.join(folder, name), stage) for folder, _, names in os.walk(stage) for name in names]
-    for name in sorted(found, key=lambda name: (name == "saved_model.pb", name)):
-        source, place = f"{stage}/{name}", f"{target}/{name}"
-        record(records, place)
-        tf.io.gfile.makedirs(os.path.dirname(place))
-        if not is_remote(target):
-            os.replace(source, place)
-            continue
-        tf.io.gfile.copy(source, place, overwrite=True)
-        if (size := tf.io.gfile.stat(place).length) != os.path.getsize(source):
-            raise UserError(f"{place} reads back with {size} bytes, written were {os.path.getsize(source)}. Start again.", FAILED)
+    found.sort(key=lambda name: (name == "saved_model.pb", name))
+    record(records, *(f"{target}/{name}" for name in found))
+    for directory in sorted({os.path.dirname(f"{target}/{name}") for name in found}):
+        tf.io.gfile.makedirs(directory)
+    if is_remote(target):
+        _upload(stage, target, records, found)
+    else:
+        for name in found:
+            os.replace(f"{stage}/{name}", f"{target}/{name}")
     shutil.rmtree(stage, ignore_errors=True)
+
+
+def _upload(stage: str, target: str, records: str, names: list[str]) -> None:
+    """Copy the staged files to a bucket, and compare what it holds then; saved_model.pb comes when all else is right."""
+    with contextlib.suppress(tf.errors.NotFoundError):
+        tf.io.gfile.remove(f"{target}/saved_model.pb")  # an earlier export's, which would be loaded with half of the new files
+    for part in (names[:-1], names[-1:]):
+        for name in part:
+            tf.io.gfile.copy(f"{stage}/{name}", f"{target}/{name}", overwrite=True)
+        there = bucket_manifest.describe(records, [bucket_manifest.relative(f"{target}/{name}", records) for name in part])
+        for name in part:
+            arrived = there.get(bucket_manifest.relative(f"{target}/{name}", records), {})
+            sent = {"bytes": os.path.getsize(f"{stage}/{name}"), "crc32c": bucket_manifest.crc32c(f"{stage}/{name}")}
+            wrong = [f"{kind} {arrived.get(kind)} instead of {sent[kind]}" for kind in sent if arrived.get(kind, sent[kind]) != sent[kind]]
+            if not arrived or wrong:
+                if name == "saved_model.pb" and arrived:
+                    tf.io.gfile.remove(f"{target}/{name}")
+                raise UserError(f"{target}/{name} arrived damaged ({', '.join(wrong) or 'it is not there'}). Start again.", FAILED)

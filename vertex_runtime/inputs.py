@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.util
 import json
 import os
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
@@ -18,16 +16,16 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from . import data, export, sources
+from . import data, export, formats, sources
 from .arguments import RunOptions
-from .blocks import CsvBlocks, index
-from .cache import Cache, Layout, only_one, room
+from .blocks import CsvBlocks, csv_blocks, is_plain_csv
+from .cache import Cache, Layout, content_key, only_one, room
 from .columns import Category, Image, Text
 from .contract import Contract, source_fingerprint
 from .environment import Environment
 from .errors import UserError
-from .formats import Reading, partition_of
-from .formats import csv as csv_files
+from .formats import Reading
+from .locations import data_paths
 from .order import block_rows
 from .reporting import log
 from .rows import AnyRows, CachedRows, DatasetRows, IndexedRows, MemoryRows, Preparer, Rows, count_rows, fill, prepared_bytes, rows_of
@@ -55,11 +53,12 @@ class Inputs:
         beat: Callable[[], None] = lambda: None,
     ):
         self.hp, self.options, self.workers, self.beat = hp, options, env.worker_count, beat
-        contract = contract.with_reading(Reading(env.data_format))
+        self.reading = Reading(env.data_format, options.row_filter)
+        contract = contract.with_reading(self.reading)
         train, evaluation, test, self.synthetic = data_paths(contract, hp, options, env)
         whole = data.total_bytes(train) <= HASHED_BYTES
         self.descriptions: list[Future] = [
-            background.submit(data.fingerprint, path, whole) for path in dict.fromkeys([*train, *evaluation])
+            background.submit(data.fingerprint, path, whole, self.reading) for path in dict.fromkeys([*train, *evaluation])
         ]
         self.watch = data.Watch([*train, *evaluation, *test])
         self.held = held
@@ -216,28 +215,21 @@ class Inputs:
         simple = not contract.given & {"read", "source", "dataset"} and not self.split and self.options.bad_rows == "error"
         if name != "training" or not simple or not all(map(is_plain_csv, paths)) or block_rows(each) % 64:
             return None
-        layouts = [csv_files.layout(path, contract.columns) for path in paths]
-        if None in layouts or len({tuple(names) for names, _ in layouts}) > 1:
-            return None
-        names, started = layouts[0][0], time.monotonic()
-        found = index(paths, [header for _, header in layouts], block_rows(each), self.beat)
-        if found is None or not found.count:
-            return None
 
-        def parse(text: bytes, rows: int) -> data.Chunk:
-            chunk = csv_files.parse(text, names, contract.columns)
-            if chunk is None or rows_of(chunk) != rows:
-                self.watch.see()
-                for _ in self._read(name):  # names the row that is bad
-                    pass
-                raise UserError(f"{paths[0]}: a line is not one row.")
-            return chunk
+        def name_fault() -> None:
+            self.watch.see()
+            for _ in self._read(name):
+                pass
 
         def prepare(chunk: data.Chunk) -> list[np.ndarray]:
             return [tensor.numpy() for tensor in tf.nest.flatten(self.prepare(chunk, True))]
 
-        log("INFO", f"cache: {found.count} {name} rows found in {time.monotonic() - started:.1f} s; the first epoch prepares them")
-        return CsvBlocks(found, parse, prepare, PREPARED_ROWS)
+        started = time.monotonic()
+        found = csv_blocks(paths, contract.columns, block_rows(each), PREPARED_ROWS, prepare, name_fault, self.beat)
+        if found is not None:
+            took = f"{time.monotonic() - started:.1f} s"
+            log("INFO", f"cache: {found.index.count} {name} rows found in {took}; the first epoch prepares them")
+        return found
 
     def _cache_key(self, name: str) -> str:
         """Name the rows by all that they are made of: data, columns, the graph that prepares them, and what was learnt."""
@@ -275,7 +267,7 @@ class Inputs:
 
     def _prepared_size(self, name: str, source: Any) -> tuple[float, float]:
         """Estimate, from the first rows, the bytes of a prepared row and of all rows of a part."""
-        return prepared_size(self.contract, self.prepare, self._read(name), source, self._paths(name))
+        return prepared_size(self.contract, self.prepare, self._read(name), source, self._paths(name), self.reading)
 
     def _too_large(self, name: str, size: float) -> bool:
         if isinstance(self._source(name), sources.DatasetSource) and name == "training":
@@ -341,7 +333,7 @@ def learn(
 
 
 def prepared_size(
-    contract: Contract, prepare: Preparer, chunks: Iterator[data.Chunk], source: Any, paths: Sequence[str]
+    contract: Contract, prepare: Preparer, chunks: Iterator[data.Chunk], source: Any, paths: Sequence[str], reading: Reading
 ) -> tuple[float, float]:
     """Estimate the memory of a prepared row, and of all rows of a part of the data, from its first rows.
 
@@ -360,98 +352,10 @@ def prepared_size(
     each = prepared_bytes(rows) / max(1, count_rows(rows))
     if source is not None:
         return each, each * source.count
+    if tables := [path for path in paths if data.is_table(path)]:
+        counts = [formats.table(path).count(path, reading) for path in tables]
+        return each, each * max(rows_of(chunk), sum(count or 0 for count in counts))
     total = data.total_bytes(paths)
-    block = data.BLOCK_BYTES if "read" not in contract.given else sum(export.bytes_of(values) for values in chunk.values())
-    return each, each * rows_of(chunk) * max(1.0, total / max(1, min(total, block)))
-
-
-def is_plain_csv(path: str) -> bool:
-    """Tell whether a path is a local CSV file, not compressed, that holds all of its columns itself."""
-    return "://" not in path and os.path.isfile(path) and path.lower().endswith(".csv") and not partition_of(path)
-
-
-def content_key(value: Any) -> str:
-    """Hash what `learn` returned: numbers, texts, arrays, and dicts and lists of them; anything else is like nothing else."""
-    if isinstance(value, Mapping):
-        return hashlib.sha256(json.dumps([[str(k), content_key(value[k])] for k in sorted(value, key=str)]).encode()).hexdigest()
-    if isinstance(value, (list, tuple)):
-        return hashlib.sha256(json.dumps([content_key(part) for part in value]).encode()).hexdigest()
-    if isinstance(value, (np.ndarray, np.generic)) and value.dtype != object:
-        return hashlib.sha256(f"{value.dtype} {value.shape}".encode() + np.ascontiguousarray(value).tobytes()).hexdigest()
-    if value is None or isinstance(value, (bool, int, float, str, bytes, np.ndarray)):
-        return hashlib.sha256(repr(value.tolist() if isinstance(value, np.ndarray) else value).encode()).hexdigest()
-    return uuid.uuid4().hex
-
-
-def data_paths(contract: Contract, hp: Any, options: RunOptions, env: Environment) -> tuple[list[str], list[str], list[str], bool]:
-    """Return the files (training, evaluation, test) and whether they are the bundled sample: flag, then variable, then that.
-
-    Raises:
-        UserError: a path matches nothing, or a job names no data.
-    """
-    if not (options.train_data_path or env.training_data or env.in_job):
-        train, evaluation = sample_paths(contract)
-        log("INFO", "training on synthetic sample data, which ships with the project (no --train_data_path given)")
-        if options.eval_data_path:
-            evaluation = contract.find(options.eval_data_path, "--eval_data_path")
-        test = contract.find(options.test_data_path, "--test_data_path") if options.test_data_path else []
-        return train, evaluation, test, not (options.eval_data_path or options.test_data_path)
-    chosen = []
-    for flag, variable, given, uri in (
-        ("--train_data_path", "AIP_TRAINING_DATA_URI", options.train_data_path, env.training_data),
-        ("--eval_data_path", "AIP_VALIDATION_DATA_URI", options.eval_data_path, env.validation_data),
-        ("--test_data_path", "AIP_TEST_DATA_URI", options.test_data_path, env.test_data),
-    ):
-        if not given and not uri and flag.startswith("--eval") and hp.eval_fraction:
-            chosen.append([])
-            continue
-        if not given and not uri and not flag.startswith("--test"):
-            remedy = "" if flag.startswith("--train") else ", or cut some off the training data: --eval_fraction=0.2"
-            raise UserError(f"no data: give {flag}, or let the service set {variable}{remedy}.")
-        try:
-            chosen.append(contract.find(given or (uri,), flag if given else variable) if given or uri else [])
-        except UserError as error:
-            if given or not flag.startswith("--test"):
-                raise
-            log("WARNING", f"no test metrics: {error}")  # the service names a split even if no file came of it
-            chosen.append([])
-    return chosen[0], chosen[1], chosen[2], False
-
-
-def sample_paths(contract: Contract) -> tuple[list[str], list[str]]:
-    """Return the bundled synthetic (training, evaluation) files of a trainer, wherever it is installed."""
-    package = importlib.util.find_spec(contract.name)
-    own = os.path.dirname(os.path.dirname(os.path.abspath(contract.module.__file__ or "")))
-    folder = os.path.join(list(package.submodule_search_locations or [own])[0] if package else own, "tests", "data")
-    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-    found = []
-    for i, words in enumerate((("train",), ("valid", "eval"))):
-        named = contract.sample_files[i] if i < len(contract.sample_files) else None
-        named = named or next((name for name in names if any(word in name for word in words)), f"{words[0]}.csv")
-        if named not in names:
-            path = os.path.join(folder, named)
-            raise UserError(f"the sample data is not installed ({path}). Give --train_data_path and --eval_data_path.")
-        found.append(os.path.join(folder, named))
-    return found[:1], found[1:]
-
-
-def sample_instances(package: str, count: int) -> list[dict[str, Any]]:
-    """Return the first rows of a trainer's sample data as the instances of a request.
-
-    Args:
-        package: the trainer's own package, such as `taxifare.trainer`.
-    """
-    from .contract import load_module
-
-    hyperparameters = importlib.import_module(f"{package}.hyperparameters").Hyperparameters
-    contract, hp = load_module(f"{package}.model", hyperparameters), hyperparameters()
-    paths = sample_paths(contract)[0]
-    if "source" in contract.given:
-        chunk = sources.IndexedSource(contract.source(paths, hp)).take(range(count))
-    elif "dataset" in contract.given:
-        chunk = next(sources.DatasetSource(lambda epoch: contract.dataset(paths, hp, epoch), True).chunks())
-    else:
-        chunk = next(contract.read(paths[0], data.BadRows()))
-    if contract.inputs is None:
-        contract = contract.with_inputs(sources.input_specs(chunk, (*contract.labels, contract.weight)))
-    return export.instances_of(contract, data.take(chunk, slice(0, count)))
+    own = "read" in contract.given
+    block = sum(export.bytes_of(values) for values in chunk.values()) if own else data.block_bytes(paths[0], rows_of(held[0]))
+    return each, each * rows_of(held[0]) * max(1.0, total / max(1, min(total, block)))

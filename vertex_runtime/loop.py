@@ -20,11 +20,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from .ahead import ahead
 from .callbacks import CallbackStates
 from .checkpoint import Checkpointer, assign, named_variables, parts, snapshot
 from .errors import FAILED, Preempted, UserError
 from .reporting import Events, Progress, log
-from .rows import AnyRows, CachedRows, Rows, ahead
+from .rows import AnyRows, CachedRows, Rows
 from .steps import Plan, Steps, optimizers
 
 

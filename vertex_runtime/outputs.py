@@ -13,14 +13,19 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TextIO
 
+from . import bucket_manifest
+from .bucket_lock import BucketLock, describe_owner
+from .bucket_manifest import BucketManifest, absolute, relative
 from .environment import Environment, resolve_uri
 from .errors import UserError
 from .reporting import log
 
-MANIFEST = "manifest.txt"
+MANIFEST = "manifest.txt"  # on a disk
+BUCKET_MANIFEST = bucket_manifest.NAME
 _append = threading.Lock()
 
 
@@ -63,25 +68,39 @@ def is_remote(path: str) -> bool:
     return "://" in path
 
 
-def prepare(outputs: Outputs, start_over: bool, env: Environment) -> TextIO | None:
+def bucket_of(path: str) -> str | None:
+    """Return the `gs://…` of a path in a bucket, on a mount too; None for a local one.
+
+    Under `vertex_local` a bucket is a folder, and `/gcs` is not mounted.
+    """
+    if path.startswith("/gcs/") and os.path.ismount("/gcs"):
+        return f"gs://{path[len('/gcs/') :]}"
+    return path if is_remote(path) else None
+
+
+def prepare(outputs: Outputs, start_over: bool, env: Environment) -> AbstractContextManager[object]:
     """Make the directories, prove that they can be written, take the lock and, if asked, move an earlier run aside.
 
     Returns:
-        The lock, held until it is closed or the process ends; None where the file system has none.
+        The lock, held until it is closed or the process ends: the kernel's on a disk, an object in a bucket.
 
     Raises:
         UserError: not writable, in use by another run, or holding files that no run of ours wrote.
     """
     if start_over and env.in_job:
         raise UserError("--start_over is refused in a job: a restart of the replica would repeat it. Use another output directory.")
-    if start_over and is_remote(outputs.records):
-        raise UserError(f"--start_over moves files on a local disk only; got {outputs.records}. Use another --output_dir.")
     for directory in dict.fromkeys((outputs.records, outputs.checkpoints, outputs.logs, outputs.model)):
         _probe(directory)
-    lock = _lock(outputs.records)
-    if start_over:
-        _move_aside(outputs.records)
-    _refuse_foreign_model(outputs)
+    bucket = bucket_of(outputs.records)
+    lock = BucketLock(bucket, describe_owner(env)) if bucket else _lock(outputs.records)
+    BucketManifest.opened.pop(outputs.records, None)  # as another run may have left it
+    try:
+        if start_over:
+            _move_aside(outputs.records)
+        _refuse_foreign_model(outputs)
+    except BaseException:
+        lock.close()
+        raise
     return lock
 
 
@@ -99,10 +118,8 @@ def _probe(directory: str) -> None:
         raise UserError(f"cannot write to {directory}: {text}. Choose another --output_dir or mend its permissions.") from None
 
 
-def _lock(directory: str) -> TextIO | None:
+def _lock(directory: str) -> TextIO:
     """An advisory lock of the kernel's: a killed process leaves none behind."""
-    if is_remote(directory):
-        return None
     file = open(f"{directory}/.lock", "a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -110,9 +127,9 @@ def _lock(directory: str) -> TextIO | None:
         file.seek(0)
         holder = file.read().strip() or "another process"
         raise UserError(f"{directory} is in use by a live run ({holder}). Wait for it, end it, or use another --output_dir.") from None
-    except OSError:  # a mounted bucket has no locks
-        file.close()
-        return None
+    except OSError as error:
+        log("WARNING", f"{directory}: its file system has no locks ({error.strerror}); see that no other run writes there.")
+        return file
     file.truncate(0)
     file.write(f"host {socket.gethostname()}, pid {os.getpid()}")
     file.flush()
@@ -120,15 +137,30 @@ def _lock(directory: str) -> TextIO | None:
 
 
 def record(records: str, *paths: str) -> None:
-    """Note files of ours in the manifest, before they are written. A bucket has none: nothing is moved there."""
+    """Note files of ours in the manifest, before they are written."""
     if is_remote(records):
+        BucketManifest.of(records).add(paths)
         return
     lines = "".join(os.path.relpath(path, records) + "\n" for path in paths)
     with _append, open(f"{records}/{MANIFEST}", "a") as file:
         file.write(lines)
 
 
+def removed(records: str, *paths: str) -> None:
+    """Note that files of ours are gone: in a bucket, whose manifest is written anew each time and need not grow."""
+    if is_remote(records):
+        BucketManifest.of(records).discard(paths)
+
+
+def seal(records: str) -> None:
+    """Say that the run is whole, last of all: in a bucket, where files are copied and served from, with sizes and checksums."""
+    if is_remote(records):
+        BucketManifest.of(records).seal()
+
+
 def _recorded(records: str) -> set[str]:
+    if is_remote(records):
+        return set(BucketManifest.of(records).files)
     try:
         with open(f"{records}/{MANIFEST}") as file:
             return set(file.read().splitlines())
@@ -138,6 +170,9 @@ def _recorded(records: str) -> set[str]:
 
 def _move_aside(records: str) -> None:
     aside = f"{records}.before-{time.strftime('%Y%m%d-%H%M%S')}"
+    if is_remote(records):
+        _move_objects_aside(records, aside)
+        return
     moved = []
     for name in sorted(_recorded(records) | {MANIFEST}):
         source, target = os.path.join(records, name), os.path.join(aside, name)
@@ -153,14 +188,36 @@ def _move_aside(records: str) -> None:
         log("INFO", f"--start_over moved {len(moved)} files of the earlier run to {aside}.")
 
 
+def _move_objects_aside(records: str, aside: str) -> None:
+    """Move the objects that the manifest names, and the manifest last: until then the same command finds the rest."""
+    import tensorflow as tf
+
+    moved = 0
+    for name in [*sorted(_recorded(records)), BUCKET_MANIFEST]:
+        source = absolute(name, records)
+        if source.startswith(f"{records}/") and tf.io.gfile.exists(source):
+            target = f"{aside}/{name}"
+            tf.io.gfile.makedirs(os.path.dirname(target))
+            tf.io.gfile.rename(source, target)
+            moved += 1
+    BucketManifest.of(records).forget()
+    if moved:
+        log("INFO", f"--start_over moved {moved} objects of the earlier run to {aside}.")
+
+
 def _refuse_foreign_model(outputs: Outputs) -> None:
-    if is_remote(outputs.model) or not os.path.isdir(outputs.model):
+    import tensorflow as tf
+
+    remote = is_remote(outputs.model)
+    if not tf.io.gfile.isdir(outputs.model):
         return
     ours = _recorded(outputs.records)
-    for folder, _, names in os.walk(outputs.model):
-        for name in names:
+    if remote and not ours and tf.io.gfile.exists(f"{outputs.records}/run.json"):
+        return  # of a version that kept no manifest in a bucket
+    for folder, _, names in tf.io.gfile.walk(outputs.model):
+        for name in filter(None, names):
             path = os.path.join(folder, name)
-            if os.path.relpath(path, outputs.records) not in ours:
+            if (relative(path, outputs.records) if remote else os.path.relpath(path, outputs.records)) not in ours:
                 raise UserError(f"{path} was not written by a run of this trainer and is kept: use another --output_dir.")
 
 

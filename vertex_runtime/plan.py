@@ -27,7 +27,11 @@ def say(model_name: str, hp: Any, options: RunOptions, env: Environment) -> dict
 
         contract = load_module(model_name, type(hp))
         said |= {"metrics": [contract.objective], "maximize": contract.maximize}
-        said |= look(contract, hp, options, env) if options.plan == "data" else {}
+        if options.plan == "report":  # said first, so that a bad row that ends the plan is not all that is known
+            from . import data_report_run
+
+            print(json.dumps({"findings": data_report_run.findings(contract, hp, options, env)}), flush=True)
+        said |= look(contract, hp, options, env) if options.plan in ("data", "report") else {}
     print(json.dumps({"plan": said}), flush=True)
     return said
 
@@ -38,11 +42,11 @@ def look(contract: Contract, hp: Any, options: RunOptions, env: Environment) -> 
     Raises:
         UserError: what the run itself would end with.
     """
-    from . import data, inputs, run
+    from . import data, locations, run
     from .formats import Reading
 
-    contract = contract.with_reading(Reading(env.data_format))
-    train, evaluation, _, synthetic = inputs.data_paths(contract, hp, options, env)
+    contract = contract.with_reading(Reading(env.data_format, options.row_filter))
+    train, evaluation, _, synthetic = locations.data_paths(contract, hp, options, env)
     bad = data.BadRows(options.bad_rows)
     label = contract.labels[0] if contract.labels else None
     if {"source", "dataset"} & contract.given:

@@ -8,8 +8,6 @@ from __future__ import annotations
 import collections
 import mmap
 import os
-import queue
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -370,41 +368,3 @@ def fill(cache: Cache, prepared: Iterable[Rows], block_rows: int) -> None:
         left = [column[whole:] for column in values]
     if left and len(left[0]):
         cache.write(block, left)
-
-
-def ahead(items: Iterator[Any], depth: int = 2) -> Iterator[Any]:
-    """Iterate in a thread of its own, `depth` items ahead."""
-    slots: queue.Queue = queue.Queue(depth)
-    ended = threading.Event()
-
-    def work() -> None:
-        try:
-            for item in items:
-                if _put(slots, (item, None), ended):
-                    return
-            _put(slots, (None, StopIteration()), ended)
-        except BaseException as error:  # noqa: BLE001 - raised again where the items are taken
-            _put(slots, (None, error), ended)
-
-    threading.Thread(target=work, daemon=True).start()
-    try:
-        while True:
-            item, error = slots.get()
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
-            yield item
-    finally:
-        ended.set()
-
-
-def _put(slots: queue.Queue, item: Any, ended: threading.Event) -> bool:
-    """Put an item; return True where nobody takes items any more."""
-    while not ended.is_set():
-        try:
-            slots.put(item, timeout=0.1)
-            return False
-        except queue.Full:
-            continue
-    return True

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -32,7 +32,7 @@ from .environment import Environment
 from .errors import Preempted, UserError
 from .inputs import Inputs
 from .loop import Trainer, end_by_sigterm
-from .outputs import Outputs, prepare, record, versions, write_json
+from .outputs import Outputs, prepare, record, seal, versions, write_json
 from .reporting import Events, Hypertune, Progress, Scalars, format_metrics, log
 from .rows import CachedRows, MemoryRows, Share
 from .steps import Plan, Steps, optimizers
@@ -79,7 +79,7 @@ def train_and_export(run: Run) -> dict[str, float]:
         held.callback(gc.enable)
         background = held.enter_context(ThreadPoolExecutor(1))
         if env.is_chief:
-            held.enter_context(prepare(run.outputs, options.start_over, env) or nullcontext())  # the lock
+            held.enter_context(prepare(run.outputs, options.start_over, env))  # the lock
         if not contracts.metric_is_mentioned(contract):
             try_on_example(run)
         run.events.enter("data", 0)
@@ -310,6 +310,7 @@ def finish(run: Run, inputs: Inputs, trainer: Trainer, metrics: dict[str, float]
         gate = export.publish(trainer.exporter, inputs.prepare, inputs.sample, run.outputs, tolerance, run.events, state["step"])
     write_json(records, "metrics.json", metrics | {"skew_gate": gate} | common)
     write_run(run, inputs, trainer, "out of time" if trainer.out_of_time else "finished")
+    seal(records)
     say_end(run, inputs, metrics, gate)
     run.tuning.report(state["step"], metrics[run.contract.objective])  # what the exported model has
 

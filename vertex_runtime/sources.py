@@ -66,8 +66,10 @@ def input_specs(chunk: Chunk, without: Sequence[str | None]) -> dict[str, tf.Ten
 class DatasetSource:
     """A `tf.data.Dataset` of single examples, made anew for each epoch; read in its own order."""
 
-    def __init__(self, make: Callable[[int | None], tf.data.Dataset], training: bool):
-        self.make, self.training = make, training
+    def __init__(self, make: Callable[[int | None], tf.data.Dataset], training: bool, counted: bool = True):
+        self.make, self.training, self.count = make, training, 0
+        if not counted:
+            return
         made = self._made(0)
         count = int(made.cardinality())
         if count < 0:

@@ -32,9 +32,14 @@ def train(package: str, hyperparameters: type, argv: Sequence[str] | None, descr
     started = time.monotonic()
     hp, options = parse(hyperparameters, argv, description)
     env = Environment.from_mapping(os.environ)
+    trainer = package.split(".")[-2] if "." in package else _folder(package)
+    if options.data_report:
+        from . import data_report_run
+
+        return data_report_run.say(package, trainer, hyperparameters, hp, options, env)
     if options.plan != "no":
         return plan.say(f"{package}.model", hp, options, env)
-    outputs = resolve_outputs(options.output_dir, env, package.split(".")[-2] if "." in package else _folder(package))
+    outputs = resolve_outputs(options.output_dir, env, trainer)
     # Both watch from processes of their own, which must start before TensorFlow's threads do.
     with Watchdog(options.stall_minutes) as watchdog, Peers(env, options.startup_timeout):
         import_tensorflow()

@@ -10,6 +10,8 @@ Nothing goes over the network, and nothing is written but temporary files. Exit 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -20,10 +22,14 @@ from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
-from .. import cli, settings
+from .. import cli, settings, spec
+from ..datasets import flags
+from ..datasets.dataset import Stopped
 from . import checks, estimate, sdist
-from .checks import ERROR, WARNING, Finding
+from .checks import ERROR, OK, SKIPPED, WARNING, Finding
 from .look import Look
+
+MOST_BYTES = 200_000_000  # of a managed data set: what is split within seconds
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -40,6 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--no_measure", action="store_true", help="do not train for a moment to see how long the job takes")
     parser.add_argument("--today", metavar="DATE", type=_day, default=date.today(), help="for the images' dates (default: today)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
+    flags.add_flags(parser)
     settings.add_flags(parser)
     return parser
 
@@ -64,11 +71,13 @@ def _check(args: argparse.Namespace, extra: Sequence[str], cancel: threading.Eve
     sdist.constraints(None, freeze)  # a file that cannot be read is found at once
     case, found = _case(args, extra), []
     with tempfile.TemporaryDirectory(prefix="vertex-check-") as scratch:
+        case, about_data = _with_dataset(case, args, extra, Path(scratch), cancel)
+        unread = [finding for finding in about_data if finding.level in (ERROR, SKIPPED)]
         look = Look(
-            case, Path(scratch), freeze=freeze, serving_python=args.serving_python, file_only=args.file_only,
+            case, Path(scratch), freeze=freeze, serving_python=args.serving_python, file_only=args.file_only or bool(unread),
             measures=not args.no_measure, stop=cancel.is_set,
         )  # fmt: skip
-        for finding in look.findings():
+        for finding in itertools.chain(about_data, look.findings()):
             if cancel.is_set():
                 raise KeyboardInterrupt
             found.append(finding)
@@ -88,6 +97,38 @@ def _case(args: argparse.Namespace, extra: Sequence[str]) -> checks.Case:
     python = os.path.abspath(shutil.which(args.python or sys.executable))
     root = Path(os.path.realpath(args.bucket_root or Path(args.state_dir) / "buckets"))
     return checks.load(args.spec, settings.from_flags(args), extra, project, root, python, args.today, bool(args.bucket_root))
+
+
+def _with_dataset(
+    case: checks.Case, args: argparse.Namespace, extra: Sequence[str], scratch: Path, cancel: threading.Event
+) -> tuple[checks.Case, list[Finding]]:
+    """Return the case with the variables of its managed data set, exported into `scratch`, and what there is to say of it."""
+    if not flags.wanted(case.job, args):
+        return case, []
+    if case.study:
+        raise ValueError("--dataset: is for the files of custom jobs and training pipelines; this is a tuning job's.")
+    job = spec.loads(case.job.text, case.job.name, (), pipelines=True).without_data().with_args(extra)
+    try:
+        wanted = flags.plan(job, args, case.buckets, scratch / "data", stop=cancel.is_set)
+        if wanted.project:
+            reason = "an export to BigQuery would leave tables behind; give a split into files to have the data looked at."
+            return case, [Finding(SKIPPED, "data set", f"{wanted.label}: {reason}")]
+        if wanted.source.bytes > MOST_BYTES:
+            reason = f"{wanted.source.bytes:,} bytes are too much to split for a check (at most {MOST_BYTES:,})."
+            return case, [Finding(SKIPPED, "data set", f"{wanted.label}: {reason}")]
+        said: list[str] = []
+        wanted.say = said.append
+        variables = {} if args.file_only else wanted.run()
+    except Stopped:
+        raise KeyboardInterrupt from None
+    except ValueError as error:
+        level = SKIPPED if getattr(error, "status", "") in ("UNIMPLEMENTED", "UNAVAILABLE") else ERROR
+        return case, [Finding(level, "data set", str(error))]
+    found = [
+        Finding(WARNING if line.startswith("warning: ") else OK, "data set", line.removeprefix("warning: ").partition(" in /")[0])
+        for line in said
+    ]
+    return dataclasses.replace(case, job=job, variables=variables), found
 
 
 def _conclude(name: str, found: Sequence[Finding], said: Sequence[tuple[str, str]], as_json: bool) -> int:

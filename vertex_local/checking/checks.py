@@ -6,7 +6,7 @@ import glob
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ class Case:
     python: str
     today: date
     has_all_buckets: bool = False  # --bucket_root was given: what is not there is missing, else it may be in the cloud
+    variables: Mapping[str, str] = field(default_factory=dict)  # of a managed data set that was exported for the check
 
     @property
     def pools(self) -> list[tuple[int, spec.Pool, dict[str, Any]]]:
@@ -93,9 +94,11 @@ def load(
         study = load_study(text, path)
         job, top, kind = study.job.with_args(extra), ("trialJobSpec",), "HyperparameterTuningJob"
     else:
-        study, job = None, spec.loads(text, path, extra)
+        study, job = None, spec.loads(text, path, extra, pipelines=True)
         top, kind = (("jobSpec",), "CustomJob") if "jobSpec" in keys else ((), "CustomJobSpec")
-    tree = schema.parse(text, path, kind)
+    pipeline = "trainingTaskInputs" in keys
+    top = ("trainingTaskInputs",) if pipeline else top
+    tree = spec.pipeline(text, path) if pipeline else schema.parse(text, path, kind)
     own = settings.load(Path(path).parent, given)
     return Case(tree, top, job, study, own, project, bucket_root, python, today, has_all_buckets)
 

@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,12 +152,13 @@ class Look:
         _, pool, machine = case.pools[0]
         path, away = ("workerPoolSpecs", 0, _task(pool), "args"), checks.remote(case, pool)
         try:
-            self.plan = probe.ask(found, "model" if away else "data", self.left(40), devices=machines.devices(machine))
+            self.plan = probe.ask(found, "model" if away else "report", self.left(40), devices=machines.devices(machine))
         except probe.ProbeError as error:
             missing = str(error).startswith("TensorFlow cannot be imported")
             level = SKIPPED if missing else WARNING if error.kind == "time" else ERROR
             where = (*path, *_places(pool.args, str(error)))
             yield Finding(level, "module" if error.kind == "import" else "data", case.at(where, str(error)))
+            yield from self._findings(path, error.findings)
             return
         yield Finding(OK, "module", case.at(path[:-1], f"{found.name} and its model can be imported."))
         if away:
@@ -174,6 +175,11 @@ class Look:
         elif classes:
             rarest = min(classes, key=classes.get)
             yield Finding(OK, "labels", case.at(path, f"{len(classes)} labels, the rarest {rarest!r} in {classes[rarest]:,} rows."))
+        findings = [found for found in plan["findings"] if found["check"] != "labels" or len(classes) != 1]  # it is said above
+        yield from self._findings(path, findings)
+        if not any(found["level"] == "warning" for found in findings):
+            problem = "nothing to warn of in bad and equal rows, labels and drift; the trainer's own --data_report shows them."
+            yield Finding(OK, "report", case.at(path, problem))
         if plan["bad_rows"]:
             yield Finding(WARNING, "data", case.at(path, f"{plan['bad_rows']:,} bad rows are left out (--bad_rows=skip)."))
         how = ""
@@ -185,6 +191,14 @@ class Look:
         if case.job.message.get("scheduling", {}).get("strategy") == "SPOT" and min(steps, total // plan["evaluations"]) >= total:
             problem = f"no checkpoint before the end of {total} steps (--checkpoint_steps={steps}): a Spot machine's work would be lost."
             yield Finding(WARNING, "scheduling", case.at(path, problem))
+
+    def _findings(self, path: tuple[Any, ...], findings: Sequence[Mapping[str, str]]) -> Iterator[Finding]:
+        """What the trainer's own report on its data warns of; notes on labels stand in a line of the plan already."""
+        for found in findings:
+            if found["level"] == "warning":
+                yield Finding(WARNING, found["check"], self.case.at(path, found["message"]))
+            elif found["check"] != "labels":
+                yield Finding(OK, found["check"], self.case.at(path, found["message"]))
 
     def check_parameters(self) -> Iterator[Finding]:
         """Let the trainer parse the study's parameters at the ends of their ranges, and divide its batches."""

@@ -24,7 +24,7 @@ from typing import Any
 from .. import buckets, commands, environment, restarts
 from .checks import Case
 
-_PLAN = '{"plan": '
+_PLAN, _FINDINGS = '{"plan": ', '{"findings": '
 _FIND = "import importlib.util, sys; found = importlib.util.find_spec(sys.argv[1]); print(found.origin if found else '')"
 _IMPORT = "import importlib, sys; importlib.import_module(sys.argv[1])"
 _OF_THE_IMAGE = ("TF_PLUGGABLE_DEVICE_LIBRARY_PATH", "NEXT_PLUGGABLE_DEVICE_USE_C_API")  # libraries that are in there only
@@ -40,11 +40,14 @@ def never() -> bool:
 
 
 class ProbeError(ValueError):
-    """The trainer said no, in one line of its own, or nothing in time. `kind` is import, absent, arguments, run or time."""
+    """The trainer said no, in one line of its own, or nothing in time. `kind` is import, absent, arguments, run or time.
 
-    def __init__(self, message: str, kind: str):
+    `findings` are what it found in its data until then.
+    """
+
+    def __init__(self, message: str, kind: str, findings: Sequence[Mapping[str, str]] = ()):
         super().__init__(message)
-        self.kind = kind
+        self.kind, self.findings = kind, findings
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ def program(case: Case, number: int, site: Path | None, scratch: Path) -> Progra
     members = [environment.Member(i, n, f"localhost:{2222 + n}", 3333) for i, p, _ in case.pools for n in range(p.replicas)]
     member = next(member for member in members if member.pool == number)
     output = None if case.job.output is None else buckets.to_path(case.job.output, case.buckets)
-    service = environment.service_variables(case.job, members, member, "0", output, "1" if case.study else None)
+    service = environment.service_variables(case.job, members, member, "0", output, "1" if case.study else None) | case.variables
     env = {**environment.inherited(os.environ), **command.env, **service, "VERTEX_LOCAL_BUCKET_ROOT": str(case.buckets)}
     env = {name: value for name, value in env.items() if name not in _OF_THE_IMAGE}
     env |= {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
@@ -137,12 +140,14 @@ def ask(found: Program, plan: str, seconds: float, *more: str, devices: int = 1)
     env = {**found.env, "TRAINER_DEVICES": str(devices)}
     done = _run([*found.argv, *more, f"--plan={plan}"], env, found.cwd, seconds)
     said = [line for line in done.stdout.splitlines() if line.startswith(_PLAN)]
+    found_in_data = [line for line in done.stdout.splitlines() if line.startswith(_FINDINGS)]
+    findings = json.loads(found_in_data[-1])["findings"] if found_in_data else []
     if done.returncode or not said:
         message, crashed = _why(done), "Traceback" in done.stderr
         if crashed:
             raise ProbeError(f"{found.name} stopped with {message}", "import")
-        raise ProbeError(message, "arguments" if plan == "flags" else "run")
-    return json.loads(said[-1])["plan"]
+        raise ProbeError(message, "arguments" if plan == "flags" else "run", findings)
+    return {**json.loads(said[-1])["plan"], "findings": findings}
 
 
 def import_plain(found: Program) -> str:

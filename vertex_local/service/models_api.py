@@ -1,4 +1,4 @@
-"""datasets and models: a model is one record with all its versions, each of them in the API's form."""
+"""models: a model is one record with all its versions, each of them in the API's form."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from .. import buckets
-from . import datasets
 from .local import Local
 from .operations import done, new_name
 from .rest import ApiError, Request, checked, page, required, stamp, unsupported
 
-_TABULAR = re.compile(r".*/tabular_1\.0\.0\.yaml")
 _ALIAS = re.compile("[a-z][a-z0-9-]{0,126}[a-z0-9]")
 _MODEL_ID = re.compile("[a-z_][a-z0-9_-]{0,62}")
 _CHANGEABLE = ("displayName", "description", "labels", "versionDescription", "versionAliases", "trafficSplit")
@@ -40,38 +38,6 @@ def apply(document: dict[str, Any], changes: dict[str, Any]) -> None:
         else:
             document[name] = value
     document["updateTime"] = stamp()
-
-
-# ------------------------------------------------------------------ datasets
-
-
-def create_dataset(local: Local, request: Request, project: str, location: str) -> dict[str, Any]:
-    """Keep a tabular dataset that lies in files; the operation is done at once."""
-    parent = _parent(project, location)
-    body = checked(request.json(), "Dataset")
-    required(body, "displayName", "metadataSchemaUri", "metadata")
-    if not _TABULAR.fullmatch(body["metadataSchemaUri"]):
-        text = f"only tabular_1.0.0.yaml is supported by the local service; got {body['metadataSchemaUri']!r}."
-        raise ApiError("UNIMPLEMENTED", text, "metadataSchemaUri")
-    datasets.check(local, body["metadata"])
-    name, now = new_name(local.records, parent, "datasets"), stamp()
-    labels = {**body.get("labels", {}), "aiplatform.googleapis.com/dataset_metadata_schema": "TABULAR"}
-    local.records.add(name, "datasets", {**body, "name": name, "labels": labels, "createTime": now, "updateTime": now})
-    return done(local.records, parent, "CreateDatasetOperationMetadata", ("Dataset", local.records.get(name)))
-
-
-def patch_dataset(local: Local, request: Request, project: str, location: str, id: str) -> dict[str, Any]:  # noqa: A002
-    """Change a dataset's texts and labels."""
-    dataset = local.known(f"{_parent(project, location)}/datasets/{id}")
-    changes = changed(checked(request.json(), "Dataset"), request)
-    return local.records.change(dataset["name"], lambda document: apply(document, changes))
-
-
-def delete_dataset(local: Local, request: Request, project: str, location: str, id: str) -> dict[str, Any]:  # noqa: A002
-    """Forget a dataset; its files stay."""
-    parent = _parent(project, location)
-    local.records.remove(local.known(f"{parent}/datasets/{id}")["name"])
-    return done(local.records, parent, "DeleteOperationMetadata", None)
 
 
 # ------------------------------------------------------------------ models

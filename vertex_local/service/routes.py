@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from . import endpoints_api, job_life, jobs_api, logging_api, models_api, operations, storage_api, storage_upload
+from . import datasets_api, endpoints_api, job_life, jobs_api, logging_api, models_api, operations, storage_api, storage_upload
 from .local import Local
 from .rest import Answer
 from .server import Route, route
@@ -15,7 +15,7 @@ _PARENT = "/{version}/projects/{project}/locations/{location}"
 
 def table(local: Local) -> list[Route]:
     """Return every route of the service."""
-    return [*_jobs(local), *_models(local), *_endpoints(local), *_operations(local), *_storage(local), *_others(local)]
+    return [*_jobs(local), *_datasets(local), *_models(local), *_endpoints(local), *_operations(local), *_storage(local), *_others(local)]
 
 
 def _api(method: str, path: str, handler: Any) -> Route:
@@ -48,12 +48,19 @@ def _jobs(local: Local) -> list[Route]:
     return found
 
 
+def _datasets(local: Local) -> list[Route]:
+    return [
+        _api("POST", "/datasets", partial(datasets_api.create, local)),
+        *_kept(local, "datasets"),
+        _api("PATCH", "/datasets/{id}", partial(datasets_api.patch, local)),
+        _api("DELETE", "/datasets/{id}", partial(datasets_api.delete, local)),
+        _api("POST", "/datasets/{id}:import", partial(datasets_api.import_data, local)),
+        _api("POST", "/datasets/{id}:export", partial(datasets_api.export_data, local)),
+    ]
+
+
 def _models(local: Local) -> list[Route]:
     return [
-        _api("POST", "/datasets", partial(models_api.create_dataset, local)),
-        *_kept(local, "datasets"),
-        _api("PATCH", "/datasets/{id}", partial(models_api.patch_dataset, local)),
-        _api("DELETE", "/datasets/{id}", partial(models_api.delete_dataset, local)),
         _api("POST", "/models:upload", partial(models_api.upload_route, local)),
         _api("GET", "/models", partial(models_api.list_models, local)),
         _api("GET", "/models/{id}", partial(models_api.get_model, local)),

@@ -172,11 +172,12 @@ def delete_object(local: Local, request: Request, bucket: str, object: str) -> A
     if local.state not in folder.parents:
         text = f"the bucket root {local.buckets} lies outside of the service's own folder {local.state}: nothing in it is removed."
         raise ApiError("PERMISSION_DENIED", text)
-    files.check_conditions(request, folder, name)
     path = files.place(folder, name)
-    if not path.is_file():
-        raise ApiError("NOT_FOUND", f"No such object: {folder.name}/{name}")
-    path.unlink()
+    with files.one_at_a_time:
+        files.check_conditions(request, folder, name)
+        if not path.is_file():
+            raise ApiError("NOT_FOUND", f"No such object: {folder.name}/{name}")
+        path.unlink()
     return Answer(204)
 
 

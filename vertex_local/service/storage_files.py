@@ -6,6 +6,7 @@ import base64
 import hashlib
 import os
 import re
+import threading
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from .local import Local
 from .rest import ApiError, Request, stamp
 
 PIECE = 1 << 20
+one_at_a_time = threading.Lock()  # between the look at a generation and the change that depends on it
 SETTABLE = (
     "contentType", "contentEncoding", "contentDisposition", "contentLanguage", "cacheControl", "metadata", "customTime", "storageClass",
 )  # fmt: skip

@@ -68,13 +68,21 @@ def _scratch(local: Local) -> Path:
 
 
 def _publish(local: Local, request: Request, folder: Path, name: str, scratch: Path, about: dict[str, Any]) -> dict[str, Any]:
-    files.check_conditions(request, folder, name)
     sums = files.sums_of(scratch)
     for key in ("md5Hash", "crc32c"):
         if about.get(key) and key in sums and about[key] != sums[key]:
             text = f"{key}: the client says {about[key]}, what arrived has {sums[key]}; send it again."
             raise ApiError("INVALID_ARGUMENT", text, key)
     path = files.place(folder, name)
+    with files.one_at_a_time:
+        return _replace(local, request, folder, name, path, scratch, about, sums)
+
+
+def _replace(
+    local: Local, request: Request, folder: Path, name: str, path: Path, scratch: Path, about: dict[str, Any], sums: dict[str, str]
+) -> dict[str, Any]:
+    """Put an object in its place if its generation there is as asked for."""
+    files.check_conditions(request, folder, name)
     try:
         if name.endswith("/"):
             path.mkdir(parents=True, exist_ok=True)

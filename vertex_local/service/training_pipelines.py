@@ -8,7 +8,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from . import datasets, job_kinds, job_life, models_api
+from . import datasets_api, job_kinds, job_life, models_api
 from .local import Local
 from .operations import new_name
 from .rest import ApiError, checked, required, stamp
@@ -37,7 +37,7 @@ def check(local: Local, parent: str, body: dict[str, Any]) -> job_kinds.Work:
         job = {"displayName": body["displayName"], "jobSpec": inputs}
         job_kinds.custom(local, parent, job, "trainingTaskInputs")
     output = (inputs.get("trialJobSpec", {}) if tuned else inputs).get("baseOutputDirectory", {}).get("outputUriPrefix")
-    export = datasets.plan(local, parent, body["inputDataConfig"]) if "inputDataConfig" in body else None
+    export = datasets_api.plan(local, parent, body["inputDataConfig"]) if "inputDataConfig" in body else None
     if "modelToUpload" in body:
         models_api.check_upload(local, parent, body["modelToUpload"], body.get("modelId"), body.get("parentModel"))
         if not output and not body["modelToUpload"].get("artifactUri"):
@@ -46,7 +46,7 @@ def check(local: Local, parent: str, body: dict[str, Any]) -> job_kinds.Work:
 
     def work(name: str, cancel: threading.Event) -> tuple[str, Any]:
         job_life.started(local, name)
-        variables = export() if export else {}
+        variables = export(cancel) if export else {}
         backing = new_name(local.records, parent, kind, local.state / "jobs")
         now = stamp()
         local.records.add(backing, kind, {"name": backing, **job, "state": "JOB_STATE_PENDING", "createTime": now, "updateTime": now})

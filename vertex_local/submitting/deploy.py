@@ -24,7 +24,7 @@ SAMPLE = """
 import json, sys
 from vertex_runtime import strategy
 strategy.import_tensorflow()
-from vertex_runtime.inputs import sample_instances
+from vertex_runtime.locations import sample_instances
 print(json.dumps(sample_instances(sys.argv[1] + ".trainer", 2)))
 """
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import base64
 import gzip
 import hashlib
 import io
@@ -13,18 +12,18 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .. import buckets, cli, settings
+from .. import buckets, cli, settings, transfer
 from ..commands import trainers
-from . import cloud, sdk
+from . import cloud
 from .checkout import ROOT, SETTINGS, BuildError
 
 EPOCH = 315532800  # 1 January 1980, the oldest time that every archive format knows
 _NOT_SOURCES = shutil.ignore_patterns(".*", "build", "dist", "tests", "benchmarks", "*-run-*", "*-model*")  # at the top
 _NOT_FILES = shutil.ignore_patterns("__pycache__", "*.egg-info")  # anywhere
-RETRY_SECONDS = 60  # for which a storage service that does not answer is asked again
 
 
 def sdist(folder: Path, trainer: str | None = None, root: Path = ROOT) -> Path:
@@ -69,16 +68,6 @@ def _without_times(archive: Path) -> bytes:
     return gzip.compress(packed.getvalue(), mtime=when)
 
 
-def digests(data: bytes) -> dict[str, str]:
-    """Return the checksums that Cloud Storage keeps of an object, in its own form."""
-    found = {"md5": base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()}
-    try:
-        import google_crc32c
-    except ImportError:
-        return found
-    return {**found, "crc32c": base64.b64encode(google_crc32c.value(data).to_bytes(4, "big")).decode()}
-
-
 def store_locally(path: Path, uri: str, root: str | Path, overwrite: bool) -> str:
     """Copy a file to where `uri` lies under a local bucket root, and return what was done."""
     target, data = Path(buckets.to_path(uri, root)), path.read_bytes()
@@ -98,48 +87,6 @@ def store_locally(path: Path, uri: str, root: str | Path, overwrite: bool) -> st
     return f"copied to {target}"
 
 
-def upload(path: Path, uri: str, project: str, overwrite: bool) -> str:
-    """Copy a file to Cloud Storage, compare the checksums on both sides, and return what was done.
-
-    Raises:
-        BuildError: something else has that name. CloudError: the service refused, or holds other bytes.
-    """
-    from google.api_core import exceptions
-    from google.auth.exceptions import GoogleAuthError
-    from google.cloud import storage
-    from google.cloud.storage.retry import DEFAULT_RETRY
-
-    retry = DEFAULT_RETRY.with_timeout(RETRY_SECONDS)
-    bucket, _, name = uri[len("gs://") :].partition("/")
-    own = digests(path.read_bytes())
-    credentials = sdk.credentials(os.environ.get("CLOUDSDK_AUTH_ACCESS_TOKEN_FILE"))  # as gcloud would take it
-    try:
-        blobs = storage.Client(project=project, credentials=credentials).bucket(bucket)
-        there = blobs.get_blob(name, retry=retry)
-        if there is not None and _differing(there, own) is None:
-            return f"{uri} is there already, the same bytes"
-        if there is not None and not overwrite:
-            raise BuildError(f"{uri} holds something else: raise the version, or give --overwrite.")
-        blob = blobs.blob(name)
-        # Nothing is replaced that came there meanwhile.
-        blob.upload_from_filename(str(path), checksum="md5", if_generation_match=there.generation if there else 0, retry=retry)
-        blob.reload(retry=retry)
-    except (exceptions.GoogleAPIError, GoogleAuthError, OSError) as error:
-        raise cloud.CloudError(f"{uri}: not uploaded: {sdk.reason(error)}") from None
-    if wrong := _differing(blob, own):
-        raise cloud.CloudError(f"{uri}: arrived damaged, {wrong}: start again with --overwrite.")
-    return f"uploaded to {uri}, checksums equal: " + ", ".join(f"{kind} {value}" for kind, value in own.items())
-
-
-def _differing(blob: object, own: Mapping[str, str]) -> str | None:
-    """Return how an object's checksums differ from `own`; None if all that the service names are equal."""
-    theirs = {"md5": blob.md5_hash, "crc32c": blob.crc32c}
-    both = [kind for kind in own if theirs[kind]]
-    if not both:
-        return "the service names no checksum"
-    return next((f"{kind} is {theirs[kind]}, not {own[kind]}" for kind in both if theirs[kind] != own[kind]), None)
-
-
 def main(argv: Sequence[str]) -> int:
     """`scripts/build_package`: build the sdist, and upload or copy it if asked; return the exit code."""
     parser = cli.Parser(
@@ -155,10 +102,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--overwrite", action="store_true", help="replace what has that name; jobs that restart will take the new one")
     cloud.add_flags(parser)
     args = parser.parse_args(argv)
-    return cli.supervised(lambda cancel: _package(args))
+    return cli.supervised(lambda cancel: _package(args, cancel))
 
 
-def _package(args: argparse.Namespace) -> int:
+def _package(args: argparse.Namespace, cancel: threading.Event) -> int:
     local = args.dry_run or args.bucket_root or not args.upload or cloud.is_local(os.environ.get("STORAGE_EMULATOR_HOST"))
     if args.sample_data and not (args.trainer and (args.upload or args.bucket_root)):
         raise BuildError("--sample_data: give --trainer, and --upload or --bucket_root, too.")
@@ -181,10 +128,13 @@ def _package(args: argparse.Namespace) -> int:
         return 0
     path = sdist(folder, args.trainer)
     print(f"built {path}, {path.stat().st_size:,} bytes, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}…")
-    for file, uri in {path: f"{to.rstrip('/')}/{path.name}", **wanted}.items():
-        if args.upload:
-            print(upload(file, uri, values.get("project", ""), args.overwrite), flush=True)
-        elif args.bucket_root:
+    stored = {path: f"{to.rstrip('/')}/{path.name}", **wanted}
+    if args.upload:
+        client = transfer.open_client(values.get("project", ""), os.environ.get("CLOUDSDK_AUTH_ACCESS_TOKEN_FILE"))  # as gcloud would
+        for line in transfer.upload(client, stored, args.overwrite, cancel=cancel):
+            print(line, flush=True)
+    elif args.bucket_root:
+        for file, uri in stored.items():
             print(store_locally(file, uri, args.bucket_root, args.overwrite))
     return 0
 

@@ -13,7 +13,6 @@ from typing import Any
 from .. import schema, spec
 from . import checkout, package
 
-DATA_FLAGS = ("--train_data_path", "--eval_data_path", "--test_data_path")
 # What the file says, and what the SDK calls it.
 JOB_FIELDS = {
     "serviceAccount": "service_account", "network": "network", "tensorboard": "tensorboard", "enableWebAccess": "enable_web_access",
@@ -60,13 +59,8 @@ def one_file(trainer: str) -> tuple[str, list[str]]:
 
 def own_arguments(job: spec.JobSpec, managed: bool) -> list[str]:
     """Return the trainer's arguments, without those that name data where a managed dataset brings it."""
-    kept, skipping = [], False
-    for argument in job.pools[0].args:
-        if argument.startswith("--"):
-            skipping = managed and argument.partition("=")[0].replace("-", "_").replace("__", "--", 1) in DATA_FLAGS
-        if not skipping:
-            kept.append(argument)
-    return kept
+    arguments = job.pools[0].args
+    return spec.without_data_flags(arguments) if managed else list(arguments)
 
 
 def run_options(job: spec.JobSpec) -> dict[str, Any]:

@@ -5,7 +5,9 @@ A module in this package is a format. It has
 - `NAMES`: what the format is called, in `AIP_DATA_FORMAT` and in messages; `SUFFIXES`: how its files' names end;
 - `recognises(head)`: whether a file that starts so (decompressed) is of this format;
 - `read(path, columns, bad, reading)`: the rows as they are, `Raw`; what cannot even be told apart goes to `bad`;
-- where it needs them, `SCHEMES`: how paths start that are no files (`bq`); `PRECEDENCE`: where two formats recognise a
+- where its files say so themselves, `count_rows(path)`; where somebody may look for a label, `line_of(path, text)`;
+- where it needs them, `SCHEMES`: how paths start that are no files (`bq`), whose module also has `count(path, reading)`, None
+  where only reading tells, and `fingerprint(path, reading)`, as `data.fingerprint`; `PRECEDENCE`: where two formats recognise a
   file, the higher is meant (default 0); `FOLDERS = True`: its paths are folders.
 
 Nothing lists the modules: a new format is a new file. One whose name starts with an underscore is no format.
@@ -26,8 +28,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from .. import data
+from ..ahead import ahead
 from ..columns import Column
-from ..data import PATH, BadRows, Chunk, split_part
+from ..data import PATH, ROW, BadRows, Chunk, split_part
 from ..errors import UserError
 from ..reporting import log
 from . import _streams
@@ -84,6 +88,12 @@ def scheme_of(path: str) -> str | None:
     return scheme if any(scheme in getattr(module, "SCHEMES", ()) for module in modules().values()) else None
 
 
+def table(path: str) -> ModuleType:
+    """Return the module that reads a path which is no file."""
+    scheme = scheme_of(path)
+    return next(module for module in modules().values() if scheme in getattr(module, "SCHEMES", ()))
+
+
 def choose(path: str, reading: Reading) -> ModuleType:
     """Return the module that reads a path: what its scheme, its name or `AIP_DATA_FORMAT` says, if its content agrees.
 
@@ -91,8 +101,8 @@ def choose(path: str, reading: Reading) -> ModuleType:
         UserError: the content is another format's than is said, or no format's.
     """
     known = modules().values()
-    if scheme := scheme_of(path):
-        return next(module for module in known if scheme in getattr(module, "SCHEMES", ()))
+    if scheme_of(path):
+        return table(path)
     if os.path.isdir(path):
         return next(module for module in known if getattr(module, "FOLDERS", False))
     path, _ = split_part(path)
@@ -100,7 +110,7 @@ def choose(path: str, reading: Reading) -> ModuleType:
     # A file's name is nearer to it than the variable, which is about the service's own export.
     said = [module for module in known if _streams.plain_name(path).endswith(module.SUFFIXES)]
     said = said or [module for module in known if reading.format in module.NAMES and not hasattr(module, "SCHEMES")]
-    if fitting := [module for module in said if not head or module.recognises(head)]:
+    if fitting := [module for module in said if module.recognises(head)]:
         return fitting[0]
     others = [module for module in known if module.SUFFIXES and module.recognises(head) and module not in said]
     if said and others and getattr(others[0], "PRECEDENCE", 0) >= 0:
@@ -137,10 +147,10 @@ def record_batches(
     if reading.row_filter and not hasattr(module, "SCHEMES"):
         raise UserError(f"{path}: rows of {module.NAMES[0]} files cannot be filtered, only tables; got {reading.row_filter[:60]!r}.")
     wanted = [column for column in columns if column.required]
-    rows = False
-    for raw in module.read(path, columns, bad, reading):
-        rows = rows or raw.batch.num_rows > 0
-        batch = _check(path, raw, wanted, bad)
+    rows = 0
+    for raw in ahead(module.read(path, columns, bad, reading)):  # a core reads while another checks
+        batch = _check(path, raw, wanted, bad, rows)
+        rows += raw.batch.num_rows
         if batch.num_rows:
             yield batch
     if not rows and path not in _without_rows and not bad.reasons:
@@ -148,8 +158,8 @@ def record_batches(
         log("WARNING", f"{path} holds no rows")
 
 
-def _check(path: str, raw: Raw, columns: Sequence[Column], bad: BadRows) -> pa.RecordBatch:
-    """Return the good rows of a batch; the first fault of each other row goes to `bad`."""
+def _check(path: str, raw: Raw, columns: Sequence[Column], bad: BadRows, before: int) -> pa.RecordBatch:
+    """Return the good rows of a batch, which `before` rows of the file precede; the first fault of each other row goes to `bad`."""
     names, partition = raw.batch.schema.names, partition_of(path)
     arrays, masks, cells = [], [], []
     for column in columns:
@@ -170,6 +180,9 @@ def _check(path: str, raw: Raw, columns: Sequence[Column], bad: BadRows) -> pa.R
         bad.add(functools.partial(raw.place, i), columns[first].reason(cell), shown(cell))
     own = [name for name in names if name == PATH]
     arrays += [raw.batch.column(names.index(name)) for name in own]
+    if bad.policy == "collect" and not own:
+        own.append(ROW)
+        arrays.append(pa.array(np.arange(before + 1, before + 1 + raw.batch.num_rows)))
     batch = pa.RecordBatch.from_arrays(arrays, [*(column.name for column in columns), *own])
     return batch if kept.all() else batch.filter(pa.array(kept))
 
@@ -200,6 +213,14 @@ def partition_of(path: str) -> dict[str, str]:
 
     pairs = (part.partition("=") for part in path.split("/")[:-1] if "=" in part)
     return {name: "" if value == "__HIVE_DEFAULT_PARTITION__" else unquote(value) for name, _, value in pairs if name}
+
+
+def block_bytes(path: str, rows: int) -> int:
+    """Return about how many bytes of a file hold the first block of rows that its reader yields, for estimates."""
+    module = choose(path, Reading())
+    if count := getattr(module, "count_rows", None):
+        return round(data.total_bytes([path]) * rows / max(1, count(path)))
+    return round(data.BLOCK_BYTES * _streams.compression(path)) if module.SUFFIXES and not data.is_table(path) else data.BLOCK_BYTES
 
 
 def chunk(batch: pa.RecordBatch, columns: Sequence[Column]) -> Chunk:

@@ -20,6 +20,7 @@ from . import Raw, present
 
 ALIKE = 256  # records of one length from which it pays to look for a common layout
 LAYOUTS = 8  # of records of one length
+_WORD = 8
 _TYPES = {"float_list": pa.float32(), "int64_list": pa.int64(), "bytes_list": pa.binary()}
 _LISTS = {1: "bytes_list", 2: "float_list", 3: "int64_list"}
 
@@ -57,15 +58,15 @@ class Parser:
         names = list(self.kinds)
         pieces: list[tuple[np.ndarray, pa.RecordBatch]] = []
         rest = [np.arange(0)]
-        octets = np.frombuffer(block.data, np.uint8)
+        octets = np.frombuffer(block.content + bytes(_WORD), np.uint8)
         order = np.argsort(block.lengths, kind="stable")
         for rows in np.split(order, np.flatnonzero(np.diff(block.lengths[order])) + 1):
             if len(rows) < ALIKE:
                 rest.append(rows)
                 continue
             places = block.starts[rows]
-            whole = _matrix(octets, places, int(block.lengths[rows[0]]))
-            found, left = self._alike(whole)
+            length = int(block.lengths[rows[0]])
+            found, left = self._alike(_matrix(octets, places, length), length)
             pieces += [(rows[some], batch) for some, batch in found]
             rest.append(rows[left])
         others = np.sort(np.concatenate(rest))
@@ -78,18 +79,18 @@ class Parser:
         batch = _joined(pieces, names)
         yield Raw(batch, lambda i: f"{self.path}, row {first + i + 1}")
 
-    def _alike(self, whole: np.ndarray) -> tuple[list[tuple[np.ndarray, pa.RecordBatch]], np.ndarray]:
+    def _alike(self, whole: np.ndarray, length: int) -> tuple[list[tuple[np.ndarray, pa.RecordBatch]], np.ndarray]:
         """Return ((rows, their cells) for each layout that was found, the rows that have none of them)."""
         found = []
         left = np.arange(len(whole))
         for _ in range(LAYOUTS):
             if len(left) < ALIKE:
                 break
-            layout = _take_apart(whole[left[0]].tobytes(), self.kinds)
+            layout = _take_apart(whole[left[0], :length].tobytes(), self.kinds)
             if layout is None:
                 break
             some = whole if len(left) == len(whole) else whole[left]
-            match = ((some & layout.mask) == layout.fixed).all(1)
+            match = ((some.view(np.uint64) & layout.mask) == layout.fixed).all(1)
             if match.all():
                 return [*found, (left, layout.cells(some, self.kinds))], left[:0]
             found.append((left[match], layout.cells(some[match], self.kinds)))
@@ -165,11 +166,8 @@ def _cell(features: Any, name: str) -> bytes | None:
 
 
 def _matrix(octets: np.ndarray, places: np.ndarray, length: int) -> np.ndarray:
-    """Return records of one length as rows of bytes: [records, length] uint8."""
-    steps = np.diff(places)
-    if len(steps) and (steps == steps[0]).all():  # they follow each other: no copy
-        return np.lib.stride_tricks.as_strided(octets[places[0] :], (len(places), length), (int(steps[0]), 1), writeable=False)
-    return octets[places[:, None] + np.arange(length)]
+    """Return records of one length as rows of bytes, filled up to whole words: [records, length up to a multiple of 8] uint8."""
+    return np.lib.stride_tricks.sliding_window_view(octets, length + -length % _WORD)[places]
 
 
 def _joined(pieces: Sequence[tuple[np.ndarray, pa.RecordBatch]], names: Sequence[str]) -> pa.RecordBatch:
@@ -177,9 +175,12 @@ def _joined(pieces: Sequence[tuple[np.ndarray, pa.RecordBatch]], names: Sequence
     if len(pieces) == 1:
         rows, batch = pieces[0]
         return batch if (np.diff(rows) > 0).all() else batch.take(pa.array(np.argsort(rows)))
+    pieces = sorted(pieces, key=lambda piece: int(piece[0][0]))
     rows = np.concatenate([rows for rows, _ in pieces])
-    table = pa.Table.from_batches([batch for _, batch in pieces]).combine_chunks().take(pa.array(np.argsort(rows)))
-    return table.combine_chunks().to_batches()[0]
+    table = pa.Table.from_batches([batch for _, batch in pieces]).combine_chunks()
+    if not (np.diff(rows) > 0).all():
+        table = table.take(pa.array(np.argsort(rows))).combine_chunks()
+    return table.to_batches()[0]
 
 
 # ------------------------------------------------------------------ one record taken apart
@@ -190,7 +191,7 @@ class _Layout:
     """Where the values of a record stand.
 
     Args:
-        fixed, mask: the record with its values blanked out, and which bits those of another must share: [bytes] uint8.
+        fixed, mask: the record with its values blanked out, and which bits those of another must share: [words] uint64.
         values: (start, end) of each wanted feature's value; None where it has none.
     """
 
@@ -242,7 +243,10 @@ def _take_apart(record: bytes, kinds: dict[str, str]) -> _Layout | None:
                         mask[low:high] = 0x80 if wanted and field == 3 else 0
     except (ValueError, IndexError, UnicodeDecodeError):
         return None
-    return _Layout(np.frombuffer(record, np.uint8) & mask, mask, values)
+    filled = np.zeros((2, len(record) + -len(record) % _WORD), np.uint8)
+    filled[:, : len(record)] = np.frombuffer(record, np.uint8) & mask, mask
+    fixed, mask = filled.view(np.uint64)
+    return _Layout(fixed, mask, values)
 
 
 def _is_single(value: bytes, field: int) -> bool:

@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from ..data import open_binary
+from ..data import open_binary, split_part
 from ..errors import UserError
 
 HEAD_BYTES = 1 << 16
@@ -32,34 +32,44 @@ class Stream:
 
     def __init__(self, path: str):
         self.path, self._kept = path, b""
+        self._error: UserError | None = None  # what ended the data, once all before it is read
         self._file: BinaryIO = open_binary(path)
         start = self._file.read(4)
         codec = next((codec for magic, codec in _CODECS.items() if start.startswith(magic)), None)
+        self.compressed = codec is not None
         if codec is None:
             self._kept, self._source = start, self._file
         elif codec in ("gzip", "zlib"):
             self._source = _Zlib(self._file, start)
         else:
             self._source = pa.CompressedInputStream(pa.PythonFile(_Joined(start, self._file), mode="r"), codec)
-        self.compressed = codec is not None
 
     def read(self, size: int = -1) -> bytes:
-        """Return up to `size` bytes; fewer only at the end."""
+        """Return up to `size` bytes; fewer only at the end, or before what is broken."""
         if size is None or size < 0:
             size = 1 << 62
         parts = [self._kept[:size]] if self._kept else []
         self._kept = self._kept[size:]
         missing = size - sum(map(len, parts))
+        if self._error and not parts:
+            raise self._error
         try:
-            while missing and (block := self._source.read(min(missing, 1 << 26))):
+            while missing and not self._error and (block := self._source.read(min(missing, 1 << 20 if self.compressed else 1 << 26))):
                 parts.append(block)
                 missing -= len(block)
         except (OSError, EOFError, zlib.error) as error:
             if not self.compressed:
                 raise
             reason = str(error).splitlines()[0]
-            raise UserError(f"{self.path} is no whole compressed file: {reason}. Write or copy it again.") from None
+            self._error = UserError(f"{self.path} is no whole compressed file: {reason}. Write or copy it again.")
+            if not parts:
+                raise self._error from None
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    @property
+    def position(self) -> int:
+        """How much of the file has been read."""
+        return self._file.tell()
 
     def unread(self, data: bytes) -> None:
         """Hand back bytes, which the next `read` returns first."""
@@ -139,3 +149,15 @@ def head(path: str, size: int = HEAD_BYTES) -> bytes:
             return stream.read(size)
         except UserError:
             return b""
+
+
+def compression(path: str) -> float:
+    """Return how many bytes of a file hold a byte of its content, going by its start: 1 where it is not compressed."""
+    with Stream(split_part(path)[0]) as stream:
+        if not stream.compressed:
+            return 1.0
+        try:
+            content = stream.read(8 << 20)
+            return stream.position / max(1, len(content))
+        except UserError:
+            return 1.0

@@ -6,6 +6,7 @@ into the same cells. It also finds the line of a row that a message is about.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import functools
 import io
@@ -17,8 +18,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from ..columns import Column, Number, Text
-from ..data import BLOCK_BYTES, BadRows, Chunk
+from .. import data
+from ..columns import Column, Number
+from ..data import BadRows, Chunk
 from ..errors import UserError
 from . import Raw, Reading, partition_of
 from ._streams import Stream, open_stream
@@ -28,13 +30,14 @@ SUFFIXES = (".csv",)
 PRECEDENCE = -1  # nearly any text may be CSV
 LARGEST_ROW = 1 << 30
 _HEAD_LIMIT = 64 << 20
+_MARK = b"\xef\xbb\xbf"  # of byte order
 _ROWS = 50_000  # of a block that Python splits
 _NUL = "\ufffe"  # stands for NUL where the csv module refuses it (Python 3.10); no byte decodes to it
 
 
 def recognises(head: bytes) -> bool:
     """Tell whether a file that starts so may be CSV: text that is no JSON."""
-    first = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    first = head.removeprefix(_MARK).lstrip()
     if not first or b"\0" in head:
         return False
     try:
@@ -56,8 +59,7 @@ def read(path: str, columns: Sequence[Column], bad: BadRows, reading: Reading) -
         names, header = found
         wanted = [column for column in columns if column.required and column.name in names]
         table = _Table(path, bad, header, len(names), [names.index(column.name) for column in wanted], [c.name for c in wanted])
-        quoted_lines = any(isinstance(column, Text) and not column.pattern for column in wanted)
-        yield from table.read(stream, quoted_lines)
+        yield from table.read(stream)
 
 
 def layout(path: str, columns: Sequence[Column]) -> tuple[list[str], bool] | None:
@@ -81,8 +83,8 @@ def parse(text: bytes, names: Sequence[str], columns: Sequence[Column]) -> Chunk
     wanted = [column for column in columns if column.required]
     try:
         table = pacsv.read_csv(
-            pa.BufferReader(text),
-            read_options=pacsv.ReadOptions(use_threads=False, column_names=list(names), block_size=len(text) + 1),
+            pa.BufferReader(b"\n" + text),  # so that a byte-order mark is a cell's own
+            read_options=pacsv.ReadOptions(use_threads=False, column_names=list(names), block_size=len(text) + 2),
             convert_options=_as_binary(names, [column.name for column in wanted]),
         )
     except (pa.ArrowInvalid, pa.ArrowKeyError):
@@ -127,16 +129,16 @@ class _Table:
         self.rows = 0  # of the right width, so far
         self.odd: Counter[str] = Counter()  # rows of another width, as Arrow met them: it may be some blocks ahead
 
-    def read(self, stream: Stream, quoted_lines: bool) -> Iterator[Raw]:
+    def read(self, stream: Stream) -> Iterator[Raw]:
         """Yield the rows after the header, where the stream stands."""
         first_odd: tuple[int, str, str, str] | None = None
-        reader = self._open(stream, quoted_lines)
+        reader = self._open(stream)
         while True:
             try:
                 batch = reader.read_next_batch() if reader is not None else None
             except StopIteration:
                 batch = None
-            except (pa.ArrowInvalid, pa.ArrowKeyError):
+            except (pa.ArrowInvalid, _NotUtf8):
                 yield from self._split_rest()
                 return
             if self.odd and self.bad.policy == "error":
@@ -147,11 +149,12 @@ class _Table:
                         yield self._raw(batch.slice(0, first_odd[0] - self.rows))
                     self.bad.add(*first_odd[1:])
             if batch is None:
-                self.bad.reasons.update(self.odd)
+                for reason, count in self.odd.items():
+                    self.bad.add(lambda: self.path, reason, "", count)
                 return
             yield self._raw(batch)
 
-    def _open(self, stream: Stream, quoted_lines: bool) -> Any:
+    def _open(self, stream: Stream) -> Any:
         from pyarrow import csv as pacsv
 
         def set_aside(row: Any) -> str:
@@ -159,18 +162,20 @@ class _Table:
             return "skip"
 
         every, wanted = [str(i) for i in range(self.width)], [str(i) for i in self.places]
-        start = stream.read(1)
+        start = stream.read(len(_MARK))
         if not start:
             return None
-        stream.unread(start)
+        # Arrow would drop a mark that is a cell of the first row; it ignores the blank line before it.
+        stream.unread(b"\n" + start if start == _MARK else start)
         try:
             return pacsv.open_csv(
-                pa.PythonFile(stream, mode="r"),
-                read_options=pacsv.ReadOptions(column_names=every, block_size=BLOCK_BYTES),
-                parse_options=pacsv.ParseOptions(newlines_in_values=quoted_lines, invalid_row_handler=set_aside),
+                pa.PythonFile(_Utf8(stream), mode="r"),
+                read_options=pacsv.ReadOptions(column_names=every, block_size=data.BLOCK_BYTES),
+                # Without newlines_in_values Arrow takes a quoted line break at the edge of a block for the end of a row.
+                parse_options=pacsv.ParseOptions(newlines_in_values=True, invalid_row_handler=set_aside),
                 convert_options=_as_binary(every, wanted),
             )
-        except pa.ArrowInvalid:  # of the first block
+        except (pa.ArrowInvalid, _NotUtf8):  # of the first block
             return _Failed()
 
     def _raw(self, batch: pa.RecordBatch) -> Raw:
@@ -220,7 +225,7 @@ class _Table:
                 else:
                     kept.append(cells)
                     size += sum(map(len, cells))
-                    if len(kept) >= _ROWS or size >= BLOCK_BYTES:
+                    if len(kept) >= _ROWS or size >= data.BLOCK_BYTES:
                         yield self._cells(kept)
                         kept, size = [], 0
             if kept:
@@ -229,6 +234,37 @@ class _Table:
     def _cells(self, rows: Sequence[Sequence[str]]) -> Raw:
         columns = [pa.array([_as_bytes(row[place]) for row in rows], pa.binary()) for place in self.places]
         return self._raw(pa.RecordBatch.from_arrays(columns, [str(place) for place in self.places]))
+
+
+class _NotUtf8(Exception):
+    """What Arrow is to read is not UTF-8."""
+
+
+class _Utf8:
+    """A stream for Arrow that ends with `_NotUtf8` where it is not UTF-8.
+
+    Arrow hands a row of the wrong width over as a text, and prints a traceback where that is impossible.
+    """
+
+    closed = False
+
+    def __init__(self, stream: Stream):
+        self.stream, self.decoder = stream, codecs.getincrementaldecoder("utf-8")()
+
+    def read(self, size: int = -1) -> bytes:
+        data = self.stream.read(size)
+        try:
+            if not data.isascii() or self.decoder.getstate()[0]:
+                self.decoder.decode(data)
+        except UnicodeDecodeError:
+            raise _NotUtf8 from None
+        return data
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self.closed = True
 
 
 class _Failed:
@@ -245,7 +281,7 @@ def _width_reason(found: int, width: int) -> str:
 def _rows(stream: Stream) -> Iterator[tuple[int, list[str]]]:
     """Split a file from its start with Python's csv module: yield (last line, cells), byte for byte a letter each."""
     start = stream.read(3)
-    if start != b"\xef\xbb\xbf":
+    if start != _MARK:
         stream.unread(start)
     csv.field_size_limit(LARGEST_ROW)
     reader = csv.reader(_lines(stream))
@@ -329,7 +365,7 @@ def _first_row(stream: Stream) -> tuple[list[str], bytes, int, int] | None:
     while not ended:
         more = stream.read(size - len(content))
         content, ended = content + more, len(more) < size - len(content) or size >= _HEAD_LIMIT
-        plain = content.removeprefix(b"\xef\xbb\xbf")
+        plain = content.removeprefix(_MARK)
         taken = 0
 
         def lines(text: Iterable[str]) -> Iterator[str]:

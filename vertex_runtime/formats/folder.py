@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
+from .. import data
 from ..columns import Column, Image
-from ..data import BLOCK_BYTES, PATH, BadRows, file_column
+from ..data import PATH, BadRows, file_column
 from ..errors import UserError
 from . import Raw, Reading
 
@@ -81,7 +82,7 @@ def blocks(files: Iterator[tuple[str, str, bytes]], column: Column, label: str, 
             continue
         rows.append((content, name.encode("utf-8", "surrogateescape"), os.fsencode(path)))
         size += len(content)
-        if size >= BLOCK_BYTES:
+        if size >= data.BLOCK_BYTES:
             yield _raw(rows, column, label)
             rows, size = [], 0
     if rows:

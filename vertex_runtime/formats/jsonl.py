@@ -10,10 +10,12 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
+from .. import data
 from ..columns import Column, Image
-from ..data import BLOCK_BYTES, BadRows
+from ..data import BadRows
 from ..errors import UserError
 from . import Raw, Reading, partition_of
 from ._streams import open_stream
@@ -107,13 +109,13 @@ def read_objects(
 def _blocks(stream: Any) -> Iterator[bytes]:
     """Yield whole lines, about 4 MiB at a time."""
     waiting: list[bytes] = []
-    while data := stream.read(BLOCK_BYTES):
-        end = data.rfind(b"\n") + 1
+    while lines := stream.read(data.BLOCK_BYTES):
+        end = lines.rfind(b"\n") + 1
         if not end:
-            waiting.append(data)
+            waiting.append(lines)
             continue
-        yield b"".join([*waiting, data[:end]])
-        waiting = [data[end:]] if end < len(data) else []
+        yield b"".join([*waiting, lines[:end]])
+        waiting = [lines[end:]] if end < len(lines) else []
     if waiting:
         yield b"".join(waiting)
 
@@ -122,8 +124,10 @@ def _by_arrow(block: bytes, schema: pa.Schema) -> pa.RecordBatch | None:
     """Return the rows of some lines; None: Arrow does not read them, or not as one object a line."""
     from pyarrow import json as pajson
 
-    lines = block.count(b"\n") + (not block.endswith(b"\n"))
-    if not schema or block[:1] != b"{" or block.count(b"\n{") != lines - 1:
+    octets = np.frombuffer(block, np.uint8)
+    starts = np.append(0, np.flatnonzero(octets == ord("\n")) + 1)
+    starts = starts[:-1] if block.endswith(b"\n") else starts
+    if not schema or not (octets[starts] == ord("{")).all():
         return None
     try:
         table = pajson.read_json(
@@ -133,7 +137,7 @@ def _by_arrow(block: bytes, schema: pa.Schema) -> pa.RecordBatch | None:
         )
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         return None
-    if table.num_rows != lines:
+    if table.num_rows != len(starts):
         return None
     batches = table.combine_chunks().to_batches()
     return batches[0] if len(batches) == 1 else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pyarrow as pa
 
@@ -36,9 +37,34 @@ def read(path: str, columns: Sequence[Column], bad: BadRows, reading: Reading) -
             first = 0
             # Nothing is wanted where the folders' names give all; then the first column says how many rows there are.
             names = [column.name for column in wanted] or file.schema_arrow.names[:1]
+            if few := _repeated_texts(file, names):
+                file = parquet.ParquetFile(source if "://" in path else path, pre_buffer=True, read_dictionary=few)
             for batch in file.iter_batches(_ROWS, columns=names):
                 yield Raw(batch.select(names), lambda i, first=first: f"{path}, row {first + i + 1}")
                 first += batch.num_rows
         except (pa.ArrowException, OSError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
             raise UserError(f"{path} is no whole Parquet file: {reason[:200]}. Write or copy it again.") from None
+
+
+def _repeated_texts(file: Any, names: Sequence[str]) -> list[str]:
+    """Return the columns of texts that the file keeps as places in a list of distinct ones: they can be read and checked as such."""
+    if not file.metadata.num_row_groups:
+        return []
+    group = file.metadata.row_group(0)
+    found = []
+    for i in range(group.num_columns):
+        column = group.column(i)
+        # A text by itself takes at least its length's four bytes; a writer gives a list up that grows too long.
+        listed = column.has_dictionary_page and column.total_uncompressed_size <= 4 * column.num_values
+        if listed and column.physical_type == "BYTE_ARRAY" and column.path_in_schema in names:
+            found.append(column.path_in_schema)
+    return found
+
+
+def count_rows(path: str) -> int:
+    """Return how many rows a file has, as its end says."""
+    from pyarrow import parquet
+
+    with open_binary(path) as source:
+        return int(parquet.ParquetFile(source if "://" in path else path).metadata.num_rows)

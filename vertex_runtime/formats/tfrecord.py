@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from .. import data
 from ..columns import Column
-from ..data import BLOCK_BYTES, BadRows
+from ..data import BadRows
 from ..errors import UserError
 from . import Raw, Reading, _examples
-from ._streams import Stream, open_stream
+from ._streams import open_stream
 
 NAMES = ("tfrecord",)
 SUFFIXES = (".tfrecord", ".tfrecords", ".tfrec")
@@ -45,12 +46,12 @@ class Block(Sequence[bytes]):
     """Some whole records of a file.
 
     Args:
-        data: a part of the file.
+        content: a part of the file.
         starts, lengths: where the records stand in it, [records] int64.
     """
 
-    def __init__(self, data: bytes, starts: np.ndarray, lengths: np.ndarray):
-        self.data, self.starts, self.lengths = data, starts, lengths
+    def __init__(self, content: bytes, starts: np.ndarray, lengths: np.ndarray):
+        self.content, self.starts, self.lengths = content, starts, lengths
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -60,7 +61,7 @@ class Block(Sequence[bytes]):
 
     def record(self, i: int) -> bytes:
         start = int(self.starts[i])
-        return self.data[start : start + int(self.lengths[i])]
+        return self.content[start : start + int(self.lengths[i])]
 
 
 def _blocks(path: str) -> Iterator[Block]:
@@ -72,43 +73,39 @@ def _blocks(path: str) -> Iterator[Block]:
     count, waiting = 0, b""
     check = _checker()
     with open_stream(path) as stream:
-        while data := _more(stream, waiting):
-            starts, lengths, end = _walk(path, data, count)
+        while content := waiting + stream.read(max(data.BLOCK_BYTES, len(waiting))):
+            starts, lengths, end = _walk(path, content, count)
             if not len(starts):
-                if len(data) == len(waiting):
+                if len(content) == len(waiting):
                     raise UserError(f"{path}, record {count + 1}: the file is cut off here. Write or copy it again.")
-                waiting = data
+                waiting = content
                 continue
-            block = Block(data, starts, lengths)
+            block = Block(content, starts, lengths)
             if (wrong := check(block)) is not None:
                 raise UserError(f"{path}, record {count + wrong + 1}: its checksum is wrong: the file is damaged. Write or copy it again.")
             yield block
-            count, waiting = count + len(block), data[end:]
+            count, waiting = count + len(block), content[end:]
 
 
-def _more(stream: Stream, waiting: bytes) -> bytes:
-    return waiting + stream.read(max(BLOCK_BYTES, len(waiting)))
-
-
-def _walk(path: str, data: bytes, count: int) -> tuple[np.ndarray, np.ndarray, int]:
+def _walk(path: str, content: bytes, count: int) -> tuple[np.ndarray, np.ndarray, int]:
     """Return (where the whole records in some bytes start, their lengths, where the last one ends).
 
     Raises:
         UserError: the checksum of a length is wrong.
     """
-    octets = np.frombuffer(data, np.uint8)
+    octets = np.frombuffer(content, np.uint8)
     parts: list[np.ndarray] = []
     starts: list[int] = []
     lengths: list[int] = []
-    position, size, look = 0, len(data), 0
+    position, size, look = 0, len(content), 0
     while position + 12 <= size:
-        (length,) = _LENGTH(data, position)
+        (length,) = _LENGTH(content, position)
         step = length + 16
         if length > LARGEST_RECORD or position + step > size:
             break
         if len(starts) >= look:
             look = len(starts) + _RUN
-            if (run := _run(octets, position, step, length)) >= _RUN:
+            if (run := _run(content, position, step, length)) >= _RUN:
                 places = position + 12 + step * np.arange(run)
                 parts += [np.array([starts, lengths], np.int64), np.array([places, np.full(run, length)], np.int64)]
                 starts, lengths, look, position = [], [], 0, position + step * run
@@ -120,22 +117,33 @@ def _walk(path: str, data: bytes, count: int) -> tuple[np.ndarray, np.ndarray, i
     # The length after the last whole record is looked at, too: is the file cut off, or damaged?
     places = np.append(found[0], position + 12) if position + 12 <= size else found[0]
     if len(places):
-        said = octets[(places - 4)[:, None] + np.arange(4)].copy().view("<u4")[:, 0]
-        wrong = np.flatnonzero(_crc_of_lengths(octets[(places - 12)[:, None] + np.arange(8)]) != said)
+        said = _uint32(octets, places - 4)
+        unique, which = np.unique(_uint64(octets, places - 12), return_inverse=True)
+        wrong = np.flatnonzero(_crc_of_lengths(unique.view(np.uint8).reshape(-1, 8))[which] != said)
         if len(wrong):
             where = f"{path}, record {count + int(wrong[0]) + 1}"
             raise UserError(f"{where}: the checksum of its length is wrong: the file is damaged. Write or copy it again.")
     return found[0], found[1], position
 
 
-def _run(octets: np.ndarray, position: int, step: int, length: int) -> int:
-    """Return how many records of one length follow each other from a position on."""
-    count = (len(octets) - position) // step
+def _run(content: bytes, position: int, step: int, length: int) -> int:
+    """Return how many records of one length follow each other from a position on; 0 where they are few."""
+    count = (len(content) - position) // step
     if count < _RUN:
         return 0
-    rows = octets[position : position + count * step].reshape(count, step)
-    same = (rows[:, :8] == np.frombuffer(struct.pack("<Q", length), np.uint8)).all(1)
+    lengths = np.ndarray((count,), "<u8", content, position, (step,))
+    if not (lengths[:_RUN] == length).all():
+        return 0
+    same = lengths == length
     return count if same.all() else int(np.argmin(same))
+
+
+def _uint32(octets: np.ndarray, places: np.ndarray) -> np.ndarray:
+    return np.lib.stride_tricks.sliding_window_view(octets, 4)[places].view("<u4")[:, 0]
+
+
+def _uint64(octets: np.ndarray, places: np.ndarray) -> np.ndarray:
+    return np.lib.stride_tricks.sliding_window_view(octets, 8)[places].view("<u8")[:, 0]
 
 
 # ------------------------------------------------------------------ checksums (CRC-32C, "masked" as TFRecord files have it)
@@ -171,23 +179,23 @@ def _checker() -> Callable[[Block], int | None]:
         return _first_wrong
 
     def first_wrong(block: Block) -> int | None:
-        data = block.data
+        content = block.content
         ends = (block.starts + block.lengths).tolist()
-        crc = np.array([value(data[start:end]) for start, end in zip(block.starts.tolist(), ends)], np.uint32)
+        crc = np.array([value(content[start:end]) for start, end in zip(block.starts.tolist(), ends)], np.uint32)
         return _difference(block, _masked(crc))
 
     return first_wrong
 
 
 def _difference(block: Block, masked: np.ndarray) -> int | None:
-    places = (block.starts + block.lengths)[:, None] + np.arange(4)
-    wrong = np.flatnonzero(np.frombuffer(block.data, np.uint8)[places].view("<u4")[:, 0] != masked)
+    said = _uint32(np.frombuffer(block.content, np.uint8), block.starts + block.lengths)
+    wrong = np.flatnonzero(said != masked)
     return int(wrong[0]) if len(wrong) else None
 
 
 def _first_wrong(block: Block) -> int | None:
     """Check all records at once, a byte of each at a time, the longest first."""
-    octets = np.frombuffer(block.data, np.uint8)
+    octets = np.frombuffer(block.content, np.uint8)
     order = np.argsort(-block.lengths, kind="stable")
     starts, lengths = block.starts[order], block.lengths[order]
     crc = np.full(len(block), 0xFFFFFFFF, np.uint32)

@@ -1,0 +1,234 @@
+#!/usr/bin/env python3
+"""How fast rows are read, beside what reads the same files without looking at the cells.
+
+    python benchmarks/data.py --folder /tmp/data-benchmark --json data.json
+
+`formats`: rows/s of each format, read and checked up to Arrow record batches, against pyarrow's own reading of the
+same file (goal: at least 0.6), TFRecord against `tf.data.TFRecordDataset` with `tf.io.parse_example` (goal: at least 3).
+Every measurement is a fresh process; the two sides take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from processes import ROOT, Spread, machine, print_table, run
+from taxi_rows import HEADER, generate
+
+sys.path.insert(0, str(ROOT))
+
+ARMS = ("formats",)
+TAXI = ("csv", "csv.gz", "jsonl", "parquet", "tfrecord", "tfrecord.gz")
+TEXTS = ("texts.csv", "texts.jsonl", "service.jsonl")
+GOALS = {name: 3.0 if "tfrecord" in name else 0.6 for name in (*TAXI, *TEXTS)}
+TEXT_ROWS = 10  # times fewer than taxi rows
+
+
+# ------------------------------------------------------------------ files
+
+
+def write_files(folder: Path, rows: int) -> dict[str, str]:
+    """Write the same rows in every format, unless they are there; return the files by the names of the formats."""
+    target = folder / f"formats-{rows}"
+    names = {name: str(target / f"rows.{name}") for name in (*TAXI, *TEXTS)}
+    if (target / "done").exists():
+        return names
+    target.mkdir(parents=True, exist_ok=True)
+    _write_taxi(folder, target, rows)
+    _write_texts(target, rows // TEXT_ROWS)
+    (target / "done").touch()
+    return names
+
+
+def _write_taxi(folder: Path, target: Path, rows: int) -> None:
+    import glob
+
+    import pyarrow as pa
+    import tensorflow as tf
+    from pyarrow import csv, parquet
+
+    text = pa.string()
+    tables = [
+        csv.read_csv(path, convert_options=csv.ConvertOptions(column_types={"pickup_datetime": text, "key": text}))
+        for path in sorted(glob.glob(generate(folder, rows)[0]))
+    ]
+    table = pa.concat_tables(tables)
+    csv.write_csv(table, target / "rows.csv", csv.WriteOptions(quoting_style="none"))
+    content = (target / "rows.csv").read_bytes()
+    (target / "rows.csv.gz").write_bytes(gzip.compress(content, 6))
+    parquet.write_table(table, target / "rows.parquet")
+    with (
+        open(target / "rows.jsonl", "w") as lines,
+        tf.io.TFRecordWriter(str(target / "rows.tfrecord")) as plain,
+        tf.io.TFRecordWriter(str(target / "rows.tfrecord.gz"), "GZIP") as packed,
+    ):
+        for row in table.to_pylist():
+            lines.write(json.dumps(row) + "\n")
+            features = {name: _feature(value) for name, value in row.items()}
+            record = tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()
+            plain.write(record)
+            packed.write(record)
+
+
+def _feature(value: Any) -> Any:
+    import tensorflow as tf
+
+    if isinstance(value, str):
+        return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value.encode()]))
+    return tf.train.Feature(float_list=tf.train.FloatList(value=[value]))
+
+
+def _write_texts(target: Path, rows: int) -> None:
+    import csv
+
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    words = np.array(["how", "do", "I", "join", "two", "lists", "déjà", '"quoted"', "a,b", "loop\n", "string", "table"])
+    labels = np.array(["python", "sql", "java", "csharp"])
+    with open(target / "rows.texts.csv", "w", newline="") as one, open(target / "rows.texts.jsonl", "w") as other:
+        with open(target / "rows.service.jsonl", "w") as service:
+            writer = csv.writer(one, lineterminator="\n")
+            writer.writerow(["text", "label"])
+            for _ in range(rows):
+                text = " ".join(random.choice(words, random.integers(20, 300)))
+                label = str(random.choice(labels))
+                writer.writerow([text, label])
+                other.write(json.dumps({"text": text, "label": label}) + "\n")
+                service.write(json.dumps({"textContent": text, "classificationAnnotation": {"displayName": label}}) + "\n")
+
+
+# ------------------------------------------------------------------ readers
+
+
+def ours(name: str, path: str) -> int:
+    """Read and check a file as the trainers do, up to record batches; return its rows."""
+    from vertex_runtime import data, formats
+    from vertex_runtime.columns import Category, Date, Number, Text
+
+    if name in TEXTS:
+        columns, labels = (Text("text"), Category("label")), ("label",)
+    else:
+        numbers = [name for name in HEADER if name not in ("pickup_datetime", "key")]
+        limits = {name: (-78, -70) if "longitude" in name else (37, 45) for name in numbers if "itude" in name}
+        columns = (
+            *(Number(name, low=limits.get(name, (0,))[0], high=limits.get(name, (0, 10_000))[1]) for name in numbers),
+            Date("pickup_datetime", time=True),
+            Text("key", required=False),
+        )
+        labels = ("fare_amount",)
+    return sum(batch.num_rows for batch in formats.record_batches(path, columns, labels, data.BadRows()))
+
+
+def bare(name: str, path: str) -> int:
+    """Read a file as its library does it by itself; return its rows."""
+    reader: Callable[[str, bool], int] = _tf_data if "tfrecord" in name else _pyarrow
+    return reader(path, name in TEXTS)
+
+
+def _pyarrow(path: str, texts: bool) -> int:
+    """Read by blocks with the types that are wanted, the column that nobody reads left out."""
+    import pyarrow as pa
+    from pyarrow import csv, parquet
+    from pyarrow import json as pajson
+
+    wanted = ["text", "label"] if texts else [name for name in HEADER if name != "key"]
+    types = {name: pa.string() if texts or name == "pickup_datetime" else pa.float32() for name in wanted}
+    if path.endswith(".parquet"):
+        return sum(batch.num_rows for batch in parquet.ParquetFile(path).iter_batches(columns=wanted))
+    if path.endswith(".jsonl"):
+        if "service" in path:
+            types = {"textContent": pa.string(), "classificationAnnotation": pa.struct([("displayName", pa.string())])}
+        types = {name: pa.float64() if kind == pa.float32() else kind for name, kind in types.items()}
+        parse = pajson.ParseOptions(explicit_schema=pa.schema(list(types.items())), unexpected_field_behavior="ignore")
+        return pajson.read_json(path, pajson.ReadOptions(block_size=4 << 20), parse).num_rows
+    options = csv.ConvertOptions(include_columns=wanted, column_types=types)
+    with pa.input_stream(path) as source:
+        parse = csv.ParseOptions(newlines_in_values=texts)
+        return sum(batch.num_rows for batch in csv.open_csv(source, csv.ReadOptions(block_size=4 << 20), parse, options))
+
+
+def _tf_data(path: str, texts: bool) -> int:
+    import tensorflow as tf
+
+    kinds = {name: tf.string if name == "pickup_datetime" else tf.float32 for name in HEADER if name != "key"}
+    spec = {name: tf.io.FixedLenFeature([], kind) for name, kind in kinds.items()}
+
+    def parse(records: Any) -> Any:
+        return tf.io.parse_example(records, spec)
+
+    records = tf.data.TFRecordDataset(path, "GZIP" if path.endswith(".gz") else "", buffer_size=4 << 20)
+    dataset = records.batch(1024).map(parse, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    return sum(len(batch["pickup_datetime"]) for batch in dataset)
+
+
+READERS = {"ours": ours, "bare": bare}
+
+
+def one(side: str, name: str, path: str) -> None:
+    """Read a file twice in this process and print the seconds of the second time: `{"rows": …, "seconds": …}`."""
+    READERS[side](name, path)
+    start = time.perf_counter()
+    rows = READERS[side](name, path)
+    print(json.dumps({"rows": rows, "seconds": time.perf_counter() - start}))
+
+
+# ------------------------------------------------------------------ arms
+
+
+def measure_formats(folder: Path, rows: int, repeats: int) -> dict[str, Any]:
+    """Print rows/s of each format and what share that is of bare reading; return all measurements."""
+    command = [sys.executable, str(Path(__file__).resolve()), "--folder", str(folder), "--rows", str(rows)]
+    run([*command, "--write"], folder / "logs")  # where it writes files this process need not hold them
+    files = write_files(folder, rows)
+    rates: dict[str, dict[str, list[float]]] = {name: {side: [] for side in READERS} for name in files}
+    for _ in range(repeats):
+        for name, path in files.items():
+            for side in READERS:
+                found = run([*command, "--one", side, name, path], folder / "logs").last_line()
+                rates[name][side].append(found["rows"] / found["seconds"])
+    table = []
+    for name, found in rates.items():
+        ratio = Spread(tuple(mine / theirs for mine, theirs in zip(found["ours"], found["bare"])))
+        sides = [f"{Spread(tuple(found[side])):,.0f}" for side in READERS]
+        table.append((name, *sides, f"{ratio:.2f}", GOALS[name]))
+    header = ("format", "rows/s, median [range]", "bare reading, rows/s", "ours : bare", "at least")
+    print_table(f"Reading {rows:,} taxi rows and {rows // TEXT_ROWS:,} texts, {repeats} fresh processes each", header, table)
+    return rates
+
+
+def main() -> None:
+    """Measure what `--arms` names and print a table for each."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True, help="working directory: generated data (kept), logs")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="what to measure")
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--repeats", type=int, default=3, help="fresh processes of each kind, taking turns")
+    parser.add_argument("--json", type=Path, help="write every measurement to this file")
+    parser.add_argument("--write", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    folder = args.folder.resolve()
+    if args.one:
+        return one(*args.one)
+    if args.write:
+        write_files(folder, args.rows)
+        return None
+    results: dict[str, Any] = {"machine": machine(), "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    print(f"machine: {results['machine']}")
+    for arm in args.arms:
+        results[arm] = {"formats": measure_formats}[arm](folder, args.rows, args.repeats)
+        if args.json:
+            args.json.write_text(json.dumps(results, indent=1) + "\n")
+    return None
+
+
+if __name__ == "__main__":
+    main()

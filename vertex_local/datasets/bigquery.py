@@ -1,0 +1,179 @@
+"""BigQuery as a data set's source and an export's destination: by the real client, against a stand-in only.
+
+A rehearsal on this machine never reaches out to BigQuery itself: BIGQUERY_EMULATOR_HOST must name a stand-in.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+from .dataset import SETS, Dataset, DatasetError
+from .rows import Row
+
+HOST = "BIGQUERY_EMULATOR_HOST"
+PAGE_ROWS = 20_000
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What an export to BigQuery made: `bq://project.dataset` and the rows of each set."""
+
+    prefix: str
+    counts: list[int]
+
+
+def client(uri: str, project: str) -> Any:
+    """Return a client of the stand-in; `uri` is what needs it.
+
+    Raises:
+        DatasetError: no stand-in is named, or the client is not installed.
+    """
+    if not os.environ.get(HOST):
+        text = f"{uri}: needs BigQuery, and {HOST} names no stand-in for it on this machine; set it, or give gcsSource or gcsDestination."
+        raise DatasetError(text, status="UNIMPLEMENTED")
+    try:
+        from google.auth.credentials import AnonymousCredentials
+        from google.cloud import bigquery
+    except ImportError as error:
+        raise DatasetError(f"{uri}: needs the package google-cloud-bigquery: install it ({error}).", status="UNIMPLEMENTED") from None
+    host = os.environ[HOST]
+    endpoint = {"api_endpoint": host if "://" in host else f"http://{host}"}
+    return bigquery.Client(project, credentials=AnonymousCredentials(), client_options=endpoint)
+
+
+@contextlib.contextmanager
+def _answers(uri: str) -> Iterator[None]:
+    """Turn the client's errors into one line that names what was asked for."""
+    from google.api_core.exceptions import GoogleAPIError
+    from requests.exceptions import RequestException
+
+    try:
+        yield
+    except (GoogleAPIError, RequestException) as error:
+        missing = getattr(error, "code", None) == 404
+        first = str(error).strip().splitlines()[0][:300]
+        raise DatasetError(f"{uri}: {os.environ.get(HOST)} answered: {first}", status="NOT_FOUND" if missing else "UNAVAILABLE") from None
+
+
+class TableSource:
+    """A table's rows; the cells of a row are what BigQuery's own export to CSV would hold."""
+
+    form, annotation_type, bytes = "csv", "tables", 0
+
+    def __init__(self, dataset: Dataset):
+        self.uri, name = dataset.table, dataset.table.removeprefix("bq://")
+        self.client = client(self.uri, name.partition(".")[0])
+        with _answers(self.uri):
+            self.table = self.client.get_table(name)
+        self.columns = [field.name for field in self.table.schema]
+        self.nested = [field.name for field in self.table.schema if field.field_type in ("RECORD", "STRUCT") or field.mode == "REPEATED"]
+
+    def batches(self) -> Iterator[Any]:
+        """Yield the table as Arrow record batches."""
+        with _answers(self.uri):
+            yield from self.client.list_rows(self.table, page_size=PAGE_ROWS).to_arrow_iterable()
+
+    def rows(self) -> Iterator[Row]:
+        """Yield every row as text.
+
+        Raises:
+            DatasetError: a column has records or lists, which CSV cannot hold.
+        """
+        if self.nested:
+            raise DatasetError(
+                f"{self.uri}: column {self.nested[0]} has records or lists, which CSV cannot hold; give bigqueryDestination."
+            )
+        number = 0
+        for batch in self.batches():
+            yield from self.texts(batch, number)
+            number += batch.num_rows
+
+    def texts(self, batch: Any, number: int) -> Iterator[Row]:
+        """Yield the rows of a batch whose first row is that `number` of the table."""
+        columns = [[_text(value) for value in column.to_pylist()] for column in batch.columns]
+        for i, cells in enumerate(zip(*columns, strict=True), number + 1):
+            yield Row("\x1f".join(cells), list(cells), (self.uri, i))
+
+    def value(self, row: Row, key: str) -> str | None:
+        """Return a row's cell in the column `key`."""
+        return row.value[self.columns.index(key)]
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, datetime):
+        return value.astimezone(timezone.utc).replace(tzinfo=None).isoformat(" ") + " UTC" if value.tzinfo else value.isoformat()
+    return str(value)
+
+
+def destination(dataset: Dataset, wish: Mapping[str, Any]) -> str:
+    """Return the project of a `bigqueryDestination`, which is for data sets that come from BigQuery."""
+    uri = wish.get("outputUri", "")
+    found = re.fullmatch(r"bq://([a-z][a-z0-9:.-]*[a-z0-9])", uri)
+    if not found:
+        raise DatasetError(f"bigqueryDestination.outputUri takes bq://project; got {uri!r}.", "bigqueryDestination.outputUri")
+    if not dataset.table:
+        text = "bigqueryDestination is for tabular data sets with a BigQuery source; this one takes gcsDestination."
+        raise DatasetError(text, "bigqueryDestination")
+    return found[1]
+
+
+def write(
+    source: TableSource, assign: Callable[[Row], int | None], project: str, name: str, tick: Callable[[int], None],
+    check: Callable[[list[int]], None],
+) -> Tables:  # fmt: skip
+    """Make the dataset `name` with the tables training, validation and test; the rows keep their types.
+
+    Args:
+        tick: called with the number of rows now and then.
+        check: called with the sets' sizes before anything is made.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    counts, number = [0, 0, 0], 0
+    with tempfile.TemporaryDirectory(prefix="vertex-dataset-") as scratch, contextlib.ExitStack() as opened:
+        writers: dict[int, Any] = {}
+        for batch in source.batches():
+            places = [assign(row) for row in source.texts(batch, number)]
+            for place in range(len(SETS)):
+                chosen = batch.filter(pa.array([found == place for found in places]))
+                if chosen.num_rows:
+                    if place not in writers:
+                        writers[place] = opened.enter_context(pq.ParquetWriter(f"{scratch}/{SETS[place]}", chosen.schema))
+                    writers[place].write_batch(chosen)
+                    counts[place] += chosen.num_rows
+            number += batch.num_rows
+            tick(number)
+        opened.close()
+        check(counts)
+        with _answers(f"bq://{project}.{name}"):
+            _load(source, project, name, {place: f"{scratch}/{SETS[place]}" for place in writers})
+    return Tables(f"bq://{project}.{name}", counts)
+
+
+def _load(source: TableSource, project: str, name: str, files: Mapping[int, str]) -> None:
+    from google.cloud import bigquery
+
+    made = bigquery.Dataset(f"{project}.{name}")
+    made.location = source.table.location or "US"  # a query over both needs them in one place
+    source.client.create_dataset(made)  # never one that exists
+    for place, each in enumerate(SETS):
+        table = source.client.create_table(bigquery.Table(f"{project}.{name}.{each}", schema=source.table.schema))
+        if place in files:
+            how = bigquery.LoadJobConfig(source_format="PARQUET", write_disposition="WRITE_APPEND", schema=source.table.schema)
+            with open(files[place], "rb") as file:
+                source.client.load_table_from_file(file, table.reference, job_config=how, project=project).result()

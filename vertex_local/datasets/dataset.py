@@ -1,0 +1,169 @@
+"""A managed data set: the API's Dataset, from a file or a request, and for text what was imported into it.
+
+    displayName: taxifare
+    metadataSchemaUri: gs://google-cloud-aiplatform/schema/dataset/metadata/tabular_1.0.0.yaml
+    metadata: {inputConfig: {gcsSource: {uri: [gs://bucket/trips-*.csv]}}}     # or bigquerySource: {uri: bq://project.dataset.table}
+
+A data set of text has text_1.0.0.yaml, and `importConfigs` in place of `metadata`: the list that ImportData takes.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import buckets, schema, spec
+
+TABULAR, TEXT = "tabular", "text"
+SETS = ("training", "validation", "test")
+ML_USE = "aiplatform.googleapis.com/ml_use"
+_SCHEMAS = "gs://google-cloud-aiplatform/schema/dataset"
+_KIND = re.compile(r"gs://google-cloud-aiplatform/schema/dataset/metadata/(tabular|text)_1\.0\.0\.yaml")
+_FORMAT = re.compile(
+    r"gs://google-cloud-aiplatform/schema/dataset/ioformat/"
+    r"text_(classification_single_label|classification_multi_label|extraction|sentiment)_io_format_1\.0\.0\.yaml"
+)
+
+
+class DatasetError(ValueError):
+    """A data set or a split that cannot be used; `status` is the API's name for it, `field` where the request has it."""
+
+    def __init__(self, message: str, field: str = "", status: str = "INVALID_ARGUMENT"):
+        super().__init__(message)
+        self.field, self.status = field, status
+
+
+class Stopped(Exception):
+    """An export that was given up because its job was cancelled."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A checked data set; `uris` are its CSV files', `table` its BigQuery table, `imports` what text was imported from.
+
+    Files that are not `gs://…` are looked for in `project`; None allows no such file.
+    """
+
+    id: str
+    kind: str
+    buckets: Path
+    project: Path | None = None
+    uris: tuple[str, ...] = ()
+    table: str = ""
+    imports: tuple[Mapping[str, Any], ...] = ()
+
+    def files(self, uris: Sequence[str] | None = None) -> list[tuple[str, Path]]:
+        """Return the names and paths of some of its files, by default of its CSV files, wildcards matched.
+
+        Raises:
+            DatasetError: a URI is none, leads out of its bucket, or matches no file.
+        """
+        found: dict[str, Path] = {}
+        for uri in self.uris if uris is None else uris:
+            root, path = self._place(uri)
+            matches = [path] if os.path.isfile(path) else sorted(glob.glob(path))
+            known = {_name(uri, path, match): Path(match) for match in matches if _inside(match, root)}
+            if not known:
+                remedy = f"put it into {self.buckets}, or correct the URI" if uri.startswith("gs://") else "correct the path"
+                raise DatasetError(f"{uri}: there is no such {'object' if root else 'file'} ({path}); {remedy}.", status="NOT_FOUND")
+            found.update(known)
+        return list(found.items())
+
+    def _place(self, uri: str) -> tuple[Path | None, str]:
+        """Return the folder that a URI's file must lie in, and its path."""
+        if str(uri).startswith("gs://"):
+            try:
+                return self.buckets, buckets.to_path(uri, self.buckets)
+            except buckets.BucketError as error:
+                raise DatasetError(str(error), "gcsSource.uri") from None
+        if self.project is None or "://" in str(uri):
+            raise DatasetError(f"gcsSource takes gs://bucket/file.csv; got {uri!r}.", "gcsSource.uri")
+        return None, os.path.join(self.project, uri)
+
+
+def _inside(path: str, root: Path | None) -> bool:
+    return os.path.isfile(path) and (root is None or root in Path(os.path.realpath(path)).parents)
+
+
+def _name(uri: str, path: str, match: str) -> str:
+    """Return what a file that `uri` matches is called: the URI with its wildcards filled in."""
+    fixed = re.split(r"[*?\[]", uri)[0]
+    return uri if match == path else fixed + match[len(path) - len(uri) + len(fixed) :]
+
+
+def load(
+    path: str | Path, root: Path, project: Path | None = None, given: Mapping[str, str] | None = None
+) -> Dataset:  # fmt: skip
+    """Read a data set file; its id is that of its `name`, else the file's own name.
+
+    Args:
+        root: where `gs://bucket/x` lies as `bucket/x`.
+        project: where files lie that are not `gs://…`.
+        given: settings for `${…}`.
+    """
+    tree = schema.parse(spec.read(path, given), str(path), "Dataset", {"importConfigs": "[ImportDataConfig]"})
+    number = tree.message.get("name", "").rpartition("/")[2] or re.sub(r"\W", "_", Path(path).stem, flags=re.ASCII)
+    try:
+        return make(number, tree.message, tree.message.get("importConfigs", ()), root, project)
+    except DatasetError as error:
+        at = tuple(int(part) if part.isdecimal() else part for part in error.field.split(".") if part)
+        raise tree.error(at, str(error)) from None
+
+
+def make(
+    number: str, message: Mapping[str, Any], imports: Sequence[Mapping[str, Any]], root: Path, project: Path | None = None
+) -> Dataset:  # fmt: skip
+    """Check a Dataset in its JSON form, but not yet its files."""
+    uri = message.get("metadataSchemaUri", "")
+    kind = _KIND.fullmatch(uri)
+    if not kind:
+        known = f"{_SCHEMAS}/metadata/tabular_1.0.0.yaml and text_1.0.0.yaml"
+        status = "UNIMPLEMENTED" if uri else "INVALID_ARGUMENT"
+        raise DatasetError(f"on this machine it takes {known}; got {uri!r}.", "metadataSchemaUri", status)
+    if kind[1] == TABULAR:
+        if imports:
+            raise DatasetError("a tabular data set imports nothing; its source stands in metadata.inputConfig.", "importConfigs")
+        uris, table = _tabular(message.get("metadata"))
+        return Dataset(number, TABULAR, root, project, uris, table)
+    for i, one in enumerate(imports):
+        import_format(one, f"importConfigs.{i}.importSchemaUri")
+        if not one.get("gcsSource", {}).get("uris"):
+            raise DatasetError("gcsSource.uris is required and must not be empty.", f"importConfigs.{i}.gcsSource.uris")
+    return Dataset(number, TEXT, root, project, imports=tuple(imports))
+
+
+def import_format(one: Mapping[str, Any], field: str = "importSchemaUri") -> str:
+    """Return what an import brings: classification_single_label, classification_multi_label, extraction or sentiment."""
+    uri = one.get("importSchemaUri", "")
+    found = _FORMAT.fullmatch(uri)
+    if not found:
+        example = f"{_SCHEMAS}/ioformat/text_classification_single_label_io_format_1.0.0.yaml"
+        raise DatasetError(f"takes a schema for text such as {example}; got {uri!r}.", field)
+    return found[1]
+
+
+def _tabular(metadata: Any) -> tuple[tuple[str, ...], str]:
+    """Return the URIs of a tabular data set's files, or its table."""
+    where = "metadata.inputConfig"
+    source = metadata.get("inputConfig", {}) if isinstance(metadata, Mapping) else {}
+    files, table = (source.get(key, {}).get("uri") if isinstance(source.get(key, {}), Mapping) else "" for key in _SOURCES)
+    if files and table:
+        raise DatasetError(f"{where} takes one of {' and '.join(_SOURCES)}.", where)
+    if table is not None:
+        if not re.fullmatch(r"bq://[^.\s]+\.[^.\s]+\.[^.\s]+", str(table)):
+            raise DatasetError(f"takes bq://project.dataset.table; got {table!r}.", f"{where}.bigquerySource.uri")
+        return (), str(table)
+    uris = [files] if isinstance(files, str) and files else files
+    if not uris:
+        raise DatasetError(f"{where}.gcsSource.uri is required and must not be empty.", f"{where}.gcsSource.uri")
+    if not isinstance(uris, Sequence) or not all(isinstance(uri, str) for uri in uris):
+        raise DatasetError(f"takes a list of gs://bucket/file.csv; got {uris!r}.", f"{where}.gcsSource.uri")
+    return tuple(uris), ""
+
+
+_SOURCES = ("gcsSource", "bigquerySource")

@@ -1,0 +1,106 @@
+"""The flags that give a job a managed data set, and what they and the job's file ask for together."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from .. import settings
+from ..spec import JobSpec
+from . import dataset, export, splits
+
+_SPLITS = "fractions=0.8,0.1,0.1 | column=NAME | time=NAME[,0.8,0.1,0.1] | strata=NAME[,0.8,0.1,0.1] | filter=TRAIN;VALID;TEST"
+_KEYED = {"time": "timestampSplit", "strata": "stratifiedSplit"}
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags about a managed data set."""
+    group = parser.add_argument_group("managed data set (takes the place of the file's --train_data_path and its siblings)")
+    group.add_argument("--dataset", metavar="FILE", help="a data set's file, exported as for a training pipeline; see docs/datasets.md")
+    group.add_argument("--data_split", metavar="KIND=…", type=_split, help=f"{_SPLITS} (default: fractions as shown)")
+    group.add_argument("--bigquery_destination", metavar="bq://PROJECT", help="export to tables there instead of CSV files")
+
+
+def _split(text: str) -> dict[str, Any]:
+    """Return a split in the API's form."""
+    kind, _, value = text.partition("=")
+    if kind == "fractions":
+        return {"fractionSplit": _fractions(value.split(","), text)}
+    if kind == "column" and value:
+        return {"predefinedSplit": {"key": value}}
+    if kind == "filter" and value.count(";") == 2:
+        return {"filterSplit": {f"{name}Filter": part.strip() for name, part in zip(dataset.SETS, value.split(";"), strict=True)}}
+    if kind in _KEYED and value:
+        key, *numbers = value.rsplit(",", 3) if value.count(",") >= 3 else [value]
+        return {_KEYED[kind]: {"key": key, **(_fractions(numbers, text) if numbers else {})}}
+    raise argparse.ArgumentTypeError(f"takes {_SPLITS}; got {text!r}.")
+
+
+def _fractions(parts: list[str], text: str) -> dict[str, float]:
+    try:
+        values = [float(part) for part in parts]
+    except ValueError:
+        values = []
+    if len(values) != 3 or not all(0 <= value <= 1 for value in values) or not 0 < sum(values) <= 1 + 1e-6:
+        raise argparse.ArgumentTypeError(f"takes three fractions that sum up to 1, for training, validation, test; got {text!r}.")
+    return {f"{name}Fraction": value for name, value in zip(dataset.SETS, values, strict=True)}
+
+
+def wanted(job: JobSpec, args: argparse.Namespace) -> bool:
+    """Return whether there is a data set to export; flags that are about one are an error where there is none."""
+    if args.dataset is None and job.data is None:
+        for flag in ("data_split", "bigquery_destination"):
+            if getattr(args, flag) is not None:
+                raise ValueError(f"--{flag}: is about a managed data set; give its file as --dataset.")
+        return False
+    return True
+
+
+def plan(
+    job: JobSpec, args: argparse.Namespace, root: Path, destination: Path | None = None, **options: Any
+) -> export.Export:  # fmt: skip
+    """Return the checked export of the data set that the flags, or the job's file, name.
+
+    Args:
+        root: where `gs://bucket/x` lies as `bucket/x`.
+        destination: where files go; None means below the job's own baseOutputDirectory, as the SDK has it.
+        options: for `export.Export`.
+
+    Raises:
+        ValueError: the data set's file or the split is wrong, or there is no such file.
+    """
+    config: dict[str, Any] = dict(job.data or {})
+    path = args.dataset or _beside(job.name, config.get("datasetId", ""))
+    known = settings.load(Path(job.name).parent, settings.from_flags(args))
+    known.pop("images", None)
+    found = dataset.load(path, root, Path(os.path.abspath(args.project_dir)), known)
+    if args.data_split is not None:
+        config = {name: value for name, value in config.items() if name not in splits.KINDS} | args.data_split
+    if args.bigquery_destination is not None:
+        config.pop("gcsDestination", None)
+        config["bigqueryDestination"] = {"outputUri": args.bigquery_destination}
+    if destination is None and "gcsDestination" not in config:
+        if job.output is None and "bigqueryDestination" not in config:
+            raise ValueError(f"{job.name}: a data set is exported below baseOutputDirectory; give the job one.")
+        config["gcsDestination"] = {"outputUriPrefix": job.output}
+    if "bigqueryDestination" in config:
+        config.pop("gcsDestination", None)
+    try:
+        return export.Export(found, config, destination, **options)
+    except dataset.DatasetError as error:
+        where = path if args.data_split is None and job.data is None else f"{path} ({'--data_split' if args.data_split else job.name})"
+        raise dataset.DatasetError(f"{where}: {error}", error.field, error.status) from None
+
+
+def _beside(name: str, number: str) -> Path:
+    """Return the file of the data set that a pipeline's file names: its id, beside the file or in datasets/ there."""
+    folder = Path(name).parent
+    tried = [place / f"{number}.yaml" for place in (folder, folder / "datasets")]
+    for path in tried:
+        if path.is_file():
+            return path
+    shown = " or ".join(map(str, tried))
+    problem = f"{name}: inputDataConfig.datasetId: there is no data set file for {number!r} ({shown})"
+    raise dataset.DatasetError(f"{problem}; give one as --dataset.", status="UNAVAILABLE")

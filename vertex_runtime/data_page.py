@@ -1,0 +1,282 @@
+"""A data report as a page: one file of HTML with its plots as SVG in it, which needs no network, no script and no library."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from .data_findings import is_warned_of, summary
+from .data_report import KIND, day
+
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 520, 190, 46, 24, 8  # of a histogram, and what its axes take of it
+THICK, TOLD = 17, 32  # of bars: the height of a value's, and the width of each number beside them
+STYLE = """
+:root { color-scheme: light dark; --page: #fff; --card: #f6f7f9; --line: #d9dde3; --text: #1d2127; --faint: #59616d;
+  --a: #7fb0e3; --a-edge: #2b6cb0; --b: #b4430a; --c: #1f7a4d; --warn: #8a3b00; --warn-back: #fff1e0; }
+@media (prefers-color-scheme: dark) { :root { --page: #14171c; --card: #1d2229; --line: #363d48; --text: #e6e9ee; --faint: #a3acb9;
+  --a: #2f5f94; --a-edge: #7db4f0; --b: #ff9d57; --c: #63cf98; --warn: #ffc48a; --warn-back: #3a2a18; } }
+* { box-sizing: border-box; }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--page); margin: 0; }
+main { max-width: 1180px; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
+h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2rem 0 .6rem; }
+h3 { font-size: 1rem; margin: 0; overflow-wrap: anywhere; } h3 small { color: var(--faint); font-weight: 400; font-size: .87rem; }
+p { margin: .3rem 0; } .faint { color: var(--faint); font-size: .87rem; } a { color: inherit; }
+ul { list-style: none; padding: 0; margin: 0; }
+li { padding: .45rem .75rem; margin: .3rem 0; border-radius: 6px; background: var(--card); overflow-wrap: anywhere; }
+li.warning { background: var(--warn-back); border-left: 4px solid var(--warn); } li b { margin-right: .35rem; }
+li.warning b, .drifts { color: var(--warn); font-weight: 600; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .2rem .7rem .2rem 0; text-align: right; border-bottom: 1px solid var(--line); vertical-align: top; }
+th { font-weight: 600; } th:first-child, td:first-child, .left, td.place { text-align: left; } td.left { white-space: nowrap; }
+td.place { overflow-wrap: anywhere; min-width: 9rem; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 440px), 1fr)); }
+.cards { gap: 1rem; margin-top: 1rem; align-items: start; }
+.card { background: var(--card); border-radius: 8px; padding: .8rem 1rem 1rem; min-width: 0; }
+.card table { font-size: .87rem; width: 100%; } svg { display: block; width: 100%; height: auto; margin: .5rem 0; }
+svg text { fill: var(--faint); font: 11px system-ui, sans-serif; } svg .name { fill: var(--text); }
+svg .grid { stroke: var(--line); stroke-width: 1; }
+.p0 { fill: var(--a); stroke: var(--a-edge); stroke-width: 1; } .p1 { fill: none; stroke: var(--b); stroke-width: 2; }
+.p2 { fill: none; stroke: var(--c); stroke-width: 2; stroke-dasharray: 5 3; }
+.bar.p1 { fill: var(--b); stroke: none; } .bar.p2 { fill: var(--c); stroke: none; }
+.legend { display: flex; gap: 1.2rem; flex-wrap: wrap; }
+.legend svg { display: inline-block; width: 26px; height: 12px; margin: 0 .4rem 0 0; vertical-align: -1px; }
+details { margin-top: .4rem; font-size: .87rem; } summary { cursor: pointer; color: var(--faint); }
+"""
+
+
+def page(report: Mapping[str, Any]) -> str:
+    """Return the page of a report, as `Report.as_json` gives it."""
+    return "\n".join(_page(report)) + "\n"
+
+
+def _page(report: Mapping[str, Any]) -> Iterator[str]:
+    about, parts = report.get("about", {}), report["parts"]
+    title = f"Data of {escape(str(about.get('trainer', 'a trainer')))}"
+    yield f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="generator" content="{KIND}">'
+    yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
+    yield f"<title>{title}</title><style>{STYLE}</style></head><body><main>"
+    rows = ", ".join(f"{part['rows']:,} rows of {name}" for name, part in parts.items())
+    yield f'<h1>{title}</h1><p class="faint">{escape(rows)}{"; synthetic sample data" if about.get("synthetic") else ""}</p>'
+    yield "<h2>Findings</h2>"
+    found = report["findings"]
+    lines = [
+        f'<li class="{one["level"]}"><b>{one["level"].title()}, {escape(one["check"])}:</b>{escape(one["message"])}</li>' for one in found
+    ]
+    yield f"<ul>{''.join(lines)}</ul>" if lines else "<p>Nothing to warn of.</p>"
+    yield "<h2>Parts</h2>" + _parts(report)
+    yield from _places(report)
+    yield "<h2>Columns</h2>" + _legend(list(parts)) + _overview(report)
+    yield '<div class="cards">'
+    ordered = sorted(report["columns"].items(), key=lambda entry: entry[1]["role"] != "label")
+    for i, (name, said) in enumerate(ordered):
+        yield _card(i, name, said, parts)
+    yield "</div>" + _method(about) + "</main></body></html>"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table; cells are HTML already, one that begins with `<td` stands as it is."""
+    texts = [bool(rows) and rows[0][i].startswith(('<td class="left', '<td class="place')) for i in range(len(head))]
+    titles = "".join(f'<th scope="col"{" class=left" * is_text}>{cell}</th>' for cell, is_text in zip(head, texts))
+    body = "".join(f"<tr>{''.join(cell if cell.startswith('<td') else f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _place(text: str) -> str:
+    return f'<td class="place">{escape(text)}</td>'
+
+
+def _share(found: Mapping[str, Any]) -> str:
+    if not found["count"]:
+        return "0"
+    return f"{'' if found['exact'] else 'about '}{found['count']:,} ({found['share']:.2%})"
+
+
+def _parts(report: Mapping[str, Any]) -> str:
+    rows = []
+    for name, part in report["parts"].items():
+        among = [f"{_share(pair['equal'])} in {pair['among']}" for pair in report["pairs"] if pair["of"] == name]
+        whole = f"{part['rows']:,}" if part["complete"] else f"the first {part['rows']:,}"
+        files = [str(path) for path in report.get("about", {}).get("files", {}).get(name, [])]
+        listed = escape(", ".join(files[:3])) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
+        cells = [escape(name), whole, f"{part['bad_rows']['count']:,}", _share(part["duplicates"]), _share(part["conflicts"])]
+        rows.append([*cells, "<br>".join(among) or "-", f'<td class="place">{listed}</td>'])
+    return _table(["part", "rows", "bad rows", "repeated rows", "inputs with several labels", "rows also", "files"], rows)
+
+
+def _places(report: Mapping[str, Any]) -> Iterator[str]:
+    rows = [
+        [f"{escape(pair['of'])} in {escape(pair['among'])}: {what}", *map(_place, places)]
+        for pair in report["pairs"]
+        for key, what in (("equal", "equal"), ("conflicts", "other label"))
+        for places in pair[key]["first"]
+    ]
+    for name, part in report["parts"].items():
+        for key, what in (("duplicates", "repeated"), ("conflicts", "other label")):
+            rows += [[f"{escape(name)}: {what}", *map(_place, places)] for places in part[key]["first"]]
+    if rows:
+        yield f"<details><summary>Where rows are equal: the first of each kind ({len(rows)})</summary>"
+        yield _table(["what", "row", "other row"], rows) + "</details>"
+    for name, part in report["parts"].items():
+        first = part["bad_rows"]["first"]
+        if first:
+            bad = [[_place(one[key]) for key in ("place", "reason", "value")] for one in first]
+            yield f"<details open><summary>The first bad rows of {escape(name)} ({len(bad)} of {part['bad_rows']['count']:,})</summary>"
+            yield _table(["place", "what is wrong", "value"], bad) + "</details>"
+
+
+def _legend(parts: Sequence[str]) -> str:
+    box = '<svg viewBox="0 0 26 12" aria-hidden="true"><rect class="p{}" x="1" y="1" width="24" height="10"/></svg>'
+    marks = [f"<span>{box.format(i)}{escape(name)}</span>" for i, name in enumerate(parts)]
+    return f'<p class="legend">{"".join(marks)}</p>'
+
+
+def _drift(said: Mapping[str, Any], other: str) -> str:
+    drift = said["drift"].get(other)
+    if drift is None:
+        return "-"
+    number = f"{drift['distance']:.3f}"
+    return f'<td class="drifts">{number} !</td>' if is_warned_of(said, other) else number
+
+
+def _overview(report: Mapping[str, Any]) -> str:
+    first, *others = report["parts"] or [""]
+    rows = []
+    numbers = {name: i for i, (name, _) in enumerate(sorted(report["columns"].items(), key=lambda entry: entry[1]["role"] != "label"))}
+    for name, said in report["columns"].items():
+        figures = said["parts"].get(first, {})
+        kind = said["kind"] + ("" if said["role"] == "input" else f", {said['role']}")
+        link = f'<a href="#column-{numbers[name]}">{escape(name)}</a>'
+        missing = [f"{said['parts'].get(part, {}).get('missing', 0):,}" for part in report["parts"]]
+        what = f'<td class="left">{escape(summary(said["kind"], figures))}</td>'
+        rows.append([link, f'<td class="left">{kind}</td>', what, *missing, *(_drift(said, other) for other in others)])
+    missing = [f"missing, {escape(part)}" for part in report["parts"]]
+    return _table(["column", "kind", f"in {escape(first)}", *missing, *(f"drift, {escape(other)}" for other in others)], rows)
+
+
+def _card(number: int, name: str, said: Mapping[str, Any], parts: Sequence[str]) -> str:
+    role = "" if said["role"] == "input" else f", {said['role']}"
+    shape = f" {said['shape']}" if "shape" in said else ""
+    unit = {"text": ", length in bytes", "image": ", width x height"}.get(said["kind"], "")
+    plot = said["plot"]
+    drawn = _histogram(name, said["kind"], plot, parts) if plot and "edges" in plot else _bars(name, plot, parts) if plot else ""
+    if plot and "values" in plot and said["kind"] == "text":
+        unit = ""
+    lines = []
+    for other, drift in said["drift"].items():
+        if drift:
+            text = f"Drift of {escape(other)}: {drift['distance']:.3f} (chance alone: up to {drift['chance']:.3f})"
+            lines.append(f'<p class="{"drifts" if is_warned_of(said, other) else "faint"}">{text}</p>')
+    heading = f"<h3>{escape(name)} <small>{said['kind']}{shape}{role}{unit}</small></h3>"
+    return f'<section class="card" id="column-{number}">{heading}{drawn}{"".join(lines)}{_figures(said)}</section>'
+
+
+def _figures(said: Mapping[str, Any]) -> str:
+    known = {key for part in said["parts"].values() for key in part}
+    keys = [key for key in ("missing", "infinite", "different", "min", "max", "mean", "deviation") if key in known]
+    quantiles = ["5%", "25%", "50%", "75%", "95%"] if "quantiles" in known else []
+    rows = [[key, *(_number(part.get(key), key) for part in said["parts"].values())] for key in keys]
+    rows += [[key, *(_number(part.get("quantiles", {}).get(key), key) for part in said["parts"].values())] for key in quantiles]
+    found = f"<details><summary>Figures</summary>{_table(['', *map(escape, said['parts'])], rows)}</details>"
+    values = {name: dict(part["values"]) for name, part in said["parts"].items() if "values" in part}
+    if values:
+        listed = list(dict.fromkeys(value for part in values.values() for value in part))[:50]
+        rows = [[escape(str(value)), *(f"{part.get(value, 0):,}" for part in values.values())] for value in listed]
+        found += f"<details><summary>Rows by value</summary>{_table(['value', *map(escape, values)], rows)}</details>"
+    return found
+
+
+def _number(value: Any, key: str) -> str:
+    if value is None:
+        return "more than are counted" if key == "different" else "-"
+    if isinstance(value, str):
+        return escape(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
+
+
+# ------------------------------------------------------------------ plots
+
+
+def _histogram(name: str, kind: str, plot: Mapping[str, Any], parts: Sequence[str]) -> str:
+    """Draw shares over bins of equal width: the first part filled, the others as lines over it."""
+    edges, shares = plot["edges"], plot["shares"]
+    top = max((max(row) for row in shares.values()), default=0) or 1.0
+    low, high = edges[0], edges[-1]
+
+    def x(value: float) -> float:
+        return LEFT + (value - low) / (high - low) * (WIDTH - LEFT - 8)
+
+    def y(share: float) -> float:
+        return TOP + (1 - share / top) * (HEIGHT - TOP - BOTTOM)
+
+    drawn = []
+    for share in _ticks(0, top, 4):
+        drawn.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - 8}" y1="{y(share):.1f}" y2="{y(share):.1f}"/>')
+        drawn.append(f'<text x="{LEFT - 6}" y="{y(share) + 4:.1f}" text-anchor="end">{share * 100:.3g}%</text>')
+    marks = [low + (high - low) * i / 3 for i in range(4)] if kind == "date" else _ticks(low, high, 6)
+    for i, value in enumerate(marks):
+        text = day(value)[:10] if kind == "date" else f"{value:.6g}"
+        anchor = "middle" if kind != "date" or 0 < i < 3 else "start" if i == 0 else "end"
+        drawn.append(f'<text x="{x(value):.1f}" y="{HEIGHT - 6}" text-anchor="{anchor}">{text}</text>')
+    for i, part in enumerate(parts):
+        if part not in shares:
+            continue
+        points = [f"M{x(low):.1f},{y(0):.1f}"]
+        for k, share in enumerate(shares[part]):
+            points.append(f"L{x(edges[k]):.1f},{y(share):.1f}L{x(edges[k + 1]):.1f},{y(share):.1f}")
+        points.append(f"L{x(high):.1f},{y(0):.1f}" + ("Z" if not i else ""))
+        drawn.append(f'<path class="p{i}" d="{"".join(points)}"/>')
+    drawn.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - 8}" y1="{y(0):.1f}" y2="{y(0):.1f}"/>')
+    return _svg(f"Histogram of {name}: shares of rows in {', '.join(shares)}", WIDTH, HEIGHT, drawn)
+
+
+def _bars(name: str, plot: Mapping[str, Any], parts: Sequence[str]) -> str:
+    """Draw shares of values: for each value a bar of each part."""
+    values, shares = plot["values"], {part: plot["shares"][part] for part in parts if part in plot["shares"]}
+    top = max((max(row) for row in shares.values() if row), default=0) or 1.0
+    thick = 7 if len(shares) > 1 else 12
+    tall = max(THICK, thick * len(shares) + 5)
+    texts = [value if len(value) <= 22 else value[:21] + "…" for value in (str(value) or "(empty)" for value in values)]
+    left = 14 + 6.4 * max(map(len, texts), default=0)
+    scale = (WIDTH - left - TOLD * (len(shares) + 1)) / top
+    drawn = []
+    for k, text in enumerate(texts):
+        middle = TOP + k * tall + tall / 2
+        drawn.append(f'<text class="name" x="{left - 8:.1f}" y="{middle + 4:.1f}" text-anchor="end">{escape(text)}</text>')
+        for i, part in enumerate(shares):
+            upper, number = middle - thick * len(shares) / 2 + i * thick, list(parts).index(part)
+            size = f'width="{shares[part][k] * scale:.1f}" height="{thick - 1}"'
+            drawn.append(f'<rect class="bar p{number}" x="{left:.1f}" y="{upper:.1f}" {size}/>')
+        told = " / ".join(f"{row[k] * 100:.3g}" for row in shares.values()) + " %"
+        drawn.append(f'<text x="{left + max(row[k] for row in shares.values()) * scale + 6:.1f}" y="{middle + 4:.1f}">{told}</text>')
+    return _svg(f"Shares of the values of {name} in {', '.join(shares)}", WIDTH, TOP + len(values) * tall + 4, drawn)
+
+
+def _svg(title: str, width: float, height: float, drawn: Sequence[str]) -> str:
+    said = escape(title)
+    return f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{said}"><title>{said}</title>{"".join(drawn)}</svg>'
+
+
+def _ticks(low: float, high: float, most: int) -> list[float]:
+    """Return up to `most` + 1 round numbers between two."""
+    rough = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(rough)) if rough > 0 else 1.0
+    step = next((factor * power for factor in (1, 2, 5, 10) if factor * power >= rough), power)
+    first = math.ceil(low / step - 1e-9)
+    return [round(k * step, 12) for k in range(first, first + most + 2) if k * step <= high + step * 1e-9]
+
+
+def _method(about: Mapping[str, Any]) -> str:
+    limits, threshold = about.get("limits", {}), about.get("drift_threshold")
+    if not limits:
+        return ""
+    return (
+        '<h2>How it was measured</h2><p class="faint">'
+        f"Drift is the Jensen-Shannon distance, 0 (alike) to 1 (nothing in common), of shares by value, or by ten quantile bins of the "
+        f"first part; it is warned of from {threshold:g} on where chance alone, once in ten thousand times, does not reach it. Plots, "
+        f"quantiles and the drift of numbers go by {limits['sample']:,} rows of each part, drawn with seed {about.get('seed')}; everything "
+        f"else counts all rows. Rows are equal where a 64-bit hash of inputs and labels is; beyond {limits['rows']:,} different rows in a "
+        "part they are compared in a share of them, exactly there, and the numbers begin with “about”. Rows count from 1, without header "
+        "and blank lines. The first and last bin of a histogram hold what lies beyond them.</p>"
+    )

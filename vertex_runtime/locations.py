@@ -1,0 +1,89 @@
+"""Where a run's rows are: what flags and variables name, or the sample data that ships with the trainer."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from typing import Any
+
+from . import data, export, sources
+from .arguments import RunOptions
+from .contract import Contract
+from .environment import Environment
+from .errors import UserError
+from .reporting import log
+
+
+def data_paths(contract: Contract, hp: Any, options: RunOptions, env: Environment) -> tuple[list[str], list[str], list[str], bool]:
+    """Return the files (training, evaluation, test) and whether they are the bundled sample: flag, then variable, then that.
+
+    Raises:
+        UserError: a path matches nothing, or a job names no data.
+    """
+    if not (options.train_data_path or env.training_data or env.in_job):
+        train, evaluation = sample_paths(contract)
+        log("INFO", "training on synthetic sample data, which ships with the project (no --train_data_path given)")
+        if options.eval_data_path:
+            evaluation = contract.find(options.eval_data_path, "--eval_data_path")
+        test = contract.find(options.test_data_path, "--test_data_path") if options.test_data_path else []
+        return train, evaluation, test, not (options.eval_data_path or options.test_data_path)
+    chosen = []
+    for flag, variable, given, uri in (
+        ("--train_data_path", "AIP_TRAINING_DATA_URI", options.train_data_path, env.training_data),
+        ("--eval_data_path", "AIP_VALIDATION_DATA_URI", options.eval_data_path, env.validation_data),
+        ("--test_data_path", "AIP_TEST_DATA_URI", options.test_data_path, env.test_data),
+    ):
+        if not given and not uri and flag.startswith("--eval") and hp.eval_fraction:
+            chosen.append([])
+            continue
+        if not given and not uri and not flag.startswith("--test"):
+            remedy = "" if flag.startswith("--train") else ", or cut some off the training data: --eval_fraction=0.2"
+            raise UserError(f"no data: give {flag}, or let the service set {variable}{remedy}.")
+        try:
+            chosen.append(contract.find(given or (uri,), flag if given else variable) if given or uri else [])
+        except UserError as error:
+            if given or not flag.startswith("--test"):
+                raise
+            log("WARNING", f"no test metrics: {error}")  # the service names a split even if no file came of it
+            chosen.append([])
+    return chosen[0], chosen[1], chosen[2], False
+
+
+def sample_paths(contract: Contract) -> tuple[list[str], list[str]]:
+    """Return the bundled synthetic (training, evaluation) files of a trainer, wherever it is installed."""
+    package = importlib.util.find_spec(contract.name)
+    own = os.path.dirname(os.path.dirname(os.path.abspath(contract.module.__file__ or "")))
+    folder = os.path.join(list(package.submodule_search_locations or [own])[0] if package else own, "tests", "data")
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    found = []
+    for i, words in enumerate((("train",), ("valid", "eval"))):
+        named = contract.sample_files[i] if i < len(contract.sample_files) else None
+        named = named or next((name for name in names if any(word in name for word in words)), f"{words[0]}.csv")
+        if named not in names:
+            path = os.path.join(folder, named)
+            raise UserError(f"the sample data is not installed ({path}). Give --train_data_path and --eval_data_path.")
+        found.append(os.path.join(folder, named))
+    return found[:1], found[1:]
+
+
+def sample_instances(package: str, count: int) -> list[dict[str, Any]]:
+    """Return the first rows of a trainer's sample data as the instances of a request.
+
+    Args:
+        package: the trainer's own package, such as `taxifare.trainer`.
+    """
+    from .contract import load_module
+
+    hyperparameters = importlib.import_module(f"{package}.hyperparameters").Hyperparameters
+    contract, hp = load_module(f"{package}.model", hyperparameters), hyperparameters()
+    paths = sample_paths(contract)[0]
+    if "source" in contract.given:
+        chunk = sources.IndexedSource(contract.source(paths, hp)).take(range(count))
+    elif "dataset" in contract.given:
+        chunk = next(sources.DatasetSource(lambda epoch: contract.dataset(paths, hp, epoch), True).chunks())
+    else:
+        chunk = next(contract.read(paths[0], data.BadRows()))
+    if contract.inputs is None:
+        contract = contract.with_inputs(sources.input_specs(chunk, (*contract.labels, contract.weight)))
+    return export.instances_of(contract, data.take(chunk, slice(0, count)))
