@@ -186,6 +186,23 @@ def test_the_public_archive_becomes_tfrecord_part_by_part(tmp_path):
         assert found["from"] == [f"{path}:{'train' if prefix == 'training' else 'test'}"]
 
 
+def test_a_table_becomes_files(tmp_path, monkeypatch):
+    pytest.importorskip("google.cloud.bigquery_storage_v1", reason="google-cloud-bigquery-storage is not installed")
+    from bigquery_stand_in import Behaviour, StandIn
+
+    columns = (Number("fare", missing=0.0), Category("label"))
+    monkeypatch.setattr(convert, "columns_of", lambda name: (tuple(map(convert._keeping_gaps, columns)), ("label",)))
+    table = pa.table({"fare": [1.5, None, 2.5] * 50, "unread": ["x"] * 150, "label": ["a", "b", "c"] * 50})
+    with StandIn() as server:
+        server.behaviour = Behaviour({("p", "taxi", "trips"): table})
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        found = run("trips", "bq://p.taxi.trips", tmp_path / "out", "jsonl", "--shards", 2)
+    lines = [json.loads(line) for text in texts_of(tmp_path / "out") for line in text.splitlines()]
+    assert sorted(lines, key=str) == sorted(table.select(["fare", "label"]).to_pylist(), key=str)
+    assert found["from"] == ["bq://p.taxi.trips"] and [shard["rows"] for shard in found["shards"]] == [75, 75]
+
+
 # ------------------------------------------------------------------ shards and shuffles
 
 
