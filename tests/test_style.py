@@ -21,7 +21,8 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 SCRIPTS = [path for folder in ("scripts", ".ci") for path in sorted((ROOT / folder).iterdir()) if path.is_file()]
 READERS = ("data.py", "rows.py")
 CORE = ("environment", "strategy", "loop", "steps", "checkpoint", "export")
-RUNTIME_FILE, LARGEST_FILES = 290, {"contract.py": 420, "data.py": 300, "run.py": 340, "inputs.py": 280, "rows.py": 340}
+RUNTIME_FILE = 290
+LARGEST_FILES = {"bucket_lock.py": 310, "contract.py": 420, "data.py": 300, "run.py": 340, "inputs.py": 280, "rows.py": 340}
 
 
 def name_of(path: Path) -> str:
@@ -77,7 +78,7 @@ def test_the_files_that_users_edit_are_short(trainer, name, budget):
 def test_the_runtime_can_be_read_in_one_sitting():
     sizes = {path.name: lines_of_code(path) for path in SOURCES if path.parent.name == "vertex_runtime"}
     assert sum(sizes[f"{name}.py"] for name in CORE) <= 1150, sizes
-    assert sum(size for name, size in sizes.items() if name not in READERS) <= 3600, sizes
+    assert sum(size for name, size in sizes.items() if name not in READERS) <= 4050, sizes
     assert not {name: size for name, size in sizes.items() if size > LARGEST_FILES.get(name, RUNTIME_FILE)}
 
 
