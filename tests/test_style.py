@@ -21,7 +21,7 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 SCRIPTS = [path for folder in ("scripts", ".ci") for path in sorted((ROOT / folder).iterdir()) if path.is_file()]
 READERS = ("data.py", "rows.py")
 CORE = ("environment", "strategy", "loop", "steps", "checkpoint", "export")
-RUNTIME_FILE = 290
+RUNTIME_FILE = 300
 LARGEST_FILES = {"contract.py": 420, "data.py": 320, "run.py": 340, "inputs.py": 290, "rows.py": 340, "bucket_lock.py": 310}
 
 
