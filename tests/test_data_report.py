@@ -380,6 +380,58 @@ def test_bad_rows_are_counted_by_reason_and_the_first_kept(tmp_path):
         assert line.startswith("training: 43 bad rows (42 x x must be a number in 0..100; 1 x text must match [a-z]+); the first:")
 
 
+def test_rows_of_another_width_are_kept_with_their_text(tmp_path):
+    path = tmp_path / "odd.csv"
+    path.write_text("x,y\n" + "".join(f"{i}\n" if i % 3 == 0 else f"{i},1\n" for i in range(90)))
+    bad = data.BadRows("collect")
+    (chunk,) = data.read(str(path), (Number("x"), Number("y")), ["y"], bad)
+    assert bad.reasons == {"has 1 columns, not 2": 30} and len(chunk["x"]) == 60
+    assert bad.kept[:2] == [(str(path), "has 1 columns, not 2", "0"), (str(path), "has 1 columns, not 2", "3")]
+    assert len(bad.kept) == data.KEPT
+
+
+def test_bad_rows_far_down_are_named_by_number(tmp_path, monkeypatch):
+    from vertex_runtime import formats
+
+    monkeypatch.setattr(formats, "_NEAR", 5)  # to look for a line takes as long as to read up to it
+    path = tmp_path / "far.csv"
+    path.write_text("x,y\n" + "".join(f"{'a' if i in (2, 8) else i},1\n" for i in range(20)))
+    bad = data.BadRows("collect")
+    list(data.read(str(path), (Number("x"), Number("y")), ["y"], bad))
+    assert [where for where, _, _ in bad.kept] == [f"{path}, line 4", f"{path}, row 9"]
+
+
+@pytest.mark.parametrize("ending", ["parquet", "jsonl"])
+def test_other_formats_have_their_places_too(ending, tmp_path, monkeypatch):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    text = 'COLUMNS = (Number("x", low=0), Category("label"))\nLABEL = "label"\ndef build_model(hp, facts, total_steps): ...\n'
+    write_trainer(tmp_path, f"own_{ending}", HEAD.split("NUMBERS =")[0] + text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for part, start in (("train", 0), ("valid", 95)):
+        table = pa.table({"x": [float(i if i != 7 else -1) for i in range(start, start + 100)], "label": ["a", "b"] * 50})
+        if ending == "parquet":
+            parquet.write_table(table, tmp_path / f"{part}.parquet")
+        else:
+            (tmp_path / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+    paths = [tmp_path / f"{part}.{ending}" for part in ("train", "valid")]
+    flags = [f"--train_data_path={paths[0]}", f"--eval_data_path={paths[1]}", f"--data_report={tmp_path / 'out'}"]
+    found = main(f"own_{ending}", *flags)
+    assert found["parts"]["training"]["bad_rows"]["first"][0]["place"] == f"{paths[0]}, {'row' if ending == 'parquet' else 'line'} 8"
+    assert found["pairs"][0]["conflicts"]["first"][0] == [f"{paths[1]}, row 1", f"{paths[0]}, row 96"]
+
+
+def test_a_folder_of_texts_has_its_files_for_places(tmp_path):
+    for label, name, content in (("a", "1", "one"), ("a", "2", "two"), ("b", "3", "one"), ("b", "4", " ")):
+        (tmp_path / label).mkdir(exist_ok=True)
+        (tmp_path / label / f"{name}.txt").write_text(content)
+    bad, columns = data.BadRows("collect"), (Text("text"), Category("label"))
+    found = collect({"training": data.read(str(tmp_path), columns, ["label"], bad)}, columns, ("label",), bad={"training": bad})
+    assert found.parts["training"]["conflicts"]["first"] == [[f"{tmp_path}/a/1.txt", f"{tmp_path}/b/3.txt"]]
+    assert [where for where, _, _ in bad.kept] == [f"{tmp_path}/b/4.txt"]
+
+
 def test_the_other_policies_give_chunks_as_before(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("x\n1\n2\n3\n")

@@ -6,19 +6,21 @@ import csv
 import glob
 import json
 import re
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from test_local_support import call, result, write_job, write_script
+from test_local_support import call, environ, result, write_job, write_script
 
 from vertex_local.datasets import dataset, export, flags, splits
 
 pytest.importorskip("google.cloud.aiplatform", reason="google-cloud-aiplatform is not installed")
 
 SCHEMAS = "gs://google-cloud-aiplatform/schema/dataset"
-TABULAR, TEXT = (f"{SCHEMAS}/metadata/{kind}_1.0.0.yaml" for kind in ("tabular", "text"))
+TABULAR, TEXT, IMAGE = (f"{SCHEMAS}/metadata/{kind}_1.0.0.yaml" for kind in ("tabular", "text", "image"))
 SINGLE, MULTI = (f"{SCHEMAS}/ioformat/text_classification_{kind}_label_io_format_1.0.0.yaml" for kind in ("single", "multi"))
 HEADER = "n,use,when,kind"
 USES = ("training", "validation", "test", "other")
@@ -99,8 +101,9 @@ def test_an_export_that_fails_or_is_stopped_leaves_nothing(rows, tmp_path):
         export.export(rows, {}, tmp_path / "out")
     (tmp_path / "data" / "rows-3.csv").unlink()
     write(tmp_path, "data/rows-4.csv", HEADER, *ROWS * 20)
-    with pytest.raises(dataset.Stopped):
-        export.export(rows, {}, tmp_path / "out", stop=lambda: True)
+    for config in ({}, {"timestampSplit": {"key": "when"}}, {"stratifiedSplit": {"key": "kind"}}):
+        with pytest.raises(dataset.Stopped):
+            export.export(rows, config, tmp_path / "out", stop=lambda: True)
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -299,21 +302,17 @@ def test_other_columns_in_another_file_are_refused(tmp_path):
     write(tmp_path, "data/a.csv", "a,b,c", "1,2,3")
     for header in ("a,c,b", "a,b"):
         write(tmp_path, "data/b.csv", header, "1,2,3")
-        message = r"gs://data/b.csv:1: its first line .* does not go with the columns of gs://data/a.csv"
-        with pytest.raises(dataset.DatasetError, match=message):
+        with pytest.raises(dataset.DatasetError, match=r"gs://data/b.csv:1: its first line .* does not go with the columns of gs://data/a.csv"):
             export.export(tabular(tmp_path, "gs://data/*.csv"), {}, tmp_path / "out")
 
 
 @pytest.mark.parametrize("content, says", [
     (GOOD % (TABULAR, "gs://data/none.csv"), "gs://data/none.csv: there is no such object"),
     (GOOD % (TABULAR, "none.csv"), "none.csv: there is no such file"),
-    (GOOD % (TABULAR.replace("tabular", "image"), "gs://data/x.csv"), "data.yaml:1: metadataSchemaUri: on this machine it takes"),
+    (GOOD % (IMAGE, "gs://data/x.csv"), "data.yaml:1: metadataSchemaUri: on this machine it takes"),
     (f"displayName: d\nmetadataSchemaUri: {TABULAR}\nmetadata: {{inputConfig: {{}}}}", "data.yaml:3: metadata.inputConfig.gcsSource.uri"),
     ("displayName: d\nmetadataschemauri: x", "data.yaml:2: metadataschemauri: unknown field; did you mean metadataSchemaUri?"),
-    (
-        f"metadataSchemaUri: {TEXT}\nimportConfigs:\n- importSchemaUri: gs://x\n",
-        "data.yaml:3: importConfigs[0].importSchemaUri: takes a schema for text",
-    ),
+    (f"metadataSchemaUri: {TEXT}\nimportConfigs:\n- importSchemaUri: gs://x\n", "data.yaml:3: importConfigs[0].importSchemaUri: takes a"),
     (f"metadataSchemaUri: {TEXT}\nimportConfigs:\n- importschema: gs://x\n", "data.yaml:3: importConfigs[0].importschema: unknown field"),
     (f"metadataSchemaUri: {TEXT}\nimportConfigs: x\n", "data.yaml:2: importConfigs: takes a list"),
     (f"metadataSchemaUri: {TEXT}\n", "data set data is empty: import something first"),
@@ -402,6 +401,23 @@ def test_a_training_pipelines_file_runs_with_the_data_set_beside_it(tmp_path):
     assert "pipeline.yaml:" in wrong.stderr and "custom_task_1.0.0.yaml; got" in wrong.stderr
 
 
+def test_check_splits_the_data_set_and_leaves_nothing(tmp_path):
+    data = ROOT / "jobs" / "datasets" / "taxifare.yaml"
+    command = [sys.executable, "-m", "vertex_local", "check", str(ROOT / "jobs" / "taxifare.yaml"), f"--dataset={data}", "--no_measure"]
+    options = {"cwd": ROOT, "env": environ(TMPDIR=str(tmp_path)), "capture_output": True, "text": True}
+    state = f"--state_dir={tmp_path / 'state'}"
+    done = subprocess.run([*command, state, "--data_split=strata=passenger_count"], **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    pattern = r"^ok +data set +data set taxifare: ([\d,]+) training, ([\d,]+) validation, [\d,]+ test rows$"
+    counts = re.search(pattern, done.stdout, re.MULTILINE)
+    assert f"{counts[1]} rows in 1 file(s) to train on, {counts[2]} to evaluate on" in done.stdout, "the trainer read that very split"
+    assert not list(tmp_path.iterdir())
+    done = subprocess.run([*command, state, "--data_split=column=fare"], **options)
+    assert done.returncode == 1
+    assert re.search(r"^error +data set .*\(--data_split\): predefinedSplit.key must be one", done.stdout, re.MULTILINE)
+    assert "not looked at" in done.stdout and "Traceback" not in done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "jobs" / "datasets").glob("*.yaml")))
 def test_the_projects_own_data_sets_can_be_exported(tmp_path, name):
     found = dataset.load(ROOT / "jobs" / "datasets" / f"{name}.yaml", tmp_path, ROOT)
@@ -418,10 +434,11 @@ def test_flags_and_the_api_say_the_same():
 
 def test_two_exports_at_once_share_nothing(rows, tmp_path):
     found = []
-    threads = [
-        threading.Thread(target=lambda place: found.append(sets(export.export(rows, {}, place))), args=(tmp_path / str(i),))
-        for i in range(4)
-    ]
+
+    def run(place: Path) -> None:
+        found.append(sets(export.export(rows, {}, place)))
+
+    threads = [threading.Thread(target=run, args=(tmp_path / str(i),)) for i in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

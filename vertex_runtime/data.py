@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 4 << 20
 PATH = "_path"  # where a row is a file of its own: that file's path, for messages
-ROW = "_row"  # with the policy "collect": each row's number in its file, from 1, without header and blank lines
+ROW = "_row"  # with the policy "collect": each row's number in its file, from 1, as its reader tells rows apart
 KEPT = 20  # bad rows whose places are kept with their values
 Chunk = dict[str, np.ndarray]  # column -> [rows]: float32, or objects (bytes) for text
 

@@ -277,6 +277,7 @@ def _method(about: Mapping[str, Any]) -> str:
         f"first part; it is warned of from {threshold:g} on where chance alone, once in ten thousand times, does not reach it. Plots, "
         f"quantiles and the drift of numbers go by {limits['sample']:,} rows of each part, drawn with seed {about.get('seed')}; everything "
         f"else counts all rows. Rows are equal where a 64-bit hash of inputs and labels is; beyond {limits['rows']:,} different rows in a "
-        "part they are compared in a share of them, exactly there, and the numbers begin with “about”. Rows count from 1, without header "
-        "and blank lines. The first and last bin of a histogram hold what lies beyond them.</p>"
+        "part they are compared in a share of them, exactly there, and the numbers begin with “about”. Rows count "
+        "from 1, without header, blank lines and rows with too few or too many cells. The first and last bin of a histogram hold what "
+        "lies beyond them.</p>"
     )

@@ -80,19 +80,22 @@ def gather(contract: Contract, hp: Any, options: RunOptions, env: Environment, s
         UserError: what the run itself would end with, but for bad rows.
     """
     from . import inputs
+    from .formats import Reading
     from .splits import make_split
 
+    reading = Reading(env.data_format, options.row_filter)
+    contract = contract.with_reading(reading)
     train, evaluation, test, synthetic = inputs.data_paths(contract, hp, options, env)
     files = {"training": train, "evaluation": evaluation, **({"test": test} if test else {})}
     bad = {name: BadRows("collect") for name in files}
-    parts = {name: _chunks(contract, hp, paths, name == "training", bad[name]) for name, paths in files.items()}
+    parts = {name: _chunks(contract, hp, paths, name == "training", bad[name], reading) for name, paths in files.items()}
     if hp.eval_fraction and not evaluation:
-        chunks = _within(_chunks(contract, hp, train, True, BadRows("skip")), seconds)
+        chunks = _within(_chunks(contract, hp, train, True, BadRows("skip"), reading), seconds)
         plain = (_bare(chunk, contract) for chunk in chunks)
         split = make_split(hp.eval_fraction, hp.split_by, hp.seed, plain)
         parts["training"] = _split(split, parts["training"], False, contract)
         # The same files once more, whose bad rows are counted already.
-        parts["evaluation"] = _split(split, _chunks(contract, hp, train, True, BadRows("collect")), True, contract)
+        parts["evaluation"] = _split(split, _chunks(contract, hp, train, True, BadRows("collect"), reading), True, contract)
         files["evaluation"] = [f"{hp.eval_fraction:g} of the training data, by {hp.split_by}"]
     report = data_report.collect(
         parts, contract.columns, contract.labels, weight=contract.weight, bad=bad, seed=hp.seed, limits=data_report.Limits(seconds=seconds)
@@ -104,7 +107,7 @@ def gather(contract: Contract, hp: Any, options: RunOptions, env: Environment, s
     return report
 
 
-def _chunks(contract: Contract, hp: Any, files: Sequence[str], training: bool, bad: BadRows) -> Iterator[Chunk]:
+def _chunks(contract: Contract, hp: Any, files: Sequence[str], training: bool, bad: BadRows, reading: Any) -> Iterator[Chunk]:
     """Yield the raw chunks of some files, with each row's place; missing cells stay missing where the reader is the runtime's."""
     from . import sources
 
@@ -117,7 +120,7 @@ def _chunks(contract: Contract, hp: Any, files: Sequence[str], training: bool, b
     columns = [_marked(column) for column in contract.columns]
     for path in files:
         own, count = "read" in contract.given, 0
-        for chunk in contract.read(path, bad) if own else read(path, columns, contract.labels, bad):
+        for chunk in contract.read(path, bad) if own else read(path, columns, contract.labels, bad, reading):
             rows = len(next(iter(chunk.values())))
             if ROW not in chunk and PATH not in chunk:
                 chunk = {**chunk, ROW: np.arange(count + 1, count + rows + 1)}  # as the reader counts: without bad rows

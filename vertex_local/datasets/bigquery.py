@@ -171,9 +171,13 @@ def _load(source: TableSource, project: str, name: str, files: Mapping[int, str]
     made = bigquery.Dataset(f"{project}.{name}")
     made.location = source.table.location or "US"  # a query over both needs them in one place
     source.client.create_dataset(made)  # never one that exists
-    for place, each in enumerate(SETS):
-        table = source.client.create_table(bigquery.Table(f"{project}.{name}.{each}", schema=source.table.schema))
-        if place in files:
-            how = bigquery.LoadJobConfig(source_format="PARQUET", write_disposition="WRITE_APPEND", schema=source.table.schema)
-            with open(files[place], "rb") as file:
-                source.client.load_table_from_file(file, table.reference, job_config=how, project=project).result()
+    try:
+        for place, each in enumerate(SETS):
+            table = source.client.create_table(bigquery.Table(f"{project}.{name}.{each}", schema=source.table.schema))
+            if place in files:
+                how = bigquery.LoadJobConfig(source_format="PARQUET", write_disposition="WRITE_APPEND", schema=source.table.schema)
+                with open(files[place], "rb") as file:
+                    source.client.load_table_from_file(file, table.reference, job_config=how, project=project).result()
+    except BaseException:
+        source.client.delete_dataset(made, delete_contents=True, not_found_ok=True)
+        raise

@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TextIO
@@ -77,8 +77,8 @@ class Export:
         """
         now, remarks = datetime.now(timezone.utc), splits.Remarks()
         stamp = now.strftime("%Y-%m-%dT%H:%M:%S.") + f"{now.microsecond // 1000:03d}Z"
-        assign = self.split(remarks)
         self.started = self.said = time.monotonic()
+        assign = self.split(remarks, self._rows)
         if self.project:
             name = re.sub(r"\W", "_", f"dataset_{self.dataset.id}_{self.source.annotation_type}_{stamp}", flags=re.ASCII)
             tables = bigquery.write(self.source, assign, self.project, name, self._tick, lambda counts: self._check(counts, remarks))
@@ -97,7 +97,7 @@ class Export:
         """
         self.started = self.said = time.monotonic()
         remarks = splits.Remarks()
-        assign = (lambda row: 0) if whole else self.split(remarks)
+        assign = (lambda row: 0) if whole else self.split(remarks, self._rows)
         target, counts = self._to_folder(name, assign, ("data",) if whole else SETS, remarks)
         return sorted(target.iterdir()), counts
 
@@ -119,18 +119,23 @@ class Export:
         columns = len(self.source.columns or ())
         shards = [_Shards(target, name, self.source, self.shard_bytes) for name in sets]
         try:
-            for number, row in enumerate(self.source.rows(), 1):
+            for row in self._rows():
                 place = assign(row)
                 if columns and len(row.value) != columns:
                     remarks.add(f"exported as they stand, though their cells are not the {columns} of the first line", row, row.value)
                 if place is not None:
                     shards[place].add(row, sets[place])
-                if number % 4096 == 0:
-                    self._tick(number)
         finally:
             for each in shards:
                 each.close()
         return [each.finish() for each in shards]
+
+    def _rows(self) -> Iterator[Row]:
+        """Go through the source, telling now and then how far that is; a split may do so before the export does."""
+        for number, row in enumerate(self.source.rows(), 1):
+            yield row
+            if number % 4096 == 0:
+                self._tick(number)
 
     def _tick(self, number: int) -> None:
         if self.stop():

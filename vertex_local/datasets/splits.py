@@ -11,7 +11,7 @@ import math
 import re
 from array import array
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -26,6 +26,7 @@ PREDEFINED = {"training": 0, "validation": 1, "test": 2, "TRAIN": 0, "VALIDATE":
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.(\d+))?\s?([Zz]|UTC|[+-]\d\d:\d\d)")
 _CLASSES, _FEWEST, _MOST_VALUES = 500, 3, 1_000_000  # of a stratified split: the API's two rules, and ours for memory
 Assign = Callable[[Row], "int | None"]
+Rows = Callable[[], Iterable[Row]]  # goes through the source once more
 
 
 class Remarks:
@@ -44,7 +45,10 @@ class Remarks:
         return [f"{count:,} row(s) {remark}; the first, {first}." for remark, (count, first) in self.found.items()]
 
 
-def plan(config: Mapping[str, Any], source: Any, kind: str) -> Callable[[Remarks], Assign]:
+Plan = Callable[[Remarks, Rows], Assign]
+
+
+def plan(config: Mapping[str, Any], source: Any, kind: str) -> Plan:
     """Check the split of an `inputDataConfig` against its source; return what makes, at the export's start, the assignment.
 
     Raises:
@@ -62,7 +66,7 @@ def plan(config: Mapping[str, Any], source: Any, kind: str) -> Callable[[Remarks
         return _by_filter(wish)
     fractions = () if split == "predefinedSplit" else _fractions(wish, split)
     if split == "fractionSplit":
-        return lambda remarks: lambda row: _place(_share(row.content), fractions)
+        return lambda remarks, rows: lambda row: _place(_share(row.content), fractions)
     key = wish.get("key", "")
     if kind != TABULAR:
         if split != "predefinedSplit" or key not in (ML_USE, "ml_use", f"labels.{ML_USE}"):
@@ -72,10 +76,10 @@ def plan(config: Mapping[str, Any], source: Any, kind: str) -> Callable[[Remarks
     elif key not in source.columns:
         raise DatasetError(f"{split}.key must be one of the columns {', '.join(source.columns)}; got {key!r}.", f"{split}.key")
     if split == "predefinedSplit":
-        return lambda remarks: _by_value(source, key, remarks)
+        return lambda remarks, rows: _by_value(source, key, remarks)
     if split == "stratifiedSplit":
-        return lambda remarks: _stratified(source, key, fractions)
-    return lambda remarks: _by_time(source, key, fractions, remarks)
+        return lambda remarks, rows: _stratified(source, rows, key, fractions)
+    return lambda remarks, rows: _by_time(source, rows, key, fractions, remarks)
 
 
 def _fractions(wish: Mapping[str, Any], split: str) -> Sequence[float]:
@@ -107,7 +111,7 @@ def _place(share: float, weights: Sequence[float]) -> int:
     return last  # by rounding only
 
 
-def _by_filter(wish: Mapping[str, Any]) -> Callable[[Remarks], Assign]:
+def _by_filter(wish: Mapping[str, Any]) -> Plan:
     accepts = []
     for name in SETS:
         text = wish.get(f"{name}Filter", "-").strip()
@@ -119,7 +123,7 @@ def _by_filter(wish: Mapping[str, Any]) -> Callable[[Remarks], Assign]:
     def assign(row: Row) -> int | None:
         return next((place for place, accept in enumerate(accepts) if accept and accept(row.value)), None)
 
-    return lambda remarks: assign
+    return lambda remarks, rows: assign
 
 
 def _label(item: Mapping[str, Any], name: str) -> Any:
@@ -142,10 +146,10 @@ def _by_value(source: Any, key: str, remarks: Remarks) -> Assign:
     return assign
 
 
-def _stratified(source: Any, key: str, fractions: Sequence[float]) -> Assign:
+def _stratified(source: Any, rows: Rows, key: str, fractions: Sequence[float]) -> Assign:
     """Give each value of the column its own quotas; rare values fall by chance, as the API says."""
     counts: Counter[str] = Counter()
-    for row in source.rows():
+    for row in rows():
         counts[source.value(row, key) or ""] += 1
         if len(counts) > _MOST_VALUES:
             text = f"stratifiedSplit.key: column {key!r} has more than {_MOST_VALUES:,} values; take one with categories."
@@ -168,10 +172,10 @@ def _stratified(source: Any, key: str, fractions: Sequence[float]) -> Assign:
     return assign
 
 
-def _by_time(source: Any, key: str, fractions: Sequence[float], remarks: Remarks) -> Assign:
+def _by_time(source: Any, rows: Rows, key: str, fractions: Sequence[float], remarks: Remarks) -> Assign:
     """The youngest rows train, the oldest test, as the API's reference says; a row without a time is left out."""
     times, wrong = array("q"), None
-    for row in source.rows():
+    for row in rows():
         when = parse_time(source.value(row, key))
         if when is not None:
             times.append(when)

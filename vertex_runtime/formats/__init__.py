@@ -36,6 +36,7 @@ from ..errors import UserError
 from ..reporting import log
 from . import _streams
 
+_NEAR = 50_000  # rows of a file, up to which the line of a bad row is looked for though nobody stops at it
 _without_rows: set[str] = set()  # files that were reported to have none
 
 
@@ -137,7 +138,7 @@ def record_batches(
 
     Each has the required columns in their order: numbers float32, texts binary, without nulls and missing cells filled in;
     images are followed by the files' paths (`data.PATH`) where they are files of their own. Bad rows are counted and left
-    out (policy "skip").
+    out (policy "skip"); with the policy "collect" all rows have their place, `data.PATH` or their number `data.ROW`.
 
     Raises:
         UserError: the file is not of its format or lacks a column, or (policy "error") a row is bad.
@@ -177,7 +178,9 @@ def _check(path: str, raw: Raw, columns: Sequence[Column], bad: BadRows, before:
     for i in np.flatnonzero(~kept).tolist():
         first = next(place for place, good in enumerate(masks) if not good[i])
         cell = cells[first][i].as_py()
-        bad.add(functools.partial(raw.place, i), columns[first].reason(cell), shown(cell))
+        is_near = bad.policy != "collect" or before + i < _NEAR
+        where = functools.partial(raw.place, i) if is_near else f"{path}, row {before + i + 1}"
+        bad.add(where, columns[first].reason(cell), shown(cell))
     own = [name for name in names if name == PATH]
     arrays += [raw.batch.column(names.index(name)) for name in own]
     if bad.policy == "collect" and not own:

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from .. import data
 from ..columns import Column, Number
-from ..data import BadRows, Chunk
+from ..data import KEPT, BadRows, Chunk
 from ..errors import UserError
 from . import Raw, Reading, partition_of
 from ._streams import Stream, open_stream
@@ -128,6 +128,7 @@ class _Table:
         self.places, self.names = places, names
         self.rows = 0  # of the right width, so far
         self.odd: Counter[str] = Counter()  # rows of another width, as Arrow met them: it may be some blocks ahead
+        self.odd_rows: list[tuple[str, str]] = []  # the first of them: (reason, text)
 
     def read(self, stream: Stream) -> Iterator[Raw]:
         """Yield the rows after the header, where the stream stands."""
@@ -149,8 +150,7 @@ class _Table:
                         yield self._raw(batch.slice(0, first_odd[0] - self.rows))
                     self.bad.add(*first_odd[1:])
             if batch is None:
-                for reason, count in self.odd.items():
-                    self.bad.add(lambda: self.path, reason, "", count)
+                self._count_odd()
                 return
             yield self._raw(batch)
 
@@ -158,7 +158,10 @@ class _Table:
         from pyarrow import csv as pacsv
 
         def set_aside(row: Any) -> str:
-            self.odd[_width_reason(row.actual_columns, self.width)] += 1
+            reason = _width_reason(row.actual_columns, self.width)
+            self.odd[reason] += 1
+            if len(self.odd_rows) < KEPT:
+                self.odd_rows.append((reason, row.text[:80]))
             return "skip"
 
         every, wanted = [str(i) for i in range(self.width)], [str(i) for i in self.places]
@@ -177,6 +180,15 @@ class _Table:
             )
         except (pa.ArrowInvalid, _NotUtf8):  # of the first block
             return _Failed()
+
+    def _count_odd(self) -> None:
+        """Hand over the rows of another width; where they stand Arrow does not say."""
+        for reason, text in self.odd_rows if self.bad.policy == "collect" else ():
+            self.bad.add(self.path, reason, text)
+            self.odd[reason] -= 1
+        for reason, count in self.odd.items():
+            if count:
+                self.bad.add(lambda: self.path, reason, "", count)
 
     def _raw(self, batch: pa.RecordBatch) -> Raw:
         first = self.rows
@@ -207,6 +219,7 @@ class _Table:
     def _split_rest(self) -> Iterator[Raw]:
         """Yield what Arrow left; about 0.5 million rows/s, but rarely needed."""
         self.odd.clear()  # this meets them all again
+        self.odd_rows.clear()
         skip = self.rows
         with open_stream(self.path) as stream:
             rows = _rows(stream)

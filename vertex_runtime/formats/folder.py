@@ -71,26 +71,26 @@ def endings(column: Column) -> tuple[str, ...]:
 
 def blocks(files: Iterator[tuple[str, str, bytes]], column: Column, label: str, bad: BadRows) -> Iterator[Raw]:
     """Yield files, (label, path, content) each, as rows in blocks of about 4 MiB."""
+    names = [column.name, label, *([PATH] if isinstance(column, Image) or bad.policy == "collect" else [])]
     rows: list[tuple[bytes, bytes, bytes]] = []
     size = 0
     for name, path, content in files:
         if fault := _fault(path, content, column):
             if rows:
-                yield _raw(rows, column, label)
+                yield _raw(rows, names)
                 rows, size = [], 0
             bad.add(*fault)
             continue
         rows.append((content, name.encode("utf-8", "surrogateescape"), os.fsencode(path)))
         size += len(content)
         if size >= data.BLOCK_BYTES:
-            yield _raw(rows, column, label)
+            yield _raw(rows, names)
             rows, size = [], 0
     if rows:
-        yield _raw(rows, column, label)
+        yield _raw(rows, names)
 
 
-def _raw(rows: Sequence[tuple[bytes, bytes, bytes]], column: Column, label: str) -> Raw:
-    names = [column.name, label, *([PATH] if isinstance(column, Image) else [])]
+def _raw(rows: Sequence[tuple[bytes, bytes, bytes]], names: Sequence[str]) -> Raw:
     arrays = [pa.array(values, pa.binary()) for values in zip(*rows)]
     return Raw(pa.RecordBatch.from_arrays(arrays[: len(names)], names), lambda i: os.fsdecode(rows[i][2]))
 

@@ -1,0 +1,264 @@
+"""Managed data sets that come from BigQuery, by the real client against a stand-in that speaks as much of its REST as is needed.
+
+With BIGQUERY_EMULATOR_HOST set the same tests run against that emulator instead.
+"""
+
+from __future__ import annotations
+
+import datetime
+import glob
+import io
+import json
+import os
+import re
+import secrets
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from test_local_support import call, write_job, write_script
+from test_serve_support import Service, job_spec
+
+pytest.importorskip("google.cloud.aiplatform", reason="google-cloud-aiplatform is not installed")
+bigquery = pytest.importorskip("google.cloud.bigquery", reason="google-cloud-bigquery is not installed")
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+
+from vertex_local.datasets import bigquery as ours  # noqa: E402
+from vertex_local.datasets import dataset, export  # noqa: E402
+
+PROJECT = "my-project"
+USES = ("training", "validation", "test", "other")
+SCHEMA = [
+    bigquery.SchemaField(name, kind)
+    for name, kind in (("n", "INTEGER"), ("when", "TIMESTAMP"), ("use", "STRING"), ("x", "FLOAT"), ("ok", "BOOLEAN"))
+]
+START = datetime.datetime(2020, 1, 1, tzinfo=datetime.timezone.utc)
+COUNT = 500
+EMULATOR = os.environ.get(ours.HOST)
+
+
+def table() -> pa.Table:
+    numbers = range(COUNT)
+    times = pa.array([START + datetime.timedelta(days=n % 28, seconds=n) for n in numbers], pa.timestamp("us", "UTC"))
+    floats = pa.array([n / 4 if n % 7 else None for n in numbers], pa.float64())
+    uses, flags = [USES[n % 4] for n in numbers], [n % 2 == 0 for n in numbers]
+    return pa.table({"n": list(numbers), "when": times, "use": uses, "x": floats, "ok": flags})
+
+
+class StandIn(BaseHTTPRequestHandler):
+    """Tables in memory: get, list rows, create, load Parquet, delete. `refuses` is a table that no load may go to."""
+
+    tables: dict[str, tuple[list, pa.Table | None]] = {}
+    datasets: list[str] = []
+    uploads: dict[str, tuple[str, bytes]] = {}
+    refuses = ""
+
+    def log_message(self, *args: object) -> None:
+        """Stay quiet."""
+
+    def answer(self, body: dict, code: int = 200, **headers: str) -> None:
+        text = json.dumps(body).encode()
+        self.send_response(code)
+        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(text)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(text)
+
+    def body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            found = b""
+            while size := int(self.rfile.readline(), 16):
+                found += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+            return found
+        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+
+    def do_GET(self) -> None:
+        url = urlsplit(self.path)
+        if "/jobs/" in url.path:
+            return self.answer(self.job(url.path.rpartition("/")[2]))
+        name = ".".join(re.findall(r"(?:datasets|tables)/([^/]+)", url.path))
+        if name not in self.tables:
+            return self.answer({"error": {"code": 404, "message": f"Not found: Table {PROJECT}:{name}"}}, 404)
+        schema, rows = self.tables[name]
+        if not url.path.endswith("/data"):
+            where = dict(zip(("datasetId", "tableId"), name.split("."), strict=True))
+            about = {"tableReference": {"projectId": PROJECT, **where}, "schema": {"fields": schema}, "location": "EU"}
+            return self.answer({**about, "numRows": str(rows.num_rows if rows else 0)})
+        query = {key: value[0] for key, value in parse_qs(url.query).items()}
+        start, most = int(query.get("pageToken") or query.get("startIndex") or 0), min(int(query.get("maxResults") or 200), 200)
+        part = [{"f": [{"v": cell(value)} for value in row.values()]} for row in rows.slice(start, most).to_pylist()]
+        more = {"pageToken": str(start + most)} if start + most < rows.num_rows else {}
+        return self.answer({"totalRows": str(rows.num_rows), "rows": part, **more})
+
+    def do_POST(self) -> None:
+        url, body = urlsplit(self.path), self.body()
+        if url.path.startswith("/upload/") or "/upload/" in url.path:
+            key, wish = secrets.token_hex(4), json.loads(body)["configuration"]["load"]["destinationTable"]
+            self.uploads[key] = (f"{wish['datasetId']}.{wish['tableId']}", b"")
+            return self.answer({}, Location=f"http://{self.headers['Host']}/upload/{key}")
+        wish = json.loads(body)
+        if "tableReference" in wish:
+            reference = wish["tableReference"]
+            self.tables[f"{reference['datasetId']}.{reference['tableId']}"] = (wish["schema"]["fields"], None)
+        else:
+            self.datasets.append(wish["datasetReference"]["datasetId"] + "@" + wish.get("location", "EU"))
+        return self.answer(wish)
+
+    def do_PUT(self) -> None:
+        key = self.path.rpartition("/")[2]
+        name, before = self.uploads[key]
+        self.uploads[key] = (name, before + self.body())
+        if name.endswith(f".{self.refuses}"):
+            return self.answer({"error": {"code": 400, "message": "the disk is full"}}, 400)
+        self.tables[name] = (self.tables[name][0], pq.read_table(io.BytesIO(self.uploads[key][1])))
+        return self.answer(self.job(key))
+
+    def do_DELETE(self) -> None:
+        name = self.path.partition("/datasets/")[2].partition("?")[0]
+        for each in [each for each in self.tables if each.startswith(f"{name}.")]:
+            del self.tables[each]
+        self.datasets[:] = [each for each in self.datasets if not each.startswith(f"{name}@")]
+        return self.answer({})
+
+    def job(self, key: str) -> dict:
+        reference = {"projectId": PROJECT, "jobId": key, "location": "EU"}
+        return {"jobReference": reference, "configuration": {"load": {}}, "status": {"state": "DONE"}, "id": f"{PROJECT}:{key}"}
+
+
+def cell(value: object) -> object:
+    if isinstance(value, datetime.datetime):
+        return str((value - START) // datetime.timedelta(microseconds=1) + int(START.timestamp()) * 1_000_000)
+    return None if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+@pytest.fixture(scope="module")
+def host():
+    if EMULATOR:
+        yield EMULATOR
+        return
+    server = ThreadingHTTPServer(("127.0.0.1", 0), StandIn)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def source(host, monkeypatch) -> str:
+    """The URI of a table with 500 rows."""
+    monkeypatch.setenv(ours.HOST, host)
+    name, client = f"source_{secrets.token_hex(4)}", ours.client("test", PROJECT)
+    client.create_dataset(bigquery.Dataset(f"{PROJECT}.{name}"))
+    client.create_table(bigquery.Table(f"{PROJECT}.{name}.rows", schema=SCHEMA))
+    content = io.BytesIO()
+    pq.write_table(table(), content)
+    content.seek(0)
+    how = bigquery.LoadJobConfig(source_format="PARQUET", schema=SCHEMA, write_disposition="WRITE_APPEND")
+    client.load_table_from_file(content, f"{PROJECT}.{name}.rows", job_config=how).result()
+    return f"bq://{PROJECT}.{name}.rows"
+
+
+def made(uri: str, root: Path) -> dataset.Dataset:
+    schema = "gs://google-cloud-aiplatform/schema/dataset/metadata/tabular_1.0.0.yaml"
+    message = {"displayName": "d", "metadataSchemaUri": schema, "metadata": {"inputConfig": {"bigquerySource": {"uri": uri}}}}
+    return dataset.make("9", message, (), root)
+
+
+def in_tables(variables: dict[str, str]) -> dict[str, list[dict]]:
+    """Return the rows of the exported tables, in the order of `n`."""
+    client, found = ours.client("test", PROJECT), {}
+    for name in dataset.SETS:
+        each = client.get_table(variables[f"AIP_{name.upper()}_DATA_URI"].removeprefix("bq://"))
+        kinds = [field.field_type for field in each.schema]
+        assert kinds == ["INTEGER", "TIMESTAMP", "STRING", "FLOAT", "BOOLEAN"], "the types stay"
+        found[name] = sorted((dict(row) for row in client.list_rows(each)), key=lambda row: row["n"]) if each.num_rows else []
+    return found
+
+
+SPLITS = [
+    {}, {"predefinedSplit": {"key": "use"}}, {"timestampSplit": {"key": "when", "trainingFraction": 0.6, "testFraction": 0.4}},
+    {"stratifiedSplit": {"key": "use"}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("split", SPLITS, ids=lambda split: next(iter(split), "default"))
+def test_tables_and_files_hold_the_same_rows(source, tmp_path, split):
+    variables = export.export(made(source, tmp_path), {**split, "bigqueryDestination": {"outputUri": f"bq://{PROJECT}"}})
+    name = variables["AIP_TRAINING_DATA_URI"].split(".")[1]
+    assert re.fullmatch(r"dataset_9_tables_\d{4}_\d\d_\d\dT\d\d_\d\d_\d\d_\d{3}Z", name)
+    assert variables == {
+        "AIP_DATA_FORMAT": "bigquery", **{f"AIP_{each.upper()}_DATA_URI": f"bq://{PROJECT}.{name}.{each}" for each in dataset.SETS},
+    }  # fmt: skip
+    found, rows = in_tables(variables), table().to_pylist()
+    numbers = {each: [row["n"] for row in found[each]] for each in dataset.SETS}
+    assert all(row == rows[row["n"]] for each in found.values() for row in each), "the values stay"
+    if "predefinedSplit" in split:
+        assert numbers == {each: [n for n in range(COUNT) if n % 4 == i] for i, each in enumerate(dataset.SETS)}
+    else:
+        assert sorted(sum(numbers.values(), [])) == list(range(COUNT))
+    if "timestampSplit" in split:
+        assert [len(numbers[each]) for each in dataset.SETS] == [300, 0, 200]
+        assert min(row["when"] for row in found["training"]) > max(row["when"] for row in found["test"])
+    files = export.export(made(source, tmp_path), split, tmp_path / "out")
+    assert files["AIP_DATA_FORMAT"] == "csv"
+    for each in dataset.SETS:
+        lines = [line for file in glob.glob(files[f"AIP_{each.upper()}_DATA_URI"]) for line in Path(file).read_text().splitlines()[1:]]
+        assert sorted(int(line.split(",")[0]) for line in lines) == numbers[each], "files are split as tables are"
+
+
+def test_cells_are_what_bigquery_writes_itself(source, tmp_path):
+    variables = export.export(made(source, tmp_path), {"fractionSplit": {"trainingFraction": 1}}, tmp_path / "out")
+    lines = Path(glob.glob(variables["AIP_TRAINING_DATA_URI"])[0]).read_text().splitlines()
+    assert lines[0] == "n,when,use,x,ok"
+    assert {"0,2020-01-01 00:00:00 UTC,training,,true", "1,2020-01-02 00:00:01 UTC,validation,0.25,false"} <= set(lines)
+
+
+def test_a_missing_table_is_one_line(source, tmp_path):
+    with pytest.raises(dataset.DatasetError, match=r"bq://my-project.none.rows: http\S+ answered: .*404") as caught:
+        export.export(made(f"bq://{PROJECT}.none.rows", tmp_path), {}, tmp_path)
+    assert caught.value.status == "NOT_FOUND" and "\n" not in str(caught.value)
+
+
+def test_a_load_that_fails_takes_its_dataset_away(source, tmp_path, monkeypatch):
+    if EMULATOR:
+        pytest.skip("an emulator refuses no load")
+    monkeypatch.setattr(StandIn, "refuses", "validation")
+    before = [*StandIn.datasets, *StandIn.tables]
+    with pytest.raises(dataset.DatasetError, match="the disk is full"):
+        export.export(made(source, tmp_path), {"bigqueryDestination": {"outputUri": f"bq://{PROJECT}"}})
+    assert [*StandIn.datasets, *StandIn.tables] == before
+
+
+def test_a_job_gets_tables(source, tmp_path):
+    text = "metadataSchemaUri: gs://google-cloud-aiplatform/schema/dataset/metadata/tabular_1.0.0.yaml\n"
+    (tmp_path / "table.yaml").write_text(f"{text}metadata: {{inputConfig: {{bigquerySource: {{uri: '{source}'}}}}}}\n")
+    write_script(tmp_path, "task.py", "print(*(os.environ[f'AIP_{n}'] for n in ('DATA_FORMAT', 'TRAINING_DATA_URI', 'TEST_DATA_URI')))\n")
+    write_job(tmp_path, [("task.py", 1)])
+    done = call(tmp_path, "job.yaml", "--dataset=table.yaml", f"--bigquery_destination=bq://{PROJECT}")
+    assert done.returncode == 0, done.stderr
+    prefix = rf"bq://{PROJECT}\.dataset_table_tables_\w+"
+    assert re.search(rf"bigquery {prefix}\.training {prefix}\.test$", done.stdout, re.MULTILINE)
+
+
+def test_a_pipeline_of_the_local_service_gets_tables(source, tmp_path):
+    service = Service(tmp_path, **{ours.HOST: os.environ[ours.HOST]})
+    try:
+        schema = "gs://google-cloud-aiplatform/schema/dataset/metadata/tabular_1.0.0.yaml"
+        body = {"displayName": "t", "metadataSchemaUri": schema, "metadata": {"inputConfig": {"bigquerySource": {"uri": source}}}}
+        number = service.call("POST", "/datasets", body)["response"]["name"].rpartition("/")[2]
+        config = {"datasetId": number, "bigqueryDestination": {"outputUri": f"bq://{PROJECT}"}, "predefinedSplit": {"key": "use"}}
+        show = "import os; print(os.environ['AIP_DATA_FORMAT'], os.environ['AIP_TRAINING_DATA_URI'])"
+        task = "gs://google-cloud-aiplatform/schema/trainingjob/definition/custom_task_1.0.0.yaml"
+        body = {"displayName": "p", "trainingTaskDefinition": task, "trainingTaskInputs": job_spec(show), "inputDataConfig": config}
+        pipeline = service.ended(service.call("POST", "/trainingPipelines", body)["name"].rpartition("/")[2], "trainingPipelines")
+        assert pipeline["state"] == "PIPELINE_STATE_SUCCEEDED", pipeline
+        form, uri = service.log(pipeline["trainingTaskMetadata"]["backingCustomJob"].rpartition("/")[2]).split()
+        assert form == "bigquery" and uri.startswith(f"bq://{PROJECT}.dataset_{number}_tables_")
+        assert ours.client("test", PROJECT).get_table(uri.removeprefix("bq://")).num_rows == COUNT / 4
+    finally:
+        service.stop()
