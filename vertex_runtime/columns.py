@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from .cells import as_floats, as_texts, dates_like, is_text, parse_numbers, valid_texts
+
 # RE2, Python's `re` with re.ASCII and TensorFlow's regular expressions read these alike.
 _DAY = r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])"
 _TIME = r"[ T]([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d+)?( ?UTC|Z|[+]00:00)?"
@@ -85,7 +87,7 @@ class Column:
 
         if pa.types.is_dictionary(values.type):
             return self._check_distinct(values)
-        texts, valid = _valid_texts(_as_texts(values))
+        texts, valid = valid_texts(as_texts(values))
         given = pc.greater(pc.binary_length(texts), 0).to_numpy(zero_copy_only=False)
         good = valid.copy()
         if (matching := self._matching(texts)) is not None:
@@ -154,8 +156,8 @@ class Number(Column):
         """See `Column.check`; the array is float32 without nulls. Texts are read as Python's `float` reads them."""
         import pyarrow as pa
 
-        texts = _is_text(values.type)
-        wide = _parse_numbers(values) if texts else _as_floats(values)
+        texts = is_text(values.type)
+        wide = parse_numbers(values) if texts else as_floats(values)
         # NaN in an array of numbers is a missing cell, as in a request; as a text it is no number.
         absent = wide.is_null(nan_is_null=not texts).to_numpy(zero_copy_only=False)
         with np.errstate(over="ignore"):
@@ -239,7 +241,7 @@ class Date(Column):
         import pyarrow as pa
 
         first = texts[0].as_py() if len(texts) else ""
-        like_first = _dates_like(texts, first) if re.fullmatch(self.pattern, first, re.ASCII) else None
+        like_first = dates_like(texts, first) if re.fullmatch(self.pattern, first, re.ASCII) else None
         if like_first is None:
             return super()._matching(texts)
         if len(others := np.flatnonzero(~like_first)):
@@ -284,148 +286,6 @@ class Image(Column):
 
     def reason(self, cell: Any) -> str:
         return self.must_be
-
-
-# ------------------------------------------------------------------ cells of files, whole columns at a time
-
-
-def _is_text(kind: Any) -> bool:
-    from pyarrow import types
-
-    if types.is_dictionary(kind):
-        return _is_text(kind.value_type)
-    return any(is_kind(kind) for is_kind in (types.is_binary, types.is_string, types.is_large_binary, types.is_large_string))
-
-
-def _plain(values: Any) -> Any:
-    """Return an array without dictionary, nor 64-bit offsets of texts."""
-    import pyarrow as pa
-    from pyarrow import types
-
-    if types.is_dictionary(values.type):
-        values = values.dictionary_decode()
-    if types.is_large_binary(values.type) or types.is_large_string(values.type):
-        values = values.cast(pa.large_binary()).cast(pa.binary())
-    return values
-
-
-def _as_floats(values: Any) -> Any:
-    """Return an array of numbers as float64, nulls kept.
-
-    Raises:
-        TypeError: the array holds no numbers.
-    """
-    import pyarrow as pa
-    from pyarrow import types
-
-    values = _plain(values)
-    kind = values.type
-    if types.is_float16(kind):
-        values = values.cast(pa.float32())
-    elif not (types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind) or types.is_boolean(kind) or types.is_null(kind)):
-        raise TypeError(f"{kind} holds no numbers")
-    if types.is_boolean(kind):
-        values = values.cast(pa.int8())
-    return values.cast(pa.float64(), safe=False)
-
-
-# What Arrow reads as a number and Python's float does as well, to the last bit.
-_PLAIN_NUMBER = r"\A-?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\z"
-
-
-def _parse_numbers(values: Any) -> Any:
-    """Return texts as float64: null where the cell is missing, NaN where it is no number."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    texts = _plain(values).view(pa.string())
-    given = pc.greater(pc.binary_length(texts), 0)
-    cells = texts if pc.all(given, min_count=0).as_py() and not texts.null_count else pc.if_else(given, texts, pa.scalar(None, pa.string()))
-    try:
-        return cells.cast(pa.float64())
-    except pa.ArrowInvalid:
-        pass
-    cells = cells.view(pa.binary())
-    plain = pc.match_substring_regex(cells, pattern=_PLAIN_NUMBER)
-    numbers = pc.if_else(plain, cells, pa.scalar(None, pa.binary())).view(pa.string()).cast(pa.float64())
-    odd = np.flatnonzero(pc.invert(plain).fill_null(False).to_numpy(zero_copy_only=False))
-    if not len(odd):
-        return numbers
-    found = numbers.to_numpy(zero_copy_only=False).copy()
-    found[odd] = [_float(cell) for cell in cells.take(pa.array(odd)).to_pylist()]
-    return pa.array(found, mask=pc.is_null(cells).to_numpy(zero_copy_only=False))
-
-
-def _float(cell: bytes) -> float:
-    try:
-        return float(cell.decode())
-    except ValueError:  # of which UnicodeDecodeError is one
-        return math.nan
-
-
-def _as_texts(values: Any) -> Any:
-    """Return an array as binary, without nulls.
-
-    Raises:
-        TypeError: its type is nested.
-    """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    from pyarrow import types
-
-    values = _plain(values)
-    kind = values.type
-    if types.is_nested(kind):
-        raise TypeError(f"{kind} holds no texts")
-    if types.is_timestamp(kind):
-        # As BigQuery exports it; a fraction of a second only where there is one.
-        whole = values.cast(pa.timestamp("s", kind.tz), safe=False)
-        exact = pc.all(pc.equal(whole.cast(kind), values), min_count=0).as_py()
-        naive = (whole if exact else values).cast(pa.timestamp("s" if exact else kind.unit))
-        values = pc.binary_join_element_wise(naive.cast(pa.string()), pa.scalar("UTC"), " ")
-    elif not _is_text(kind):
-        values = values.cast(pa.string())
-    values = values.view(pa.binary())
-    return values.fill_null(b"") if values.null_count else values
-
-
-def _dates_like(texts: Any, first: str) -> np.ndarray | None:
-    """Return which texts are dates in the spelling of the first, itself one: [rows] bool; None: they are not all of its length.
-
-    Up to the seconds each digit may be another one, in its bounds; everything else, and all after them, must be the same.
-    """
-    length, count = len(first), len(texts)
-    offsets = np.frombuffer(texts.buffers()[1], np.int32)[texts.offset : texts.offset + count + 1]
-    if not (np.diff(offsets) == length).all():
-        return None
-    octets = np.frombuffer(texts.buffers()[2], np.uint8)[offsets[0] : offsets[-1]]
-    letters = np.ascontiguousarray(octets.reshape(count, length).T)
-    digit = np.array([letter.isdigit() and place < 19 for place, letter in enumerate(first)])
-    steps = letters - np.where(digit, ord("0"), np.frombuffer(first.encode(), np.uint8)).astype(np.uint8)[:, None]
-    good = (steps <= np.where(digit, 9, 0).astype(np.uint8)[:, None]).all(0)
-    limits = ((5, 1, 12), (8, 1, 31), (11, 0, 23), (14, 0, 59), (17, 0, 59))  # place, least, most
-    for place, least, most in limits[: 2 if length < 19 else None]:
-        number = 10 * steps[place] + steps[place + 1]
-        good &= (number >= least) & (number <= most)
-    return good
-
-
-def _valid_texts(values: Any) -> tuple[Any, np.ndarray]:
-    """Return (binary cells as texts, which of them are UTF-8, [rows] bool); the others are replaced by an empty text."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    good = np.ones(len(values), bool)
-    try:
-        return values.cast(pa.string()), good
-    except pa.ArrowInvalid:
-        pass
-    for i, cell in enumerate(values.to_pylist()):
-        try:
-            cell.decode()
-        except UnicodeDecodeError:
-            good[i] = False
-    return pc.if_else(pa.array(good), values, pa.scalar(b"", pa.binary())).cast(pa.string()), good
 
 
 def guard(raw: dict[str, Any], columns: Sequence[Column]) -> dict[str, Any]:
