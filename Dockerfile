@@ -12,7 +12,7 @@ WORKDIR /build
 COPY setup.py ./
 # The base's own packages stay in sight: a prebuilt container's TensorFlow is used, not installed again.
 RUN python3 -m venv --system-site-packages --without-pip /opt/venv
-RUN /opt/venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check "${TENSORFLOW}" .
+RUN /opt/venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check "${TENSORFLOW}" ".[gcs]"
 
 FROM ${BASE_IMAGE}
 ARG TRAINER=taxifare

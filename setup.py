@@ -20,6 +20,7 @@ from setuptools.command.egg_info import egg_info
 EXTRAS = {
     "tf": ["tensorflow>=2.17"],
     "cloud": ["google-cloud-aiplatform>=1.60", "google-cloud-storage>=2.16", "packaging>=23.0", "PyYAML>=6.0"],
+    "gcs": ["google-cloud-storage>=2.16"],  # the lock of outputs in a bucket; prebuilt containers bring it
     "bigquery": ["google-cloud-bigquery>=3.20", "google-cloud-bigquery-storage>=2.24"],
     "tune": ["google-cloud-aiplatform>=1.60", "optuna>=5.0", "plotly>=5.20", "PyYAML>=6.0", "rich>=13.0"],
     # vertex_local checks job files with the types of google-cloud-aiplatform, benchmarks compare with scikit-learn.

@@ -8,7 +8,7 @@ bytes: nothing here writes times or names of machines.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -119,28 +119,43 @@ class TfrecordWriter:
     def __init__(self, path: str, schema: pa.Schema, compress: str, group_bytes: int):
         import tensorflow as tf
 
-        self.tf = tf
         self.writer = tf.io.TFRecordWriter(path, "GZIP" if compress == "gzip" else None)
+        # Features in the order of their names, as protobuf writes maps where it is asked to be deterministic.
+        self.order = sorted(range(len(schema)), key=lambda i: schema.names[i].encode())
 
     def write(self, batch: pa.RecordBatch) -> None:
-        columns = []
-        for name, array in zip(batch.schema.names, batch.columns):
-            numbers = pa.types.is_floating(array.type)
-            cells = array.to_numpy(zero_copy_only=False).tolist() if numbers and not array.null_count else array.to_pylist()
-            columns.append((name, "float_list" if numbers else "bytes_list", cells))
-        for i in range(batch.num_rows):
-            example = self.tf.train.Example()
-            features = example.features.feature
-            for name, kind, cells in columns:
-                values = getattr(features[name], kind)
-                if cells[i] is not None:
-                    values.value.append(cells[i])
-                else:
-                    values.SetInParent()  # says the kind, which readers take from the first record
-            self.writer.write(example.SerializeToString(deterministic=True))
+        columns = [_entries(batch.schema.names[i], batch.column(i)) for i in self.order]
+        for row in zip(*columns):
+            self.writer.write(_field(1, b"".join(row)))
 
     def close(self) -> None:
         self.writer.close()
+
+
+def _entries(name: str, array: pa.Array) -> Iterable[bytes]:
+    """Return a column's cells as entries of `Features.feature`, serialised: several times as fast as by tf.train.Example."""
+    key = _field(1, name.encode())
+    if pa.types.is_floating(array.type):
+        missing = _field(1, key + _field(2, _field(2, b"")))
+        raw = np.ascontiguousarray(array.to_numpy(zero_copy_only=False), "<f4").tobytes()
+        whole = _field(1, key + _field(2, _field(2, _field(1, b"\0\0\0\0"))))[:-4]  # all but the number
+        if not array.null_count:
+            return (whole + raw[i : i + 4] for i in range(0, len(raw), 4))
+        given = array.is_valid().to_pylist()
+        return (whole + raw[4 * i : 4 * i + 4] if good else missing for i, good in enumerate(given))
+    missing = _field(1, key + _field(2, _field(1, b"")))
+    cells = array.to_pylist()
+    return (missing if cell is None else _field(1, key + _field(2, _field(1, _field(1, cell)))) for cell in cells)
+
+
+def _field(number: int, content: bytes) -> bytes:
+    """Return a length-delimited field of a protobuf message."""
+    size, head = len(content), bytearray((number << 3 | 2,))
+    while size > 127:
+        head.append(size & 127 | 128)
+        size >>= 7
+    head.append(size)
+    return bytes(head) + content
 
 
 WRITERS = {"csv": CsvWriter, "jsonl": JsonlWriter, "parquet": ParquetWriter, "tfrecord": TfrecordWriter}

@@ -446,19 +446,21 @@ def test_a_second_run_on_gs_is_refused_while_the_first_lives(cloud, objects):
                (("MODEL_DIR", "model"), ("CHECKPOINT_DIR", "checkpoints"), ("TENSORBOARD_LOG_DIR", "logs"))}  # fmt: skip
     env = {**os.environ, **cloud.variables(), **service}
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
-    words = cloud.command(command("--epochs=100000"))
+    data = [f"--{name}_data_path={ROOT}/taxifare/tests/data/taxi-{file}.csv" for name, file in (("train", "train"), ("eval", "valid"))]
+    endless = command("--epochs=100000", *data)
+    words = cloud.command(endless)
     first = subprocess.Popen(words, env={**env, "CLOUD_ML_JOB_ID": "11"}, **pipes)
     try:
         wait_for(lambda: any(blob.name.endswith(".index") for blob in objects.list_blobs(prefix="job/checkpoints/ckpt-")), 120)
-        second = cloud.run(*command("--epochs=100000"), code=2, CLOUD_ML_JOB_ID="12", **service)
+        second = cloud.run(*endless, code=2, CLOUD_ML_JOB_ID="12", **service)
         (line,) = second.stderr.splitlines()
         assert "in use by a live run (job 11, replica chief-0" in line and "--output_dir" in line
     finally:
         os.killpg(first.pid, signal.SIGKILL)
         first.wait()
     assert objects.get_blob("job/checkpoints/.lock") is not None, "what kept the lock was killed, too"
-    again = {**service, "CLOUD_ML_JOB_ID": "11", "TRAINER_KILL": "step=200,signal=TERM"}
-    third = cloud.run(*command("--epochs=100000"), code=-signal.SIGTERM, **again)
+    again = {**service, "CLOUD_ML_JOB_ID": "11", "TRAINER_KILL": "checkpoint=1,signal=TERM"}
+    third = cloud.run(*endless, code=-signal.SIGTERM, **again)
     assert "so it is taken over" in third.stdout + third.stderr and "resuming from step" in third.stdout
     wait_for(lambda: objects.get_blob("job/checkpoints/.lock") is None)
 

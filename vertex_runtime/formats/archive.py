@@ -10,9 +10,10 @@ import zlib
 from collections.abc import Iterator, Sequence
 
 from ..columns import Column
-from ..data import BadRows, file_column, open_binary, split_part
+from ..data import BadRows, file_column, split_part
 from ..errors import UserError
 from . import Raw, Reading, folder
+from ._streams import Stream, open_stream
 
 NAMES = ("tar archive",)
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -36,37 +37,60 @@ def read(path: str, columns: Sequence[Column], bad: BadRows, reading: Reading) -
     return folder.blocks(_members(path, folder.endings(column)), column, reading.labels[0], bad)
 
 
+class _Source:
+    """A file's bytes for tarfile, which does not say where an archive is cut off between two of its files."""
+
+    def __init__(self, stream: Stream):
+        self.stream, self.last = stream, b""
+
+    def read(self, size: int) -> bytes:
+        data = self.stream.read(size)
+        self.last = data[-512:] or self.last
+        return data
+
+
+def _entries(path: str) -> Iterator[tuple[list[str], str, bytes]]:
+    """Yield (words of the name, name, content) of the files of an archive.
+
+    Raises:
+        UserError: it is cut off or broken.
+    """
+    with open_stream(path) as stream:
+        source = _Source(stream)
+        try:
+            with tarfile.open(fileobj=source, mode="r|*") as archive:  # type: ignore[call-overload]
+                for member in archive:
+                    if member.isfile() and (file := archive.extractfile(member)):
+                        yield [word for word in member.name.split("/") if word not in ("", ".")], member.name, file.read()
+            if source.last.strip(b"\0"):
+                raise tarfile.ReadError("its end is missing")
+        except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+            raise UserError(f"{path} is no whole tar archive: {str(error).splitlines()[0]}. Write or copy it again.") from None
+
+
 def _members(path: str, endings: tuple[str, ...]) -> Iterator[tuple[str, str, bytes]]:
     """Yield (label, path, content) of the files of a part that end so."""
-    name, part = split_part(path)
+    file, part = split_part(path)
     found = False
-    try:
-        with open_binary(name) as file, tarfile.open(fileobj=file, mode="r|*") as archive:
-            for member in archive:
-                words = [word for word in member.name.split("/") if word not in ("", ".")]
-                if not member.isfile() or len(words) < 2 or not words[-1].lower().endswith(endings) or words[-1].startswith("."):
-                    continue
-                if part and (len(words) < 3 or words[-3] != part):
-                    continue
-                content = archive.extractfile(member)
-                found = True
-                yield words[-2], f"{name}:{member.name}", content.read() if content else b""
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise UserError(f"{name} is no whole tar archive: {str(error).splitlines()[0]}. Write or copy it again.") from None
+    for words, name, content in _entries(file):
+        if len(words) < 2 or not words[-1].lower().endswith(endings) or words[-1].startswith("."):
+            continue
+        if part and (len(words) < 3 or words[-3] != part):
+            continue
+        found = True
+        yield words[-2], f"{file}:{name}", content
     if not found:
-        raise UserError(f"{name} holds no {part + '/' if part else ''}<label>/<file>{endings[0]}. Name another archive.")
+        raise UserError(f"{file} holds no {part + '/' if part else ''}<label>/<file>{endings[0]}. Name another archive.")
 
 
 def parts(path: str) -> set[str]:
     """Return which of `train` and `test` an archive has folders of labels in; reads it until both are found."""
+    found: set[str] = set()
     try:
-        found: set[str] = set()
-        with open_binary(path) as file, tarfile.open(fileobj=file, mode="r|*") as archive:
-            for member in archive:
-                words = [word for word in member.name.split("/") if word not in ("", ".")]
-                found |= {"train", "test"} & set(words[-3:-2]) if member.isfile() else set()
-                if len(found) == 2:
-                    break
-        return found
-    except (tarfile.TarError, EOFError, OSError, zlib.error):
-        return set()
+        for words, _, _ in _entries(path):
+            found |= {"train", "test"} & set(words[-3:-2])
+            if len(found) == 2:
+                break
+    except UserError:  # said when its rows are read
+        pass
+    return found
