@@ -20,7 +20,7 @@ from conftest import FIRST_TRAINER, ROOT
 from test_any_model import HEAD, write_trainer
 from test_check import check, copy_project
 
-from vertex_runtime import data, data_findings, data_page, data_report_run, data_sketches
+from vertex_runtime import data, data_findings, data_page, data_report, data_report_run, data_sketches
 from vertex_runtime.arguments import RunOptions
 from vertex_runtime.columns import Category, Date, Image, Number, Text
 from vertex_runtime.data_compare import DRIFT
@@ -338,6 +338,25 @@ def test_arrays_and_images():
     assert found.pairs[0]["equal"]["count"] == 40
     json.dumps(found.as_json(), allow_nan=False)
     data_page.page(found.as_json())
+
+
+def test_of_very_many_columns_fewer_rows_are_sampled(monkeypatch):
+    monkeypatch.setattr(data_report, "_SAMPLE_CELLS", 5000)
+    chunk = {f"c{i}": np.arange(3000, dtype=np.float32) for i in range(4)}
+    part = data_report.Part("training", (), (), None, 0, Limits())
+    part.read([chunk])
+    assert len(part.sample.column("c0")) == 1250 and part.rows == 3000
+
+
+def test_a_bucket_that_cannot_be_written_is_a_users_mistake(monkeypatch):
+    import tensorflow as tf
+
+    def fail(*_):
+        raise tf.errors.PermissionDeniedError(None, None, "not yours\nmore")
+
+    monkeypatch.setattr(tf.io.gfile, "GFile", fail)
+    with pytest.raises(UserError, match="cannot write gs://b/x.html: not yours. Name another"):
+        data_report_run._write("gs://b/x.html", "")
 
 
 def test_parts_without_rows_and_reading_that_takes_too_long():

@@ -25,6 +25,7 @@ PLACES = 5  # examples of each kind of equal rows
 FEW = 20  # values of a number up to which they are counted one by one instead of put into bins
 KIND = "vertex_runtime data report"  # by which a file is known to be ours
 _SHIFT = 40  # bits of a place that hold the row
+_SAMPLE_CELLS = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -249,6 +250,8 @@ class Part:
 
     def _add(self, chunk: Chunk, names: Sequence[str]) -> None:
         rows = len(chunk[names[0]])
+        if not self.columns:  # 16 bytes a cell: of very many columns fewer rows are held
+            self.sample.size = min(self.limits.sample, max(1000, _SAMPLE_CELLS // len(names)))
         inputs, labels = np.zeros(rows, np.uint64), np.zeros(rows, np.uint64)
         sampled: dict[str, np.ndarray] = {}
         for name in names:

@@ -215,8 +215,7 @@ def _open(path: str, mode: str) -> Any:
 def _write(path: str, text: str) -> None:
     try:
         if is_remote(path):
-            with _open(path, "w") as file:
-                file.write(text)
+            _write_remote(path, text)
             return
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         with open(f"{path}.tmp", "w", encoding="utf-8") as file:
@@ -225,3 +224,13 @@ def _write(path: str, text: str) -> None:
     except OSError as error:
         why = error.strerror or error
         raise UserError(f"--data_report: cannot write {path}: {why}. Name another folder: --data_report=FOLDER.") from None
+
+
+def _write_remote(path: str, text: str) -> None:
+    import tensorflow as tf
+
+    try:
+        with _open(path, "w") as file:
+            file.write(text)
+    except tf.errors.OpError as error:
+        raise OSError(str(error).splitlines()[0]) from None
