@@ -89,11 +89,11 @@ def _one_line(what: str) -> Iterator[None]:
 
 def _transient() -> tuple[type[Exception], ...]:
     """Return what another attempt at a whole file may mend: a damaged one, and a session that broke."""
-    from google.api_core.exceptions import RetryError, ServerError
+    from google.api_core.exceptions import ServerError
     from google.cloud.storage import exceptions
     from requests.exceptions import RequestException
 
-    return (exceptions.DataCorruption, exceptions.InvalidResponse, ServerError, RetryError, RequestException, _Damaged)
+    return (exceptions.DataCorruption, exceptions.InvalidResponse, ServerError, RequestException, _Damaged)
 
 
 class _Damaged(Exception):
@@ -101,14 +101,16 @@ class _Damaged(Exception):
 
 
 def _attempts(what: str, once: Callable[[], Any]) -> Any:
+    from google.api_core.exceptions import RetryError
+
+    from .submitting import sdk
+
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return once()
-        except _transient() as error:
-            if attempt == ATTEMPTS:
-                from .submitting import sdk
-
-                raise TransferError(f"{what}: {sdk.reason(error)} ({ATTEMPTS} attempts). Start again; what is whole is kept.") from None
+        except (*_transient(), RetryError) as error:
+            if attempt == ATTEMPTS or isinstance(error, RetryError):  # the client has asked for RETRY_SECONDS already
+                raise TransferError(f"{what}: {sdk.reason(error)}. Start again; what is whole is kept.") from None
             time.sleep(0.2 * attempt)
 
 
