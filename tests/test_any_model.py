@@ -351,7 +351,7 @@ def test_killed_and_resumed_it_ends_with_the_same_weights_and_serves_them(name, 
 
 @pytest.mark.slow
 @pytest.mark.multiworker
-@pytest.mark.parametrize(("name", "count"), [(n, 2) for n in MODELS] + [(n, 3) for n in MODELS if "EXACT = True" in MODELS[n]])
+@pytest.mark.parametrize(("name", "count"), [(n, 2) for n in MODELS] + [(n, 3) for n in ("functional", "two_outputs", "normalised")])
 def test_several_workers_train_it(name, count, zoo, tmp_path):
     alone = train(zoo, name, tmp_path / "alone")
     hosts = [f"127.0.0.1:{port}" for port in free_ports(count)]

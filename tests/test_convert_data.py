@@ -60,6 +60,7 @@ def test_round_trips_give_the_same_rows(trainer, tmp_path):
             assert texts_of(tmp_path / f"back-{format}-{compress}")[0] == plain, folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainer", FIRST_TRAINER)
 def test_every_format_trains_to_the_same_ledger(trainer, tmp_path):
     from importlib import import_module

@@ -590,6 +590,7 @@ def test_taxifare_trains_alike_on_every_format(tmp_path):
     assert len(set(found.values())) == 1, found
 
 
+@pytest.mark.slow
 def test_stackoverflow_trains_alike_on_every_format(tmp_path):
     rows = [[f"how to loop {i} {word}", word] for i in range(40) for word in ("python", "sql")]
     rows.sort(key=lambda row: (row[1], row[0]))

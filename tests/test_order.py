@@ -193,14 +193,17 @@ FOUND: set[str] = set()
 # ------------------------------------------------------------------ files that change, disks that are full
 
 
-def test_runs_share_a_cache_by_its_key(tmp_path, run_trainer):
-    flags = ["--in_memory=no", f"--cache_dir={tmp_path / 'cache'}", "--epochs=1", "--num_evals=1"]
-    first = run_trainer("taxifare", f"--output_dir={tmp_path / 'a'}", *flags)
-    assert "cache: preparing the training rows once" in first.stdout
-    again = run_trainer("taxifare", f"--output_dir={tmp_path / 'b'}", *flags, "--lr=0.001")
-    assert "cache: 1600 training rows, prepared by an earlier run" in again.stdout
-    other = run_trainer("taxifare", f"--output_dir={tmp_path / 'c'}", *flags, "--nbuckets=5")  # prepares other features
-    assert "cache: preparing the training rows once" in other.stdout
+def test_runs_share_a_cache_by_its_key(tmp_path, capsys):
+    from taxifare.trainer.task import main
+
+    def said(name, *flags):
+        more = ["--in_memory=no", f"--cache_dir={tmp_path / 'cache'}", "--num_examples_to_train_on=480", "--num_evals=1"]
+        main([f"--output_dir={tmp_path / name}", *more, *flags])
+        return capsys.readouterr().out
+
+    assert "cache: preparing the training rows once" in said("a", "--epochs=1")
+    assert "cache: 1600 training rows, prepared by an earlier run" in said("b", "--lr=0.001")
+    assert "cache: preparing the training rows once" in said("c", "--nbuckets=5")  # prepares other features
 
 
 def test_a_disk_without_room_is_refused_before_anything_is_prepared(tmp_path, monkeypatch):

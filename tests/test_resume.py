@@ -63,6 +63,7 @@ def draw_moments(seed: int) -> list[str]:
     return [*moments, "export", "export"]
 
 
+@pytest.mark.slow
 def test_ten_kills(unbroken, tmp_path):
     trainer, reference, reference_ledger = unbroken
     output, events, draw = tmp_path / "out", tmp_path / "events", random.Random(7)
