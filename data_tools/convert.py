@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import fcntl
 import importlib
-import math
 import os
 import re
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,7 +29,7 @@ from vertex_runtime.errors import FAILED, UserError, run_as_program
 from vertex_runtime.reporting import log
 from vertex_runtime.strategy import import_tensorflow
 
-from . import manifest
+from . import ended_by_signals, manifest, see_that_it_is_local
 from .dealing import Shuffle, in_turn
 from .writers import WRITERS, check, schema_of, suffix
 
@@ -74,8 +71,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             raise UserError(f"--shards must be 1 to {LARGEST_SHARDS}; got {options.shards}.")
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", options.prefix):
             raise UserError(f"--prefix must be the start of a file's name, letters, digits and . _ -; got {options.prefix!r}.")
-        if "://" in options.to:
-            raise UserError(f"--to must be a folder of this machine; got {options.to}. Copy it there with gcloud storage cp afterwards.")
+        see_that_it_is_local(options.to)
     return options
 
 
@@ -96,17 +92,10 @@ def columns_of(trainer: str) -> tuple[tuple[Column, ...], tuple[str, ...]]:
     own = [value for value in vars(task).values() if isinstance(value, type) and issubclass(value, CommonHyperparameters)]
     hyperparameters = next((value for value in own if value is not CommonHyperparameters), CommonHyperparameters)
     model = contract.load_module(f"{trainer.rstrip('/')}.trainer.model", hyperparameters)
-    columns = tuple(_keeping_gaps(column) for column in model.columns)
+    columns = tuple(column.keeping_gaps() for column in model.columns)  # it means the same to a trainer whose COLUMNS change later
     if not columns or not model.labels:
         raise UserError(f"{trainer} reads its rows in a way of its own, not by COLUMNS and LABEL. Name a trainer that has them.")
     return columns, model.labels
-
-
-def _keeping_gaps(column: Column) -> Column:
-    """A cell that stays missing means the same to a trainer whose COLUMNS change later."""
-    if column.missing is None:
-        return column
-    return dataclasses.replace(column, missing="" if column.is_text else math.nan)
 
 
 def convert(options: argparse.Namespace) -> dict[str, Any]:
@@ -263,14 +252,6 @@ def _staging(target: str, named: str) -> Iterator[str]:
         lock.close()
 
 
-class _Ended(BaseException):
-    """SIGTERM came."""
-
-
-def _end(number: int, frame: Any) -> None:
-    raise _Ended
-
-
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Convert, or verify; return the manifest.
 
@@ -282,15 +263,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         found = manifest.verify(options.verify)
         log("INFO", f"{options.verify}: {found['rows']:,} rows in {len(found['shards'])} files, all as {manifest.NAME} says")
         return found
-    before = signal.signal(signal.SIGTERM, _end)
-    try:
+    left = f"nothing was left in {options.to}."
+    with ended_by_signals(f"ended by SIGTERM; {left}", f"interrupted; {left}"):
         found = convert(options)
-    except _Ended:
-        raise UserError(f"ended by SIGTERM; nothing was left in {options.to}.", 128 + signal.SIGTERM) from None
-    except KeyboardInterrupt:
-        raise UserError(f"interrupted; nothing was left in {options.to}.", 128 + signal.SIGINT) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
     size = sum(shard["bytes"] for shard in found["shards"])
     log("INFO", f"{options.to}: {found['rows']:,} rows in {len(found['shards'])} {options.format} files, {size:,} bytes, {manifest.NAME}")
     return found

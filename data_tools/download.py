@@ -17,7 +17,6 @@ import http.client
 import json
 import os
 import re
-import signal
 import socket
 import sys
 import time
@@ -29,6 +28,8 @@ from typing import Any, BinaryIO
 
 from vertex_runtime.errors import FAILED, UserError, run_as_program
 from vertex_runtime.reporting import log
+
+from . import ended_by_signals, see_that_it_is_local
 
 URL = "https://storage.googleapis.com/download.tensorflow.org/data/stack_overflow_16k.tar.gz"
 ATTEMPTS = 6  # without a single new byte
@@ -44,10 +45,6 @@ class _Broken(Exception):
 
 class _NoNetwork(_Broken):
     """The server's name is not known, which soon another attempt will not change."""
-
-
-class _Ended(BaseException):
-    """SIGTERM came."""
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -69,8 +66,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         raise UserError(f"--table must look like project.dataset.table; got {options.table!r}.")
     if not re.match(r"https?://[^/]+/.*[^/]$", options.url):
         raise UserError(f"--url must be an http or https address of a file; got {options.url!r}.")
-    if "://" in options.to:
-        raise UserError(f"--to must be a folder of this machine; got {options.to}. Copy it there with gcloud storage cp afterwards.")
+    see_that_it_is_local(options.to)
     return options
 
 
@@ -315,10 +311,6 @@ def _see_that_it_is_whole(path: str, name: str) -> None:
 # ------------------------------------------------------------------ the program
 
 
-def _end(number: int, frame: Any) -> None:
-    raise _Ended
-
-
 def main(argv: Sequence[str] | None = None) -> list[str]:
     """Download and return the paths of the files.
 
@@ -326,16 +318,12 @@ def main(argv: Sequence[str] | None = None) -> list[str]:
         UserError: anything that the user can mend.
     """
     options = parse(argv)
-    before = signal.signal(signal.SIGTERM, _end)
+    kept = f"ended by a signal. What is in {options.to} is kept; a new start goes on from there."
     try:
-        return _DATA[options.data](options)
-    except (KeyboardInterrupt, _Ended) as error:
-        code = 128 + (signal.SIGTERM if isinstance(error, _Ended) else signal.SIGINT)
-        raise UserError(f"ended by a signal. What is in {options.to} is kept; a new start goes on from there.", code) from None
+        with ended_by_signals(kept, kept):
+            return _DATA[options.data](options)
     except OSError as error:
         raise UserError(f"--to: {error.filename or options.to}: {error.strerror or error}. Name another folder.", FAILED) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _stackoverflow(options: argparse.Namespace) -> list[str]:

@@ -84,7 +84,7 @@ def test_every_format_trains_to_the_same_ledger(trainer, tmp_path):
 @pytest.fixture
 def odd(monkeypatch):
     """A trainer whose rows hold what formats trip over."""
-    monkeypatch.setattr(convert, "columns_of", lambda name: (tuple(convert._keeping_gaps(column) for column in COLUMNS), ("label",)))
+    monkeypatch.setattr(convert, "columns_of", lambda name: (tuple(column.keeping_gaps() for column in COLUMNS), ("label",)))
 
 
 def odd_rows():
@@ -192,7 +192,7 @@ def test_a_table_becomes_files(tmp_path, monkeypatch):
     from bigquery_stand_in import Behaviour, StandIn
 
     columns = (Number("fare", missing=0.0), Category("label"))
-    monkeypatch.setattr(convert, "columns_of", lambda name: (tuple(map(convert._keeping_gaps, columns)), ("label",)))
+    monkeypatch.setattr(convert, "columns_of", lambda name: (tuple(column.keeping_gaps() for column in columns), ("label",)))
     table = pa.table({"fare": [1.5, None, 2.5] * 50, "unread": ["x"] * 150, "label": ["a", "b", "c"] * 50})
     with StandIn() as server:
         server.behaviour = Behaviour({("p", "taxi", "trips"): table})

@@ -308,7 +308,7 @@ def test_missing_cells_are_counted_though_a_value_stands_for_them(tmp_path):
     ]
     path = tmp_path / "train.csv"
     path.write_text("\n".join(lines) + "\n")
-    marked = [data_report_run._marked(column) for column in columns]
+    marked = [column.keeping_gaps() for column in columns]
     found = collect({"training": data.read(str(path), marked, ["label"], data.BadRows("collect"))}, columns, ("label",))
     assert {name: column["parts"]["training"]["missing"] for name, column in found.columns.items()} == {
         "x": 25,

@@ -7,15 +7,14 @@ fills the cache as it goes.
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from .ahead import in_threads
 from .columns import Column
 from .data import Chunk
 from .errors import UserError
@@ -132,23 +131,16 @@ class CsvBlocks:
     def __init__(self, found: Index, parse: Callable[[bytes, int], Chunk], prepare: Callable[[Chunk], list[np.ndarray]], rows: int):
         self.index, self.parse, self.prepare = found, parse, prepare
         self.together = max(1, rows // found.block_rows)
-        self.threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
     def prepared(self, blocks: Sequence[int]) -> Iterator[tuple[int, list[np.ndarray]]]:
         """Yield (block, its prepared rows) for the blocks asked for, in their order, some of them ahead in threads."""
         parts = [blocks[i : i + self.together] for i in range(0, len(blocks), self.together)]
-        with ThreadPoolExecutor(self.threads) as pool:
-            waiting: collections.deque = collections.deque()
-            for part in [*parts, *[None] * (self.threads + 1)]:
-                if part is not None:
-                    waiting.append((part, pool.submit(self._prepared, part)))
-                if waiting and (part is None or len(waiting) > self.threads):
-                    done, rows = waiting.popleft()
-                    values, start = rows.result(), 0
-                    for block in done:
-                        end = start + self.index.rows(block)
-                        yield block, [column[start:end] for column in values]
-                        start = end
+        for part, values in zip(parts, in_threads(self._prepared, parts)):
+            start = 0
+            for block in part:
+                end = start + self.index.rows(block)
+                yield block, [column[start:end] for column in values]
+                start = end
 
     def _prepared(self, blocks: Sequence[int]) -> list[np.ndarray]:
         texts: list[bytes] = []

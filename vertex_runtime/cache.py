@@ -14,7 +14,6 @@ import mmap
 import os
 import shutil
 import tempfile
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -108,7 +107,7 @@ class Cache:
         self.layout, self.schema, self.folder, self.name = layout, layout.schema(), folder, name
         self.places: dict[int, tuple[int, int]] = {}  # block -> (offset, bytes)
         self.rows: dict[int, int] = {}
-        self.end, self.lock = 0, threading.Lock()
+        self.end = 0
         try:
             self.file, self.path = tempfile.mkstemp(".arrow", "rows-", folder)
         except OSError as error:
@@ -134,7 +133,7 @@ class Cache:
         found.layout, found.schema, found.folder, found.name = layout, layout.schema(), folder, name
         found.places = {block: (offset, size) for block, offset, size, _ in said["blocks"]}
         found.rows = {block: rows for block, _, _, rows in said["blocks"]}
-        found.file, found.end, found.lock, found.path = handle, said["bytes"], threading.Lock(), ""
+        found.file, found.end, found.path = handle, said["bytes"], ""
         os.utime(index)  # tells which caches are still in use
         return found
 
@@ -157,18 +156,15 @@ class Cache:
         self.places[block], self.rows[block] = (offset, message.size), len(values[0])
 
     def _append(self, message: pa.Buffer) -> int:
-        with self.lock:
-            offset, view = self.end, memoryview(message)
-            try:
-                while view:
-                    written = os.pwrite(self.file, view, self.end)
-                    self.end, view = self.end + written, view[written:]
-            except OSError as error:
-                raise UserError(
-                    f"cannot keep prepared rows in {self.folder}: {error.strerror} after {self.end:,} bytes. "
-                    "Name a folder with room: --cache_dir."
-                ) from None
-            return offset
+        offset, view = self.end, memoryview(message)
+        try:
+            while view:
+                written = os.pwrite(self.file, view, self.end)
+                self.end, view = self.end + written, view[written:]
+        except OSError as error:
+            text = f"cannot keep prepared rows in {self.folder}: {error.strerror} after {self.end:,} bytes"
+            raise UserError(f"{text}. Name a folder with room: --cache_dir.") from None
+        return offset
 
     def read(self, blocks: Sequence[int], columns: Sequence[np.ndarray], start: int) -> None:
         """Read blocks one after the other into arrays, from row `start` on.
@@ -187,16 +183,14 @@ class Cache:
                 column[start:end] = self.layout.values(batch, i)
             start = end
 
-    def finish(self, facts: dict[str, Any] | None = None) -> None:
+    def finish(self) -> None:
         """Give a named cache its name and its index, the index last, so that half a cache is never taken for one."""
         if self.name is None:
             return
-        with self.lock:
-            os.pwrite(self.file, b"\xff\xff\xff\xff\0\0\0\0", self.end)  # the end of an Arrow IPC stream
-            self.end += 8
-            os.fsync(self.file)
+        self._append(pa.py_buffer(b"\xff\xff\xff\xff\0\0\0\0"))  # the end of an Arrow IPC stream
+        os.fsync(self.file)
         blocks = [[block, *self.places[block], self.rows[block]] for block in self.places]
-        said = {"format": FORMAT, "bytes": self.end, "rows": self.count, "blocks": blocks, **(facts or {})}
+        said = {"format": FORMAT, "bytes": self.end, "rows": self.count, "blocks": blocks}
         index = os.path.join(self.folder, f"{self.name}.json")
         os.rename(self.path, os.path.join(self.folder, f"{self.name}.arrow"))
         with open(f"{self.path}.json", "w") as file:

@@ -6,6 +6,7 @@ the column's own rule is applied: `missing=None` is an error, any other value ta
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Sequence
@@ -61,6 +62,12 @@ class Column:
     def answered(self) -> Any:
         """What stands for a missing cell in a request; None: nothing does."""
         return self.default if self.missing is None else self.missing
+
+    def keeping_gaps(self) -> Column:
+        """Return a column whose missing cells stay what they are, NaN or an empty text, whatever takes their place otherwise."""
+        if self.missing is None:
+            return self
+        return dataclasses.replace(self, missing="" if self.is_text else math.nan)
 
     def spec(self) -> Any:
         """Return the `tf.TensorSpec` of the column's input in a request: [rows]."""

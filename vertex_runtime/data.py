@@ -82,7 +82,7 @@ def expand(paths: Sequence[str], flag: str) -> list[str]:
     """
     found: list[str] = []
     for path in (part for given in paths for part in given.split(",") if part):
-        if path.startswith("bq://"):
+        if is_table(path):
             found.append(path)
             continue
         local, part = split_part(resolve_uri(path))

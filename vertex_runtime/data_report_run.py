@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -79,13 +78,13 @@ def gather(contract: Contract, hp: Any, options: RunOptions, env: Environment, s
     Raises:
         UserError: what the run itself would end with, but for bad rows.
     """
-    from . import inputs
+    from . import locations
     from .formats import Reading
     from .splits import make_split
 
     reading = Reading(env.data_format, options.row_filter)
     contract = contract.with_reading(reading)
-    train, evaluation, test, synthetic = inputs.data_paths(contract, hp, options, env)
+    train, evaluation, test, synthetic = locations.data_paths(contract, hp, options, env)
     files = {"training": train, "evaluation": evaluation, **({"test": test} if test else {})}
     bad = {name: BadRows("collect") for name in files}
     parts = {name: _chunks(contract, hp, paths, name == "training", bad[name], reading) for name, paths in files.items()}
@@ -117,7 +116,7 @@ def _chunks(contract: Contract, hp: Any, files: Sequence[str], training: bool, b
     if "source" in contract.given:
         yield from sources.IndexedSource(contract.source(files, hp)).chunks() if files else ()
         return
-    columns = [_marked(column) for column in contract.columns]
+    columns = [column.keeping_gaps() for column in contract.columns]
     for path in files:
         own, count = "read" in contract.given, 0
         for chunk in contract.read(path, bad) if own else read(path, columns, contract.labels, bad, reading):
@@ -137,13 +136,6 @@ def _within(chunks: Iterator[Chunk], seconds: float | None) -> Iterator[Chunk]:
         yield chunk
         if seconds is not None and time.monotonic() > start + seconds:
             return
-
-
-def _marked(column: Any) -> Any:
-    """Return a column whose missing cells are told from those that hold what stands for a missing cell."""
-    if column.missing is None:
-        return column
-    return dataclasses.replace(column, missing="" if column.is_text else math.nan)
 
 
 def _bare(chunk: Chunk, contract: Contract) -> Chunk:

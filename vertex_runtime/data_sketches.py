@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from .hashing import mix
+
 MOST_ROWS = 1 << 20  # different rows of a part that are held as hashes (40 bytes each); beyond that a share of them is
 MOST_VALUES = 1000  # different values of a column that are counted one by one
 SAMPLE_ROWS = 10_000  # rows of a part that quantiles, plots and drift go by
@@ -22,13 +24,6 @@ Array = np.ndarray
 
 
 # ------------------------------------------------------------------ hashes
-
-
-def mix(values: Array) -> Array:
-    """Spread 64-bit values over all 64 bits: the finaliser of SplitMix64 (Steele, Lea, Flood 2014), [n] uint64."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
 
 
 def combine(first: Array, second: Array) -> Array:

@@ -52,7 +52,7 @@ class Inputs:
         held: ExitStack,
         beat: Callable[[], None] = lambda: None,
     ):
-        self.hp, self.options, self.workers, self.beat = hp, options, env.worker_count, beat
+        self.hp, self.options, self.beat = hp, options, beat
         self.reading = Reading(env.data_format, options.row_filter)
         contract = contract.with_reading(self.reading)
         train, evaluation, test, self.synthetic = data_paths(contract, hp, options, env)
@@ -106,26 +106,25 @@ class Inputs:
         """Return the files that a part's rows come from."""
         return self.paths["training" if name == "evaluation" and self.split else name]
 
-    def _read(self, name: str, paths: Sequence[str] | None = None) -> Iterator[data.Chunk]:
-        """Yield the raw chunks of a part, or of some of its files, before any split."""
-        source, whole = self._source(name), paths is None
-        paths, rows = self._paths(name) if whole else paths, 0
+    def _read(self, name: str) -> Iterator[data.Chunk]:
+        """Yield the raw chunks of a part, before any split."""
+        source, paths, rows = self._source(name), self._paths(name), 0
         bad = self.bad if source is not None else data.BadRows(self.options.bad_rows)
         for chunk in source.chunks() if source is not None else (c for path in paths for c in self.contract.read(path, bad)):
             self.beat()
             rows += rows_of(chunk)
             yield chunk
         where = paths[0] + (f" and {len(paths) - 1} more files" if len(paths) > 1 else "") if paths else ""
-        if whole and paths and not rows:
+        if paths and not rows:
             found = f"{bad} and no others" if bad.reasons else "no rows"
             raise UserError(f"the {name} data holds {found}: {where}. Name files with rows.")
         if bad is not self.bad and bad.reasons and (key := "|".join(paths)) not in self.reported:
             self.reported.add(key)
             log("WARNING", f"{bad} in {where}")
 
-    def _part(self, name: str, paths: Sequence[str] | None = None) -> Iterator[data.Chunk]:
-        """Yield a part's raw chunks, or those of some of its files."""
-        chunks = self._read(name, paths)
+    def _part(self, name: str) -> Iterator[data.Chunk]:
+        """Yield a part's raw chunks."""
+        chunks = self._read(name)
         return self.split.part(chunks, name == "evaluation") if self.split and name != "test" else chunks
 
     def _infer_inputs(self) -> None:
@@ -187,6 +186,7 @@ class Inputs:
         with only_one(folder, key, self.beat) if key else nullcontext():
             if key and (found := Cache.open(layout, folder, key)):
                 log("INFO", f"cache: {found.count} {name} rows, prepared by an earlier run, are taken from {folder}")
+                self.held.callback(found.close)
                 self._sample(self._part(name), sampler)
                 return CachedRows(found, found.count, each, see=self.watch.see)
             if size > (free := room(folder)):
@@ -205,7 +205,7 @@ class Inputs:
             if not cache.count:
                 raise UserError(f"the {name} data has no rows.")
             self.watch.see()
-            cache.finish({"contract": self.contract.name, "part": name})
+            cache.finish()
             log("INFO", f"cache: {cache.count} rows in {cache.end / 2**30:.2f} GiB, {time.monotonic() - started:.1f} s")
         return CachedRows(cache, cache.count, each, see=self.watch.see)
 

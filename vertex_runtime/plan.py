@@ -59,7 +59,6 @@ def look(contract: Contract, hp: Any, options: RunOptions, env: Environment) -> 
     if hp.eval_fraction and not evaluation:
         kept = round(sum(counts) * hp.eval_fraction)
         eval_counts, counts, exact = [kept], [sum(counts) - kept], False
-    cached = is_too_large(contract, hp, options, train, sum(counts))
     replicas = env.worker_count * int(os.environ.get("TRAINER_DEVICES") or 1)
     strategy = SimpleNamespace(num_replicas_in_sync=replicas)
     wanted = SimpleNamespace(contract=contract, hp=hp, options=options, env=env, strategy=strategy)
@@ -67,7 +66,7 @@ def look(contract: Contract, hp: Any, options: RunOptions, env: Environment) -> 
     return {
         "files": train, "bytes": data.total_bytes(train), "rows": sum(counts), "evaluation_rows": sum(eval_counts), "exact": exact,
         "classes": {name.decode("utf-8", "replace"): number for name, number in sorted(labels.items())},
-        "bad_rows": sum(bad.reasons.values()), "synthetic": synthetic, "in_memory": not cached,
+        "bad_rows": sum(bad.reasons.values()), "synthetic": synthetic,
         "replicas": replicas, "total_steps": plan.total_steps, "batch_size": plan.batch_size,
         "evaluations": len(plan.evaluation_steps()), "jit_compile": bool(plan.jit_compile),
     }  # fmt: skip
@@ -87,23 +86,3 @@ def _lengths(contract: Contract, hp: Any, train: list[str], evaluation: list[str
             made = lambda _, files=files, epoch=epoch: contract.dataset(files, hp, epoch)  # noqa: E731
             counts.append([sources.DatasetSource(made, epoch is not None).count])
     return counts[0], counts[1]
-
-
-def is_too_large(contract: Contract, hp: Any, options: RunOptions, train: list[str], rows: int) -> bool:
-    """Estimate whether the rows will be too many, when prepared, to be held in memory: by a model learnt of the first chunk alone."""
-    from . import data, inputs
-    from .errors import UserError
-    from .rows import Preparer, count_rows, prepared_bytes
-
-    if options.in_memory != "auto":
-        return options.in_memory == "no"
-    if "dataset" in contract.given:
-        return True
-    if "source" in contract.given or data.total_bytes(train) < inputs.IN_MEMORY_BYTES // 100:
-        return False  # nothing grows a hundredfold
-    first = next(iter(contract.read(train[0], data.BadRows("skip"))))
-    try:
-        prepared = Preparer(contract, hp, inputs.learn(contract, hp, lambda: iter([first])))(data.take(first, slice(0, 256)))
-    except UserError:
-        return data.total_bytes(train) > inputs.IN_MEMORY_BYTES
-    return rows * prepared_bytes(prepared) / max(1, count_rows(prepared)) > inputs.IN_MEMORY_BYTES

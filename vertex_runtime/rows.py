@@ -9,13 +9,13 @@ import collections
 import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
 
+from .ahead import CORES, in_threads
 from .cache import Cache
 from .columns import Image
 from .contract import Contract
@@ -110,16 +110,8 @@ class Preparer:
 
         Unless chunks are to stay `whole`, one of images is cut into parts, so that all threads have work at once.
         """
-        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        with ThreadPoolExecutor(threads) as pool:
-            waiting: collections.deque = collections.deque()
-            for chunk in chunks:
-                for part in [chunk] if whole else self._parts(chunk, threads):
-                    waiting.append(pool.submit(self, part, training))
-                    if len(waiting) > 2 * threads:
-                        yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+        parts = (part for chunk in chunks for part in ([chunk] if whole else self._parts(chunk, CORES)))
+        yield from in_threads(lambda part: self(part, training), parts)
 
     def _parts(self, chunk: Chunk, parts: int) -> Iterator[Chunk]:
         if not any(isinstance(column, Image) for column in self.contract.columns):

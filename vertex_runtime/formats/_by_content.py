@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..hashing import mix
 from ..reporting import log
 
 BLOCK_BYTES = 4 << 20
@@ -100,13 +101,6 @@ def _deal(rows: Iterator[pa.RecordBatch], folder: str, limit: int, used: int) ->
 def _spilled(file: str) -> Iterator[pa.RecordBatch]:
     with pa.OSFile(file, "rb") as source, pa.ipc.open_stream(source) as reader:
         yield from reader
-
-
-def mix(values: np.ndarray) -> np.ndarray:
-    """Spread every bit over all others (the finaliser of SplitMix64)."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
 
 
 def hash_cells(values: pa.Array) -> np.ndarray:

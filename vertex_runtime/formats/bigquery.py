@@ -35,9 +35,10 @@ import pyarrow.compute as pc
 from ..columns import Column, Date, Image, Number
 from ..environment import quoted
 from ..errors import FAILED, UserError
+from ..hashing import mix
 from ..reporting import log
 from . import Raw, Reading
-from ._by_content import HASH, hash_cells, in_order, mix
+from ._by_content import HASH, hash_cells, in_order
 
 NAMES = ("bigquery",)
 SUFFIXES = ()
