@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,6 +37,18 @@ def clean_environment() -> Iterator[None]:
     _forget_service_variables()
     yield
     _forget_service_variables()
+
+
+@contextlib.contextmanager
+def running(server: Any) -> Iterator[Any]:
+    """Let a server of the standard library serve in a thread while the block lasts."""
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
 
 
 def _forget_service_variables() -> None:

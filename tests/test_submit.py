@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, running
 from test_cloud_support import REAL, Service, call, gcloud_variables, needs_gcloud, plain, script, serving
 
 from vertex_local import spec
@@ -346,12 +346,8 @@ def crc32c(content: bytes) -> str:
 
 @pytest.fixture
 def bucket() -> Iterator[Bucket]:
-    with Bucket() as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
+    with Bucket() as server, running(server):
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def test_an_upload_is_verified_and_never_replaces_another_package(tmp_path, bucket):
