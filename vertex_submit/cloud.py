@@ -1,10 +1,9 @@
-"""What the submitting scripts share: real settings, gcloud and REST, what was sent kept in files, and following a job."""
+"""What the submitting scripts share: their flags and settings, the check, programs, what is kept in files, following a job."""
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 import shlex
 import shutil
@@ -12,9 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -82,11 +79,11 @@ def gcloud_endpoint() -> str | None:
     return os.environ.get("CLOUDSDK_API_ENDPOINT_OVERRIDES_AIPLATFORM")
 
 
-def place(folder: str | Path, given: Mapping[str, str], needed: Sequence[str], free: bool) -> dict[str, str]:
+def load_settings(folder: str | Path, given: Mapping[str, str], needed: Sequence[str], placeholders: bool) -> dict[str, str]:
     """Return all settings, of which those `needed` are there.
 
     Args:
-        free: take the project's placeholders, too: nothing will leave this machine.
+        placeholders: take those that the project comes with, too: nothing will leave this machine.
 
     Raises:
         SettingsError: one is missing, or still the placeholder that the project comes with.
@@ -96,24 +93,19 @@ def place(folder: str | Path, given: Mapping[str, str], needed: Sequence[str], f
     for name in needed:
         if name not in values:
             raise settings.SettingsError(f"--{name}: not set: give it, or put it into {path}.")
-        if values[name] in settings.PLACEHOLDERS and not free:
+        if values[name] in settings.PLACEHOLDERS and not placeholders:
             raise settings.SettingsError(f"--{name}: {values[name]} is a placeholder: put your own into {path}, or give --{name}.")
     return values
 
 
-def refuse_placeholders(text: str, name: str) -> None:
-    """Raise a SettingsError if what is to be sent still holds a placeholder."""
-    for number, line in enumerate(text.splitlines(), 1):
-        for placeholder in settings.PLACEHOLDERS:
-            if placeholder in line.partition(" #")[0] and not line.lstrip().startswith("#"):
-                remedy = f"put your own into {Path(name).parent / 'settings.yaml'}, or into the file"
-                raise settings.SettingsError(f"{name}:{number}: {placeholder} is a placeholder: {remedy}.")
+def check(file: Path, values: Mapping[str, str]) -> None:
+    """Run `python -m vertex_local check` on the very file that will be sent; raise a ValueError if it finds a reason not to.
 
-
-def check(path: str, given: Mapping[str, str], extra: Sequence[str]) -> None:
-    """Run `python -m vertex_local check` before anything is paid for; raise a ValueError if it finds a reason not to submit."""
-    words = ["check", path, f"--project_dir={Path(__file__).resolve().parents[1]}", *(f"--{name}={value}" for name, value in given.items())]
-    words += ["--", *extra] if extra else []
+    Args:
+        values: the settings, which are those of the user's file: none lie beside this one.
+    """
+    given = [f"--{name}={values[name]}" for name in settings.NAMES if name in values]
+    words = ["check", str(file), f"--project_dir={Path(__file__).resolve().parents[1]}", *given]
     print(command(["python", "-m", "vertex_local", *words]), flush=True)
     if subprocess.run([sys.executable, "-m", "vertex_local", *words], stdin=subprocess.DEVNULL).returncode:
         raise ValueError("not submitted, for the reasons above; --no_check submits all the same.")
@@ -138,7 +130,7 @@ def command(words: Sequence[str]) -> str:
     return f"$ {shlex.join(words)}"
 
 
-def run(words: Sequence[str], *, say: bool = True) -> str:
+def run(words: Sequence[str], *, show: bool = True) -> str:
     """Print a command, run it, and return what it wrote to stdout.
 
     Raises:
@@ -146,7 +138,7 @@ def run(words: Sequence[str], *, say: bool = True) -> str:
     """
     if shutil.which(words[0]) is None:
         raise CloudError(f"{words[0]} is not on PATH: install it, or give --dry_run to see what would be sent.")
-    if say:
+    if show:
         print(command(words), flush=True)
     done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
@@ -156,51 +148,9 @@ def run(words: Sequence[str], *, say: bool = True) -> str:
     return done.stdout
 
 
-def token() -> str | None:
-    """Return the access token that gcloud would send; None where gcloud is told to send none."""
-    if os.environ.get("CLOUDSDK_AUTH_DISABLE_CREDENTIALS", "").lower() in ("1", "true", "yes", "on"):
-        return None
-    file = os.environ.get("CLOUDSDK_AUTH_ACCESS_TOKEN_FILE")
-    return Path(file).read_text(encoding="utf-8").strip() if file else run(["gcloud", "auth", "print-access-token"], say=False).strip()
-
-
-def post(url: str, body: str, bearer: str | None) -> dict[str, Any]:
-    """POST JSON text and return the answer; raise a CloudError with the service's own message."""
-    if bearer and not url.startswith("https://") and not is_local(url):
-        raise CloudError(f"{url}: an access token is not sent over plain HTTP; use https://.")
-    headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {bearer}"} if bearer else {})}
-    request = urllib.request.Request(url, body.encode(), headers)
-    try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.load(answer)
-    except urllib.error.HTTPError as error:
-        text = error.read().decode(errors="replace")
-        try:
-            text = json.loads(text)["error"]["message"]
-        except (ValueError, KeyError, TypeError):
-            pass  # not the API's form: shown as it is
-        raise CloudError(f"{url} answered {error.code}: {' '.join(text.split())[:2000]}") from None
-    except ValueError as error:
-        raise CloudError(f"{url} answered with something else than JSON: {error}") from None
-
-
-def api_url(region: str) -> str:
-    """Return the service's address for a region, with a slash at its end: gcloud's override, else Google's."""
-    return (gcloud_endpoint() or f"https://{region}-aiplatform.googleapis.com").rstrip("/") + "/"
-
-
 def console(values: Mapping[str, str], number: str) -> str:
     """Return the console's page of a training job, tuning job or pipeline."""
     return f"https://console.cloud.google.com/agent-platform/locations/{values['region']}/training/{number}?project={values['project']}"
-
-
-def tell(what: str, name: str, values: Mapping[str, str], state: str, logs: str, cancel: str) -> None:
-    """Print what was submitted under which name, where to see it, and the commands for its logs and its end."""
-    print(f"submitted {what} {name}")
-    for label, text in (("state", state), ("console", console(values, name.rpartition("/")[2])), ("logs", logs), ("cancel", cancel)):
-        if text:
-            print(f"  {label:8s}{text}")
-    sys.stdout.flush()
 
 
 def plain_state(job: Mapping[str, Any]) -> str:
@@ -208,33 +158,54 @@ def plain_state(job: Mapping[str, Any]) -> str:
     return str(job.get("state", "PENDING")).removeprefix("JOB_STATE_").removeprefix("PIPELINE_STATE_")
 
 
-def follow(look: Callable[[], Mapping[str, Any]], every: float, cancel: threading.Event, detail: Callable[[Mapping[str, Any]], str]) -> int:
-    """Look at a job every so many seconds until it has ended, with one progress line; return 0 if it succeeded.
+def follow(
+    get_job: Callable[[], Mapping[str, Any]], every: float, cancel: threading.Event, detail: Callable[[Mapping[str, Any]], str]
+) -> int:  # fmt: skip
+    """Ask for a job every so many seconds until it has ended, with one progress line; return 0 if it succeeded.
 
     On a terminal the line is rewritten, else there is a new one at each change. Ending this does not end the job.
+
+    Raises:
+        CloudError: PATIENCE questions in a row failed.
     """
-    start, last, failures, job, live = time.monotonic(), "", 0, {}, sys.stdout.isatty()
+    show, failures = _ProgressLine(), 0
     while True:
         try:
-            job, failures = look(), 0
+            job, failures = get_job(), 0
         except CloudError as error:
             failures += 1
             if failures >= PATIENCE:
                 raise CloudError(f"gave up following, the job goes on: {error}") from None
-        state = plain_state(job)
-        line = " ".join(filter(None, (state.lower(), detail(job))))
-        if live:
-            print(f"\r\033[K{line}, {time.monotonic() - start:.0f} s", end="", flush=True)
-        elif line != last:
-            print(f"{line}, {time.monotonic() - start:.0f} s", flush=True)
-        last = line
-        if state in DONE or cancel.is_set() or cancel.wait(every):
-            break
-    if live:
-        print()
-    if state not in DONE:
-        print("stopped following; the job goes on.", file=sys.stderr)
-        return 1
-    if state != "SUCCEEDED":
-        print(f"error: the job ended as {state}: {job.get('error', {}).get('message', 'no message; see its logs')}", file=sys.stderr)
-    return int(state != "SUCCEEDED")
+        else:
+            show(" ".join(filter(None, (plain_state(job).lower(), detail(job)))))
+            if plain_state(job) in DONE:
+                break
+        if cancel.is_set() or cancel.wait(every):
+            show.end()
+            print("stopped following; the job goes on.", file=sys.stderr)
+            return 1
+    show.end()
+    if plain_state(job) == "SUCCEEDED":
+        return 0
+    message = " ".join(job.get("error", {}).get("message", "no message; see its logs").split())
+    print(f"error: the job ended as {plain_state(job)}: {message}", file=sys.stderr)
+    return 1
+
+
+class _ProgressLine:
+    """A line that is rewritten on a terminal, and elsewhere printed anew when it changes; the seconds are since the start."""
+
+    def __init__(self) -> None:
+        self.start, self.last, self.live = time.monotonic(), "", sys.stdout.isatty()
+
+    def __call__(self, line: str) -> None:
+        seconds = f"{time.monotonic() - self.start:.0f} s"
+        if self.live:
+            print(f"\r\033[K{line}, {seconds}", end="", flush=True)
+        elif line != self.last:
+            print(f"{line}, {seconds}", flush=True)
+        self.last = line
+
+    def end(self) -> None:
+        if self.live:
+            print()

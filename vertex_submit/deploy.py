@@ -13,14 +13,13 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 from vertex_local import cli
-from vertex_local.job import images, settings, spec
+from vertex_local.job import settings
 
-from . import checkout, cloud, sdk
+from . import checkout, cloud, jobs, sdk, submission
 
 SAMPLE = """
 import json, sys
@@ -32,7 +31,7 @@ print(json.dumps(sample_instances(sys.argv[1] + ".trainer", 2)))
 
 
 class DeployError(ValueError):
-    """What cannot be deployed or asked as wished, and the remedy."""
+    """What cannot be deployed so, and the remedy."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -62,43 +61,55 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _deploy(args: argparse.Namespace) -> int:
-    given, free = settings.from_flags(args), args.dry_run or cloud.is_local(args.api_endpoint)
-    job = spec.load(args.spec, (), given)
-    values = cloud.place(Path(args.spec).parent, given, ("project", "region", "bucket", "serving"), free)
-    trainer = checkout.trainer_of(job.pools[0], args.spec)
-    check(args)
+    refuse_numbers(args)
+    job = jobs.read(jobs.CUSTOM, args.spec, settings.from_flags(args))
+    stays_here = args.dry_run or cloud.is_local(args.api_endpoint)
+    needed = ("project", "region", "bucket", "serving")
+    values = cloud.load_settings(Path(args.spec).parent, settings.from_flags(args), needed, stays_here)
+    trainer = checkout.trainer_of(job.spec.worker_pool_specs[0], args.spec)
     instances = read_instances(args.instances) if args.instances else sample_instances(trainer)
     upload = None if args.model else upload_options(args, job, trainer, values)
-    if upload and (warning := images.warning(values["serving"], date.today())):
-        print(f"warning: {warning}", file=sys.stderr)
-    deployed = {"machine_type": args.machine_type, "min_replica_count": args.replicas, "traffic_percentage": args.traffic}
-    deployed["max_replica_count"] = args.max_replicas or args.replicas
+    if upload:
+        submission.warn_about_images({values["serving"]})
     name = args.endpoint or trainer
-    say("Model.upload", upload) if upload else say("Model", {"model_name": args.model})
-    say("Endpoint.list", {"filter": f'display_name="{name}"', "order_by": "create_time desc"})
+    calls = [("Model.upload", upload) if upload else ("Model", {"model_name": args.model})]
+    calls.append(("Endpoint.list", {"filter": f'display_name="{name}"', "order_by": "create_time desc"}))
+    for call in calls:
+        show(*call)
     if args.dry_run:
-        say("Endpoint.create", {"display_name": name}, "where there is none: ")
-        say("Model.deploy", deployed)
-        say("Endpoint.predict", {"instances": instances})
+        show("Endpoint.create", {"display_name": name}, "where there is none: ")
+        show("Model.deploy", deployment(args))
+        show("Endpoint.predict", {"instances": instances})
         return 0
-    with sdk.errors():
-        aiplatform = sdk.start(values, args)
+    service = sdk.connect(values, args)
+    aiplatform = sdk.start(service, values["bucket"])
+    with sdk.errors(service.project):
         model = aiplatform.Model.upload(**upload) if upload else aiplatform.Model(args.model)
         print(f"model {model.versioned_resource_name}", flush=True)
         endpoint = find_endpoint(aiplatform, name)
-        say("Model.deploy", deployed, "takes ten minutes or more: ")
-        model.deploy(endpoint=endpoint, **deployed)
-        say("Endpoint.predict", {"instances": instances})
+        show("Model.deploy", deployment(args), "takes ten minutes or more: ")
+        model.deploy(endpoint=endpoint, **deployment(args))
+        show("Endpoint.predict", {"instances": instances})
         answer = endpoint.predict(instances=instances)
-    return _tell(endpoint, answer, instances, values)
+    return _report(endpoint, answer, instances, values)
 
 
-def say(call: str, options: Mapping[str, Any], before: str = "") -> None:
+def deployment(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of the SDK's `Model.deploy`."""
+    return {
+        "machine_type": args.machine_type,
+        "min_replica_count": args.replicas,
+        "traffic_percentage": args.traffic,
+        "max_replica_count": args.max_replicas or args.replicas,
+    }
+
+
+def show(call: str, options: Mapping[str, Any], before: str = "") -> None:
     """Print a call of the SDK as Python would have it."""
     print(f"{before}aiplatform.{call}({', '.join(f'{name}={value!r}' for name, value in options.items())})", flush=True)
 
 
-def check(args: argparse.Namespace) -> None:
+def refuse_numbers(args: argparse.Namespace) -> None:
     """Raise a DeployError for numbers that the service would refuse after minutes."""
     if not 0 <= args.traffic <= 100:
         raise DeployError(f"--traffic: takes a percentage from 0 to 100; got {args.traffic}.")
@@ -111,9 +122,10 @@ def check(args: argparse.Namespace) -> None:
             raise DeployError(f"--{name}: is for an upload; leave it or --model out.")
 
 
-def upload_options(args: argparse.Namespace, job: spec.JobSpec, trainer: str, values: Mapping[str, str]) -> dict[str, Any]:
+def upload_options(args: argparse.Namespace, job: jobs.Job, trainer: str, values: Mapping[str, str]) -> dict[str, Any]:
     """Return the arguments of the SDK's `Model.upload`."""
-    uri = args.artifact_uri or (job.output and f"{job.output.rstrip('/')}/model")
+    output = job.spec.base_output_directory.output_uri_prefix
+    uri = args.artifact_uri or (output and f"{output.rstrip('/')}/model")
     if not uri:
         raise DeployError(f"{args.spec}: has no baseOutputDirectory: give --artifact_uri, or --model.")
     options = {
@@ -160,13 +172,13 @@ def find_endpoint(aiplatform: Any, name: str) -> Any:
     if found:
         print(f"endpoint {found[0].resource_name}, which was there")
         return found[0]
-    say("Endpoint.create", {"display_name": name})
+    show("Endpoint.create", {"display_name": name})
     endpoint = aiplatform.Endpoint.create(display_name=name)
     print(f"endpoint {endpoint.resource_name}", flush=True)
     return endpoint
 
 
-def _tell(endpoint: Any, answer: Any, instances: list[Any], values: Mapping[str, str]) -> int:
+def _report(endpoint: Any, answer: Any, instances: list[Any], values: Mapping[str, str]) -> int:
     """Print what the model answered and how to go on; return 1 if it did not answer every instance."""
     for instance, prediction in zip(instances, answer.predictions):
         print(f"  {json.dumps(instance)} -> {json.dumps(prediction)}")

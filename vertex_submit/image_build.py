@@ -12,14 +12,14 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 from vertex_local import cli
 from vertex_local.job import images, settings
-from vertex_local.job.spec import JobSpec
 from vertex_local.local.commands import trainers
 
-from . import cloud
-from .checkout import ROOT, SETTINGS, BuildError, dockerfile_default, trainer_of
+from . import checkout, cloud, jobs
+from .checkout import ROOT, SETTINGS, BuildError, dockerfile_default
 
 _SEPARATORS = ";|~#"  # of gcloud's --args, in whose own form a comma parts arguments
 
@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _image(args: argparse.Namespace) -> int:
     needed = ("project", "region", "repository", "tag", *(("prebuilt",) if args.base == "prebuilt" else ()))
-    values = cloud.place(SETTINGS, settings.from_flags(args), needed, args.dry_run or not args.push)
+    values = cloud.load_settings(SETTINGS, settings.from_flags(args), needed, args.dry_run or not args.push)
     base = values["prebuilt"] if args.base == "prebuilt" else args.base
     if base and (warning := images.warning(base, date.today())):
         print(f"warning: {warning}", file=sys.stderr)
@@ -77,37 +77,55 @@ def _image(args: argparse.Namespace) -> int:
     return 0
 
 
-def autopackage(job: JobSpec, base: str | None, values: Mapping[str, str], root: Path = ROOT) -> list[str]:
+def autopackage(job: jobs.Job, base: str | None, values: Mapping[str, str], root: Path = ROOT) -> list[str]:
     """Return the flags by which gcloud builds the image of all pools itself (local-package-path) and pushes it.
 
     They replace the file's pools; what else the file says stays. gcloud has no flags for disks and variables.
+
+    Raises:
+        BuildError: gcloud's flags cannot say what the file says.
     """
-    used = [pool for pool in job.pools if pool.replicas]
-    if any(pool.args != used[0].args or pool.is_reduction_server for pool in used):
-        raise BuildError(f"{job.name}: --autopackage gives all pools one image and one list of arguments; build an image instead.")
-    trainer, words = trainer_of(used[0], job.name, root), []
-    base = base or dockerfile_default("BASE_IMAGE", root)
-    software = [f"executor-image-uri={base}", f"local-package-path={root}", f"python-module={trainer}.trainer.task"]
-    # gcloud copies the folder of the module, nothing beside it: the runtime and the sample data are named.
-    software.append(f"extra-dirs=vertex_runtime;{trainer}/tests")
-    if images.find(base) is None:
-        software.append(f"requirements={dockerfile_default('TENSORFLOW', root)}")
-    software.append(f"output-image-uri={values['images']}/{trainer}-autopackaged:{values['tag']}")
-    for i, (pool, raw) in enumerate(zip(job.pools, job.message["workerPoolSpecs"])):
-        unsaid = [key for key in raw if key not in ("machineSpec", "replicaCount", "containerSpec", "pythonPackageSpec")]
-        unsaid += [key for key in raw.get("machineSpec", {}) if key not in ("machineType", "acceleratorType", "acceleratorCount")]
-        if unsaid or pool.env:
-            raise BuildError(f"{job.name}: --autopackage: gcloud has no flag for {unsaid[0] if unsaid else 'env'}; build an image instead.")
-        keys = [f"replica-count={pool.replicas}", f"machine-type={pool.machine}"]
-        if kind := raw.get("machineSpec", {}).get("acceleratorType"):
-            keys += [f"accelerator-type={kind}", f"accelerator-count={raw['machineSpec'].get('acceleratorCount', 1)}"]
-        words.append("--worker-pool-spec=" + ",".join(keys + (software if i == 0 else []) if pool.replicas else []))
-    if used[0].args:
-        separator = next((mark for mark in _SEPARATORS if not any(mark in arg for arg in used[0].args)), None)
-        if separator is None or len(set(used[0].args)) < len(used[0].args):
-            raise BuildError(f"{job.name}: --autopackage: gcloud's --args takes no argument twice; write them as --name=value.")
-        words.append(f"--args=^{separator}^{separator.join(used[0].args)}")
+    pools = list(job.spec.worker_pool_specs)
+    used = [pool for pool in pools if jobs.in_use(pool)]
+    arguments = list(jobs.task_of(used[0]).args)
+    if len(list(jobs.trainer_pools(job.spec))) < len(used) or any(list(jobs.task_of(pool).args) != arguments for pool in used):
+        raise BuildError(f"{job.path}: --autopackage gives all pools one image and one list of arguments; build an image instead.")
+    software = _software(job, base, values, root)
+    words = []
+    for i, pool in enumerate(pools):
+        pairs = [*_machine(job, pool), *(software if i == 0 else [])] if jobs.in_use(pool) else []
+        words.append("--worker-pool-spec=" + ",".join(pairs))
+    if arguments:
+        separator = next((mark for mark in _SEPARATORS if not any(mark in argument for argument in arguments)), None)
+        if separator is None or len(set(arguments)) < len(arguments):
+            raise BuildError(f"{job.path}: --autopackage: gcloud's --args takes no argument twice; write them as --name=value.")
+        words.append(f"--args=^{separator}^{separator.join(arguments)}")
     return words
+
+
+def _software(job: jobs.Job, base: str | None, values: Mapping[str, str], root: Path) -> list[str]:
+    """Return what gcloud's --worker-pool-spec is told of the image."""
+    trainer, base = checkout.trainer_of(job.spec.worker_pool_specs[0], job.path, root), base or dockerfile_default("BASE_IMAGE", root)
+    found = [f"executor-image-uri={base}", f"local-package-path={root}", f"python-module={trainer}.trainer.task"]
+    # gcloud copies the folder of the module, nothing beside it: the runtime and the sample data are named.
+    found.append(f"extra-dirs=vertex_runtime;{trainer}/tests")
+    if images.find(base) is None:
+        found.append(f"requirements={dockerfile_default('TENSORFLOW', root)}")
+    return [*found, f"output-image-uri={values['images']}/{trainer}-autopackaged:{values['tag']}"]
+
+
+def _machine(job: jobs.Job, pool: Any) -> list[str]:
+    """Return what gcloud's --worker-pool-spec is told of a pool's machines."""
+    document = jobs.document_of(pool)
+    machine = document.pop("machineSpec", {})
+    unsaid = [key for key in document if key not in ("replicaCount", "containerSpec", "pythonPackageSpec")]
+    unsaid += [key for key in machine if key not in ("machineType", "acceleratorType", "acceleratorCount")]
+    if unsaid or jobs.task_of(pool).env:
+        raise BuildError(f"{job.path}: --autopackage: gcloud has no flag for {unsaid[0] if unsaid else 'env'}; build an image instead.")
+    found = [f"replica-count={document.get('replicaCount', 1)}", f"machine-type={machine.get('machineType', '')}"]
+    if "acceleratorType" in machine:
+        found += [f"accelerator-type={machine['acceleratorType']}", f"accelerator-count={machine.get('acceleratorCount', 1)}"]
+    return found
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ def _package(args: argparse.Namespace, cancel: threading.Event) -> int:
     if args.sample_data and not (args.trainer and (args.upload or args.bucket_root)):
         raise BuildError("--sample_data: give --trainer, and --upload or --bucket_root, too.")
     needed = ("project", "bucket") if (args.upload or args.bucket_root) and (args.sample_data or not args.to) else ()
-    values = cloud.place(SETTINGS, settings.from_flags(args), needed, bool(local))
+    values = cloud.load_settings(SETTINGS, settings.from_flags(args), needed, bool(local))
     parts = [args.trainer] if args.trainer else []
     to = args.to or "/".join((f"gs://{values.get('bucket')}/packages", *parts))
     if not to.startswith("gs://"):

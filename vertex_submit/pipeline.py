@@ -1,48 +1,35 @@
-"""Run a custom job's file as a training pipeline with the SDK: `scripts/submit_training_pipeline`.
+"""Run a custom job's file as a training pipeline: `scripts/submit_training_pipeline`.
 
 A pipeline exports a managed dataset in three splits before the job and registers the model after it. Machines, image,
-arguments and scheduling are those of the file that `scripts/submit_job` takes.
+arguments and scheduling are those of the file that `scripts/submit_job` takes, whatever it says.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import shlex
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Mapping, Sequence
-from datetime import date
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from vertex_local import cli
-from vertex_local.job import images, settings, spec
+from vertex_local.job import settings
 
-from . import checkout, cloud, pipeline_options, sdk
+from . import checkout, cloud, jobs, package, sdk, submission, transfer
 
-CLASSES = {"container": "CustomContainerTrainingJob", "package": "CustomPythonPackageTrainingJob", "script": "CustomTrainingJob"}
+TASK = "gs://google-cloud-aiplatform/schema/trainingjob/definition/custom_task_1.0.0.yaml"
 DATASETS = {"tabular": "TabularDataset", "text": "TextDataset", "image": "ImageDataset", "video": "VideoDataset"}
+NEW_DATASET = "NEW_DATASET"  # stands for the dataset's number until it is made
+PARTS = ("training", "validation", "test")
 
 
-class Created(Exception):
-    """Raised in the SDK's way out: the pipeline is created (or shown), and the SDK shall not wait for its end."""
-
-
-class Door:
-    """Stands where the SDK's client would: shows the request, and passes it on unless this is a dry run."""
-
-    def __init__(self, client: Any, dry_run: bool):
-        self.client, self.dry_run, self.answer = client, dry_run, None
-
-    def create_training_pipeline(self, *, parent: str, training_pipeline: Any, timeout: float | None = None) -> None:
-        """Print the request, send it, and end the SDK's call with `Created`."""
-        from google.protobuf import json_format
-
-        print(f"POST v1/{parent}/trainingPipelines\n{json_format.MessageToJson(training_pipeline._pb, indent=2)}", flush=True)
-        if not self.dry_run:
-            self.answer = self.client.create_training_pipeline(parent=parent, training_pipeline=training_pipeline, timeout=timeout)
-        raise Created
+class PipelineError(ValueError):
+    """A job file or flags that no training pipeline can be made of, and the remedy."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -51,19 +38,13 @@ def build_parser() -> argparse.ArgumentParser:
         prog="scripts/submit_training_pipeline", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("spec", help="a custom job's file: machines, image, arguments, output directory and scheduling")
-    parser.add_argument("--kind", choices=CLASSES, help="default: container or package, as in the file; script: one file made of it")
+    parser.add_argument(
+        "--kind", choices=("container", "package", "script"),
+        help="default: container or package, as in the file; script: this checkout's trainer, packed and uploaded, in the prebuilt image",
+    )  # fmt: skip
     parser.add_argument("--display_name", metavar="NAME", help="the pipeline's name in lists (default: the file's)")
     cloud.add_job_flags(parser)
-    data = parser.add_argument_group("managed dataset (takes the place of the file's --train_data_path and its siblings)")
-    data.add_argument("--dataset", metavar="ID", help="number or resource name of a dataset in the same region")
-    data.add_argument("--dataset_csv", metavar="gs://…", nargs="+", help="make a tabular dataset of these CSV files first")
-    data.add_argument("--dataset_kind", choices=DATASETS, default="tabular", help="(default: %(default)s)")
-    data.add_argument("--annotation_schema", metavar="gs://…", help="which annotations to export, for text, image and video")
-    data.add_argument("--bigquery_destination", metavar="bq://PROJECT", help="export to BigQuery instead of CSV files")
-    data.add_argument("--split", metavar="TRAIN,VALID,TEST", type=_fractions, help="such as 0.8,0.1,0.1 (default: the service's)")
-    data.add_argument("--predefined_split", metavar="COLUMN", help="column with training, validation or test")
-    data.add_argument("--timestamp_split", metavar="COLUMN", help="column with RFC 3339 times; --split by time, oldest first")
-    data.add_argument("--filter_split", metavar="FILTER", nargs=3, help="three filters on data items; - matches none")
+    _add_dataset_flags(parser)
     model = parser.add_argument_group("model")
     model.add_argument("--no_model", action="store_true", help="register no model afterwards")
     model.add_argument("--model_display_name", metavar="NAME", help="(default: the trainer's name)")
@@ -77,13 +58,26 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_dataset_flags(parser: argparse.ArgumentParser) -> None:
+    data = parser.add_argument_group("managed dataset (takes the place of the file's --train_data_path and its siblings)")
+    data.add_argument("--dataset", metavar="ID", help="number or resource name of a dataset in the same region")
+    data.add_argument("--dataset_csv", metavar="gs://…", nargs="+", help="make a tabular dataset of these CSV files first")
+    data.add_argument("--dataset_kind", choices=DATASETS, default="tabular", help="(default: %(default)s)")
+    data.add_argument("--annotation_schema", metavar="gs://…", help="which annotations to export, for text, image and video")
+    data.add_argument("--bigquery_destination", metavar="bq://PROJECT", help="export to BigQuery instead of CSV files")
+    data.add_argument("--split", metavar="TRAIN,VALID,TEST", type=_fractions, help="such as 0.8,0.1,0.1 (default: the service's)")
+    data.add_argument("--predefined_split", metavar="COLUMN", help="column with training, validation or test")
+    data.add_argument("--timestamp_split", metavar="COLUMN", help="column with RFC 3339 times; --split by time, oldest first")
+    data.add_argument("--filter_split", metavar="FILTER", nargs=3, help="three filters on data items; - matches none")
+
+
 def _fractions(text: str) -> list[float]:
     try:
         values = [float(part) for part in text.split(",")]
     except ValueError:
         values = []
     if len(values) != 3 or min(values) < 0 or not 0 < sum(values) <= 1 + 1e-9:
-        raise argparse.ArgumentTypeError(f"takes three fractions with a sum of at most 1, such as 0.8,0.1,0.1; got {text!r}.")
+        raise argparse.ArgumentTypeError(f"takes three fractions with a sum of at most 1, such as 0.8,0.1,0.1; got {text[:100]!r}.")
     return values
 
 
@@ -95,108 +89,165 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _submit(args: argparse.Namespace, extra: Sequence[str], cancel: threading.Event) -> int:
-    given, free = settings.from_flags(args), args.dry_run or cloud.is_local(args.api_endpoint)
-    job = spec.load(args.spec, extra, given)
-    if args.base_output_dir:
-        job.message["baseOutputDirectory"] = {"outputUriPrefix": args.base_output_dir}
-    values = cloud.place(Path(args.spec).parent, given, ("project", "region", "bucket", "serving"), free)
-    if not free:
-        cloud.refuse_placeholders(spec.read(args.spec, given), args.spec)
-    options = {**pipeline_options.run_options(job), **pipeline_options.data_options(args), **pipeline_options.model_options(args, job)}
-    arguments = pipeline_options.own_arguments(job, bool(args.dataset or args.dataset_csv))
-    warned = {images.warning(uri, date.today()) for uri in (job.pools[0].image, *([] if args.no_model else [values["serving"]]))}
-    for warning in sorted(warned - {None}):
-        print(f"warning: {warning}", file=sys.stderr)
-    if not (args.dry_run or args.no_check):
-        cloud.check(args.spec, given, extra)
-    with sdk.errors():
-        aiplatform = sdk.start(values, args)
-        pipeline, said = construct(aiplatform, args, job, values)
-        door = Door(pipeline.api_client, args.dry_run)
-        pipeline.api_client = door
-        shown = {name: value for name, value in options.items() if value is not None}
-        print(f"{said}.run(args={arguments}, " + ", ".join(f"{name}={value!r}" for name, value in shown.items()) + ")", flush=True)
-        try:
-            pipeline.run(dataset=dataset(aiplatform, args), args=arguments, **options)
-        except Created:
-            pass
-        return 0 if args.dry_run else _after(door, args, values, cancel)
+    refuse_contradictions(args)
+    job = jobs.read(jobs.CUSTOM, args.spec, settings.from_flags(args))
+    refuse_other_kind(job, args.kind)
+    values = submission.load_settings(job, args, ("project", "region", "bucket", "serving"))
+    with tempfile.TemporaryDirectory(prefix="sdist-") as scratch:
+        sdist = pack(job, args, values, Path(scratch)) if args.kind == "script" else None
+        pipeline = build(job, args, extra, values)
+        images = {jobs.image_of(job.spec.worker_pool_specs[0]), *([] if args.no_model else [values["serving"]])}
+        submission.warn_about_images(images)
+        service = sdk.connect(values, args)
+        if args.dry_run:
+            submission.show(pipeline, args, submission.by_hand(pipeline, service))
+            return 0
+        path = submission.keep_and_check(pipeline, args, values)
+        if sdist:
+            _upload(sdist, args, values, cancel)
+    if args.dataset or args.dataset_csv:
+        _provide_dataset(pipeline, args, service, values)
+        path.write_text(pipeline.file()[0], encoding="utf-8")
+    name, state = submission.send(pipeline, args, service, path)
+    submission.report(pipeline, service, name, state)
+    return _follow(pipeline, args, service, name, cancel) if args.wait else 0
 
 
-def _after(door: Door, args: argparse.Namespace, values: Mapping[str, str], cancel: threading.Event) -> int:
-    """Say what was created, and follow it if asked."""
-    from google.protobuf import json_format
-
-    created = door.answer
-    url = f"{'https://' + args.api_endpoint + '/' if args.api_endpoint else cloud.api_url(values['region'])}v1/{created.name}:cancel"
-    where = f"--project={values['project']} --region={values['region']}"
-    newest = f"gcloud ai custom-jobs list {where} --filter=displayName:{shlex.quote(created.display_name)}"
-    newest += " --sort-by=~createTime --limit=1 --format='value(name)'"
-    logs = f"$ gcloud ai custom-jobs stream-logs {where} $({newest})"
-    stop = f'$ curl -X POST -H "Authorization: Bearer $(gcloud auth print-access-token)" {url}'
-    cloud.tell("training pipeline", created.name, values, created.state.name.removeprefix("PIPELINE_STATE_"), logs, stop)
-    if not args.wait:
-        return 0
-    seen: dict[str, Any] = {}
-
-    def look() -> Mapping[str, Any]:
-        with sdk.errors():
-            seen.update(json_format.MessageToDict(door.client.get_training_pipeline(name=created.name)._pb))
-        return seen
-
-    code = cloud.follow(look, args.poll, cancel, lambda job: job.get("trainingTaskMetadata", {}).get("backingCustomJob", ""))
-    if code == 0 and (model := seen.get("modelToUpload", {}).get("name")):
+def _follow(pipeline: jobs.Job, args: argparse.Namespace, service: sdk.Service, name: str, cancel: threading.Event) -> int:
+    code, last = submission.follow(pipeline, args, service, name, cancel)
+    if code == 0 and (model := last.get("modelToUpload", {}).get("name")):
         print(f"model {model}\n  deploy  $ scripts/deploy {shlex.quote(args.spec)} --model={model}")
     return code
 
 
-# ------------------------------------------------------------------ what the SDK is told
+# ------------------------------------------------------------------ the message
 
 
-def construct(aiplatform: Any, args: argparse.Namespace, job: spec.JobSpec, values: Mapping[str, str]) -> tuple[Any, str]:
-    """Return the SDK's job object for the file's first pool, and how it is made, in words of Python."""
-    pool = job.pools[0]
-    kind = args.kind or ("package" if pool.module else "container")
-    common: dict[str, Any] = {"display_name": args.display_name or Path(args.spec).stem}
-    if not args.no_model:
-        common["model_serving_container_image_uri"] = values["serving"]
-    if kind == "container":
-        if pool.module:
-            raise pipeline_options.PipelineError(f"--kind: {args.spec} runs a Python package, not a container; give package or script.")
-        own = {"container_uri": pool.image, "command": list(pool.command) or None}
-    elif kind == "package":
-        if not pool.module:
-            raise pipeline_options.PipelineError(f"--kind: {args.spec} runs a container, not a Python package; give container or script.")
-        own = {"container_uri": pool.image, "python_module_name": pool.module, "python_package_gcs_uri": list(pool.package_uris)}
+def build(job: jobs.Job, args: argparse.Namespace, extra: Sequence[str], values: Mapping[str, str]) -> jobs.Job:
+    """Return the training pipeline around a custom job, whose message is edited by the flags and by the arguments `extra`."""
+    trainer = None if args.no_model else checkout.trainer_of(job.spec.worker_pool_specs[0], args.spec)
+    managed = bool(args.dataset or args.dataset_csv)
+    if managed:
+        jobs.drop_data_arguments(job)
+    jobs.append_arguments(job, extra)
+    jobs.set_output(job, args.base_output_dir)
+    if not job.spec.base_output_directory.output_uri_prefix:  # as the SDK's training classes have it
+        jobs.set_output(job, f"gs://{values['bucket']}/aiplatform-custom-training-{time.strftime('%Y-%m-%d-%H:%M:%S')}")
+    document: dict[str, Any] = {
+        "displayName": args.display_name or job.message.display_name,
+        "trainingTaskDefinition": TASK,
+        "trainingTaskInputs": jobs.document_of(job.spec),
+    }
+    document |= {key: value for key, value in jobs.document_of(job.message).items() if key in ("labels", "encryptionSpec")}
+    if managed:
+        document["inputDataConfig"] = input_data(args, job.spec.base_output_directory.output_uri_prefix)
+    if trainer:
+        document |= model(args, trainer, values)
+    return jobs.Job(jobs.PIPELINE, job.path, job.text, jobs.message_of(jobs.PIPELINE.type, document))
+
+
+def input_data(args: argparse.Namespace, output: str) -> dict[str, Any]:
+    """Return the InputDataConfig: which dataset, how it is split, and where it is exported to."""
+    found: dict[str, Any] = {"datasetId": args.dataset.rpartition("/")[2] if args.dataset else NEW_DATASET}
+    fractions = {f"{part}Fraction": value for part, value in zip(PARTS, args.split or ())}
+    if args.timestamp_split:
+        found["timestampSplit"] = {"key": args.timestamp_split, **fractions}
+    elif fractions:
+        found["fractionSplit"] = fractions
+    if args.predefined_split:
+        found["predefinedSplit"] = {"key": args.predefined_split}
+    if args.filter_split:
+        found["filterSplit"] = {f"{part}Filter": text for part, text in zip(PARTS, args.filter_split)}
+    if args.annotation_schema:
+        found["annotationSchemaUri"] = args.annotation_schema
+    if args.bigquery_destination:
+        found["bigqueryDestination"] = {"outputUri": args.bigquery_destination}
     else:
-        container = pool.image if pool.module else values.get("prebuilt", "")
-        trainer = checkout.trainer_of(pool, args.spec)
-        if args.dry_run:  # the SDK would upload the file before it asks for anything
-            package = f"gs://{values['bucket']}/aiplatform-TIME-aiplatform_custom_trainer_script-0.1.tar.gz"
-            print(f"the SDK packs one file made of {trainer} and uploads it as {package}")
-            kind, module = "package", "aiplatform_custom_trainer_script.task"
-            own = {"container_uri": container, "python_package_gcs_uri": [package], "python_module_name": module}
+        found["gcsDestination"] = {"outputUriPrefix": output}
+    return found
+
+
+def model(args: argparse.Namespace, trainer: str, values: Mapping[str, str]) -> dict[str, Any]:
+    """Return what a pipeline says of the model that is registered when its job has succeeded."""
+    versions = [*(args.version_aliases or []), *([] if args.not_default else ["default"])]
+    about = {
+        "displayName": args.model_display_name or trainer,
+        "containerSpec": {"imageUri": values["serving"]},
+        "versionAliases": list(dict.fromkeys(versions)),
+        "versionDescription": args.version_description or "",
+    }
+    parent = args.parent_model or ""
+    if parent and "/" not in parent:
+        parent = f"projects/{values['project']}/locations/{values['region']}/models/{parent}"
+    return {"modelToUpload": about, "parentModel": parent}
+
+
+def refuse_contradictions(args: argparse.Namespace) -> None:
+    """Raise a PipelineError for flags that say nothing together: no dataset to split, two kinds of split, no model to name."""
+    splits = [name for name in ("predefined_split", "filter_split", "timestamp_split", "split") if getattr(args, name)]
+    if args.dataset and args.dataset_csv:
+        raise PipelineError("--dataset_csv: makes a dataset; leave --dataset out.")
+    others = [name for name in ("annotation_schema", "bigquery_destination") if getattr(args, name)]
+    if splits + others and not (args.dataset or args.dataset_csv):
+        raise PipelineError(f"--{(splits + others)[0]}: is about a managed dataset; give --dataset or --dataset_csv.")
+    if len(splits) > 1 and splits != ["timestamp_split", "split"]:
+        raise PipelineError(f"--{splits[1]}: cannot stand beside --{splits[0]}; keep one of them.")
+    if args.timestamp_split and not args.split:
+        raise PipelineError("--timestamp_split: needs the fractions, too: --split=0.8,0.1,0.1.")
+    about_model = [name for name in ("model_display_name", "parent_model", "version_aliases", "version_description") if getattr(args, name)]
+    if args.no_model and about_model:
+        raise PipelineError(f"--{about_model[0]}: there will be no model; leave --no_model out.")
+
+
+def refuse_other_kind(job: jobs.Job, kind: str | None) -> None:
+    """Raise a PipelineError where --kind says something else than the file."""
+    is_package = bool(jobs.module_of(job.spec.worker_pool_specs[0]))
+    if kind == "container" and is_package:
+        raise PipelineError(f"--kind: {job.path} runs a Python package, not a container; give package or script.")
+    if kind == "package" and not is_package:
+        raise PipelineError(f"--kind: {job.path} runs a container, not a Python package; give container or script.")
+
+
+# ------------------------------------------------------------------ what the service needs beside the message
+
+
+def pack(job: jobs.Job, args: argparse.Namespace, values: Mapping[str, str], folder: Path) -> dict[Path, str]:
+    """Build the sdist of the job's trainer, let every pool that runs the trainer run that, and return where it is to go.
+
+    Its folder is named by its content, so that what another job uses is never replaced.
+    """
+    trainer = checkout.trainer_of(job.spec.worker_pool_specs[0], args.spec)
+    path = package.sdist(folder, trainer)
+    uri = f"gs://{values['bucket']}/packages/{trainer}/{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}/{path.name}"
+    for pool in jobs.trainer_pools(job.spec):
+        task = jobs.task_of(pool)
+        image = jobs.image_of(pool) if jobs.module_of(pool) else values.get("prebuilt", "")
+        if not image:
+            raise PipelineError("--prebuilt: not set: --kind=script runs the trainer in a prebuilt image.")
+        packed = type(pool.python_package_spec)(executor_image_uri=image, python_module=f"{trainer}.trainer.task", package_uris=[uri])
+        packed.args.extend(task.args)
+        packed.env.extend(task.env)
+        pool.python_package_spec.CopyFrom(packed)  # which takes a container's place
+    return {path: uri}
+
+
+def _upload(files: Mapping[Path, str], args: argparse.Namespace, values: Mapping[str, str], cancel: threading.Event) -> None:
+    client = transfer.open_client(values["project"], args.token_file)
+    for line in transfer.upload(client, dict(files), cancel=cancel):
+        print(line, flush=True)
+
+
+def _provide_dataset(pipeline: jobs.Job, args: argparse.Namespace, service: sdk.Service, values: Mapping[str, str]) -> None:
+    """See that the pipeline's dataset is there and of its kind, or make it, and write its number into the message."""
+    aiplatform, name = sdk.start(service, values["bucket"]), Path(args.spec).stem
+    with sdk.errors(service.project):
+        if args.dataset_csv:
+            print(f"aiplatform.TabularDataset.create(display_name={name!r}, gcs_source={args.dataset_csv})", flush=True)
+            found = aiplatform.TabularDataset.create(display_name=name, gcs_source=args.dataset_csv)
+            print(f"dataset {found.resource_name}", flush=True)
         else:
-            script, requirements = pipeline_options.one_file(trainer)
-            path = cloud.keep(script, f"{trainer}.py", args.state_dir)
-            own = {"container_uri": container, "script_path": str(path), "requirements": requirements}
-    arguments = {**common, **{name: value for name, value in own.items() if value}}
-    said = f"aiplatform.{CLASSES[args.kind or kind]}({', '.join(f'{name}={value!r}' for name, value in arguments.items())})"
-    return getattr(aiplatform, CLASSES[kind])(**arguments), said
-
-
-def dataset(aiplatform: Any, args: argparse.Namespace) -> Any:
-    """Return the SDK's dataset, made of CSV files if asked; in a dry run a stand-in with its id only."""
-    kind = DATASETS[args.dataset_kind]
-    if args.dataset_csv:
-        name = Path(args.spec).stem
-        print(f"aiplatform.TabularDataset.create(display_name={name!r}, gcs_source={args.dataset_csv})", flush=True)
-        if args.dry_run:
-            return SimpleNamespace(name="NEW_DATASET")
-        return aiplatform.TabularDataset.create(display_name=name, gcs_source=args.dataset_csv)
-    if not args.dataset:
-        return None
-    return SimpleNamespace(name=args.dataset.rpartition("/")[2]) if args.dry_run else getattr(aiplatform, kind)(args.dataset)
+            found = getattr(aiplatform, DATASETS[args.dataset_kind])(args.dataset)
+    pipeline.message.input_data_config.dataset_id = found.name
 
 
 if __name__ == "__main__":

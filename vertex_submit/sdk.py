@@ -1,21 +1,30 @@
-"""The Python SDK as the submitting scripts use it: where to ask, with which credentials, and its errors in one line."""
+"""The Python SDK as the submitting scripts use it: where the service is, with which credentials, and its errors in one line."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import datetime
 import logging
 import os
 import re
-import urllib.parse
+import shutil
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vertex_local.job import settings
 
-from .cloud import CloudError, gcloud_endpoint, is_local
+from . import cloud, jobs
+from .cloud import CloudError
+
+SCOPE = "https://www.googleapis.com/auth/cloud-platform"
+LOGIN = "run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS"
+CREATE_SECONDS = 60.0  # for the answer to a creation, which is sent once
+TOKEN_MINUTES = 10  # after which gcloud is asked for a token again; it gives one that lasts longer
 
 
 def aliases(text: str) -> list[str]:
@@ -24,72 +33,204 @@ def aliases(text: str) -> list[str]:
     for alias in found:
         if not re.fullmatch("[a-z][a-zA-Z0-9-]{0,126}[a-z0-9]", alias):
             problem = "an alias has 2 to 128 letters, digits and '-', begins with a small letter and ends with that or a digit"
-            raise argparse.ArgumentTypeError(f"{problem}; got {alias!r}.")
+            raise argparse.ArgumentTypeError(f"{problem}; got {alias[:100]!r}.")
     return found
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of the scripts that use the SDK: where the service is, and with which token to ask it."""
-    override, token_file = gcloud_endpoint(), os.environ.get("CLOUDSDK_AUTH_ACCESS_TOKEN_FILE")
-    endpoint = urllib.parse.urlsplit(override).netloc if override and is_local(override) else None
+    """Add the flags that say where the service is, and with which token to ask it."""
     parser.add_argument(
-        "--api_endpoint", metavar="HOST:PORT", default=endpoint,
-        help="another service than the region's, over REST with TLS (default: the local one that gcloud was told of, if any)",
+        "--api_endpoint", metavar="HOST:PORT", type=_endpoint, default=cloud.gcloud_endpoint(),
+        help="another service than the region's, over REST; http:// before it for one without TLS (default: the one gcloud was told of)",
     )  # fmt: skip
+    token_file = os.environ.get("CLOUDSDK_AUTH_ACCESS_TOKEN_FILE")
     parser.add_argument("--token_file", metavar="FILE", default=token_file, help="file with an access token (default: as gcloud was told)")
 
 
-def start(values: Mapping[str, str], args: argparse.Namespace) -> Any:
-    """Return the SDK, set up for a project; it asks nobody in a dry run, and `args.api_endpoint` where that is given."""
+def _endpoint(text: str) -> str:
+    if not re.fullmatch(r"(https?://)?[\w.\[\]:-]+/?", text):
+        raise argparse.ArgumentTypeError(f"takes HOST:PORT, or http:// or https:// and that; got {text[:100]!r}.")
+    return (text if "//" in text else f"https://{text}").rstrip("/")
+
+
+@dataclass(frozen=True)
+class Service:
+    """The API in one region, for one project: its URL without a slash at the end, and whether that is not Google's own."""
+
+    project: str
+    region: str
+    url: str
+    redirected: bool
+    credentials: Any
+
+    @property
+    def parent(self) -> str:
+        """The resource under which jobs are made."""
+        return f"projects/{self.project}/locations/{self.region}"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What `aiplatform.init` is told: gRPC, the SDK's default, for Google's own service, and REST for any other."""
+        if not self.redirected:
+            return {"credentials": self.credentials}
+        # REST takes http:// in an endpoint, and what has no scheme is https://.
+        return {"credentials": self.credentials, "api_transport": "rest", "api_endpoint": self.url.removeprefix("https://")}
+
+
+def connect(values: Mapping[str, str], args: argparse.Namespace) -> Service:
+    """Return the service that flags and settings name; nothing is sent yet, and a dry run needs no credentials."""
+    url = args.api_endpoint or f"https://{values['region']}-aiplatform.googleapis.com"
+    found = _anonymous() if args.dry_run else credentials(args.token_file, local=cloud.is_local(args.api_endpoint))
+    if url.startswith("http://") and not cloud.is_local(url) and not isinstance(found, type(_anonymous())):
+        raise CloudError(f"{url}: an access token is not sent over plain HTTP; use https://.")
+    return Service(values["project"], values["region"], url, bool(args.api_endpoint), found)
+
+
+def start(service: Service, bucket: str, dry_run: bool = False) -> Any:
+    """Return the SDK's high-level module, set up for a service; in a dry run so that it asks nobody for anything."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of Google's, about the Python at hand
-        from google.auth.credentials import AnonymousCredentials
         from google.cloud import aiplatform
     for name in [name for name in logging.root.manager.loggerDict if name.startswith("google.cloud.aiplatform")]:
         logging.getLogger(name).setLevel(logging.WARNING)  # what it would say is said by us
-    options: dict[str, Any] = {}
-    if args.api_endpoint or args.dry_run:
-        options["api_transport"] = "rest"
-    if args.api_endpoint:
-        options["api_endpoint"] = args.api_endpoint
-    if args.token_file and not args.dry_run:
-        options["credentials"] = credentials(args.token_file)
-    elif args.dry_run or is_local(args.api_endpoint):
-        options["credentials"] = AnonymousCredentials()
-    bucket = f"gs://{values['bucket']}"
-    aiplatform.init(project=values["project"], location=values["region"], staging_bucket=bucket, **options)
+    options = {"api_transport": "rest", **service.options} if dry_run else service.options
+    aiplatform.init(project=service.project, location=service.region, staging_bucket=f"gs://{bucket}", **options)
     return aiplatform
 
 
-def credentials(path: str | None) -> Any:
-    """Return credentials with the token in a file; None, for those that Google's libraries find, without a file."""
+# ------------------------------------------------------------------ jobs
+
+
+def create(service: Service, job: jobs.Job) -> Any:
+    """Create a job and return the service's message of it. It is sent once: whether a lost answer was a yes, nobody knows."""
+    from google.api_core import exceptions
+    from requests.exceptions import ConnectionError, Timeout
+
+    field = _field(job.kind)
+    try:
+        with errors(service.project):
+            send = getattr(_client(service, job.kind), f"create_{field}")
+            return send(parent=service.parent, **{field: jobs.wrap(job)}, retry=None, timeout=CREATE_SECONDS)
+    except CloudError as error:
+        lost = (exceptions.ServerError, exceptions.RetryError, ConnectionError, Timeout)
+        if isinstance(error.__cause__, lost):
+            raise CloudError(f"{error} It may have been created all the same: look before you send it again.") from None
+        raise
+
+
+def get(service: Service, kind: jobs.Kind, name: str) -> dict[str, Any]:
+    """Return a job in the API's JSON form."""
+    with errors(service.project):
+        return jobs.document_of(getattr(_client(service, kind), f"get_{_field(kind)}")(name=name)._pb)
+
+
+def _field(kind: jobs.Kind) -> str:
+    return re.sub("(?<!^)([A-Z])", r"_\1", kind.type).lower()
+
+
+def _client(service: Service, kind: jobs.Kind) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        from google.cloud.aiplatform_v1 import JobServiceClient, PipelineServiceClient
+    client = PipelineServiceClient if kind is jobs.PIPELINE else JobServiceClient
+    endpoint = {"api_endpoint": service.options.get("api_endpoint") or service.url.removeprefix("https://")}
+    return client(credentials=service.credentials, client_options=endpoint, transport="rest" if service.redirected else None)
+
+
+# ------------------------------------------------------------------ credentials
+
+
+def credentials(token_file: str | None, local: bool = False) -> Any:
+    """Return credentials: of a token's file; none, where gcloud is told to send none or the service is on this machine;
+    those that Google's libraries find; else those of gcloud's own login, with a note.
+
+    Raises:
+        SettingsError: the file cannot be read. CloudError: there are none.
+    """
+    import google.auth
+    from google.auth.exceptions import DefaultCredentialsError
     from google.oauth2.credentials import Credentials
 
+    if token_file:
+        try:
+            return Credentials(Path(token_file).read_text(encoding="utf-8").strip())
+        except (OSError, UnicodeDecodeError) as error:
+            raise settings.SettingsError(f"--token_file: {token_file}: cannot be read: {error}") from None
+    if local or os.environ.get("CLOUDSDK_AUTH_DISABLE_CREDENTIALS", "").lower() in ("1", "true", "yes", "on"):
+        return _anonymous()
     try:
-        return Credentials(Path(path).read_text(encoding="utf-8").strip()) if path else None
-    except (OSError, UnicodeDecodeError) as error:
-        raise settings.SettingsError(f"--token_file: {path}: cannot be read: {error}") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about a quota project: an error names the remedy where it matters
+            return google.auth.default([SCOPE])[0]
+    except DefaultCredentialsError as error:
+        if shutil.which("gcloud") is None:
+            raise CloudError(f"no credentials are found: {LOGIN}.") from error
+    found = Credentials(None, refresh_handler=_gcloud_token, scopes=[SCOPE])
+    found.token, found.expiry = _gcloud_token(None, [])
+    print("note: no application default credentials; gcloud's own login is used.", file=sys.stderr)
+    return found
+
+
+def _gcloud_token(request: object, scopes: object) -> tuple[str, datetime.datetime]:
+    """Return the token of gcloud's login and when to ask again, in UTC without a zone as google-auth has it."""
+    token = cloud.run(["gcloud", "auth", "print-access-token"], show=False).strip()
+    now = datetime.datetime.now(datetime.timezone.utc).replace(tzinfo=None)
+    return token, now + datetime.timedelta(minutes=TOKEN_MINUTES)
+
+
+def _anonymous() -> Any:
+    from google.auth.credentials import AnonymousCredentials
+
+    return AnonymousCredentials()
+
+
+# ------------------------------------------------------------------ errors
 
 
 @contextlib.contextmanager
-def errors() -> Iterator[None]:
-    """Turn what the SDK and its transports raise into a CloudError of one line."""
+def errors(project: str) -> Iterator[None]:
+    """Turn what the SDK and its transports raise into a CloudError of one line, which names the command that helps."""
     from google.api_core.exceptions import GoogleAPIError
-    from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
+    from google.auth.exceptions import GoogleAuthError, RefreshError
+    from requests.exceptions import RequestException
 
     try:
         yield
-    except DefaultCredentialsError:
-        remedy = "run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS"
-        raise CloudError(f"the SDK finds no credentials: {remedy}.") from None
+    except RefreshError as error:
+        raise CloudError(f"the credentials are refused: {reason(error)}: {LOGIN}.") from error
+    except RequestException as error:
+        raise CloudError(f"the service does not answer: {reason(error)}.") from error
     except (GoogleAPIError, GoogleAuthError, RuntimeError) as error:
-        raise CloudError(f"the service answered: {reason(error)}") from None
+        raise CloudError(" ".join(filter(None, (f"the service answered: {reason(error)}", remedy(error, project))))) from error
 
 
 def reason(error: Exception) -> str:
-    """Return what a service said of an error, in one line: its own message where its answer has one."""
-    try:
-        text = f"{error.code}: {error.response.json()['error']['message']}"  # type: ignore[attr-defined]
-    except (AttributeError, KeyError, TypeError, ValueError):
-        text = str(error)
-    return " ".join(text.split())[:2000]
+    """Return what a service said of an error, in one line: its own message, and which fields it is about."""
+    text = str(error)
+    if getattr(error, "code", None) and getattr(error, "message", None):
+        text = f"{int(error.code)}: {error.message}"  # type: ignore[attr-defined]
+        with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError):
+            text = f"{int(error.code)}: {error.response.json()['error']['message']}"  # type: ignore[attr-defined]
+    violations = [each for detail in getattr(error, "details", ()) or () for each in getattr(detail, "field_violations", ())]
+    named = [f"{each.field}: {each.description}" for each in violations if each.field and each.field not in text]
+    return " ".join(" ".join([text, *([f"({'; '.join(named)})"] if named else [])]).split())[:2000]
+
+
+def remedy(error: Exception, project: str) -> str:
+    """Return what to do about a permission, an API that is off, or a quota; empty for any other error."""
+    from google.api_core import exceptions
+
+    if getattr(error, "reason", None) == "SERVICE_DISABLED":
+        return f"Enable it: gcloud services enable aiplatform.googleapis.com --project={project}"
+    if isinstance(error, exceptions.Forbidden) and "quota project" in str(error):
+        return f"Name one: gcloud auth application-default set-quota-project {project}"
+    if isinstance(error, exceptions.Forbidden):
+        return (
+            f"An owner can allow it: gcloud projects add-iam-policy-binding {project} "
+            "--member=user:YOU --role=roles/aiplatform.user"
+        )  # fmt: skip
+    if isinstance(error, exceptions.Unauthorized):
+        return f"To log in, {LOGIN}."
+    if isinstance(error, exceptions.TooManyRequests):
+        return f"The quotas: gcloud beta quotas info list --service=aiplatform.googleapis.com --project={project}"
+    return ""

@@ -49,10 +49,11 @@ def open_client(project: str = "", token_file: str | None = None) -> Any:
     from . import sdk
 
     try:
-        return storage.Client(project=project or None, credentials=sdk.credentials(token_file))
-    except GoogleAuthError as error:
-        remedy = "run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS"
-        raise TransferError(f"Cloud Storage: no credentials ({sdk.reason(error)}): {remedy}.") from None
+        # An emulator is asked with the token of a file, or without any.
+        found = None if os.environ.get("STORAGE_EMULATOR_HOST") and not token_file else sdk.credentials(token_file)
+        return storage.Client(project=project or None, credentials=found)
+    except (GoogleAuthError, sdk.CloudError) as error:
+        raise TransferError(f"Cloud Storage: no credentials ({sdk.reason(error)}): {sdk.LOGIN}.") from None
 
 
 def crc32c(path: Path) -> str:
