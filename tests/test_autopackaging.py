@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from conftest import FIRST_TRAINER, ROOT
 from test_cloud_support import REAL, gcloud_variables, needs_gcloud, script, serving
 from test_docker_support import build, instructions, start
 
-from vertex_local.job import spec
+from vertex_submit import jobs
 from vertex_submit.image_build import autopackage
 
 PACKAGES = Path(sysconfig.get_path("purelib"))
@@ -30,7 +31,7 @@ def docker(tmp_path) -> dict[str, str]:
     program = folder / "docker"
     program.write_text(f'#!/bin/sh\nprintf "%s\\n" "$*" >>{tmp_path}/docker.log\n[ "$1" = push ] || cat >{tmp_path}/Dockerfile\n')
     program.chmod(0o755)
-    return {"PATH": os.pathsep.join([str(folder), os.environ["PATH"]])}
+    return {"PATH": os.pathsep.join([str(folder), str(Path(sys.executable).parent), os.environ["PATH"]])}
 
 
 def submit(job: str, folder: Path, docker: dict[str, str], *flags: str) -> tuple[dict, str, str]:
@@ -102,7 +103,7 @@ def test_what_gclouds_flags_cannot_say_is_refused(tmp_path, job, extra, expected
 
 def test_the_readme_shows_the_exact_flag():
     values = {"images": "R-docker.pkg.dev/P/trainers", "tag": "latest"}
-    (flag, _) = autopackage(spec.load(ROOT / "jobs" / "taxifare.yaml"), None, values)
+    (flag, _) = autopackage(jobs.read(jobs.CUSTOM, str(ROOT / "jobs" / "taxifare.yaml"), {}), None, values)
     name, _, value = flag.replace(f"local-package-path={ROOT},", "local-package-path=.,").partition("=")
     assert f"{name}='{value}'" in (ROOT / "README.md").read_text(encoding="utf-8")
 

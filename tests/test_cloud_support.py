@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, running
 
+from vertex_submit import jobs
+
 needs_gcloud = pytest.mark.skipif(shutil.which("gcloud") is None, reason="gcloud is not installed here")
 REAL = ("--project=real-project-1", "--region=europe-west4", "--bucket=real-bucket-1")  # no placeholder among them
 
@@ -29,7 +31,7 @@ class Service(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.requests: list[tuple[str, str, dict]] = []
         self.states = ["JOB_STATE_PENDING"]
-        self.refusal: str | None = None
+        self.refusal: dict | None = None
         self.created: dict = {}
 
     @property
@@ -41,6 +43,14 @@ class Service(http.server.ThreadingHTTPServer):
         (found,) = [body for method, _, body in self.requests if method == "POST"]
         return found
 
+    def sent(self, kind: jobs.Kind) -> dict:
+        """Return the one job that was posted, in the API's JSON form: the SDK writes the numbers of enums."""
+        return jobs.document_of(jobs.message_of(kind.type, self.posted()))
+
+    def refuse(self, code: int, message: str, *details: dict) -> None:
+        """Answer every creation with an error from now on."""
+        self.refusal = {"error": {"code": code, "message": message, "status": "X", "details": list(details)}}
+
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     server: Service
@@ -49,8 +59,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or b"{}")
         self.server.requests.append(("POST", self.path, body))
         if self.server.refusal:
-            error = {"code": 400, "message": self.server.refusal, "status": "INVALID_ARGUMENT"}
-            return self._answer(400, {"error": error})
+            return self._answer(self.server.refusal["error"]["code"], self.server.refusal)
         name = self.path.partition("?")[0].partition("/v1/")[2] + "/4711"
         self.server.created = {**body, "name": name, "state": self.server.states[0]}
         self._answer(200, self.server.created)
@@ -81,7 +90,7 @@ def serving() -> Iterator[Service]:
 
 
 def gcloud_variables(url: str, folder: Path) -> dict[str, str]:
-    """Return what makes gcloud talk to `url`, with no account, and keep its own files in `folder`."""
+    """Return what makes gcloud, and our scripts, talk to `url` with no account; gcloud's own files are kept in `folder`."""
     return {
         "CLOUDSDK_API_ENDPOINT_OVERRIDES_AIPLATFORM": url, "CLOUDSDK_AUTH_DISABLE_CREDENTIALS": "true",
         "CLOUDSDK_CONFIG": str(folder / "gcloud"), "CLOUDSDK_CORE_DISABLE_PROMPTS": "1", "CLOUDSDK_CORE_DISABLE_USAGE_REPORTING": "true",

@@ -1,7 +1,4 @@
-"""The submitting scripts as processes: what they send to a stand-in for the service, what they print, what they refuse.
-
-gcloud is the real one where it is installed; the SDK is real everywhere.
-"""
+"""The submitting scripts: what the real SDK sends to a stand-in for the service, what they print, what they refuse."""
 
 from __future__ import annotations
 
@@ -19,14 +16,15 @@ import threading
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from conftest import ROOT, running
-from test_cloud_support import REAL, Service, call, gcloud_variables, needs_gcloud, plain, script, serving
+from test_cloud_support import REAL, Service, call, gcloud_variables, needs_gcloud, script, serving
 
 from vertex_local.job import spec
-from vertex_submit import cloud, deploy, package, pipeline, pipeline_options, submit
+from vertex_submit import cloud, deploy, jobs, package, pipeline, sdk, submit
 
 JOBS = ROOT / "jobs"
 FLAGS = (*REAL, "--no_check", "--poll=0.1")
@@ -45,7 +43,7 @@ def gcloud(service, tmp_path) -> dict[str, str]:
 
 @pytest.fixture
 def fake_gcloud(tmp_path) -> dict[str, str]:
-    """A `gcloud` on PATH that writes down its arguments and answers GCLOUD_SAYS, or ends with GCLOUD_CODE."""
+    """A `gcloud` on PATH that writes down its arguments and answers with a job, or ends with GCLOUD_CODE."""
     folder = tmp_path / "bin"
     folder.mkdir()
     (folder / "gcloud").write_text(
@@ -70,19 +68,18 @@ def last_error(done: subprocess.CompletedProcess[str]) -> str:
 # ------------------------------------------------------------------ submit_job
 
 
-@needs_gcloud
 def test_submitting_returns_at_once_with_the_id_and_the_commands(tmp_path, service, gcloud):
     job = JOBS / "taxifare.yaml"
     flags = (*FLAGS, "--labels=team=fares,stage=try", "--base_output_dir=gs://other-bucket/run-2")
     done = script("submit_job", job, *flags, "--", "--num_evals=3", cwd=tmp_path, env=gcloud)
-    body, expected = service.posted(), spec.load(job, ["--num_evals=3"], {"project": "real-project-1", "bucket": "real-bucket-1"})
+    body, expected = service.sent(jobs.CUSTOM), spec.load(job, ["--num_evals=3"], {"project": "real-project-1", "bucket": "real-bucket-1"})
     assert body["displayName"] == "taxifare" and body["labels"] == {"team": "fares", "stage": "try"}
     assert body["jobSpec"]["baseOutputDirectory"] == {"outputUriPrefix": "gs://other-bucket/run-2"}
     container = body["jobSpec"]["workerPoolSpecs"][0]["containerSpec"]
     assert container["args"] == list(expected.pools[0].args)
     assert container["imageUri"] == "europe-west4-docker.pkg.dev/real-project-1/trainers/taxifare:latest"
     (kept,) = (tmp_path / ".vertex_local" / "submitted").iterdir()
-    assert plain(yaml.safe_load(kept.read_text())) == plain(body["jobSpec"]), "the very text that was sent is kept"
+    assert yaml.safe_load(kept.read_text()) == body["jobSpec"], "the very message that was sent is kept"
     assert f"--config={kept.relative_to(tmp_path)}" in done.stdout.splitlines()[0]
     name = "projects/real-project-1/locations/europe-west4/customJobs/4711"
     assert f"submitted custom job {name}\n" in done.stdout
@@ -93,61 +90,58 @@ def test_submitting_returns_at_once_with_the_id_and_the_commands(tmp_path, servi
     assert [method for method, _, _ in service.requests] == ["POST"], "it does not wait"
 
 
-@needs_gcloud
 def test_wait_follows_a_job_that_fails(tmp_path, service, gcloud):
     service.states = ["JOB_STATE_PENDING", "JOB_STATE_PENDING", "JOB_STATE_RUNNING", "JOB_STATE_RUNNING", "JOB_STATE_FAILED"]
     done = script("submit_job", JOBS / "taxifare.yaml", *FLAGS, "--wait", cwd=tmp_path, env=gcloud, code=1)
     progress = [line.partition(",")[0] for line in done.stdout.splitlines() if re.fullmatch(r"\w+, \d+ s", line)]
     assert progress == ["pending", "running", "failed"], "one line for each change"
-    assert "it broke" in last_error(done.__class__(done.args, 1, "", done.stderr.replace("\nin two", " in two")))
+    assert last_error(done) == "error: the job ended as FAILED: it broke in two lines"
 
 
-@needs_gcloud
-def test_an_evaluator_goes_by_rest_with_its_empty_pool(tmp_path, service, gcloud):
+def test_an_evaluator_is_sent_with_its_empty_pool(tmp_path, service, gcloud):
     service.states = ["JOB_STATE_PENDING", "JOB_STATE_SUCCEEDED"]
     job = JOBS / "taxifare-evaluator.yaml"
     done = call(submit.main, "job", job, *FLAGS, "--wait", "--display_name=mine", "--", "--lr=0.1", cwd=tmp_path, env=gcloud)
-    body = service.posted()
+    body = service.sent(jobs.CUSTOM)
     assert body["displayName"] == "mine" and body["jobSpec"]["workerPoolSpecs"][2] == {}
     used = [pool for pool in body["jobSpec"]["workerPoolSpecs"] if pool]
     assert [pool["containerSpec"]["args"][-1] for pool in used] == ["--lr=0.1"] * 3
     (method, path, _) = service.requests[0]
-    assert (method, path) == ("POST", "/v1/projects/real-project-1/locations/europe-west4/customJobs")
+    assert (method, path.partition("?")[0]) == ("POST", "/v1/projects/real-project-1/locations/europe-west4/customJobs")
     (kept,) = (tmp_path / ".vertex_local" / "submitted").iterdir()
     assert json.loads(kept.read_text()) == body and f"POST {service.url}v1/projects/real-project-1" in done.stdout
+    assert "gcloud cannot send it, for it refuses the file's empty pool" in done.stdout
 
 
-@needs_gcloud
 def test_a_reduction_server_keeps_its_own_arguments(tmp_path, service, gcloud):
     call(submit.main, "job", JOBS / "taxifare-reduction-server.yaml", *FLAGS, "--", "--lr=0.1", cwd=tmp_path, env=gcloud)
-    chief, worker, server = service.posted()["jobSpec"]["workerPoolSpecs"]
+    chief, worker, server = service.sent(jobs.CUSTOM)["jobSpec"]["workerPoolSpecs"]
     assert chief["containerSpec"]["args"][-1] == worker["containerSpec"]["args"][-1] == "--lr=0.1"
     assert "args" not in server["containerSpec"]
 
 
-@needs_gcloud
 def test_the_services_refusal_is_one_line(tmp_path, service, gcloud):
-    service.refusal = "machine type n1-standard-4 is not supported."
-    for job in ("taxifare", "taxifare-evaluator"):  # by gcloud, and by REST
+    service.refuse(400, "machine type n1-standard-4 is not supported.")
+    for job in ("taxifare", "taxifare-evaluator"):
         done = call(submit.main, "job", JOBS / f"{job}.yaml", *FLAGS, cwd=tmp_path, env=gcloud, code=1)
-        assert "machine type n1-standard-4 is not supported." in last_error(done) and done.stderr.count("\n") <= 2
+        assert "machine type n1-standard-4 is not supported." in last_error(done) and done.stderr.count("\n") == 1
 
 
-def test_the_whole_custom_job_is_told_by_flags(tmp_path, fake_gcloud):
+def test_the_whole_custom_job_is_told_by_flags(tmp_path, service, gcloud):
     """A file with displayName, labels and key around the spec: gcloud's --config takes the spec only."""
     inner = yaml.safe_load(spec.read(JOBS / "taxifare.yaml", {"project": "real-project-1", "bucket": "real-bucket-1"}))
     whole = {"displayName": "mine", "labels": {"a": "b"}, "encryptionSpec": {"kmsKeyName": "projects/p/k"}, "jobSpec": inner}
     (tmp_path / "whole.json").write_text(json.dumps(whole))
-    call(submit.main, "job", "whole.json", *REAL, "--no_check", "--labels=c=d", cwd=tmp_path, env=fake_gcloud)
-    (words,) = asked(tmp_path)
-    assert {"--display-name=mine", "--labels=a=b,c=d", "--kms-key=projects/p/k"} <= set(words)
+    said = call(submit.main, "job", "whole.json", *REAL, "--no_check", "--labels=c=d", cwd=tmp_path, env=gcloud).stdout
+    assert {"--display-name=mine", "--labels=a=b,c=d", "--kms-key=projects/p/k"} <= set(shlex.split(said.splitlines()[0]))
+    assert service.sent(jobs.CUSTOM) == whole | {"labels": {"a": "b", "c": "d"}}
     (kept,) = (tmp_path / ".vertex_local" / "submitted").iterdir()
     assert yaml.safe_load(kept.read_text()) == inner
 
 
-def test_a_file_is_never_written_over_another(tmp_path, fake_gcloud):
+def test_a_file_is_never_written_over_another(tmp_path, gcloud):
     for _ in range(3):
-        call(submit.main, "job", JOBS / "taxifare.yaml", *REAL, "--no_check", cwd=tmp_path, env=fake_gcloud)
+        call(submit.main, "job", JOBS / "taxifare.yaml", *REAL, "--no_check", cwd=tmp_path, env=gcloud)
     assert len(list((tmp_path / ".vertex_local" / "submitted").iterdir())) == 3
     assert cloud.keep("1", "x.yaml", tmp_path) != cloud.keep("2", "x.yaml", tmp_path)
 
@@ -166,7 +160,8 @@ def test_a_dry_run_prints_and_does_nothing(tmp_path, fake_gcloud):
     "args, expected",
     [
         ([JOBS / "taxifare.yaml"], "--project: your-project is a placeholder"),
-        ([JOBS / "taxifare.yaml", "--project=p-1"], "your-bucket is a placeholder"),
+        ([JOBS / "taxifare.yaml", "--project=p-1"], "taxifare.yaml:20: your-bucket is a placeholder"),
+        ([JOBS / "taxifare.yaml", *REAL, "--base_output_dir=gs://your-bucket/x"], "taxifare.yaml: your-bucket is a placeholder"),
         ([JOBS / "no-such.yaml"], "no-such.yaml"),
         ([JOBS / "taxifare-tuning.yaml", *REAL], "this is a HyperparameterTuningJob"),
         (["plain.yaml"], "--project: not set: give it, or put it into settings.yaml"),
@@ -179,43 +174,60 @@ def test_what_is_refused_before_anything_is_sent(tmp_path, fake_gcloud, args, ex
     assert not (tmp_path / "gcloud.log").exists() and not (tmp_path / ".vertex_local").exists()
 
 
-def test_placeholders_are_good_enough_for_a_service_on_this_machine(tmp_path, fake_gcloud):
-    local = {**fake_gcloud, "CLOUDSDK_API_ENDPOINT_OVERRIDES_AIPLATFORM": "http://localhost:8787/"}
-    call(submit.main, "job", JOBS / "taxifare.yaml", "--no_check", cwd=tmp_path, env=local)
-    far = {**fake_gcloud, "CLOUDSDK_API_ENDPOINT_OVERRIDES_AIPLATFORM": "http://localhost.example.org/"}
+def test_placeholders_are_good_enough_for_a_service_on_this_machine(tmp_path, service, gcloud):
+    call(submit.main, "job", JOBS / "taxifare.yaml", "--no_check", cwd=tmp_path, env=gcloud)
+    assert len(service.requests) == 1
+    far = {**gcloud, "CLOUDSDK_API_ENDPOINT_OVERRIDES_AIPLATFORM": "http://localhost.example.org/"}
     assert "placeholder" in last_error(call(submit.main, "job", JOBS / "taxifare.yaml", "--no_check", cwd=tmp_path, env=far, code=2))
 
 
-def test_gclouds_failure_and_its_absence_are_one_line(tmp_path, fake_gcloud):
-    failing = {**fake_gcloud, "GCLOUD_CODE": "1"}
-    done = call(submit.main, "job", JOBS / "taxifare.yaml", *REAL, "--no_check", cwd=tmp_path, env=failing, code=1)
-    assert done.stderr == "error: gcloud ended with 1: ERROR: (gcloud.ai) INVALID_ARGUMENT: no such region.\n"
-    bare = tmp_path / "bare"
-    bare.mkdir()
-    done = subprocess.run(
-        [sys.executable, "-m", "vertex_submit.submit", "job", JOBS / "taxifare.yaml", *FLAGS], cwd=tmp_path,
-        env={**os.environ, "PATH": str(bare), "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 1 and done.stderr.startswith("error: gcloud is not on PATH: install it, or give --dry_run")
-
-
-def test_a_failed_check_stops_it_and_its_command_is_printed(tmp_path, fake_gcloud):
+def test_a_failed_check_stops_it_and_its_command_is_printed(tmp_path, service, gcloud):
     job = tmp_path / "job.yaml"
     text = spec.read(JOBS / "taxifare.yaml", {"project": "real-project-1", "bucket": "real-bucket-1"})
     job.write_text(text.replace("--num_evals", "--num_evalz"))
-    done = script("submit_job", job, *REAL, cwd=tmp_path, env=fake_gcloud, code=2)
+    done = script("submit_job", job, *REAL, cwd=tmp_path, env=gcloud, code=2)
     assert done.stdout.startswith("$ python -m vertex_local check ")
-    assert "not submitted" in last_error(done) and not (tmp_path / "gcloud.log").exists()
+    assert "not submitted" in last_error(done) and not service.requests
+
+
+def test_the_check_sees_what_flags_changed(tmp_path, service, gcloud):
+    """A file without baseOutputDirectory is refused, for its outputs would be lost; with --base_output_dir it is fine."""
+    container = {"imageUri": "host/any:1", "command": ["python", "-c", "print(1)"]}
+    pool = {"machineSpec": {"machineType": "n1-standard-4"}, "containerSpec": container}
+    (tmp_path / "job.json").write_text(json.dumps({"workerPoolSpecs": [pool]}))
+    done = script("submit_job", "job.json", *REAL, cwd=tmp_path, env=gcloud, code=2)
+    assert "baseOutputDirectory: is not given" in done.stdout and not service.requests
+    done = script("submit_job", "job.json", *REAL, "--base_output_dir=gs://real-bucket-1/x", cwd=tmp_path, env=gcloud)
+    kept = max((tmp_path / ".vertex_local" / "submitted").iterdir())
+    assert done.stdout.startswith(f"$ python -m vertex_local check {kept.relative_to(tmp_path)} ") and "submitted custom job" in done.stdout
+    pipeline = ("submit_training_pipeline", "job.json", *REAL, "--no_model", "--serving=h/s:1", "--base_output_dir=gs://real-bucket-1/x")
+    assert "submitted training pipeline" in script(*pipeline, cwd=tmp_path, env=gcloud).stdout
+
+
+# ------------------------------------------------------------------ gcloud builds the image
+
+
+def test_gclouds_failure_and_its_absence_are_one_line(tmp_path, fake_gcloud, gcloud):
+    words = ("job", JOBS / "taxifare.yaml", *REAL, "--no_check", "--autopackage")
+    call(submit.main, *words, cwd=tmp_path, env={**gcloud, **fake_gcloud})
+    (asked_for,) = asked(tmp_path)
+    assert asked_for[:3] == ["ai", "custom-jobs", "create"] and asked_for[-1] == "--format=json"
+    failing = {**gcloud, **fake_gcloud, "GCLOUD_CODE": "1"}
+    done = call(submit.main, *words, cwd=tmp_path, env=failing, code=1)
+    assert last_error(done) == "error: gcloud ended with 1: ERROR: (gcloud.ai) INVALID_ARGUMENT: no such region."
+    (tmp_path / "bare").mkdir()
+    done = call(submit.main, *words, cwd=tmp_path, env={**gcloud, "PATH": str(tmp_path / "bare")}, code=1)
+    assert last_error(done).startswith("error: gcloud is not on PATH: install it, or give --dry_run")
 
 
 # ------------------------------------------------------------------ following a job
 
 
-def test_ctrl_c_stops_following_and_not_the_job(tmp_path, fake_gcloud):
-    path = os.pathsep.join([fake_gcloud["PATH"]])
+def test_ctrl_c_stops_following_and_not_the_job(tmp_path, service, gcloud):
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     with subprocess.Popen(
-        [ROOT / "scripts" / "submit_job", JOBS / "taxifare.yaml", *FLAGS, "--wait", "--poll=30"], cwd=tmp_path,
-        env={**os.environ, "PATH": path}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [ROOT / "scripts" / "submit_job", JOBS / "taxifare.yaml", *REAL, "--no_check", "--wait", "--poll=30"], cwd=tmp_path,
+        env={**os.environ, **gcloud, "PATH": path}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as process:  # fmt: skip
         for line in process.stdout:
             if line.startswith("pending"):
@@ -223,7 +235,7 @@ def test_ctrl_c_stops_following_and_not_the_job(tmp_path, fake_gcloud):
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=20)
     assert process.returncode == 130 and "stopped following; the job goes on." in err
-    assert not [words for words in asked(tmp_path) if "cancel" in words]
+    assert [method for method, _, _ in service.requests] == ["POST", "GET"], "nobody asked to cancel it"
 
 
 def test_following_outlives_a_few_failed_questions():
@@ -244,16 +256,17 @@ def test_following_outlives_a_few_failed_questions():
 # ------------------------------------------------------------------ submit_tuning
 
 
-@needs_gcloud
 def test_a_tuning_job_is_sent_and_followed(tmp_path, service, gcloud):
     service.states = ["JOB_STATE_RUNNING", "JOB_STATE_SUCCEEDED"]
     flags = (*FLAGS, "--max_trial_count=3", "--parallel_trial_count=2", "--wait")
     done = script("submit_tuning", JOBS / "taxifare-tuning-2-workers.yaml", *flags, "--", "--num_evals=1", cwd=tmp_path, env=gcloud)
-    body = service.posted()
+    body = service.sent(jobs.TUNING)
     assert (int(body["maxTrialCount"]), int(body["parallelTrialCount"]), body["displayName"]) == (3, 2, "taxifare-tuning-2-workers")
     assert int(body["maxFailedTrialCount"]) == 3, "the file's 4 would be more than there are trials"
     for pool in body["trialJobSpec"]["workerPoolSpecs"]:
         assert pool["containerSpec"]["args"][-1] == "--num_evals=1"
+    (kept,) = (tmp_path / ".vertex_local" / "submitted").iterdir()
+    assert yaml.safe_load(kept.read_text()) == body
     assert "$ gcloud ai hp-tuning-jobs stream-logs 4711 " in done.stdout and "0 of 3 trials" in done.stdout
 
 
@@ -379,12 +392,14 @@ def test_a_bucket_that_does_not_answer_is_one_line(tmp_path):
 
 
 def request_of(name: str, *flags: str, cwd: Path, extra: tuple[str, ...] = ()) -> dict:
-    """Return the request that a dry run of the SDK would send."""
+    """Return the request that a dry run shows."""
     done = call(pipeline.main, JOBS / f"{name}.yaml", "--dry_run", *REAL, *flags, *extra, cwd=cwd)
-    head, _, body = done.stdout.partition("\nPOST ")
-    assert body.startswith("v1/projects/real-project-1/locations/europe-west4/trainingPipelines\n"), done.stdout
+    head, _, rest = done.stdout.partition("\n")
+    body, _, by_hand = rest.partition("\n# gcloud cannot send it, for it knows no training pipelines; by hand:\n$ curl ")
+    assert head == f"# .vertex_local/submitted/TIME-{name}.json"
+    assert by_hand.endswith(".googleapis.com/v1/projects/real-project-1/locations/europe-west4/trainingPipelines\n"), done.stdout
     assert list(cwd.iterdir()) == []
-    return json.loads(body.partition("\n")[2])
+    return json.loads(body)
 
 
 def test_a_container_on_a_managed_dataset(tmp_path):
@@ -396,62 +411,90 @@ def test_a_container_on_a_managed_dataset(tmp_path):
         "gcsDestination": {"outputUriPrefix": "gs://real-bucket-1/taxifare-2-workers"},
     }
     inputs = found["trainingTaskInputs"]
-    assert inputs["base_output_directory"] == {"output_uri_prefix": "gs://real-bucket-1/taxifare-2-workers"}
-    assert [pool["replica_count"] for pool in inputs["worker_pool_specs"]] == [1, 1]
-    for pool in inputs["worker_pool_specs"]:
+    assert inputs["baseOutputDirectory"] == {"outputUriPrefix": "gs://real-bucket-1/taxifare-2-workers"}
+    assert [pool["replicaCount"] for pool in inputs["workerPoolSpecs"]] == [1, 1]
+    for pool in inputs["workerPoolSpecs"]:
         assert pool["containerSpec"]["args"] == ["--num_evals=2", "--epochs=2"], "the dataset brings the data, not the flags"
         assert pool["containerSpec"]["imageUri"] == "europe-west4-docker.pkg.dev/real-project-1/trainers/taxifare:latest"
-    assert inputs["scheduling"]["restart_job_on_worker_restart"] is True and inputs["scheduling"]["timeout"] == "7200s"
+    assert inputs["scheduling"]["restartJobOnWorkerRestart"] is True and inputs["scheduling"]["timeout"] == "7200s"
     assert found["parentModel"] == "projects/real-project-1/locations/europe-west4/models/77"
     model = found["modelToUpload"]
     assert model["versionAliases"] == ["best", "fare", "default"] and model["versionDescription"] == "third"
     assert model["containerSpec"]["imageUri"] == "us-docker.pkg.dev/vertex-ai/prediction/tf2-cpu.2-15:latest"
 
 
+def test_a_dry_run_shows_what_the_sdks_training_class_would_send(tmp_path, service, gcloud):
+    """For what the class can say; it writes pools in snake_case, which is the same message."""
+    from google.cloud import aiplatform
+
+    flags = ("--dataset=123", "--split=0.7,0.2,0.1", "--version_aliases=best", "--parent_model=77")
+    ours = request_of("taxifare-2-workers", *flags, cwd=tmp_path, extra=("--", "--epochs=2"))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in gcloud.items():
+            patch.setenv(name, value)
+        args = pipeline.build_parser().parse_args(["x", *REAL])
+        aiplatform = sdk.start(sdk.connect({"project": "real-project-1", "region": "europe-west4"}, args), "real-bucket-1")
+        service.states = ["PIPELINE_STATE_SUCCEEDED"]
+        image = "europe-west4-docker.pkg.dev/real-project-1/trainers/taxifare:latest"
+        serving = ours["modelToUpload"]["containerSpec"]["imageUri"]
+        job = aiplatform.CustomContainerTrainingJob("taxifare-2-workers", container_uri=image, model_serving_container_image_uri=serving)
+        job.submit(
+            dataset=SimpleNamespace(name="123"), args=["--num_evals=2", "--epochs=2"], replica_count=2, machine_type="n1-standard-4",
+            base_output_dir="gs://real-bucket-1/taxifare-2-workers", restart_job_on_worker_restart=True, timeout=7200,
+            training_fraction_split=0.7, validation_fraction_split=0.2, test_fraction_split=0.1, model_display_name="taxifare",
+            model_version_aliases=["best"], parent_model="77",
+        )  # fmt: skip
+    theirs = service.posted()
+    theirs["trainingTaskInputs"] = jobs.document_of(jobs.message_of("CustomJobSpec", theirs["trainingTaskInputs"]))
+    for pool in theirs["trainingTaskInputs"]["workerPoolSpecs"]:
+        pool.pop("diskSpec")  # the SDK writes the default out
+    assert jobs.document_of(jobs.message_of("TrainingPipeline", theirs)) == jobs.document_of(jobs.message_of("TrainingPipeline", ours))
+
+
 def test_without_a_dataset_the_flags_stay(tmp_path):
     found = request_of("stackoverflow-spot", "--no_model", cwd=tmp_path)
     assert "inputDataConfig" not in found and "modelToUpload" not in found
-    (pool,) = found["trainingTaskInputs"]["worker_pool_specs"]
+    (pool,) = found["trainingTaskInputs"]["workerPoolSpecs"]
     assert pool["containerSpec"]["args"][0] == "--train_data_path=stackoverflow/tests/data/train.csv"
-    assert found["trainingTaskInputs"]["scheduling"]["strategy"] == 4, "SPOT"
+    assert found["trainingTaskInputs"]["scheduling"]["strategy"] == "SPOT"
 
 
-def test_a_python_package_and_one_script(tmp_path):
-    package = request_of("taxifare-sdist", "--dataset=1", "--predefined_split=part", cwd=tmp_path)
-    (pool,) = package["trainingTaskInputs"]["worker_pool_specs"]
-    assert pool["python_package_spec"]["package_uris"] == ["gs://real-bucket-1/packages/taxifare/vertex_trainer-0.1.0.tar.gz"]
-    assert pool["python_package_spec"]["python_module"] == "taxifare.trainer.task"
-    assert package["inputDataConfig"]["predefinedSplit"] == {"key": "part"}
+def test_a_python_package_of_the_file_and_one_of_this_checkout(tmp_path):
+    found = request_of("taxifare-sdist", "--dataset=1", "--predefined_split=part", cwd=tmp_path)
+    (pool,) = found["trainingTaskInputs"]["workerPoolSpecs"]
+    assert pool["pythonPackageSpec"]["packageUris"] == ["gs://real-bucket-1/packages/taxifare/vertex_trainer-0.1.0.tar.gz"]
+    assert pool["pythonPackageSpec"]["pythonModule"] == "taxifare.trainer.task"
+    assert found["inputDataConfig"]["predefinedSplit"] == {"key": "part"}
     by_time = ("--dataset=1", "--timestamp_split=pickup_datetime", "--split=.8,.1,.1")
-    one = request_of("taxifare-sdist", "--kind=script", *by_time, cwd=tmp_path)
-    (pool,) = one["trainingTaskInputs"]["worker_pool_specs"]
-    assert pool["python_package_spec"]["python_module"] == "aiplatform_custom_trainer_script.task"
-    assert one["inputDataConfig"]["timestampSplit"]["key"] == "pickup_datetime"
+    for name in ("taxifare-sdist", "taxifare"):
+        found = request_of(name, "--kind=script", *by_time, cwd=tmp_path)
+        (pool,) = found["trainingTaskInputs"]["workerPoolSpecs"]
+        package = pool["pythonPackageSpec"]
+        (uri,) = package["packageUris"]
+        assert re.fullmatch(r"gs://real-bucket-1/packages/taxifare/[0-9a-f]{12}/vertex_trainer-0\.1\.0\.tar\.gz", uri)
+        assert package["pythonModule"] == "taxifare.trainer.task" and package["args"] == ["--num_evals=2"]
+        assert package["executorImageUri"] == "us-docker.pkg.dev/vertex-ai/training/tf-cpu.2-17.py310:latest"
+    assert found["inputDataConfig"]["timestampSplit"]["key"] == "pickup_datetime"
 
 
-def test_what_the_annotated_file_says_reaches_the_pipeline(tmp_path):
-    job = tmp_path / "job.yaml"
-    message = yaml.safe_load(spec.read(JOBS / "annotated.yaml", {"project": "real-project-1", "bucket": "real-bucket-1"}))
-    message["workerPoolSpecs"][0].pop("nfsMounts")
-    job.write_text(json.dumps(message))
-    options = pipeline_options.run_options(spec.load(job))
-    strategy = options.pop("scheduling_strategy")
-    assert strategy.name == "FLEX_START"
-    assert options == {
-        "service_account": "trainer@real-project-1.iam.gserviceaccount.com", "network": message["network"],
-        "tensorboard": message["tensorboard"], "enable_web_access": True, "base_output_dir": "gs://real-bucket-1/annotated",
-        "restart_job_on_worker_restart": False, "disable_retries": False, "timeout": 7200, "max_wait_duration": 3600,
-        "machine_type": "g2-standard-8", "accelerator_type": "NVIDIA_L4", "accelerator_count": 1,
-        "reservation_affinity_type": "NO_RESERVATION", "boot_disk_type": "pd-ssd", "boot_disk_size_gb": 200,
-        "environment_variables": {"TF_CPP_MIN_LOG_LEVEL": "1", "TF_FORCE_GPU_ALLOW_GROWTH": "true"},
+def test_the_other_splits_and_destinations(tmp_path):
+    filters = ("--dataset=1", "--filter_split", "a", "-", "c", "--annotation_schema=gs://s/x.yaml", "--bigquery_destination=bq://p")
+    assert request_of("taxifare", *filters, cwd=tmp_path)["inputDataConfig"] == {
+        "datasetId": "1", "filterSplit": {"trainingFilter": "a", "validationFilter": "-", "testFilter": "c"},
+        "annotationSchemaUri": "gs://s/x.yaml", "bigqueryDestination": {"outputUri": "bq://p"},
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["annotated", "taxifare-evaluator", "taxifare-reduction-server"])
+def test_whatever_a_job_file_says_reaches_the_pipeline(tmp_path, name):
+    inputs = request_of(name, cwd=tmp_path)["trainingTaskInputs"]
+    given = {"project": "real-project-1", "region": "europe-west4", "bucket": "real-bucket-1"}
+    assert inputs == jobs.document_of(jobs.read(jobs.CUSTOM, str(JOBS / f"{name}.yaml"), given).spec)
 
 
 @pytest.mark.parametrize(
     "name, flags, expected",
     [
-        ("taxifare-evaluator", [], "pool 3 (evaluator): the SDK's training pipelines have none"),
-        ("annotated", [], "nfsMounts: the SDK's training pipelines cannot say it"),
         ("taxifare", ["--split=.8,.1,.1"], "--split: is about a managed dataset"),
         ("taxifare", ["--dataset=1", "--split=.8,.1,.1", "--predefined_split=x"], "cannot stand beside"),
         ("taxifare", ["--dataset=1", "--timestamp_split=x"], "needs the fractions, too"),
@@ -478,26 +521,17 @@ def test_flags_are_checked_before_the_service_does(tmp_path):
         with pytest.raises(SystemExit):
             pipeline.build_parser().parse_args(["x.yaml", flag])
     found = request_of("taxifare", "--base_output_dir=gs://other-bucket/run-2", cwd=tmp_path)
-    assert found["trainingTaskInputs"]["base_output_directory"] == {"output_uri_prefix": "gs://other-bucket/run-2"}
+    assert found["trainingTaskInputs"]["baseOutputDirectory"] == {"outputUriPrefix": "gs://other-bucket/run-2"}
 
 
-def test_a_managed_dataset_takes_the_place_of_data_flags_only():
+def test_a_managed_dataset_takes_the_place_of_data_flags_only(tmp_path):
     text = "workerPoolSpecs: [{containerSpec: {imageUri: h/taxifare:1, args: [%s]}}]"
-    job = spec.loads(text % '"--train-data-path", a, b, "--lr=1", "--eval_data_path=c", "--nnsize", "8 4"', "x")
-    assert pipeline_options.own_arguments(job, True) == ["--lr=1", "--nnsize", "8 4"]
-    assert pipeline_options.own_arguments(job, False) == list(job.pools[0].args)
-
-
-def test_one_file_holds_the_whole_trainer(tmp_path):
-    """What CustomTrainingJob sends starts the trainer, with nothing of this checkout on the path."""
-    text, required = pipeline_options.one_file("taxifare")
-    assert {re.match(r"[\w-]+", item)[0] for item in required} == {"cloudml-hypertune", "numpy", "pyarrow", "tensorboard", "tqdm"}
-    (tmp_path / "task.py").write_text(text)
-    flags = ["--num_examples_to_train_on=512", "--num_evals=1", "--output_dir=out"]
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"TMPDIR": str(tmp_path)}
-    done = subprocess.run([sys.executable, "task.py", *flags], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "out" / "model" / "saved_model.pb").is_file()
+    (tmp_path / "x.yaml").write_text(text % '"--train-data-path", a, b, "--lr=1", "--eval_data_path=c", "--nnsize", "8 4"')
+    flags = ("--project=p-1", "--region=r", "--bucket=b-1", "--serving=h/s:1", "--dry_run")
+    for more, expected in ((["--dataset=1"], ["--lr=1", "--nnsize", "8 4"]), ([], None)):
+        shown = call(pipeline.main, "x.yaml", *flags, *more, cwd=tmp_path).stdout
+        (pool,) = json.loads(shown.partition("\n")[2].partition("\n# gcloud")[0])["trainingTaskInputs"]["workerPoolSpecs"]
+        assert pool["containerSpec"]["args"] == (expected or list(spec.load(tmp_path / "x.yaml").pools[0].args))
 
 
 # ------------------------------------------------------------------ deploy
@@ -568,7 +602,7 @@ def test_from_sdist_to_prediction_on_the_local_service(tmp_path):
         (tmp_path / ".vertex_local" / "buckets" / "your-bucket").mkdir()
         script("build_package", *upload, cwd=tmp_path, env=env)
         quick = ("--no_check", "--wait", "--poll=0.5")
-        for job in ("taxifare-sdist", "taxifare-evaluator"):  # by gcloud, and by REST
+        for job in ("taxifare-sdist", "taxifare-evaluator"):
             assert "succeeded" in script("submit_job", JOBS / f"{job}.yaml", *quick, "--", "--epochs=4", cwd=tmp_path, env=env).stdout
         two = ("--max_trial_count=2", "--parallel_trial_count=1", "--", "--epochs=2")
         assert "2 of 2 trials" in script("submit_tuning", JOBS / "taxifare-tuning.yaml", *quick, *two, cwd=tmp_path, env=env).stdout

@@ -120,8 +120,9 @@ def _machine(job: jobs.Job, pool: Any) -> list[str]:
     machine = document.pop("machineSpec", {})
     unsaid = [key for key in document if key not in ("replicaCount", "containerSpec", "pythonPackageSpec")]
     unsaid += [key for key in machine if key not in ("machineType", "acceleratorType", "acceleratorCount")]
-    if unsaid or jobs.task_of(pool).env:
-        raise BuildError(f"{job.path}: --autopackage: gcloud has no flag for {unsaid[0] if unsaid else 'env'}; build an image instead.")
+    unsaid = sorted(unsaid) + (["env"] if jobs.task_of(pool).env else [])
+    if unsaid:
+        raise BuildError(f"{job.path}: --autopackage: gcloud has no flag for {', '.join(sorted(unsaid))}; build an image instead.")
     found = [f"replica-count={document.get('replicaCount', 1)}", f"machine-type={machine.get('machineType', '')}"]
     if "acceleratorType" in machine:
         found += [f"accelerator-type={machine['acceleratorType']}", f"accelerator-count={machine.get('acceleratorCount', 1)}"]
