@@ -122,7 +122,7 @@ def _machine(job: jobs.Job, pool: Any) -> list[str]:
     unsaid += [key for key in machine if key not in ("machineType", "acceleratorType", "acceleratorCount")]
     unsaid = sorted(unsaid) + (["env"] if jobs.task_of(pool).env else [])
     if unsaid:
-        raise BuildError(f"{job.path}: --autopackage: gcloud has no flag for {', '.join(sorted(unsaid))}; build an image instead.")
+        raise BuildError(f"{job.path}: --autopackage: gcloud has no flag for {', '.join(unsaid)}; build an image instead.")
     found = [f"replica-count={document.get('replicaCount', 1)}", f"machine-type={machine.get('machineType', '')}"]
     if "acceleratorType" in machine:
         found += [f"accelerator-type={machine['acceleratorType']}", f"accelerator-count={machine.get('acceleratorCount', 1)}"]

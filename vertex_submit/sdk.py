@@ -191,13 +191,13 @@ def _anonymous() -> Any:
 def errors(project: str) -> Iterator[None]:
     """Turn what the SDK and its transports raise into a CloudError of one line, which names the command that helps."""
     from google.api_core.exceptions import GoogleAPIError
-    from google.auth.exceptions import GoogleAuthError, RefreshError
+    from google.auth.exceptions import GoogleAuthError, InvalidOperation, RefreshError
     from requests.exceptions import RequestException
 
     try:
         yield
-    except RefreshError as error:
-        raise CloudError(f"the credentials are refused: {reason(error)}: {LOGIN}.") from error
+    except (RefreshError, InvalidOperation) as error:  # after a 401: it would be asked again with fresh ones
+        raise CloudError(f"the service refuses the credentials ({reason(error).rstrip('.')}): {LOGIN}.") from error
     except RequestException as error:
         raise CloudError(f"the service does not answer: {reason(error)}.") from error
     except (GoogleAPIError, GoogleAuthError, RuntimeError) as error:
@@ -211,9 +211,17 @@ def reason(error: Exception) -> str:
         text = f"{int(error.code)}: {error.message}"  # type: ignore[attr-defined]
         with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError):
             text = f"{int(error.code)}: {error.response.json()['error']['message']}"  # type: ignore[attr-defined]
-    violations = [each for detail in getattr(error, "details", ()) or () for each in getattr(detail, "field_violations", ())]
-    named = [f"{each.field}: {each.description}" for each in violations if each.field and each.field not in text]
+    named = [f"{field}: {what}" for field, what in _violations(error) if field not in text]
     return " ".join(" ".join([text, *([f"({'; '.join(named)})"] if named else [])]).split())[:2000]
+
+
+def _violations(error: Exception) -> Iterator[tuple[str, str]]:
+    """Yield the fields that an error is about and what is wrong with each: JSON from REST, messages from gRPC."""
+    for detail in getattr(error, "details", None) or ():
+        if isinstance(detail, Mapping):
+            yield from ((each.get("field", ""), each.get("description", "")) for each in detail.get("fieldViolations", ()))
+        else:
+            yield from ((each.field, each.description) for each in getattr(detail, "field_violations", ()))
 
 
 def remedy(error: Exception, project: str) -> str:
