@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
 import re
@@ -18,7 +19,7 @@ from google.api_core import exceptions  # noqa: E402
 from google.cloud import aiplatform  # noqa: E402
 from test_serve_sdk import BUCKET, SERVING, TRAINING, sdk, service  # noqa: E402, F401
 
-from vertex_submit import pipeline_options
+from vertex_submit import package
 
 ML_USE = "aiplatform.googleapis.com/ml_use"
 SINGLE = aiplatform.schema.dataset.ioformat.text.single_label_classification
@@ -42,10 +43,21 @@ def titles(count: int = 400) -> str:
     return "".join(json.dumps(item) + "\n" for item in items)
 
 
+ONE_FILE = """\
+import base64, glob, io, runpy, sys, tarfile, tempfile
+
+folder = tempfile.mkdtemp()
+with tarfile.open(fileobj=io.BytesIO(base64.b64decode({content!r}))) as packed:
+    packed.extractall(folder)
+sys.path.insert(0, glob.glob(folder + "/*")[0])
+runpy.run_module("{trainer}.trainer.task", run_name="__main__", alter_sys=True)
+"""
+
+
 def trainer_job(name: str, folder: Path) -> aiplatform.CustomTrainingJob:
-    """Return a CustomTrainingJob of a trainer of this project as one script."""
-    text, _ = pipeline_options.one_file(name)
-    (folder / "task.py").write_text(text)
+    """Return a CustomTrainingJob of a trainer of this project as one script, its sdist inside."""
+    content = base64.b64encode(package.sdist(folder, name).read_bytes()).decode()
+    (folder / "task.py").write_text(ONE_FILE.format(trainer=name, content=content))
     return aiplatform.CustomTrainingJob(
         name, script_path=str(folder / "task.py"), container_uri=TRAINING, model_serving_container_image_uri=SERVING
     )
