@@ -80,7 +80,7 @@ run_module() {
     export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
     for python in python3 "$venv/bin/python"; do
         if "$python" -c 'import sys; from importlib.util import find_spec as find
-sys.exit(not all(map(find, ("google.cloud.aiplatform", "google.cloud.storage", "yaml", "setuptools"))))' 2>/dev/null; then
+sys.exit(not all(map(find, ("google.cloud.aiplatform", "google.cloud.storage", "yaml", "setuptools", "tqdm"))))' 2>/dev/null; then
             exec "$python" -m "$@"
         fi
     done

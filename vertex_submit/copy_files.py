@@ -48,15 +48,15 @@ def _copy(args: argparse.Namespace, cancel: threading.Event) -> int:
         raise CopyError(f"give one gs://… and one local path; got {args.source} and {args.target}.")
     buckets.check_name(remote[0][len("gs://") :].partition("/")[0])
     local = Path(args.target if args.source in remote else args.source)
-    token_file = os.environ.get("CLOUDSDK_AUTH_ACCESS_TOKEN_FILE")
+    options = transfer.Options(args.overwrite, args.unfinished, args.workers, cancel)
+    files = {} if args.source in remote else _to_upload(local, args.target)
+    client = transfer.open_client(args.project or "", os.environ.get("CLOUDSDK_AUTH_ACCESS_TOKEN_FILE"))
     if args.source in remote:
         if args.target.endswith("/"):
             local.mkdir(parents=True, exist_ok=True)
-        client = transfer.open_client(args.project or "", token_file)
-        lines = transfer.download(client, args.source, local, args.overwrite, args.unfinished, args.workers, cancel)
+        lines = transfer.download(client, args.source, local, options)
     else:
-        files = _to_upload(local, args.target)
-        lines = transfer.upload(transfer.open_client(args.project or "", token_file), files, args.overwrite, args.workers, cancel)
+        lines = transfer.upload(client, files, options)
     count = 0
     for line in lines:
         print(line, flush=True)

@@ -133,7 +133,7 @@ def _package(args: argparse.Namespace, cancel: threading.Event) -> int:
     stored = {path: f"{to.rstrip('/')}/{path.name}", **wanted}
     if args.upload:
         client = transfer.open_client(values.get("project", ""), os.environ.get("CLOUDSDK_AUTH_ACCESS_TOKEN_FILE"))  # as gcloud would
-        for line in transfer.upload(client, stored, args.overwrite, cancel=cancel):
+        for line in transfer.upload(client, stored, transfer.Options(args.overwrite, cancel=cancel)):
             print(line, flush=True)
     elif args.bucket_root:
         for file, uri in stored.items():

@@ -233,7 +233,7 @@ def pack(job: jobs.Job, args: argparse.Namespace, values: Mapping[str, str], fol
 
 def _upload(files: Mapping[Path, str], args: argparse.Namespace, values: Mapping[str, str], cancel: threading.Event) -> None:
     client = transfer.open_client(values["project"], args.token_file)
-    for line in transfer.upload(client, dict(files), cancel=cancel):
+    for line in transfer.upload(client, files, transfer.Options(cancel=cancel)):
         print(line, flush=True)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable
 from typing import Any, BinaryIO
 
 
@@ -13,23 +12,29 @@ class Cancelled(OSError):
 
 
 class Progress:
-    """A bar of bytes on a terminal; nothing elsewhere. A file that begins anew takes back what it had told."""
+    """A bar of bytes on a terminal, nothing elsewhere; a file that begins anew takes back what it had counted."""
 
     def __init__(self, what: str, total: int, cancel: threading.Event | None = None):
-        self.bar, self.lock, self.told, self.cancel = None, threading.Lock(), {}, cancel
+        self.bar, self.lock, self.positions, self.cancel = None, threading.Lock(), {}, cancel
         if sys.stderr.isatty():
             from tqdm import tqdm
 
             self.bar = tqdm(total=total, desc=what, unit="B", unit_scale=True, unit_divisor=1024, dynamic_ncols=True)
 
-    def at(self, key: object, place: int) -> None:
-        """Say how many bytes of one file are through; raises Cancelled where no more are wanted."""
+    def reach(self, key: object, position: int) -> None:
+        """Note how many bytes of one file are through; raise Cancelled where no more are wanted."""
         if self.cancel is not None and self.cancel.is_set():
             raise Cancelled("stopped: the same command goes on from here.")
         if self.bar is not None:
             with self.lock:
-                self.bar.update(place - self.told.get(key, 0))
-                self.told[key] = place
+                self.bar.update(position - self.positions.get(key, 0))
+                self.positions[key] = position
+
+    def watch(self, file: BinaryIO, method: str, key: object) -> Any:
+        """Return the file with a `read` or a `write` that notes how far it has come."""
+        from tqdm.utils import CallbackIOWrapper
+
+        return CallbackIOWrapper(lambda count: self.reach(key, file.tell()), file, method)
 
     def __enter__(self) -> Progress:
         return self
@@ -37,23 +42,3 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         if self.bar is not None:
             self.bar.close()
-
-
-class Watched:
-    """A file that tells how far it has been read or written."""
-
-    def __init__(self, file: BinaryIO, told: Callable[[int], None]):
-        self.file, self.told = file, told
-
-    def read(self, size: int = -1) -> bytes:
-        data = self.file.read(size)
-        self.told(self.file.tell())
-        return data
-
-    def write(self, data: bytes) -> int:
-        count = self.file.write(data)
-        self.told(self.file.tell())
-        return count
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.file, name)

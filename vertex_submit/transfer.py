@@ -3,6 +3,9 @@
 Nothing half-written is taken for whole: an object appears in its bucket in one step, a download gets its name when it is
 all there and its checksum is right, and what says that a folder is complete (saved_model.pb, a run's manifest.json) goes
 last. Nothing else's is replaced without `overwrite`, nor what came there meanwhile (generation preconditions).
+
+google.cloud.storage's own transfer_manager also copies in parallel, but knows no order of files, no download that goes on
+where another process stopped, no preconditions of each object's own generation, and no progress.
 """
 
 from __future__ import annotations
@@ -16,12 +19,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vertex_local.job import buckets
 
-from .progress import Cancelled, Progress, Watched
+from .progress import Cancelled, Progress
 
 WORKERS = 8
 ATTEMPTS = 3  # of a whole file, each with the client's own retries of every request
@@ -29,6 +33,20 @@ RETRY_SECONDS = 60.0  # for which a service that does not answer is asked again
 PIECE = 8 << 20  # of a resumable upload; smaller files go in one request
 LAST = ("saved_model.pb", "manifest.json")  # in this order after all others: with them a folder counts as complete
 LEFT_OUT = (".lock",)  # of a run that is going on
+
+
+@dataclass(frozen=True)
+class Options:
+    """How files are copied: whether what has other bytes is replaced, and a run taken whose manifest does not call it complete;
+    how many files at once; an event that stops it."""
+
+    overwrite: bool = False
+    unfinished: bool = False
+    workers: int = WORKERS
+    cancel: threading.Event | None = None
+
+
+DEFAULTS = Options()
 
 
 class TransferError(OSError):
@@ -90,7 +108,7 @@ def _one_line(what: str) -> Iterator[None]:
 
 
 def _transient() -> tuple[type[Exception], ...]:
-    """Return what another attempt at a whole file may mend: a damaged one, and a session that broke."""
+    """Return what another attempt at a whole file may help with: a damaged one, and a session that broke."""
     from google.api_core.exceptions import ServerError
     from google.cloud.storage import exceptions
     from requests.exceptions import RequestException
@@ -131,17 +149,15 @@ def _in_parallel(work: Mapping[str, Callable[[], Any]], workers: int) -> Iterato
 # ------------------------------------------------------------------ up
 
 
-def upload(
-    client: Any, files: Mapping[Path, str], overwrite: bool = False, workers: int = WORKERS, cancel: threading.Event | None = None
-) -> Iterator[str]:
+def upload(client: Any, files: Mapping[Path, str], options: Options = DEFAULTS) -> Iterator[str]:
     """Copy files to their `gs://…` and yield what was done with each.
 
     Raises:
         NotReplaced: something else has that name. TransferError: the service refused, or holds other bytes in the end.
     """
-    with Progress("up", sum(path.stat().st_size for path in files), cancel) as progress:
-        work = {uri: lambda p=path, u=uri: _upload_one(client, p, u, overwrite, progress) for path, uri in files.items()}
-        yield from _in_parallel(work, workers)
+    with Progress("up", sum(path.stat().st_size for path in files), options.cancel) as progress:
+        work = {uri: lambda p=path, u=uri: _upload_one(client, p, u, options.overwrite, progress) for path, uri in files.items()}
+        yield from _in_parallel(work, options.workers)
 
 
 def _upload_one(client: Any, path: Path, uri: str, overwrite: bool, progress: Progress) -> str:
@@ -153,14 +169,14 @@ def _upload_one(client: Any, path: Path, uri: str, overwrite: bool, progress: Pr
         blobs, retry = client.bucket(bucket), _retry()
         there = blobs.get_blob(name, retry=retry)
         if there is not None and (there.crc32c, there.size) == (own, size):
-            progress.at(uri, size)
+            progress.reach(uri, size)
             return f"uploaded to {uri}, crc32c {own} on both sides" if sent else f"{uri} is there already, the same bytes"
         if there is not None and not overwrite and there.generation not in sent:
             raise NotReplaced(f"{uri} holds something else: raise the version, or give --overwrite.")
         blob = blobs.blob(name, chunk_size=PIECE if size > PIECE else None)
         sent.add(-1)
         with open(path, "rb") as file:
-            watched = Watched(file, lambda place: progress.at(uri, place))
+            watched = progress.watch(file, "read", uri)
             condition = there.generation if there is not None else 0
             blob.upload_from_file(watched, rewind=True, size=size, if_generation_match=condition, checksum="crc32c", retry=retry)
         sent.add(blob.generation)
@@ -190,15 +206,11 @@ def files_of(folder: Path, uri: str) -> dict[Path, str]:
 # ------------------------------------------------------------------ down
 
 
-def download(
-    client: Any, uri: str, folder: Path, overwrite: bool = False, unfinished: bool = False, workers: int = WORKERS,
-    cancel: threading.Event | None = None,
-) -> Iterator[str]:  # fmt: skip
+def download(client: Any, uri: str, folder: Path, options: Options = DEFAULTS) -> Iterator[str]:
     """Copy an object, or all below a folder's `gs://…`, into a local folder; yield what was done with each.
 
     Args:
-        folder: where to; a single object's own place, if no folder is there.
-        unfinished: take a run whose manifest does not say that it is complete.
+        folder: where to; a single object's own path, if no folder is there.
 
     Raises:
         NotReplaced: a file with other bytes has that name. TransferError: nothing is there, the run is not whole, or the
@@ -213,16 +225,16 @@ def download(
         blobs = {blob.name[cut:]: blob for blob in found if not blob.name.endswith("/") and blob.name.rpartition("/")[2] not in LEFT_OUT}
         if not blobs:
             raise TransferError(f"{uri}: there is no such object, and none below it. Look with `gcloud storage ls`.")
-        if not unfinished:
-            _see_that_it_is_whole(uri, blobs)
+        if not options.unfinished:
+            _verify_manifests(uri, blobs)
     alone = one is not None and not folder.is_dir()
     targets = {name: folder if alone else folder / buckets.plain(name) for name in blobs}
-    with Progress("down", sum(blob.size for blob in blobs.values()), cancel) as progress:
-        work = {name: lambda b=blob, t=targets[name]: _download_one(b, t, overwrite, progress) for name, blob in blobs.items()}
-        yield from _in_parallel(work, workers)
+    with Progress("down", sum(blob.size for blob in blobs.values()), options.cancel) as progress:
+        work = {name: lambda b=blob, t=targets[name]: _download_one(b, t, options.overwrite, progress) for name, blob in blobs.items()}
+        yield from _in_parallel(work, options.workers)
 
 
-def _see_that_it_is_whole(uri: str, blobs: Mapping[str, Any]) -> None:
+def _verify_manifests(uri: str, blobs: Mapping[str, Any]) -> None:
     """Compare what a bucket holds with each run's manifest there; raise a TransferError at the first difference."""
     for name in [name for name in blobs if name.rpartition("/")[2] == "manifest.json"]:
         base = name.rpartition("/")[0]
@@ -236,15 +248,15 @@ def _see_that_it_is_whole(uri: str, blobs: Mapping[str, Any]) -> None:
         if not manifest.get("complete", True):
             raise TransferError(f"{uri}: {name} says that the run is not complete (it goes on, or was killed): {remedy}.")
         for file, wanted in files.items():
-            place = os.path.normpath(os.path.join(base, file)) if base else os.path.normpath(file)
-            if place.startswith(".."):
+            path = os.path.normpath(os.path.join(base, file)) if base else os.path.normpath(file)
+            if path.startswith(".."):
                 continue  # the model of a job lies beside its records, and here above what is copied
-            blob = blobs.get(place)
+            blob = blobs.get(path)
             found = {} if blob is None else {"bytes": blob.size, "crc32c": blob.crc32c}
             wrong = [f"{key} {found.get(key)} instead of {value}" for key, value in wanted.items() if found.get(key) != value]
             if wrong:
                 what = ", ".join(wrong) if blob else "it is not there"
-                raise TransferError(f"{uri}: {place} is not what the manifest says ({what}). Start the run again, or give --unfinished.")
+                raise TransferError(f"{uri}: {path} is not what the manifest says ({what}). Start the run again, or give --unfinished.")
 
 
 def _part_of(target: Path, generation: int) -> Path:
@@ -258,7 +270,7 @@ def _is_part(name: str) -> bool:
 def _download_one(blob: Any, target: Path, overwrite: bool, progress: Progress) -> str:
     uri = f"gs://{blob.bucket.name}/{blob.name}"
     if target.exists() and not target.is_dir() and (target.stat().st_size, crc32c(target)) == (blob.size, blob.crc32c):
-        progress.at(uri, blob.size)
+        progress.reach(uri, blob.size)
         return f"{target} is there already, the same bytes"
     if target.is_dir() or (target.exists() and not overwrite):
         raise NotReplaced(f"{target} holds something else than {uri}: choose another folder, or give --overwrite.")
@@ -270,7 +282,7 @@ def _download_one(blob: Any, target: Path, overwrite: bool, progress: Progress) 
             if file.tell() > blob.size:
                 file.truncate(0)
             if file.tell() < blob.size:
-                watched = Watched(file, lambda place: progress.at(uri, place))
+                watched = progress.watch(file, "write", uri)
                 start, condition = file.tell() or None, {"if_generation_match": blob.generation}
                 # As stored: a gzip encoding stays, and the checksum is that of these bytes. It is ours to compare.
                 blob.download_to_file(watched, start=start, raw_download=True, checksum=None, retry=_retry(), **condition)
