@@ -117,15 +117,26 @@ def test_what_answers_at_once_imports_no_tensorflow(module):
 
 def test_the_runtime_knows_no_trainer_and_no_local_service():
     for path in (ROOT / "vertex_runtime").glob("*.py"):
-        assert not {name.partition(".")[0] for name in imports(path)} & {*TRAINERS, "vertex_local", "trainer"}, path.name
+        assert not {name.partition(".")[0] for name in imports(path)} & {*TRAINERS, "vertex_local", "vertex_submit", "trainer"}, path.name
 
 
 def test_the_local_service_knows_no_trainer_and_no_tensorflow():
     """It runs any program; the runtime is at most looked at where it imports nothing heavy itself."""
     for path in (ROOT / "vertex_local").rglob("*.py"):
         names = imports(path)
-        assert not {name.partition(".")[0] for name in names} & {*TRAINERS, "trainer", "tensorflow", "keras", "numpy"}, path.name
+        others = {*TRAINERS, "vertex_submit", "trainer", "tensorflow", "keras", "numpy"}
+        assert not {name.partition(".")[0] for name in names} & others, path.name
         assert {name for name in names if name.startswith("vertex_runtime")} <= {"vertex_runtime.environment"}, path.name
+
+
+def test_what_submits_reads_job_files_in_one_place():
+    """So that nothing but the message goes from one of its modules to the next."""
+    for path in (ROOT / "vertex_submit").glob("*.py"):
+        found = [node for node in ast.walk(parse(path)) if isinstance(node, ast.ImportFrom) and not node.level]
+        names = {f"{node.module}.{alias.name}" for node in found for alias in node.names}
+        readers = names & {"vertex_local.job.schema", "vertex_local.job.spec", "vertex_local.tuning.study"}
+        assert path.name == "jobs.py" or not readers, path.name
+        assert not {name for name in names if name.startswith(("vertex_local.serve", "vertex_local.check"))}, path.name
 
 
 def run_python(code: str) -> str:
