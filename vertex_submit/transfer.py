@@ -70,7 +70,9 @@ def open_client(project: str = "", token_file: str | None = None) -> Any:
         # An emulator is asked with the token of a file, or without any.
         found = None if os.environ.get("STORAGE_EMULATOR_HOST") and not token_file else sdk.credentials(token_file)
         return storage.Client(project=project or None, credentials=found)
-    except (GoogleAuthError, sdk.CloudError) as error:
+    except sdk.CloudError as error:
+        raise TransferError(f"Cloud Storage: {error}") from None
+    except GoogleAuthError as error:
         raise TransferError(f"Cloud Storage: no credentials ({sdk.reason(error)}): {sdk.LOGIN}.") from None
 
 
