@@ -118,11 +118,11 @@ def _machine(job: jobs.Job, pool: Any) -> list[str]:
     """Return what gcloud's --worker-pool-spec is told of a pool's machines."""
     document = jobs.document_of(pool)
     machine = document.pop("machineSpec", {})
-    unsaid = [key for key in document if key not in ("replicaCount", "containerSpec", "pythonPackageSpec")]
-    unsaid += [key for key in machine if key not in ("machineType", "acceleratorType", "acceleratorCount")]
-    unsaid = sorted(unsaid) + (["env"] if jobs.task_of(pool).env else [])
-    if unsaid:
-        raise BuildError(f"{job.path}: --autopackage: gcloud has no flag for {', '.join(unsaid)}; build an image instead.")
+    unsupported = [key for key in document if key not in ("replicaCount", "containerSpec", "pythonPackageSpec")]
+    unsupported += [key for key in machine if key not in ("machineType", "acceleratorType", "acceleratorCount")]
+    unsupported = sorted(unsupported) + (["env"] if jobs.task_of(pool).env else [])
+    if unsupported:
+        raise BuildError(f"{job.path}: --autopackage: gcloud has no flag for {', '.join(unsupported)}; build an image instead.")
     found = [f"replica-count={document.get('replicaCount', 1)}", f"machine-type={machine.get('machineType', '')}"]
     if "acceleratorType" in machine:
         found += [f"accelerator-type={machine['acceleratorType']}", f"accelerator-count={machine.get('acceleratorCount', 1)}"]
