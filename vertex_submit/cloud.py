@@ -64,7 +64,7 @@ def positive(text: str) -> float:
 def add_wait_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say whether to stay until the job has ended."""
     parser.add_argument("--wait", action="store_true", help="follow the job to its end; the exit code is 0 if it succeeded")
-    parser.add_argument("--poll", metavar="SECONDS", type=positive, default=15.0, help="for --wait: between questions (default: %(default)g)")
+    parser.add_argument("--poll", metavar="SECONDS", type=positive, default=15.0, help="for --wait: between polls (default: %(default)g)")
 
 
 def is_local(endpoint: str | None) -> bool:
