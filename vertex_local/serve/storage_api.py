@@ -25,7 +25,7 @@ _MOST_LISTED = 1000
 # Bytes that one list reads for checksums which nobody has asked for by name: some seconds' worth. Objects that would go
 # beyond come without, as on Cloud Storage composite ones come without MD5; `fields` with crc32c, or a look at the object, tells.
 _MOST_READ = 8 << 30
-_RANGE = re.compile(r"bytes=([0-9]{0,15})-([0-9]{0,15})")
+_RANGE = re.compile(r"bytes=(?!-$)([0-9]{0,15})-([0-9]{0,15})")
 _SENT = {  # of an object's metadata: the header that a download has for it
     "contentType": "Content-Type", "contentDisposition": "Content-Disposition", "contentEncoding": "Content-Encoding",
     "contentLanguage": "Content-Language", "cacheControl": "Cache-Control",
@@ -201,8 +201,10 @@ class _Checksums:
     def added(self, stored: Stored) -> Stored:
         if all(key in stored.kept for key in self.wanted):
             return stored
+        if stored.size > self.left:
+            return stored
         self.left -= stored.size
-        return stored if self.left < 0 else self.bucket.with_checksums(stored, *self.wanted)
+        return self.bucket.with_checksums(stored, *self.wanted)
 
 
 def _with_checksums(bucket: Bucket, stored: Stored, fields: str) -> Stored:
@@ -230,7 +232,8 @@ def get_object(local: Local, request: Request, bucket: str, object: str) -> Any:
 
 def _content(stored: Stored, header: str | None) -> Answer:
     """Return a download; Range headers that cannot be read are ignored, as RFC 9110 wants it."""
-    part = _part(header, stored.size)
+    ranged = _RANGE.fullmatch(header or "")
+    part = _part(ranged[1], ranged[2], stored.size) if ranged else (0, stored.size)
     if part is None:
         error = ApiError("INVALID_ARGUMENT", "the range lies beyond the object's end.", code=416)
         return Answer(416, error.body(), {"Content-Range": f"bytes */{stored.size}"})
@@ -249,20 +252,18 @@ def _content(stored: Stored, header: str | None) -> Answer:
         **{header: stored.kept[key] for key, header in _SENT.items() if key in stored.kept},
     }
     code = 200
-    if part != (0, stored.size):
+    if ranged:
         code, headers["Content-Range"] = 206, f"bytes {part[0]}-{part[1] - 1}/{stored.size}"
     return Answer(code, b"", headers, stored.path, part) if stored.size else Answer(code, b"", headers)
 
 
-def _part(header: str | None, size: int) -> tuple[int, int] | None:
+def _part(first: str, last: str, size: int) -> tuple[int, int] | None:
     """Return where the bytes of a Range header begin and end; None for some that lie beyond the end."""
-    match = _RANGE.fullmatch(header or "")
-    if not match or match[0] == "bytes=-":
-        return 0, size
-    if not match[1]:
-        return max(0, size - int(match[2])), size
-    start, end = int(match[1]), min(size, int(match[2]) + 1) if match[2] else size
-    return (start, end) if start < end else (0, 0) if size == 0 else None
+    if first:
+        start, end = int(first), min(size, int(last) + 1) if last else size
+    else:
+        start, end = max(0, size - int(last)), size
+    return (start, end) if start < end else None
 
 
 def delete_object(local: Local, request: Request, bucket: str, object: str) -> Answer:  # noqa: A002
