@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import fcntl
 import gzip
 import hashlib
 import itertools
@@ -67,6 +69,21 @@ def write(folder: Path, name: str, content: str = "x") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content)
     return path
+
+
+def at_once(*calls) -> None:
+    """Begin all calls at the same time and wait for their ends."""
+    barrier = threading.Barrier(len(calls))
+
+    def one(call) -> None:
+        barrier.wait()
+        call()
+
+    threads = [threading.Thread(target=one, args=(call,)) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
 
 
 # ------------------------------------------------------------------ content, both ways
@@ -191,57 +208,37 @@ def test_of_two_writers_one_wins(client, bucket, generation):
             first = bucket.blob(name)
             first.upload_from_string(b"first")
             match = first.generation
-        barrier, won = threading.Barrier(2), []
+        won = []
 
-        def take(who: bytes, name=name, match=match, barrier=barrier, won=won) -> None:
-            blob = bucket.blob(name)
-            barrier.wait()
-            try:
-                blob.upload_from_string(who, if_generation_match=match)
+        def take(who: bytes, name=name, match=match, won=won) -> None:
+            with contextlib.suppress(exceptions.PreconditionFailed):
+                bucket.blob(name).upload_from_string(who, if_generation_match=match)
                 won.append(who)
-            except exceptions.PreconditionFailed:
-                pass
 
-        threads = [threading.Thread(target=take, args=(who,)) for who in (b"a", b"b")]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        at_once(lambda take=take: take(b"a"), lambda take=take: take(b"b"))
         assert len(won) == 1 and bucket.blob(name).download_as_bytes() == won[0]
 
 
-def test_each_write_has_a_generation_of_its_own(bucket):
+def test_each_write_has_a_generation_of_its_own(service, bucket):
     """The file system's clock ticks every few milliseconds; a generation that came twice would let two writers in."""
-    blob, seen = bucket.blob("x"), []
-    for _ in range(30):
-        blob.upload_from_string(b"x")
-        seen.append(blob.generation)
-        if len(seen) % 3 == 0:
-            blob.delete()
-    assert seen == sorted(set(seen))
+    path, seen = f"/upload/storage/v1/b/{bucket.name}/o?uploadType=media&name=x", []
+
+    def write_often() -> None:
+        for _ in range(100):
+            seen.append(json.loads(service.storage("POST", path, b"x")[1])["generation"])
+
+    at_once(*[write_often] * 4)
+    assert len(set(seen)) == 400
+    assert bucket.get_blob("x").generation == max(map(int, seen))
 
 
-def test_the_lock_holds_over_two_services(bucket, folder, tmp_path):
+def test_the_lock_holds_over_two_services(service, bucket, folder, tmp_path):
     other = Service(tmp_path, "--no_token", f"--bucket_root={folder.parent}")
     try:
-        there = storage.Client(client_options={"api_endpoint": f"http://localhost:{other.port}"}, project="p").bucket(bucket.name)
-        for i in range(20):
-            barrier, won = threading.Barrier(2), []
-
-            def take(blob, barrier=barrier, won=won) -> None:
-                barrier.wait()
-                try:
-                    blob.upload_from_string(b"x", if_generation_match=0)
-                    won.append(blob)
-                except exceptions.PreconditionFailed:
-                    pass
-
-            threads = [threading.Thread(target=take, args=(each.blob(f"lock-{i}"),)) for each in (bucket, there)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-            assert len(won) == 1
+        for i in range(100):
+            path, codes = f"/upload/storage/v1/b/{bucket.name}/o?uploadType=media&name=x{i}&ifGenerationMatch=0", []
+            at_once(*[lambda at=at, path=path, codes=codes: codes.append(at.raw("POST", path, b"x")[0]) for at in (service, other) * 2])
+            assert sorted(codes) == [200, 412, 412, 412]
     finally:
         other.stop()
 
@@ -442,8 +439,6 @@ def test_uploads_expire_and_are_limited(tmp_path, monkeypatch):
 def test_two_requests_do_not_write_one_upload_at_once(service, bucket):
     session = begin(service, bucket)
     key = urllib.parse.parse_qs(session.partition("?")[2])["upload_id"][0]
-    import fcntl
-
     with open(service.state / "serve" / "uploads" / key, "r+b") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         service.storage("PUT", session, b"abc", 503, Content_Range="bytes 0-2/3")
