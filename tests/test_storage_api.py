@@ -73,11 +73,14 @@ def write(folder: Path, name: str, content: str = "x") -> Path:
 
 def at_once(*calls) -> None:
     """Begin all calls at the same time and wait for their ends."""
-    barrier = threading.Barrier(len(calls))
+    barrier, failed = threading.Barrier(len(calls)), []
 
     def one(call) -> None:
-        barrier.wait()
-        call()
+        try:
+            barrier.wait()
+            call()
+        except BaseException as error:
+            failed.append(error)
 
     threads = [threading.Thread(target=one, args=(call,)) for call in calls]
     for thread in threads:
@@ -198,6 +201,31 @@ def test_a_read_of_what_has_not_changed_sends_nothing(service, bucket):
     for media in ("", "&alt=media"):
         path = f"/storage/v1/b/{bucket.name}/o/x?ifGenerationNotMatch={generation}{media}"
         assert service.storage("GET", path, code=304)[1] == b""
+
+
+def test_conditions_on_etags(bucket):
+    bucket.blob("x").upload_from_string(b"1")
+    etag = bucket.get_blob("x").etag
+    assert bucket.get_blob("x", if_etag_match=etag).etag == etag and bucket.blob("x").exists(if_etag_match=[etag, "other"])
+    with pytest.raises(exceptions.PreconditionFailed):
+        bucket.get_blob("x", if_etag_match="other")
+    with pytest.raises(exceptions.NotModified):
+        bucket.blob("x").download_as_bytes(if_etag_not_match=etag)
+
+
+def test_what_is_read_while_it_is_replaced_is_of_one_piece(bucket):
+    """Content and checksum of two generations would be taken for damage by the client."""
+    bucket.blob("x").upload_from_string(b"0" * 1000)
+
+    def write_often() -> None:
+        for i in range(1, 40):
+            bucket.blob("x").upload_from_string(f"{i % 10}".encode() * 1000 * i)
+
+    def read_often() -> None:
+        for _ in range(80):
+            assert len(set(bucket.blob("x").download_as_bytes())) == 1
+
+    at_once(write_often, read_often, read_often)
 
 
 @pytest.mark.parametrize("generation", ["none", "the same"])

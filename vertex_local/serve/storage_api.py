@@ -25,6 +25,7 @@ _MOST_LISTED = 1000
 # Bytes that one list reads for checksums which nobody has asked for by name: some seconds' worth. Objects that would go
 # beyond come without, as on Cloud Storage composite ones come without MD5; `fields` with crc32c, or a look at the object, tells.
 _MOST_READ = 8 << 30
+_MOST_TRIES = 10
 _RANGE = re.compile(r"bytes=(?!-$)([0-9]{0,15})-([0-9]{0,15})")
 _SENT = {  # of an object's metadata: the header that a download has for it
     "contentType": "Content-Type", "contentDisposition": "Content-Disposition", "contentEncoding": "Content-Encoding",
@@ -151,6 +152,12 @@ def delete_bucket(local: Local, request: Request, bucket: str) -> Answer:
     return Answer(204)
 
 
+def managed_folders(local: Local, request: Request, bucket: str) -> dict[str, Any]:
+    """Return that a bucket has no managed folders, for which gcloud asks before it removes the bucket."""
+    Bucket.open(local, bucket)
+    return {"kind": "storage#managedFolders"}
+
+
 def storage_layout(local: Local, request: Request, bucket: str) -> dict[str, Any]:
     """Return that a bucket is a flat one, which gcloud asks before it copies."""
     name = Bucket.open(local, bucket).name
@@ -216,29 +223,64 @@ def _with_checksums(bucket: Bucket, stored: Stored, fields: str) -> Stored:
 
 def get_object(local: Local, request: Request, bucket: str, object: str) -> Any:  # noqa: A002
     """Return an object's metadata, or with alt=media its content, all of it or the part that a Range header names."""
-    found = Bucket.open(local, bucket)
+    found, name = Bucket.open(local, bucket), files.object_name(object)
     if request.query.get("softDeleted") == "true":
         raise not_imitated("Soft delete", "softDeleted")
     if request.headers.get("X-Goog-Encryption-Key"):
         raise not_imitated("Customer-supplied encryption keys")
-    try:
-        stored = found.get(files.object_name(object), Conditions.of(request.query, reads=True))
-    except NotModified:
-        return Answer(304, b"")
-    if request.query.get("alt") != "media":
-        return _with_checksums(found, stored, request.query.get("fields", "")).resource(request.base)
-    return _content(found.with_checksums(stored, *files.CHECKSUMS), request.headers.get("Range"))
+    conditions = Conditions.of(request.query, request.headers)
+    for _ in range(_MOST_TRIES):
+        try:
+            stored = found.get(name, conditions)
+        except NotModified:
+            return Answer(304, b"")
+        if request.query.get("alt") != "media":
+            return _with_checksums(found, stored, request.query.get("fields", "")).resource(request.base)
+        with contextlib.suppress(_Replaced):
+            return _content(found.with_checksums(stored, *files.CHECKSUMS), request.headers.get("Range"))
+    raise ApiError("UNAVAILABLE", f"{found.name}/{name} is replaced faster than it can be read; try again.")
+
+
+class _Replaced(Exception):
+    """An object was replaced between the look at its generation and the opening of its file."""
 
 
 def _content(stored: Stored, header: str | None) -> Answer:
-    """Return a download; Range headers that cannot be read are ignored, as RFC 9110 wants it."""
+    """Return a download; Range headers that cannot be read are ignored, as RFC 9110 wants it.
+
+    Small objects, the locks and manifests that are replaced while others read them, are read here, so that headers and
+    content are of one generation; large ones are sent piece by piece from their files.
+    """
     ranged = _RANGE.fullmatch(header or "")
     part = _part(ranged[1], ranged[2], stored.size) if ranged else (0, stored.size)
     if part is None:
         error = ApiError("INVALID_ARGUMENT", "the range lies beyond the object's end.", code=416)
         return Answer(416, error.body(), {"Content-Range": f"bytes */{stored.size}"})
+    code, headers = 200, _headers_of(stored)
+    if ranged:
+        code, headers["Content-Range"] = 206, f"bytes {part[0]}-{part[1] - 1}/{stored.size}"
+    if stored.size <= files.PIECE:
+        return Answer(code, _read(stored)[slice(*part)], headers)
+    return Answer(code, b"", headers, stored.path, part)
+
+
+def _read(stored: Stored) -> bytes:
+    if not stored.size:
+        return b""
+    try:
+        with open(stored.path, "rb") as file:
+            content = file.read(stored.size)
+            status = os.fstat(file.fileno())
+    except (FileNotFoundError, NotADirectoryError):
+        raise _Replaced from None
+    if files.generation_of(status) != stored.generation or len(content) < stored.size:
+        raise _Replaced
+    return content
+
+
+def _headers_of(stored: Stored) -> dict[str, str]:
     names = (("crc32c", "crc32c"), ("md5", "md5Hash"))
-    headers = {
+    return {
         "Content-Type": "application/octet-stream",
         "Content-Disposition": "attachment",  # whatever it is, no browser shows it
         "Accept-Ranges": "bytes",
@@ -251,10 +293,6 @@ def _content(stored: Stored, header: str | None) -> Answer:
         "X-Goog-Storage-Class": stored.kept.get("storageClass", "STANDARD"),
         **{header: stored.kept[key] for key, header in _SENT.items() if key in stored.kept},
     }
-    code = 200
-    if ranged:
-        code, headers["Content-Range"] = 206, f"bytes {part[0]}-{part[1] - 1}/{stored.size}"
-    return Answer(code, b"", headers, stored.path, part) if stored.size else Answer(code, b"", headers)
 
 
 def _part(first: str, last: str, size: int) -> tuple[int, int] | None:

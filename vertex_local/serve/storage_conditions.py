@@ -25,6 +25,9 @@ class Versioned(Protocol):
     @property
     def metageneration(self) -> int: ...
 
+    @property
+    def etag(self) -> str: ...
+
 
 @dataclass(frozen=True)
 class Conditions:
@@ -32,10 +35,10 @@ class Conditions:
 
     parameters: Mapping[str, str] = field(default_factory=dict)
     generation: str | None = None
-    reads: bool = False
+    reads: Mapping[str, str] | None = None  # headers of a read, which may hold conditions, too
 
     @classmethod
-    def of(cls, query: Mapping[str, str], *, source: bool = False, reads: bool = False) -> Conditions:
+    def of(cls, query: Mapping[str, str], reads: Mapping[str, str] | None = None, *, source: bool = False) -> Conditions:
         """Return a request's conditions on its object, or on the one that it copies."""
         prefix, generation = ("ifSource", "sourceGeneration") if source else ("if", "generation")
         names = [f"{prefix}{kind}{way}" for kind in ("Generation", "Metageneration") for way in ("Match", "NotMatch")]
@@ -50,13 +53,22 @@ class Conditions:
         """
         now = {"Generation": found.generation if found else 0, "Metageneration": found.metageneration if found else 0}
         for key, text in self.parameters.items():
-            kind = "Metageneration" if "Metageneration" in key else "Generation"
-            if (_parsed(key, text) == now[kind]) == key.endswith("NotMatch"):
-                if key.endswith("NotMatch") and self.reads:
+            kind, unlike = "Metageneration" if "Metageneration" in key else "Generation", key.endswith("NotMatch")
+            if (_parsed(key, text) == now[kind]) == unlike:
+                if unlike and self.reads is not None:
                     raise NotModified
                 raise ApiError("FAILED_PRECONDITION", f"{key}={text}, but {name} has {kind.lower()} {now[kind]}.", code=412)
         if self.generation and _parsed("generation", self.generation) != now["Generation"]:
             raise ApiError("NOT_FOUND", f"No such object: {name}#{self.generation}")
+        if self.reads is not None and found is not None:
+            self._check_etags(name, found.etag)
+
+    def _check_etags(self, name: str, etag: str) -> None:
+        wanted, unwanted = (_etags((self.reads or {}).get(header)) for header in ("If-Match", "If-None-Match"))
+        if {etag, "*"} & unwanted:
+            raise NotModified
+        if wanted and not {etag, "*"} & wanted:
+            raise ApiError("FAILED_PRECONDITION", f"If-Match names other ETags than {etag}, which {name} has.", code=412)
 
     def to_json(self) -> dict[str, Any]:
         """Return what a resumable upload keeps of them until it ends."""
@@ -70,3 +82,7 @@ def _parsed(key: str, text: str) -> int:
     if not _NUMBER.fullmatch(text):
         raise ApiError("INVALID_ARGUMENT", f"{key} takes a whole number from 0 on; got {text[:100]!r}.", key)
     return int(text)
+
+
+def _etags(header: str | None) -> set[str]:
+    return {word.strip().removeprefix("W/").strip('"') for word in (header or "").split(",")} - {""}

@@ -176,7 +176,7 @@ class Bucket:
         if path.is_dir():
             kept = self.local.records.object(self.name, name, _PLACEHOLDER)
             return Stored(self.name, name, path, 0, kept["generation"], kept["generation"] / 1e6, kept) if kept else None
-        generation = max(1, status.st_mtime_ns // 1000)  # 0 stands for an object that is not there
+        generation = generation_of(status)
         kept = self.local.records.object(self.name, name, generation)
         if kept.get("size") != status.st_size:
             kept = {}  # a job has written to it since, within one tick of the clock
@@ -200,7 +200,7 @@ class Bucket:
         except (FileNotFoundError, NotADirectoryError):
             raise ApiError("NOT_FOUND", f"No such object: {self.name}/{stored.name}") from None
         kept = {**stored.kept, "size": stored.size, **checksums}
-        if (status.st_mtime_ns // 1000, status.st_size) == (stored.generation, stored.size) and not _is_new(status.st_mtime):
+        if (generation_of(status), status.st_size) == (stored.generation, stored.size) and not _is_new(status.st_mtime):
             self.keep(stored.name, stored.generation, kept)
         return replace(stored, kept=kept)
 
@@ -243,7 +243,7 @@ class Bucket:
             path.parent.mkdir(parents=True, exist_ok=True)
             os.replace(near, path)
         except (FileExistsError, NotADirectoryError):
-            text = f"{name}: a file and a folder cannot have one name here; choose another object name."
+            text = f"{name}: a file and a folder cannot have one name here ({path} is in the way); choose another object name."
             raise ApiError("INVALID_ARGUMENT", text, "name") from None
 
     def remove(self, name: str, conditions: Conditions) -> None:
@@ -314,6 +314,11 @@ def settable(body: Any) -> dict[str, Any]:
         if not all(part is None or (isinstance(part, str) and not set("\r\n") & set(part)) for part in parts):
             raise ApiError("INVALID_ARGUMENT", f"{key} takes {'lines of text by name' if key == 'metadata' else 'one line of text'}.", key)
     return given
+
+
+def generation_of(status: os.stat_result) -> int:
+    """Return the generation of an object whose file is in that state; 0 stands for an object that is not there."""
+    return max(1, status.st_mtime_ns // 1000)
 
 
 def _next_generation(found: Stored | None) -> int:

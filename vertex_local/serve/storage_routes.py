@@ -50,6 +50,7 @@ def _buckets(local: Local) -> list[Route]:
         route("PATCH", _BUCKET, partial(storage_api.patch_bucket, local)),
         route("DELETE", _BUCKET, partial(storage_api.delete_bucket, local)),
         route("GET", f"{_BUCKET}/storageLayout", partial(storage_api.storage_layout, local)),
+        route("GET", f"{_BUCKET}/managedFolders", partial(storage_api.managed_folders, local)),
     ]
 
 

@@ -36,7 +36,8 @@ _LONGEST_METADATA = 1 << 20
 _HASHES = {"crc32c": "crc32c", "md5": "md5Hash"}  # of the header X-Goog-Hash
 # What an object may be asked to have, and does not get here.
 _UNSUPPORTED = {
-    "acl": "Access control lists", "kmsKeyName": "Encryption keys", "retention": "Retention", "temporaryHold": "Holds",
+    "acl": "Access control lists", "predefinedAcl": "Access control lists", "destinationPredefinedAcl": "Access control lists",
+    "kmsKeyName": "Encryption keys", "destinationKmsKeyName": "Encryption keys", "retention": "Retention", "temporaryHold": "Holds",
     "eventBasedHold": "Holds", "contexts": "Object contexts",
 }  # fmt: skip
 
@@ -48,7 +49,7 @@ def described(request: Request, body: Mapping[str, Any]) -> dict[str, Any]:
         ApiError: UNIMPLEMENTED for a feature that is not imitated, INVALID_ARGUMENT for what is no metadata.
     """
     for key, feature in _UNSUPPORTED.items():
-        if body.get(key):
+        if body.get(key) or request.query.get(key):
             raise ApiError("UNIMPLEMENTED", f"{feature} are not imitated by the local service: leave {key} out.", key)
     if request.headers.get("X-Goog-Encryption-Key") or request.headers.get("X-Goog-Encryption-Algorithm"):
         raise ApiError("UNIMPLEMENTED", "Customer-supplied encryption keys are not imitated by the local service: leave them out.")
