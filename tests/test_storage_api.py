@@ -260,6 +260,18 @@ def test_each_write_has_a_generation_of_its_own(service, bucket):
     assert bucket.get_blob("x").generation == max(map(int, seen))
 
 
+def test_a_generation_never_goes_back(bucket, folder):
+    """Also not after a job whose clock goes ahead."""
+    later = (write(folder, "x").stat().st_mtime + 3600,) * 2
+    os.utime(folder / "x", later)
+    before = bucket.get_blob("x").generation
+    for _ in range(3):
+        blob = bucket.blob("x")
+        blob.upload_from_string(b"x", if_generation_match=before)
+        assert blob.generation > before
+        before = blob.generation
+
+
 def test_the_lock_holds_over_two_services(service, bucket, folder, tmp_path):
     other = Service(tmp_path, "--no_token", f"--bucket_root={folder.parent}")
     try:
