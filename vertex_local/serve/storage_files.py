@@ -324,8 +324,8 @@ def generation_of(status: os.stat_result) -> int:
 def _next_generation(found: Stored | None) -> int:
     """Return a generation that no object has had: the file system's own clock ticks too slowly to tell two writes apart."""
     global _newest
-    _newest = max(time.time_ns() // 1000, _newest + 1, found.generation + 1 if found else 0)
-    return _newest
+    _newest = max(time.time_ns() // 1000, _newest + 1)
+    return max(_newest, found.generation + 1 if found else 0)
 
 
 _newest = 0
