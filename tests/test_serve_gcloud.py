@@ -169,6 +169,31 @@ def test_storage_copies_both_ways(service, gcloud, tmp_path):
     assert not (service.state / "buckets/copy-bucket/folder/big.bin").exists()
 
 
+@pytest.mark.slow
+def test_storage_lists_syncs_moves_and_removes(service, gcloud, tmp_path):
+    gcloud("storage", "buckets", "create", "gs://sync-bucket")
+    folder = service.state / "buckets" / "sync-bucket"
+    for name in ("run/a", "run/b/c"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"a job wrote {name}")
+    listed = gcloud("storage", "ls", "-l", "gs://sync-bucket/run/")
+    assert "TOTAL: 1 objects, 17 bytes" in listed and "4096" not in listed, "folders are no objects"
+    gcloud("storage", "cp", "-r", "gs://sync-bucket/run", tmp_path)
+    assert (tmp_path / "run" / "b" / "c").read_text() == "a job wrote run/b/c"
+    (folder / "run" / "a").write_text("a job wrote run/A")  # as many bytes
+    gcloud("storage", "rsync", "-r", tmp_path / "run", "gs://sync-bucket/run")
+    assert (folder / "run" / "a").read_text() == "a job wrote run/a"
+    gcloud("storage", "mv", "gs://sync-bucket/run/a", "gs://sync-bucket/run/z")
+    gcloud("storage", "objects", "update", "gs://sync-bucket/run/z", "--custom-metadata=k=v")
+    shown = json.loads(gcloud("storage", "objects", "describe", "gs://sync-bucket/run/z", "--format=json"))
+    assert shown["custom_fields"]["k"] == "v" and str(shown["metageneration"]) == "2"
+    gcloud("storage", "rm", "-r", "gs://sync-bucket/run")
+    gcloud("storage", "cp", tmp_path / "run" / "a", "gs://sync-bucket/run")
+    assert (folder / "run").is_file()
+    gcloud("storage", "rm", "-r", "gs://sync-bucket")
+    assert not folder.exists()
+
+
 def test_without_the_token_gcloud_is_refused(service, tmp_path):
     exports = {
         "CLOUDSDK_CONFIG": str(tmp_path), "CLOUDSDK_CORE_PROJECT": "p", "CLOUDSDK_AUTH_DISABLE_CREDENTIALS": "true",

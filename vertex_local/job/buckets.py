@@ -28,17 +28,34 @@ def check_name(bucket: str) -> str:
     elif bucket.startswith("goog") or re.search("g[o0][o0]gle", bucket):
         problem = "it must not start with 'goog' or contain 'google'"
     if problem:
-        raise BucketError(f"bucket name {bucket!r}: {problem}; rename it.")
+        raise BucketError(f"bucket name {bucket[:100]!r}: {problem}; rename it.")
     return bucket
+
+
+def check_folder(uri: str) -> str:
+    """Return a `gs://bucket/folder` for outputs if it stays within its bucket, wherever that lies; nothing is looked up.
+
+    Raises:
+        BucketError: it is another thing, has a name that no bucket can have, or leads elsewhere by '.', '..' or a NUL.
+    """
+    if not uri.startswith("gs://"):
+        raise BucketError(f"takes gs://bucket/folder; got {uri[:100]!r}.")
+    bucket, _, name = uri[len("gs://") :].partition("/")
+    check_name(bucket)
+    if any(part in (".", "..") for part in name.split("/")) or "\0" in name:
+        raise BucketError(f"{uri[:100]!r} is no folder of its bucket: write it without '.', '..' and NUL.")
+    return uri
 
 
 def to_path(uri: str, root: str | Path) -> str:
     """Return the absolute path of `gs://bucket/x` or `/gcs/bucket/x`, its trailing slash kept; nothing is created."""
     bucket, _, name = re.sub("^(gs://|/gcs/)", "", uri).partition("/")
+    if "\0" in name:
+        raise BucketError(f"{uri[:100]!r} holds a NUL, which no object's name can; leave it out.")
     base = os.path.join(os.path.realpath(root), check_name(bucket))
     target = os.path.realpath(os.path.join(base, name.lstrip("/")))
     if target != base and not target.startswith(base + os.sep):
-        raise BucketError(f"{uri!r} leaves the folder of its bucket, {base}; write it without '..' or links to elsewhere.")
+        raise BucketError(f"{uri[:100]!r} leaves the folder of its bucket, {base}; write it without '..' or links to elsewhere.")
     return f"{base}/{name.lstrip('/')}" if name else base
 
 

@@ -158,10 +158,8 @@ def _output(tree: Tree, message: dict[str, Any], top: tuple) -> str | None:
     if output is None:
         return None
     where = (*top, "baseOutputDirectory", "outputUriPrefix")
-    if not output.startswith("gs://"):
-        raise tree.error(where, f"takes gs://bucket/folder; got {output!r}.")
     try:
-        buckets.check_name(output[len("gs://") :].partition("/")[0])
+        buckets.check_folder(output)
     except buckets.BucketError as error:
         raise tree.error(where, str(error)) from None
     return output

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from .. import cli
 from ..job import schema, settings
-from . import certificate, job_life, operations, rest, routes
+from . import certificate, job_life, operations, rest, routes, storage_upload
 from .executor import Executor
 from .local import Local
 from .predictor import Predictors
@@ -66,9 +66,7 @@ def main(argv: Sequence[str]) -> int:
 def _serve(args: argparse.Namespace, cancel: threading.Event) -> int:
     state, own = _folders(args)
     with _locked(own, args.state_dir):
-        for file in (own / "uploads").iterdir():
-            if not file.with_suffix(".json").exists():
-                file.unlink()  # half an object, left by a service that was killed; what has a .json can be resumed
+        storage_upload.clear_uploads(own / "uploads")
         local = _local(args, state, own)
         token = None if args.no_token else secrets.token_urlsafe(32)
         certificate.private(own / "token", (token or "").encode())

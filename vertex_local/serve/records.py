@@ -87,3 +87,7 @@ class Records:
     def set_object(self, bucket: str, name: str, generation: int, document: dict[str, Any]) -> None:
         """Keep `document` for that generation of a stored object, instead of an earlier one's."""
         self._run("INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?)", bucket, name, generation, json.dumps(document))
+
+    def remove_object(self, bucket: str, name: str) -> None:
+        """Forget what is kept of a stored object."""
+        self._run("DELETE FROM objects WHERE bucket = ? AND name = ?", bucket, name)

@@ -83,8 +83,8 @@ class Request:
     def number(self, name: str, default: int, most: int) -> int:
         """Return a query parameter that is a whole number from 0 on, at most `most`."""
         text = self.query.get(name) or str(default)
-        if not re.fullmatch(r"\d{1,18}", text):
-            raise ApiError("INVALID_ARGUMENT", f"{name} takes a whole number from 0 on; got {text!r}.", name)
+        if not re.fullmatch("[0-9]{1,18}", text):
+            raise ApiError("INVALID_ARGUMENT", f"{name} takes a whole number from 0 on; got {text[:100]!r}.", name)
         return min(int(text), most) or default
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from . import datasets_api, endpoints_api, job_life, jobs_api, logging_api, models_api, operations, storage_api, storage_upload
+from . import datasets_api, endpoints_api, job_life, jobs_api, logging_api, models_api, operations, storage_routes
 from .local import Local
 from .rest import Answer
 from .server import Route, route
@@ -15,7 +15,8 @@ _PARENT = "/{version}/projects/{project}/locations/{location}"
 
 def table(local: Local) -> list[Route]:
     """Return every route of the service."""
-    return [*_jobs(local), *_datasets(local), *_models(local), *_endpoints(local), *_operations(local), *_storage(local), *_others(local)]
+    platform = (*_jobs(local), *_datasets(local), *_models(local), *_endpoints(local), *_operations(local))
+    return [*platform, *storage_routes.table(local), *_others(local)]
 
 
 def _api(method: str, path: str, handler: Any) -> Route:
@@ -97,33 +98,6 @@ def _operations(local: Local) -> list[Route]:
         bound = partial(handler, local.records)
         found += [_api(method, path, bound), _api(method, f"/{{owner}}/{{number}}{path}", owned(bound))]
     return [*found, _api("GET", "/operations", partial(operations.listing, local.records))]
-
-
-def _storage(local: Local) -> list[Route]:
-    bucket, name = "/storage/v1/b/{bucket}", "/storage/v1/b/{bucket}/o/{object*}"
-    found = [
-        route("GET", "/storage/v1/b", partial(storage_api.list_buckets, local)),
-        route("POST", "/storage/v1/b", partial(storage_api.create_bucket, local)),
-        route("GET", bucket, partial(storage_api.get_bucket, local)),
-        route("GET", f"{bucket}/storageLayout", partial(storage_api.storage_layout, local)),
-        route("GET", f"{bucket}/o", partial(storage_api.list_objects, local)),
-        route("POST", f"{name}/compose", partial(storage_upload.compose, local)),
-        route("GET", name, partial(storage_api.get_object, local)),
-        route("GET", "/download" + name, partial(storage_api.get_object, local)),
-        route("PATCH", name, partial(storage_api.patch_object, local)),
-        route("DELETE", name, partial(storage_api.delete_object, local)),
-    ]
-    for verb in ("copyTo", "rewriteTo"):
-        path = f"/storage/v1/b/{{bucket}}/o/{{object*}}/{verb}/b/{{target_bucket}}/o/{{target*}}"
-        found.append(route("POST", path, partial(storage_upload.copy_object, local, verb=verb)))
-    for prefix in ("", "/resumable"):  # gcloud's and the Python client's paths
-        path = f"{prefix}/upload/storage/v1/b/{{bucket}}/o"
-        found += [
-            route("POST", path, partial(storage_upload.upload, local)),
-            route("PUT", path, partial(storage_upload.resume, local)),
-            route("DELETE", path, partial(storage_upload.cancel_upload, local)),
-        ]
-    return found
 
 
 def _others(local: Local) -> list[Route]:

@@ -1,141 +1,148 @@
-"""Writing objects: uploads in one request (media, multipart) and in pieces (resumable), copies, and what is put together."""
+"""Writing objects: uploads in one request (media, multipart) and in pieces (resumable), copies, and what is put together.
+
+What is on its way lies in uploads/ of the service's own folder: `KEY` is content, `KEY.json` says that it is a resumable
+upload, which outlives the service and is given up after a week without a request, as on Cloud Storage.
+"""
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import fcntl
 import json
 import os
 import re
 import secrets
-import shutil
-from collections.abc import Iterator
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from . import storage_files as files
 from .local import Local
 from .rest import Answer, ApiError, Request
+from .storage_conditions import Conditions
+from .storage_files import Bucket, Content, Stored
+from .storage_multipart import Body
 
+EXPIRY = 7 * 24 * 3600.0  # seconds without a request
+MOST_SESSIONS = 1000  # resumable uploads at once
+_MOST_FINISHED = 1000  # whose answers are kept in case they were lost
 _UPLOAD_ID = re.compile("[0-9a-f]{32}")
-_RANGE = re.compile(r"bytes (?:(\d{1,15})-(\d{1,15})|\*)/(\d{1,15}|\*)")
+_RANGE = re.compile(r"bytes (?:([0-9]{1,15})-([0-9]{1,15})|\*)/([0-9]{1,15}|\*)")
+_LONGEST_METADATA = 1 << 20
+_HASHES = {"crc32c": "crc32c", "md5": "md5Hash"}  # of the header X-Goog-Hash
+# What an object may be asked to have, and does not get here.
+_UNSUPPORTED = {
+    "acl": "Access control lists", "predefinedAcl": "Access control lists", "destinationPredefinedAcl": "Access control lists",
+    "kmsKeyName": "Encryption keys", "destinationKmsKeyName": "Encryption keys", "retention": "Retention", "temporaryHold": "Holds",
+    "eventBasedHold": "Holds", "contexts": "Object contexts",
+}  # fmt: skip
+
+
+def described(request: Request, body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a client says of an object that it sends: its metadata, and the checksums that it has itself.
+
+    Raises:
+        ApiError: UNIMPLEMENTED for a feature that is not imitated, INVALID_ARGUMENT for what is no metadata.
+    """
+    for key, feature in _UNSUPPORTED.items():
+        if body.get(key) or request.query.get(key):
+            raise ApiError("UNIMPLEMENTED", f"{feature} are not imitated by the local service: leave {key} out.", key)
+    if request.headers.get("X-Goog-Encryption-Key") or request.headers.get("X-Goog-Encryption-Algorithm"):
+        raise ApiError("UNIMPLEMENTED", "Customer-supplied encryption keys are not imitated by the local service: leave them out.")
+    return {**files.settable(dict(body)), **_checksums_given(request.headers), **{
+        key: body[key] for key in files.CHECKSUMS if isinstance(body.get(key), str)
+    }}  # fmt: skip
+
+
+def _checksums_given(headers: Mapping[str, str]) -> dict[str, str]:
+    words = (word.strip().partition("=") for word in headers.get("X-Goog-Hash", "").split(","))
+    return {_HASHES[name.lower()]: value for name, _, value in words if name.lower() in _HASHES}
+
+
+# ------------------------------------------------------------------ copies
 
 
 def copy_object(local: Local, request: Request, bucket: str, object: str, target_bucket: str, target: str, verb: str) -> dict[str, Any]:  # noqa: A002
     """Copy an object (copyTo, or rewriteTo in a single step)."""
-    source, name = files.bucket_folder(local, bucket), files.object_name(object)
-    resource = files.resource(local, request, source, name)
-    folder, new = files.bucket_folder(local, target_bucket), files.object_name(target)
-    about = files.settable({**{key: resource[key] for key in files.SETTABLE if key in resource}, **request.json()})
-    result = _write(local, request, folder, new, files.pieces_of(files.place(source, name)), about)
+    source = Bucket.open(local, bucket).get(files.object_name(object), Conditions.of(request.query, source=True))
+    about = {key: source.kept[key] for key in files.SETTABLE if key in source.kept}
+    about.update(described(request, request.json()))
+    into = Bucket.open(local, target_bucket)
+    content = files.pieces_of(source.path, source.size)
+    made = _write(into, files.object_name(target), content, about, Conditions.of(request.query)).resource(request.base)
     if verb == "copyTo":
-        return result
-    size = resource["size"]
-    return {"kind": "storage#rewriteResponse", "totalBytesRewritten": size, "objectSize": size, "done": True, "resource": result}
+        return made
+    size = str(source.size)
+    return {"kind": "storage#rewriteResponse", "totalBytesRewritten": size, "objectSize": size, "done": True, "resource": made}
 
 
 def compose(local: Local, request: Request, bucket: str, object: str) -> dict[str, Any]:  # noqa: A002
     """Make one object of the parts that a parallel upload left."""
-    folder, name, body = files.bucket_folder(local, bucket), files.object_name(object), request.json()
+    into, name, body = Bucket.open(local, bucket), files.object_name(object), request.json()
     sources = body.get("sourceObjects", [])
     if not isinstance(sources, list) or not 1 <= len(sources) <= 32 or not all(isinstance(each, dict) for each in sources):
         raise ApiError("INVALID_ARGUMENT", "sourceObjects takes 1 to 32 objects.", "sourceObjects")
-    paths = [files.place(folder, files.checked_name(str(each.get("name", "")))) for each in sources]
-    for path in paths:
-        if not path.is_file():
-            raise ApiError("NOT_FOUND", f"No such object: {folder.name}/{path.relative_to(folder)}")
-    pieces = (piece for path in paths for piece in files.pieces_of(path))
-    return _write(local, request, folder, name, pieces, files.settable(body.get("destination", {})))
+    parts = [_part_of(into, each) for each in sources]
+    about = described(request, body.get("destination") or {})
+    about["componentCount"] = sum(part.kept.get("componentCount", 1) for part in parts)
+    pieces = (piece for part in parts for piece in files.pieces_of(part.path, part.size))
+    return _write(into, name, pieces, about, Conditions.of(request.query)).resource(request.base)
 
 
-def _write(local: Local, request: Request, folder: Path, name: str, pieces: Iterator[bytes], about: dict[str, Any]) -> dict[str, Any]:
-    """Write an object beside its place and put it there in one step."""
-    scratch = _scratch(local) / secrets.token_hex(16)
+def _part_of(bucket: Bucket, source: dict[str, Any]) -> Stored:
+    demands = source.get("objectPreconditions") or {}
+    query = {"generation": str(source.get("generation") or "")}
+    if isinstance(demands, dict) and "ifGenerationMatch" in demands:
+        query["ifGenerationMatch"] = str(demands["ifGenerationMatch"])
+    return bucket.get(files.checked_name(source.get("name")), Conditions.of(query))
+
+
+def _write(bucket: Bucket, name: str, pieces: Iterator[bytes], about: Mapping[str, Any], conditions: Conditions) -> Stored:
+    """Write an object beside its place, its checksums while it goes by, and put it there in one step."""
+    scratch, digest, size = uploads(bucket.local) / secrets.token_hex(16), files.Digest(), 0
     try:
-        with open(scratch, "xb") as file:
-            for piece in pieces:
-                file.write(piece)
-        return _publish(local, request, folder, name, scratch, about)
+        with files.disk_errors(scratch.parent):
+            with open(scratch, "xb") as file:
+                for piece in pieces:
+                    file.write(piece)
+                    digest.update(piece)
+                    size += len(piece)
+            return bucket.publish(name, Content(scratch, about, size, digest.result()), conditions)
     finally:
         scratch.unlink(missing_ok=True)
 
 
-def _scratch(local: Local) -> Path:
-    """Return the folder of unfinished uploads."""
-    folder = local.state / "serve" / "uploads"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _publish(local: Local, request: Request, folder: Path, name: str, scratch: Path, about: dict[str, Any]) -> dict[str, Any]:
-    sums = files.sums_of(scratch)
-    for key in ("md5Hash", "crc32c"):
-        if about.get(key) and key in sums and about[key] != sums[key]:
-            text = f"{key}: the client says {about[key]}, what arrived has {sums[key]}; send it again."
-            raise ApiError("INVALID_ARGUMENT", text, key)
-    path = files.place(folder, name)
-    with files.one_at_a_time:
-        return _replace(local, request, folder, name, path, scratch, about, sums)
-
-
-def _replace(
-    local: Local, request: Request, folder: Path, name: str, path: Path, scratch: Path, about: dict[str, Any], sums: dict[str, str]
-) -> dict[str, Any]:
-    """Put an object in its place if its generation there is as asked for."""
-    files.check_conditions(request, folder, name)
-    try:
-        if name.endswith("/"):
-            path.mkdir(parents=True, exist_ok=True)
-        elif path.is_dir():
-            raise FileExistsError
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _move(scratch, path)
-    except (FileExistsError, NotADirectoryError):
-        text = f"{name}: a file and a folder cannot have one name here; choose another object name."
-        raise ApiError("INVALID_ARGUMENT", text, "name") from None
-    status = path.stat()
-    kept = {**{key: value for key, value in about.items() if key in files.SETTABLE and value is not None}, "size": status.st_size, **sums}
-    local.records.set_object(folder.name, name, status.st_mtime_ns // 1000, kept)
-    return files.resource(local, request, folder, name, path)
-
-
-def _move(scratch: Path, path: Path) -> None:
-    """Put a finished upload in its place in one step, also from one disk to another."""
-    try:
-        os.replace(scratch, path)
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise
-        near = path.with_name(f".{secrets.token_hex(8)}.part")
-        shutil.copyfile(scratch, near)
-        os.replace(near, path)
+# ------------------------------------------------------------------ uploads
 
 
 def upload(local: Local, request: Request, bucket: str) -> Any:
     """Take an object in one request (media, multipart), or begin a resumable upload."""
-    folder, way = files.bucket_folder(local, bucket), request.query.get("uploadType")
+    into, way = Bucket.open(local, bucket), request.query.get("uploadType")
+    conditions = Conditions.of(request.query)
     if way == "media":
-        name = files.checked_name(request.query.get("name", ""))
-        return _write(local, request, folder, name, _body(request), {"contentType": request.headers.get("Content-Type")})
+        name = files.checked_name(request.query.get("name"))
+        about = described(request, {"contentType": request.headers.get("Content-Type")})
+        return _write(into, name, _body(request), about, conditions).resource(request.base)
     if way == "multipart":
-        return _multipart(local, request, folder)
+        body = Body(request.stream, request.headers.get("Content-Type", ""))
+        about = body.metadata()
+        name = files.checked_name(about.get("name") or request.query.get("name"))
+        return _write(into, name, body.content(), described(request, about), conditions).resource(request.base)
     if way != "resumable":
-        raise ApiError("INVALID_ARGUMENT", f"uploadType takes media, multipart or resumable; got {way!r}.", "uploadType")
-    if request.length > files.PIECE:
+        raise ApiError("INVALID_ARGUMENT", f"uploadType takes media, multipart or resumable; got {str(way)[:100]!r}.", "uploadType")
+    if request.length > _LONGEST_METADATA:
         raise ApiError("INVALID_ARGUMENT", "an object's metadata has at most 1 MiB.", code=413)
-    about = {**request.json()}
-    name = files.checked_name(str(about.get("name") or request.query.get("name", "")))
-    about.setdefault("contentType", request.headers.get("X-Upload-Content-Type"))
-    kept = {**files.settable(about), **{key: about[key] for key in ("md5Hash", "crc32c") if isinstance(about.get(key), str)}}
-    files.check_conditions(request, folder, name)
-    key = secrets.token_hex(16)
-    conditions = {key: value for key, value in request.query.items() if key.startswith("if")}
-    session = {"bucket": folder.name, "name": name, "about": kept, "query": conditions}
-    (_scratch(local) / f"{key}.json").write_text(json.dumps(session))
-    (_scratch(local) / key).touch()
-    where = f"{request.base}/upload/storage/v1/b/{folder.name}/o?uploadType=resumable&upload_id={key}"
-    return Answer(200, b"", {"Location": where, "X-GUploader-UploadID": key})
+    about = {"contentType": request.headers.get("X-Upload-Content-Type"), **request.json()}
+    name = files.checked_name(about.get("name") or request.query.get("name"))
+    about = described(request, about)
+    conditions.check(f"{into.name}/{name}", into.find(name))
+    session = Session.begin(local, {"bucket": into.name, "name": name, "about": about, "conditions": conditions.to_json()})
+    where = f"{request.base}/upload/storage/v1/b/{into.name}/o?uploadType=resumable&upload_id={session.key}"
+    return Answer(200, b"", {"Location": where, "X-GUploader-UploadID": session.key})
 
 
 def _body(request: Request) -> Iterator[bytes]:
@@ -143,92 +150,155 @@ def _body(request: Request) -> Iterator[bytes]:
         yield piece
 
 
-def _multipart(local: Local, request: Request, folder: Path) -> dict[str, Any]:
-    """Take metadata and content in one body; its two parts are read without holding the second one in memory."""
-    boundary = re.search(r'boundary="?([^";]{1,200})"?', request.headers.get("Content-Type", ""))
-    if not boundary:
-        raise ApiError("INVALID_ARGUMENT", "a multipart upload needs Content-Type: multipart/related; boundary=….")
-    mark = b"--" + boundary[1].strip("'").encode()
-    about, part_head, newline, content = _first_part(request, mark)
-    try:
-        about = json.loads(about)
-    except ValueError as error:
-        raise ApiError("INVALID_ARGUMENT", f"the first part is not JSON: {error}") from None
-    if not isinstance(about, dict):
-        raise ApiError("INVALID_ARGUMENT", "the first part must be a JSON object.")
-    kind = re.search(rb"(?im)^content-type:[ \t]*([^\r\n]+)", part_head)
-    about.setdefault("contentType", kind and kind[1].decode("latin-1"))
-    name = files.checked_name(str(about.get("name") or request.query.get("name", "")))
-    kept = {**files.settable(about), **{key: about[key] for key in ("md5Hash", "crc32c") if isinstance(about.get(key), str)}}
-    return _write(local, request, folder, name, _until(request, content, mark, newline), kept)
+def uploads(local: Local) -> Path:
+    """Return the folder of what is on its way."""
+    folder = local.state / "serve" / "uploads"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
-def _first_part(request: Request, mark: bytes) -> tuple[bytes, bytes, bytes, bytes]:
-    """Return the metadata's text, the second part's headers, the line end in use, and what has been read of the content."""
-    head = b""
-    form = rb"(?s)\s*MARK[ \t]*(\r?\n)(?:[^\r\n]+\1)*\1(.*?)\1MARK[ \t]*\1((?:[^\r\n]+\1)*)\1(.*)"
-    while not (parts := re.fullmatch(form.replace(b"MARK", re.escape(mark)), head)):
-        piece = request.stream.read(files.PIECE)
-        head += piece
-        if not piece or len(head) > 8 * files.PIECE:
-            raise ApiError("INVALID_ARGUMENT", "a multipart upload has two parts: metadata in JSON, then the content.")
-    return parts[2], parts[3], parts[1], parts[4]
+def clear_uploads(folder: Path) -> None:
+    """Remove what no client can go on with: half an object of a service that was killed, and uploads that have expired.
+
+    To be called while nothing is being uploaded: at the service's start.
+    """
+    for file in folder.iterdir():
+        if not file.with_suffix(".json").exists():
+            file.unlink()
+    _expire(folder)
 
 
-def _until(request: Request, data: bytes, mark: bytes, newline: bytes) -> Iterator[bytes]:
-    """Yield the content of the last part, which ends where the closing mark begins."""
-    end, keep = newline + mark + b"--", len(newline + mark) + 8
-    while True:
-        piece = request.stream.read(files.PIECE)
-        data += piece
-        if not piece:
-            break
-        yield data[:-keep]
-        data = data[-keep:]
-    place = data.rfind(end)
-    if place < 0:
-        raise ApiError("INVALID_ARGUMENT", "the multipart body does not end with its closing boundary.")
-    yield data[:place]
+def _expire(folder: Path) -> int:
+    """Give up resumable uploads that nobody has gone on with for a week; return how many are left."""
+    left = 0
+    for about in folder.glob("*.json"):
+        with contextlib.suppress(FileNotFoundError):  # finished meanwhile
+            content = about.with_suffix("")
+            last = max(path.stat().st_mtime for path in (about, content) if path is about or path.exists())
+            if time.time() - last < EXPIRY:
+                left += 1
+                continue
+            content.unlink(missing_ok=True)
+            about.unlink(missing_ok=True)
+    return left
+
+
+# ------------------------------------------------------------------ resumable uploads
+
+_beginning = threading.Lock()
+_finished: OrderedDict[str, Stored] = OrderedDict()  # the last objects made of resumable uploads, by the upload's key
+
+
+@dataclass(frozen=True)
+class Session:
+    """A resumable upload: its content so far, and beside it what is to become of it."""
+
+    key: str
+    content: Path
+
+    @classmethod
+    def begin(cls, local: Local, about: Mapping[str, Any]) -> Session:
+        """Begin an upload, unless too many are open."""
+        key = secrets.token_hex(16)
+        session = cls(key, uploads(local) / key)
+        with _beginning:
+            if _expire(session.content.parent) >= MOST_SESSIONS:
+                text = f"{MOST_SESSIONS} resumable uploads are open, no more are taken: finish or cancel some (uploads/ holds them)."
+                raise ApiError("RESOURCE_EXHAUSTED", text)
+            with files.disk_errors(session.content.parent):
+                session.about_file.write_text(json.dumps(about))
+                session.content.touch()
+        return session
+
+    @classmethod
+    def find(cls, local: Local, request: Request) -> Session:
+        """Return the upload that a request goes on with, or that has ended a while ago."""
+        key = request.query.get("upload_id", "")
+        if not _UPLOAD_ID.fullmatch(key):
+            raise ApiError("NOT_FOUND", "there is no such upload; begin it again.")
+        return cls(key, uploads(local) / key)
+
+    @property
+    def about_file(self) -> Path:
+        return self.content.with_suffix(".json")
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[BinaryIO]:
+        """Open the content so far, for one request at a time."""
+        try:
+            file = open(self.content, "r+b")
+        except FileNotFoundError:
+            raise ApiError("NOT_FOUND", "there is no such upload; begin it again.") from None
+        with file, files.disk_errors(self.content.parent):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ApiError("UNAVAILABLE", "another request is sending to this upload; try again when it has ended.") from None
+            if not self.content.exists():
+                raise ApiError("NOT_FOUND", "this upload has just ended.")
+            yield file
+
+    def forget(self) -> None:
+        """Remove what is left of the upload."""
+        self.content.unlink(missing_ok=True)
+        self.about_file.unlink(missing_ok=True)
 
 
 def resume(local: Local, request: Request, bucket: str) -> Any:
     """Take a piece of a resumable upload, or say how far it has come (308); the last piece makes the object."""
-    key = request.query.get("upload_id", "")
-    file = _scratch(local) / key
-    if not _UPLOAD_ID.fullmatch(key) or not file.is_file():
-        raise ApiError("NOT_FOUND", "there is no such upload; begin it again.")
-    session = json.loads((file.parent / f"{key}.json").read_text())
+    session = Session.find(local, request)
+    if session.key in _finished:  # its answer was lost
+        return _finished[session.key].resource(request.base)
     header = request.headers.get("Content-Range") or f"bytes 0-{request.length - 1}/{request.length}"
     match = _RANGE.fullmatch(header if request.length or header.startswith("bytes *") else "bytes */0")
     if not match:
-        raise ApiError("INVALID_ARGUMENT", f"Content-Range takes 'bytes 0-99/100', 'bytes 0-99/*' or 'bytes */100'; got {header!r}.")
-    with open(file, "r+b") as out:
-        fcntl.flock(out, fcntl.LOCK_EX)
-        have = out.seek(0, os.SEEK_END)
+        text = f"Content-Range takes 'bytes 0-99/100', 'bytes 0-99/*' or 'bytes */100'; got {header[:100]!r}."
+        raise ApiError("INVALID_ARGUMENT", text)
+    with session.open() as file:
+        have = file.seek(0, os.SEEK_END)
         if match[1] is not None:
-            first, last = int(match[1]), int(match[2])
-            if last - first + 1 != request.length or first > have:
-                raise ApiError("INVALID_ARGUMENT", f"{header} with {request.length} bytes does not follow the {have} bytes that are here.")
-            out.seek(first)
-            for piece in _body(request):
-                out.write(piece)
-            have = out.tell()
-    if match[3] == "*" or have < int(match[3]):
-        return Answer(308, headers={"Range": f"bytes=0-{have - 1}"} if have else {})
-    if have > int(match[3]):
-        raise ApiError("INVALID_ARGUMENT", f"the object has {match[3]} bytes, but {have} arrived.")
-    request.query = session["query"]
-    answer = _publish(local, request, files.bucket_folder(local, session["bucket"]), session["name"], file, session["about"])
-    for path in (file, file.parent / f"{key}.json"):
-        path.unlink(missing_ok=True)
-    return answer
+            have = _append(request, file, int(match[1]), int(match[2]))
+        if match[3] == "*" or have < int(match[3]):
+            return Answer(308, headers={"Range": f"bytes=0-{have - 1}"} if have else {})
+        if have > int(match[3]):
+            raise ApiError("INVALID_ARGUMENT", f"the object has {match[3]} bytes, but {have} arrived.")
+        file.flush()
+        return _finish(local, request, session).resource(request.base)
+
+
+def _append(request: Request, file: BinaryIO, first: int, last: int) -> int:
+    """Write a piece in its place, the end of what is there; whatever was there behind it is replaced. Return the new size."""
+    have = file.seek(0, os.SEEK_END)
+    if last - first + 1 != request.length or first > have:
+        text = f"bytes {first}-{last} in {request.length} bytes of body do not follow the {have} bytes that are here."
+        raise ApiError("INVALID_ARGUMENT", text)
+    file.seek(first)
+    file.truncate()
+    for piece in _body(request):
+        file.write(piece)
+    return file.tell()
+
+
+def _finish(local: Local, request: Request, session: Session) -> Stored:
+    about = json.loads(session.about_file.read_text())
+    given = {**about["about"], **_checksums_given(request.headers)}
+    into = Bucket.open(local, about["bucket"])
+    try:
+        made = into.publish(about["name"], Content.of(session.content, given), Conditions(about.get("conditions", {})))
+    except ApiError as error:
+        if error.code < 500:
+            session.forget()  # what came is not what was sent, or may not go there: it has to be begun again anyway
+        raise
+    session.forget()
+    _finished[session.key] = made
+    while len(_finished) > _MOST_FINISHED:
+        _finished.popitem(last=False)
+    return made
 
 
 def cancel_upload(local: Local, request: Request, bucket: str) -> Answer:
     """Forget a resumable upload and what came of it so far."""
-    key = request.query.get("upload_id", "")
-    if not _UPLOAD_ID.fullmatch(key) or not (_scratch(local) / key).is_file():
-        raise ApiError("NOT_FOUND", "there is no such upload.")
-    for path in (_scratch(local) / key, _scratch(local) / f"{key}.json"):
-        path.unlink(missing_ok=True)
+    session = Session.find(local, request)
+    with session.open():
+        session.forget()
     return Answer(499, ApiError("CANCELLED", "the upload is cancelled.").body())

@@ -1,0 +1,127 @@
+"""Lists of a bucket's objects in the order of their names, read folder by folder: a page costs what it holds, not what the bucket does."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from .rest import ApiError
+from .storage_files import Bucket, is_object
+
+_LONGEST_NAME = 1024  # bytes of an object's name
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An object of a list, or with `is_prefix` what stands for all whose names begin so."""
+
+    name: str
+    is_prefix: bool = False
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The parameters of one list; `after` is the last name of the page before, empty for the first page."""
+
+    prefix: str = ""
+    delimiter: str = ""
+    start: bytes = b""
+    end: bytes = b""
+    after: bytes = b""
+
+    @classmethod
+    def of(cls, query: Mapping[str, str]) -> Listing:
+        """Return the list that a request asks for."""
+        start, end = (query.get(name, "").encode(errors="replace") for name in ("startOffset", "endOffset"))
+        return cls(query.get("prefix", ""), query.get("delimiter", ""), start, end, decoded(query.get("pageToken", "")))
+
+    def entries(self, bucket: Bucket) -> Iterator[Entry]:
+        """Yield what comes after the page before, in the order of the names' UTF-8."""
+        last = None
+        for entry in self._found(bucket):
+            key = entry.name.encode()
+            if key < self.start and not entry.is_prefix:
+                continue
+            if self.end and key >= self.end:
+                return
+            cut = entry.name.find(self.delimiter, len(self.prefix)) if self.delimiter else -1
+            if cut >= 0:
+                entry = Entry(entry.name[: cut + len(self.delimiter)], is_prefix=True)
+            if entry == last or (self.after and entry.name.encode() <= self.after):
+                continue
+            last = entry
+            yield entry
+
+    def _found(self, bucket: Bucket) -> Iterator[Entry]:
+        head = self.prefix.rpartition("/")[0]
+        if "\0" in head or (head and any(part in ("", ".", "..") for part in head.split("/"))):
+            return  # no object has such a name
+        yield from self._below(bucket, bucket.path(head) if head else bucket.folder, f"{head}/" if head else "")
+
+    def _below(self, bucket: Bucket, folder: Path, base: str) -> Iterator[Entry]:
+        """Yield the objects below a folder whose own name is `base`; a folder that the delimiter cuts off is not read."""
+        if base and base.startswith(self.prefix) and bucket.find(base):
+            yield Entry(base)
+        for name in sorted(_names(folder, base), key=str.encode):
+            if not name.endswith("/"):
+                if name.startswith(self.prefix):
+                    yield Entry(name)
+            elif self._may_hold_some(name):
+                below = folder / name[len(base) : -1]
+                if not self._is_cut_off(name):
+                    yield from self._below(bucket, below, name)
+                elif _holds_an_object(bucket, below, name):
+                    yield Entry(name, is_prefix=True)
+
+    def _may_hold_some(self, name: str) -> bool:
+        """Return whether names that begin with the folder's may be in this list, after the page before."""
+        key = name.encode()
+        bound = max(self.after, self.start)
+        return (name.startswith(self.prefix) or self.prefix.startswith(name)) and (key > bound or bound.startswith(key))
+
+    def _is_cut_off(self, name: str) -> bool:
+        offsets = self.start or self.end  # these are compared with whole names
+        return self.delimiter == "/" and not offsets and name.startswith(self.prefix) and len(name) > len(self.prefix)
+
+
+def _names(folder: Path, base: str) -> list[str]:
+    """Return the names of a folder's files, and of its folders with a "/" behind; links are none of them."""
+    names = []
+    try:
+        with os.scandir(folder) as found:
+            for entry in found:
+                if is_object(entry.name) and not entry.is_symlink():
+                    names.append(f"{base}{entry.name}/" if entry.is_dir() else f"{base}{entry.name}")
+    except (FileNotFoundError, NotADirectoryError):
+        return []  # removed meanwhile
+    return [name for name in names if len(name.encode()) <= _LONGEST_NAME]
+
+
+def _holds_an_object(bucket: Bucket, folder: Path, base: str) -> bool:
+    if bucket.find(base):
+        return True
+    names = _names(folder, base)
+    if any(not name.endswith("/") for name in names):
+        return True
+    return any(_holds_an_object(bucket, folder / name[len(base) : -1], name) for name in names)
+
+
+def page(entries: Iterable[Entry], size: int) -> tuple[list[Entry], str]:
+    """Return the first `size` entries and the token of the page that follows; "" after the last."""
+    found: list[Entry] = []
+    for entry in entries:
+        if len(found) == size:
+            return found, base64.urlsafe_b64encode(found[-1].name.encode()).decode()
+        found.append(entry)
+    return found, ""
+
+
+def decoded(token: str) -> bytes:
+    """Return the last name of the page that gave `token`."""
+    try:
+        return base64.urlsafe_b64decode(token)
+    except ValueError:
+        raise ApiError("INVALID_ARGUMENT", f"pageToken {token[:100]!r} is not one of this list's.", "pageToken") from None
