@@ -124,7 +124,7 @@ def _source(argv: Sequence[str], start: int, env: Mapping[str, str], cwd: Path, 
         if foreign:
             raise ProbeError(f"{what} in {cwd}: it is the image's own, and was not looked at.", "absent")
         where = "in the job's package" if packaged else f"in {cwd}, where the container starts"
-        raise ProbeError(f"{what} {where}; correct its name.", "import")
+        raise ProbeError(f"{what} {where}; mend its name.", "import")
     return found
 
 

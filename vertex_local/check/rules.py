@@ -17,7 +17,8 @@ from ..job.job_file import JobFile
 from ..job.pools import Pool
 from ..local.plan import Places
 from ..tuning import study as studies
-from ..tuning.study import Parameter, Study, walk
+from ..tuning.parameters import Parameter, walk
+from ..tuning.study import Study
 
 OK, WARNING, ERROR, SKIPPED = "ok", "warning", "error", "not looked at"
 _WEEK = 604800

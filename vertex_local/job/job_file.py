@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,17 @@ DATA_FLAGS = ("--train_data_path", "--eval_data_path", "--test_data_path")
 DEFAULT_TIMEOUT = 604800.0  # seconds: the service's seven days
 _TOPS = {CUSTOM: ("jobSpec",), TUNING: ("trialJobSpec",), PIPELINE: ("trainingTaskInputs",)}
 _TASK = "gs://google-cloud-aiplatform/schema/trainingjob/definition/custom_task_1.0.0.yaml"
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes characters that YAML takes for the end of a line, or drops, as escapes: `yaml` itself writes them as they are."""
+
+    def represent_str(self, text: str) -> yaml.ScalarNode:
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style='"' if _SPECIAL.search(text) else None)
+
+
+_SPECIAL = re.compile("[\x7f-\x9f\u2028\u2029\ufeff]")
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 
 @dataclass(frozen=True)
@@ -123,7 +135,7 @@ class JobFile(Source):
     def text(self) -> str:
         """Return it as a file that means the same when it is read again."""
         fields = self.spec_fields() if self.bare else self.fields()
-        return settings.escape(yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=1000))
+        return settings.escape(yaml.dump(fields, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000))
 
     # ------------------------------------------------------------------ edited
 
@@ -209,7 +221,7 @@ def parse(text: str, name: str, kinds: Sequence[str] = (CUSTOM,)) -> JobFile:
         SpecError: file, line, field, value and remedy.
     """
     keys = schema.top_keys(text, name)
-    kind = _kind(keys)
+    kind = _kind(keys, kinds)
     if kind not in kinds:
         raise SpecError(f"{name}:1: {_REFUSALS[kind]}")
     if kind == PIPELINE:
@@ -229,10 +241,13 @@ def parse(text: str, name: str, kinds: Sequence[str] = (CUSTOM,)) -> JobFile:
     return job
 
 
-def _kind(keys: Sequence[str]) -> str:
+def _kind(keys: Sequence[str], kinds: Sequence[str]) -> str:
+    """Return what a file with these fields at its top is, or is meant to be where it has none that tells."""
     if "trainingTaskInputs" in keys:
         return PIPELINE
-    return TUNING if "studySpec" in keys or "trialJobSpec" in keys else CUSTOM
+    if "studySpec" in keys or "trialJobSpec" in keys:
+        return TUNING
+    return CUSTOM if CUSTOM in kinds or "workerPoolSpecs" in keys or "jobSpec" in keys else kinds[0]
 
 
 _REFUSALS = {
@@ -279,11 +294,15 @@ def _fill_below(value: Any) -> None:
 
 
 def of_message(message: Any, name: str) -> JobFile:
-    """Return a CustomJob or HyperparameterTuningJob, as raw protobuf, checked; it is not copied.
+    """Return a CustomJob, HyperparameterTuningJob or CustomJobSpec, as raw protobuf, checked; only the last is copied.
 
     Raises:
         SpecError: with the `field` of the message and the `problem`.
     """
-    job = JobFile(name, None, message)
+    bare = message.DESCRIPTOR.name == "CustomJobSpec"
+    if bare:
+        spec, message = message, schema.api_types().CustomJob.pb()()
+        message.job_spec.CopyFrom(spec)
+    job = JobFile(name, None, message, bare=bare)
     rules.check(job.spec, job.spec_error)
     return job

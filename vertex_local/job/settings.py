@@ -120,7 +120,11 @@ def _is_like_ours(name: str) -> bool:
 
 def escape(text: str) -> str:
     """Return text that `render` gives back as it is: `$` doubled before the names that it would replace or refuse."""
-    return _PLACE.sub(lambda match: f"${match[0]}" if match[1] or _is_like_ours(match[2]) else match[0], text)
+
+    def doubled(match: re.Match[str]) -> str:
+        return f"${match[0]}" if match[1] or _is_like_ours(match[2]) else match[0]
+
+    return "\n".join(line if line.lstrip().startswith("#") else _PLACE.sub(doubled, line) for line in text.split("\n"))
 
 
 def fill(message: Any, folder: str | Path, given: Mapping[str, str]) -> Any:

@@ -41,10 +41,10 @@ def run(
     """
     options, report = dataclasses.replace(options or RunOptions(), **changes), report or Quiet()
     places, pools = options.places(), plan.started(job, options.announce)
-    files = {pool.index: packages.locate(pool.package_uris, places.project, places.buckets) for pool in pools}
+    options.identity(job, "", places.buckets)  # what cannot be started is said before the job has a folder
     for pool in pools:
-        plan.command_of(pool, places)  # what cannot be started is said before the job has a folder
-    options.identity(job, "", places.buckets)
+        plan.command_of(pool, places)
+    files = {pool.index: packages.locate(pool.package_uris, places.project, places.buckets) for pool in pools}
     _check_kills(options.kills, pools)
     result, ports = jobs.create(places.state, options.job_id), Ports()
     with job_record.held(result.folder), kept(job, options, result), jobs.recorded(result), contextlib.closing(ports):

@@ -7,7 +7,6 @@ service's documents leave a form open, the one seen in its jobs is used.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import re
 import zlib
@@ -18,13 +17,13 @@ from typing import Any
 
 from ..job.job_file import JobFile
 from ..job.pools import ROLES, Pool
+from . import job_record
 from .store import private_folder
 
 PROJECT = "123456789012"  # stands in for the submitter's project where no settings name one
 REGION = "us-central1"
 TENANT = "local-tp"  # stands in for the Google-owned project that code runs in
 SERVICE_FILE = Path("serve", "environment.json")  # in the state folder: the variables of clients of a service that runs
-SERVICE_LOCK = Path("serve", "lock")
 REFUSES = "127.0.0.1:9"  # the port for discarded data, where nothing listens
 _OURS = re.compile("(AIP_|CLOUD_ML_|TRAINER_|VERTEX_LOCAL_).*|TF_CONFIG|CLUSTER_SPEC|TPU_(NODE_NAME|CONFIG)")
 _CLOUD = re.compile("CLOUDSDK_.*|GOOGLE_(APPLICATION_CREDENTIALS|(CLOUD|API|OAUTH|AUTH)_.*)|GCE_METADATA_.*|GCLOUD_PROJECT|BOTO_CONFIG")
@@ -104,20 +103,10 @@ def client_variables(state: Path) -> dict[str, str]:
 def _of_service(state: Path) -> dict[str, str]:
     """Return the variables that the job service with this state folder gives to its clients; none where no service runs."""
     with contextlib.suppress(OSError, ValueError):
-        if is_locked(state / SERVICE_LOCK):
+        if job_record.service_runs(state):
             given: dict[str, Any] = json.loads((state / SERVICE_FILE).read_text(encoding="utf-8"))
             return {name: str(value) for name, value in given.items()}
     return {}
-
-
-def is_locked(path: Path) -> bool:
-    """Tell whether a process holds the lock on this file."""
-    with open(path) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 # ------------------------------------------------------------------ the service's

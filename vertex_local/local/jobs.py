@@ -79,7 +79,9 @@ def create(state_dir: Path, job_id: str | None) -> Result:
     """Make the folder of a new job; an id that is taken is an error, unless this process holds its folder for this job."""
     job_id = new_id() if job_id is None else job_id
     folder = folder_of(state_dir, job_id)
-    private_folder(private_folder(state_dir) / "jobs")
+    every = private_folder(private_folder(state_dir) / "jobs")
+    if every.stat().st_mode & 0o077:  # of a version that let others look in
+        every.chmod(0o700)
     try:
         folder.mkdir(mode=0o700)
     except FileExistsError:

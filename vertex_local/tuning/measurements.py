@@ -10,7 +10,8 @@ from typing import Any
 
 from ..job import times
 from ..local.report import Follower
-from .study import Metric, Study
+from .parameters import Metric
+from .study import Study
 
 _OTHER = {"global_step", "timestamp", "trial", "checkpoint_path"}
 

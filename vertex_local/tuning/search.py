@@ -16,7 +16,8 @@ from typing import Any
 
 from ..errors import UserError
 from .measurements import excess, seconds, value_of
-from .study import CATEGORICAL, DISCRETE, INTEGER, LINEAR, LOG, REVERSE_LOG, Parameter, Study
+from .parameters import CATEGORICAL, DISCRETE, INTEGER, LINEAR, LOG, REVERSE_LOG, Parameter
+from .study import Study
 
 STARTUP = 8  # trials drawn by chance before the model is trusted
 _PER_DOUBLING = 8  # points at which the pruner compares trials, for each doubling of steps or seconds

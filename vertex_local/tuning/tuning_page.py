@@ -13,8 +13,9 @@ from typing import Any
 
 from ..job import times
 from . import measurements, trials, tuning_report
+from .parameters import CATEGORICAL, INTEGER, LOG, Parameter, walk
 from .search import import_optuna
-from .study import CATEGORICAL, INTEGER, LOG, Parameter, Study, walk
+from .study import Study
 from .trials import Trial
 
 _STYLE = """

@@ -9,7 +9,8 @@ from typing import Any, TextIO
 from ..job import times
 from ..local import terminal
 from . import measurements, trials
-from .study import Study, walk
+from .parameters import walk
+from .study import Study
 from .trials import Trial
 
 
