@@ -1,7 +1,8 @@
-"""Times and durations: protobuf's own types, the API's text, and seconds; all by protobuf's own rules."""
+"""Times and durations: protobuf's own types, the API's text, and seconds; texts are read by protobuf's own rules."""
 
 from __future__ import annotations
 
+import datetime
 import time
 from typing import Any
 
@@ -13,16 +14,15 @@ def now() -> str:
 
 def text(seconds: float) -> str:
     """Return seconds since 1970 as the API writes times, with microseconds."""
-    stamp = _timestamp()
-    stamp.FromMicroseconds(round(seconds * 1e6))
-    written = stamp.ToJsonString()  # leaves a fraction of zeros out
-    return written if "." in written else f"{written[:-1]}.000000Z"
+    return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def seconds(when: Any) -> float:
     """Return a time, the API's text or a Timestamp, in seconds since 1970; raise a ValueError for a text that is none."""
     if isinstance(when, str):
-        stamp = _timestamp()
+        from google.protobuf import timestamp_pb2
+
+        stamp = timestamp_pb2.Timestamp()
         stamp.FromJsonString(when)
         when = stamp
     return when.seconds + when.nanos / 1e9
@@ -40,9 +40,3 @@ def describe(spent: float) -> str:
     if spent < 90:
         return f"{spent:.1f} s"
     return f"{spent / 60:.1f} min" if spent < 5400 else f"{spent / 3600:.1f} h"
-
-
-def _timestamp() -> Any:
-    from google.protobuf import timestamp_pb2
-
-    return timestamp_pb2.Timestamp()

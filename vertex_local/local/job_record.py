@@ -9,7 +9,6 @@ record that says RUNNING while nobody holds the lock is of a job that was killed
 from __future__ import annotations
 
 import contextlib
-import datetime
 import fcntl
 import json
 import os
@@ -18,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..job.times import now
 from .store import Store, private_folder
 
 KINDS = ("customJobs", "hyperparameterTuningJobs", "trainingPipelines", "pipelineJobs")
@@ -29,11 +29,6 @@ KILLED = "the process that ran it was killed"
 
 class InUse(Exception):
     """Another process runs this job."""
-
-
-def now() -> str:
-    """Return the time as the API writes it: RFC 3339 in UTC with microseconds."""
-    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def prefix(kind: str) -> str:
