@@ -140,6 +140,7 @@ def test_a_run_that_was_killed_does_not_stay_running(tmp_path):
 
 def test_a_study_is_stopped_and_continued_without_its_file(tmp_path):
     write_study(tmp_path, "report(1, 1)\nwhile not os.path.exists('go'): time.sleep(0.02)\n", trials=2)
+    (tmp_path / "settings.yaml").write_text("project: my-project\n")
     with start_study(tmp_path, "--", "--more=1") as process:
         wait_for(lambda: len(list(tmp_path.glob(".vertex_local/jobs/s-trial-*/logs/workerpool0-0.log"))) == 2)
         said(tmp_path, "stop", "s")
@@ -147,7 +148,8 @@ def test_a_study_is_stopped_and_continued_without_its_file(tmp_path):
     assert "CANCELLED" in said(tmp_path, "list")
     assert "goes on with it" in result(tmp_path, "s")["error"]
     (tmp_path / "go").touch()
-    (tmp_path / "hp.yaml").unlink()
+    for name in ("hp.yaml", "settings.yaml"):
+        (tmp_path / name).unlink()
     done = command(tmp_path, "tune", "--job_id", "s")
     assert done.returncode == 0, done.stderr
     assert "SUCCEEDED" in said(tmp_path, "list") and len(said(tmp_path, "list").splitlines()) == 2

@@ -26,9 +26,9 @@ from ..datasets.dataset import Stopped
 from ..errors import UserError, quoted
 from ..job import job_file, settings
 from ..local.plan import RunOptions
-from . import estimate, sdist
+from . import estimate, requirements
 from . import rules as checks
-from .look import Look
+from .inspection import Depth, Inspection
 from .rules import ERROR, OK, SKIPPED, WARNING, Finding
 
 MOST_BYTES = 200_000_000  # of a managed data set: what is split within seconds
@@ -70,22 +70,20 @@ def main(argv: Sequence[str]) -> int:
 def _check(args: argparse.Namespace, extra: Sequence[str], cancel: threading.Event) -> int:
     prices = estimate.load_prices(Path(args.prices) if args.prices else estimate.PRICES)
     freeze = Path(args.freeze) if args.freeze else None
-    sdist.constraints(None, freeze)  # a file that cannot be read is found at once
+    requirements.constraints(None, freeze)  # a file that cannot be read is found at once
     case, found = _case(args, extra), []
     with tempfile.TemporaryDirectory(prefix="vertex-check-") as scratch:
         case, about_data = _with_dataset(case, args, extra, Path(scratch), cancel)
         unread = [finding for finding in about_data if finding.level in (ERROR, SKIPPED)]
-        look = Look(
-            case, Path(scratch), freeze=freeze, serving_python=args.serving_python, file_only=args.file_only or bool(unread),
-            measures=not args.no_measure, stop=cancel.is_set,
-        )  # fmt: skip
-        for finding in itertools.chain(about_data, look.findings()):
+        depth = Depth(freeze, args.serving_python, args.file_only or bool(unread), not args.no_measure)
+        inspection = Inspection(case, Path(scratch), depth, cancel.is_set)
+        for finding in itertools.chain(about_data, inspection.findings()):
             if cancel.is_set():
                 raise KeyboardInterrupt
             found.append(finding)
             if not args.json:
                 print(f"{finding.level:13s} {finding.check:11s} {finding.message}", flush=True)
-        said = list(estimate.report(case, look.plan, look.time, *prices))
+        said = list(estimate.report(case, inspection.plan, inspection.time, *prices))
     return _conclude(case.job.name, found, said, args.json)
 
 

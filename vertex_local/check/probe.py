@@ -171,21 +171,14 @@ def measure(found: Program, plan: Mapping[str, Any] | None, scratch: Path, steps
     cluster = ("TF_CONFIG", "CLUSTER_SPEC", "AIP_MODEL_DIR", "AIP_CHECKPOINT_DIR", "AIP_TENSORBOARD_LOG_DIR")
     env = {name: value for name, value in found.env.items() if name not in cluster}
     events, target = scratch / "events.jsonl", scratch / "measured"
-    argv, data, on = list(found.argv), [], "its own data"
+    argv, on = list(found.argv), "its own data"
     if plan is None:
         argv, on = _without_data(argv), "its sample data, since the job's is not on this machine"
         env = {name: value for name, value in env.items() if not name.startswith("CLOUD_ML_")}
         plan = ask(Program(tuple(argv), found.start, env, found.cwd, found.source, True), "data", seconds)
-    read, batch, total, evaluated = plan["bytes"], plan["batch_size"], plan["total_steps"], 1.0
-    if read > HEAD_BYTES:
-        if not os.path.isfile(plan["files"][0]):
-            raise ProbeError(f"its data is too much to measure with ({read:,} bytes in folders).", "run")
-        head = _head(Path(plan["files"][0]), scratch)
-        data, read = [f"--train_data_path={head}", f"--eval_data_path={head}", "--bad_rows=skip"], head.stat().st_size
-        evaluated = plan["evaluation_rows"] / (plan["rows"] * read / plan["bytes"])  # as much of it as the job evaluates on
-        on = f"the first {read:,} bytes of {plan['files'][0]}"
-    count = min(steps, total)
-    argv += [*data, f"--num_examples_to_train_on={count * batch}", "--num_evals=2", "--strategy=auto", "--in_memory=yes"]
+    sample = _sample(plan, scratch, on)
+    count = min(steps, plan["total_steps"]) * plan["batch_size"]
+    argv += [*sample.flags, f"--num_examples_to_train_on={count}", "--num_evals=2", "--strategy=auto", "--in_memory=yes"]
     argv += [f"--output_dir={target}", f"--jit_compile={'yes' if plan['jit_compile'] else 'no'}", "--profile=", "--plan=no"]
     start, ended = time.time(), None
     try:
@@ -197,13 +190,37 @@ def measure(found: Program, plan: Mapping[str, Any] | None, scratch: Path, steps
         if error.kind != "time":
             raise
     folder = next((folder for folder in (target / "model", target / "1" / "model") if (folder / "saved_model.pb").is_file()), None)
-    timed = _timed(_events(events), start, ended, batch, read, on, seconds, str(folder) if folder else None)
-    return dataclasses.replace(timed, evaluation=timed.evaluation * evaluated)
+    timed = _timed(_events(events), start, ended, plan["batch_size"], seconds)
+    return dataclasses.replace(
+        timed, evaluation=timed.evaluation * sample.evaluated, read=sample.bytes, on=sample.what, model=str(folder) if folder else None
+    )
 
 
-def _timed(
-    events: list[dict[str, Any]], start: float, ended: float | None, batch: int, read: int, on: str, seconds: float, model: str | None
-) -> Measured:
+@dataclass(frozen=True)
+class _Sample:
+    """The data of a short training: the flags that name it, its size in bytes, and how much more the job evaluates on."""
+
+    flags: Sequence[str]
+    bytes: int
+    evaluated: float
+    what: str
+
+
+def _sample(plan: Mapping[str, Any], scratch: Path, what: str) -> _Sample:
+    """Return the job's own data, or the first part of it where that is much."""
+    if plan["bytes"] <= HEAD_BYTES:
+        return _Sample((), plan["bytes"], 1.0, what)
+    if not os.path.isfile(plan["files"][0]):
+        raise ProbeError(f"its data is too much to measure with ({plan['bytes']:,} bytes in folders).", "run")
+    head = _head(Path(plan["files"][0]), scratch)
+    size = head.stat().st_size
+    evaluated = plan["evaluation_rows"] / (plan["rows"] * size / plan["bytes"])
+    flags = (f"--train_data_path={head}", f"--eval_data_path={head}", "--bad_rows=skip")
+    return _Sample(flags, size, evaluated, f"the first {size:,} bytes of {plan['files'][0]}")
+
+
+def _timed(events: list[dict[str, Any]], start: float, ended: float | None, batch: int, seconds: float) -> Measured:
+    """Return what a training's events tell; it had so many seconds."""
     steps = [event for event in events if event["phase"] == "step"]
     if len(steps) < 2:
         raise ProbeError(f"not two calls of the compiled steps were done within {seconds:g} s.", "run")
@@ -219,7 +236,7 @@ def _timed(
     return Measured(
         startup=steps[0]["time"] - start, examples_per_second=rate, evaluation=evaluation,
         finish=max(0.0, ended - last - evaluation) if ended else 0.0,
-        reading=phases.get("build", start) - phases.get("data", start), read=read, steps=steps[-1]["step"], on=on, model=model,
+        reading=phases.get("build", start) - phases.get("data", start), read=0, steps=steps[-1]["step"], on="",
     )  # fmt: skip
 
 

@@ -108,7 +108,7 @@ def kept(job: JobFile, options: RunOptions, result: jobs.Result) -> Iterator[Non
         try:
             job_record.add(store, name, kind, document)
             job_record.running(store, name)
-        except Taken:
+        except Taken:  # a study that is continued
             job_record.reopen(store, name, document)
         try:
             yield

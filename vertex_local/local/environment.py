@@ -76,13 +76,13 @@ def _is_cloud_emulator(name: str, value: str) -> bool:
     return name in _EMULATORS and "googleapis.com" in value
 
 
-def client_variables(state: Path) -> dict[str, str]:
+def client_variables(state: Path, folder: Path) -> dict[str, str]:
     """Return what keeps clients of storage, BigQuery and the API on this machine.
 
     They are those of the job service where one runs with this state folder; else addresses that refuse. Credentials are
-    looked for in an empty folder, and not at a metadata server.
+    looked for in an empty folder, which is made in `folder`, and not at a metadata server.
     """
-    empty = private_folder(state / "no-credentials")
+    empty = private_folder(folder / "no-credentials")
     return {
         "CLOUDSDK_CONFIG": str(empty),
         "CLOUDSDK_CORE_DISABLE_PROMPTS": "1",

@@ -137,7 +137,7 @@ class Planner:
         command = command_of(self.job.pools[member.pool], self.places)
         env = {"PYTHONUNBUFFERED": "1", **environment.inherited(os.environ, self.options.cloud_credentials)}
         if not self.options.cloud_credentials:
-            env = {**environment.client_variables(self.places.state), **env}
+            env = {**environment.client_variables(self.places.state, self.folder), **env}
         identity = self.options.identity(self.job, self.job_id, self.places.buckets)
         env |= command.env
         env |= environment.service_variables(self.job, members, member, identity)

@@ -10,6 +10,8 @@ succeeded, 1 it failed, 2 it cannot be started, 128 + signal it was cancelled.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import sys
 import threading
 from collections.abc import Sequence
@@ -20,7 +22,8 @@ from .. import cli
 from ..errors import UserError
 from ..job import rules, settings
 from ..job.schema import SpecError
-from ..local import jobs
+from ..local import jobs, records
+from ..local.plan import RunOptions
 from . import runner as tuning
 from . import study, tuning_report
 from .study import Study
@@ -93,10 +96,20 @@ def _file(args: argparse.Namespace) -> Path:
 
 def _run(args: argparse.Namespace, extra: Sequence[str], cancel: threading.Event) -> int:
     wanted = read(args, extra)
-    options = cli.run_options(args, job_id=args.job_id, record=True).known_under(wanted.job, settings.from_flags(args))
-    result = tuning.run(wanted, options, seed=args.seed, report=tuning_report.for_terminal(wanted), cancel=cancel)
+    result = tuning.run(wanted, _options(args, wanted), seed=args.seed, report=tuning_report.for_terminal(wanted), cancel=cancel)
     _summary(wanted, result)
     return 0 if result.succeeded else 1
+
+
+def _options(args: argparse.Namespace, wanted: Study) -> RunOptions:
+    """Return how to run; a study that is continued without its file, and so without settings, keeps its project and region."""
+    options = cli.run_options(args, job_id=args.job_id, record=True)
+    if args.spec:
+        return options.known_under(wanted.job, settings.from_flags(args))
+    with contextlib.suppress(UserError), records.opened(args.state_dir) as found:
+        _, project, _, region, *_ = found.get(args.job_id).document["name"].split("/")
+        return dataclasses.replace(options, google_project=project, region=region)
+    return options
 
 
 def _summary(wanted: Study, result: tuning.Result) -> None:

@@ -7,12 +7,13 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..job import images, machines
 from ..local import commands, packages
-from . import estimate, probe, sdist
+from . import estimate, probe, requirements
 from . import rules as checks
 from .rules import ERROR, OK, SKIPPED, WARNING, Case, Finding
 
@@ -21,17 +22,30 @@ IN_ALL = 52.0  # seconds for everything: what does not fit into them is left out
 _LOAD = "import sys, tensorflow as tf; m = tf.saved_model.load(sys.argv[1]); print(tf.__version__, *sorted(m.signatures))"
 
 
-class Look:
+@dataclass(frozen=True)
+class Depth:
+    """How far the checks go.
+
+    Attributes:
+        freeze: a file that says what the image has.
+        serving_python: an interpreter with the serving image's TensorFlow, to load the model with.
+        file_only: read the job's file alone, build nothing and start nothing.
+        measures: train for a moment.
+    """
+
+    freeze: Path | None = None
+    serving_python: str | None = None
+    file_only: bool = False
+    measures: bool = True
+
+
+class Inspection:
     """One job's checks; `plan` and `time` are what they leave for the estimate."""
 
-    def __init__(
-        self, case: Case, scratch: Path, *, freeze: Path | None = None, serving_python: str | None = None,
-        file_only: bool = False, measures: bool = True, stop: probe.Stop = probe.never,
-    ):  # fmt: skip
-        self.case, self.scratch, self.freeze, self.serving_python = case, scratch, freeze, serving_python
-        self.file_only, self.measures, self.stop = file_only, measures and not file_only, stop
+    def __init__(self, case: Case, scratch: Path, depth: Depth, stop: probe.Stop = probe.never):
+        self.case, self.scratch, self.depth, self.stop = case, scratch, depth, stop
         self.plan: dict[str, Any] | None = None
-        self.time: estimate.Estimate | str = "it was not measured (--file_only)" if file_only else "it was not measured (--no_measure)"
+        self.time: estimate.Estimate | str = f"it was not measured ({'--file_only' if depth.file_only else '--no_measure'})"
         self.programs: dict[int, probe.Program] = {}
         self.site: Path | None = None
         self.served_by: str | None = None
@@ -48,7 +62,7 @@ class Look:
         yield from checks.check_images(case)
         yield from checks.check_scheduling(case)
         yield from checks.check_outputs(case)
-        if not self.file_only:
+        if not self.depth.file_only:
             yield from self.check_package()
             yield from self.check_programs()
             yield from self.check_data()
@@ -103,18 +117,18 @@ class Look:
     def _requirements(self, package: Path) -> Iterator[Finding]:
         case, pool = self.case, self.case.job.pools[0]
         image = images.find(pool.image)
-        has = sdist.constraints(image, self.freeze)
+        has = requirements.constraints(image, self.depth.freeze)
         if not has:
             problem = f"{package.name} was built; what {pool.image} has is not known (--freeze FILE tells: scripts/image_freeze)."
             yield Finding(SKIPPED, "package", case.at(("workerPoolSpecs", 0), problem))
             return
         required, wanted = packages.requirements(package)
         place = ("workerPoolSpecs", 0, "pythonPackageSpec", "executorImageUri") if pool.module else ("workerPoolSpecs", 0)
-        bad = list(sdist.clashes(required, wanted, has, image.python if image else None))
+        bad = list(requirements.clashes(required, wanted, has, image.python if image else None))
         for requirement, problem in bad:
             yield Finding(ERROR, "package", case.at(place, f"{package.name} requires {requirement}, but {problem}"))
         if not bad:
-            source = self.freeze or "the few that the documents list"
+            source = self.depth.freeze or "the few that the documents list"
             said = f"{package.name}: its requirements clash with none of the image's {len(has)} packages ({source})"
             yield Finding(OK, "package", case.at(place, f"{said}; names and versions only: without an index nothing is resolved."))
 
@@ -249,7 +263,7 @@ class Look:
     def check_time(self) -> Iterator[Finding]:
         """Train for a moment, load the model with the serving TensorFlow if there is one, and compare with the timeout."""
         case, found = self.case, self.programs.get(0)
-        if not self.measures:
+        if self.depth.file_only or not self.depth.measures:
             return
         if found is None or self.plan is None:
             self.time = "the trainer could not be asked"
@@ -261,7 +275,7 @@ class Look:
             self.time = str(error)
             yield Finding(WARNING, "time", f"{case.job.name}: not measured: {error}")
             return
-        if self.serving_python:
+        if self.depth.serving_python:
             yield self._served(measured.model)
         if plan is None:
             self.time = f"the data is not here; {measured.examples_per_second:,.0f} examples/s on {measured.on}"
@@ -276,11 +290,11 @@ class Look:
             return Finding(SKIPPED, "serving", "--serving_python: the short training did not come to an export.")
         env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
         done = subprocess.run(
-            [self.serving_python, "-c", _LOAD, model], capture_output=True, text=True, env=env, stdin=subprocess.DEVNULL
+            [self.depth.serving_python, "-c", _LOAD, model], capture_output=True, text=True, env=env, stdin=subprocess.DEVNULL
         )
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-            return Finding(ERROR, "serving", f"--serving_python {self.serving_python}: cannot load the exported model: {reason}")
+            return Finding(ERROR, "serving", f"--serving_python {self.depth.serving_python}: cannot load the exported model: {reason}")
         self.served_by, *names = done.stdout.split()
         problem = f"TensorFlow {self.served_by} loads the exported model, with {', '.join(names)}."
         return Finding(OK, "serving", f"--serving_python: {problem}")
