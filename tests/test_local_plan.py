@@ -226,6 +226,6 @@ def test_the_command_line_of_a_plan(tmp_path):
     path = write_job(tmp_path, [{"replicaCount": 1, "containerSpec": task}])
     (tmp_path / "taxi/trainer").mkdir(parents=True)
     (tmp_path / "taxi/trainer/task.py").touch()
-    places = plan.RunOptions(project_dir=tmp_path, state_dir=tmp_path / "s").places()
-    assert plan.command_line(job_file.read(path), places) == "python -m taxi.trainer.task --a=1"
+    paths = plan.RunOptions(project_dir=tmp_path, state_dir=tmp_path / "s").paths()
+    assert plan.command_line(job_file.read(path), paths) == "python -m taxi.trainer.task --a=1"
     assert environment.PROJECT.isdecimal()

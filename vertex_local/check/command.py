@@ -90,8 +90,8 @@ def _check(args: argparse.Namespace, extra: Sequence[str], cancel: threading.Eve
 def _case(args: argparse.Namespace, extra: Sequence[str]) -> checks.Case:
     if args.serving_python and shutil.which(args.serving_python) is None:
         raise UserError(f"--serving_python: {args.serving_python} is not a program that can be run.")
-    places = RunOptions(args.state_dir, args.bucket_root, args.project_dir, args.python).places()
-    return checks.load(args.spec, settings.from_flags(args), extra, places, args.today, bool(args.bucket_root))
+    paths = RunOptions(args.state_dir, args.bucket_root, args.project_dir, args.python).paths()
+    return checks.load(args.spec, settings.from_flags(args), extra, paths, args.today, bool(args.bucket_root))
 
 
 def _with_dataset(

@@ -157,7 +157,7 @@ class Inspection:
             except probe.ProbeError as error:
                 field = ("pythonModule" if pool.module else "imageUri",)
                 if error.kind == "arguments":
-                    field = ("args", *_places(pool.args, str(error)))
+                    field = ("args", *_argument_of(pool.args, str(error)))
                 level = {"time": WARNING, "absent": SKIPPED}.get(error.kind, ERROR)
                 yield Finding(level, "arguments" if error.kind == "arguments" else "module", case.at((*task, *field), str(error)))
 
@@ -173,7 +173,7 @@ class Inspection:
         except probe.ProbeError as error:
             missing = str(error).startswith("TensorFlow cannot be imported")
             level = SKIPPED if missing else WARNING if error.kind == "time" else ERROR
-            where = (*path, *_places(pool.args, str(error)))
+            where = (*path, *_argument_of(pool.args, str(error)))
             yield Finding(level, "module" if error.kind == "import" else "data", case.at(where, str(error)))
             yield from self._findings(path, error.findings)
             return
@@ -300,7 +300,7 @@ class Inspection:
         return Finding(OK, "serving", f"--serving_python: {problem}")
 
 
-def _places(args: Sequence[str], message: str) -> list[int]:
+def _argument_of(args: Sequence[str], message: str) -> list[int]:
     """Return the place of the argument that a trainer's message is about; none where it is about none of the file's."""
     names = [re.match(r"--[\w-]+", arg) for arg in args]
     return [i for i, name in enumerate(names) if name and re.search(rf"{name[0].replace('-', '_')[2:]}\b", message)][-1:]

@@ -96,7 +96,7 @@ def program(case: Case, number: int, site: Path | None, scratch: Path) -> Progra
         ProbeError: the module cannot be found or imported; CommandError: the image is not the project's own.
     """
     options = RunOptions(trial="1" if case.study else None, variables=case.variables)
-    planner = Planner(case.job, options, case.places, scratch, "0")
+    planner = Planner(case.job, options, case.paths, scratch, "0")
     members = planner.members(itertools.count(2222).__next__)
     member = next(member for member in members if member.pool == number)
     found = planner.replica(member, members, site)

@@ -15,7 +15,7 @@ from typing import Any
 from ..job import buckets, images, job_file, machines, settings
 from ..job.job_file import JobFile
 from ..job.pools import Pool
-from ..local.plan import Places
+from ..local.plan import Paths
 from ..tuning import study as studies
 from ..tuning.parameters import Parameter, walk
 from ..tuning.study import Study
@@ -40,7 +40,7 @@ class Case:
     job: JobFile
     study: Study | None
     settings: Mapping[str, str]
-    places: Places
+    paths: Paths
     today: date
     has_all_buckets: bool = False  # --bucket_root was given: what is not there is missing, else it may be in the cloud
     variables: Mapping[str, str] = field(default_factory=dict)  # of a managed data set that was exported for the check
@@ -48,17 +48,17 @@ class Case:
     @property
     def buckets(self) -> Path:
         """Where `gs://bucket/x` lies as `bucket/x`."""
-        return self.places.buckets
+        return self.paths.buckets
 
     @property
     def project(self) -> Path:
         """The checkout."""
-        return self.places.project
+        return self.paths.project
 
     @property
     def python(self) -> str:
         """The interpreter for `python` and `python3`."""
-        return self.places.python
+        return self.paths.python
 
     @property
     def pools(self) -> list[Pool]:
@@ -98,7 +98,7 @@ class Case:
 
 
 def load(
-    path: str | Path, given: Mapping[str, str], extra: Sequence[str], places: Places, today: date, has_all_buckets: bool = False
+    path: str | Path, given: Mapping[str, str], extra: Sequence[str], paths: Paths, today: date, has_all_buckets: bool = False
 ) -> Case:  # fmt: skip
     """Read a job's file; `extra` goes after the arguments of every pool that runs a trainer.
 
@@ -107,7 +107,7 @@ def load(
     """
     job = job_file.read(path, given, tuple(job_file.COLLECTIONS)).with_args(extra)
     study = studies.of(job) if job.kind == job_file.TUNING else None
-    return Case(job, study, settings.load(Path(path).parent, given), places, today, has_all_buckets)
+    return Case(job, study, settings.load(Path(path).parent, given), paths, today, has_all_buckets)
 
 
 def check_machines(case: Case) -> Iterator[Finding]:

@@ -29,7 +29,7 @@ NAMES = {
 }
 PLACEHOLDERS = ("your-project", "your-bucket")  # as the file comes with the project: good for local runs only
 _KNOWN = (*(name.upper() for name in NAMES), "IMAGES")
-_PLACE = re.compile(r"(\$?)\$\{(\w*)\}")
+_PLACEHOLDER = re.compile(r"(\$?)\$\{(\w*)\}")
 _NEAR = 0.75  # how alike a name must be to one of ours to be taken for a misspelling of it
 
 
@@ -84,12 +84,12 @@ def render(text: str, name: str, given: Mapping[str, str] | None = None) -> str:
     Raises:
         SettingsError: a setting has no value, or a name looks like a misspelt one.
     """
-    if not _PLACE.search(text):
+    if not _PLACEHOLDER.search(text):
         return text
     values, lines = _by_name(load(Path(name).parent, given)), text.split("\n")
     for number, line in enumerate(lines, 1):
         if not line.lstrip().startswith("#"):
-            lines[number - 1] = _PLACE.sub(lambda match, number=number: _value(match, values, f"{name}:{number}"), line)
+            lines[number - 1] = _PLACEHOLDER.sub(lambda match, number=number: _value(match, values, f"{name}:{number}"), line)
     return "\n".join(lines)
 
 
@@ -124,7 +124,7 @@ def escape(text: str) -> str:
     def doubled(match: re.Match[str]) -> str:
         return f"${match[0]}" if match[1] or _is_like_ours(match[2]) else match[0]
 
-    return "\n".join(line if line.lstrip().startswith("#") else _PLACE.sub(doubled, line) for line in text.split("\n"))
+    return "\n".join(line if line.lstrip().startswith("#") else _PLACEHOLDER.sub(doubled, line) for line in text.split("\n"))
 
 
 def fill(message: Any, folder: str | Path, given: Mapping[str, str]) -> Any:
@@ -140,7 +140,7 @@ def fill(message: Any, folder: str | Path, given: Mapping[str, str]) -> Any:
             return {name: item if name in own else filled(item) for name, item in value.items()}
         if isinstance(value, list):
             return [filled(item) for item in value]
-        return _PLACE.sub(_known, value) if isinstance(value, str) else value
+        return _PLACEHOLDER.sub(_known, value) if isinstance(value, str) else value
 
     def _known(match: re.Match[str]) -> str:
         return match[0][1:] if match[1] else values.get(match[2], match[0])

@@ -40,24 +40,24 @@ def run(
         UserError: the job cannot be started.
     """
     options, report = dataclasses.replace(options or RunOptions(), **changes), report or Quiet()
-    places, pools = options.places(), plan.started(job, options.announce)
-    options.identity(job, "", places.buckets)  # what cannot be started is said before the job has a folder
+    paths, pools = options.paths(), plan.started(job, options.announce)
+    options.identity(job, "", paths.buckets)  # what cannot be started is said before the job has a folder
     for pool in pools:
-        plan.command_of(pool, places)
-    files = {pool.index: packages.locate(pool.package_uris, places.project, places.buckets) for pool in pools}
+        plan.command_of(pool, paths)
+    files = {pool.index: packages.locate(pool.package_uris, paths.project, paths.buckets) for pool in pools}
     _check_kills(options.kills, pools)
-    result, ports = jobs.create(places.state, options.job_id), Ports()
+    result, ports = jobs.create(paths.state, options.job_id), Ports()
     with job_record.held(result.folder), kept(job, options, result), jobs.recorded(result), contextlib.closing(ports):
         (result.folder / "spec.yaml").write_text(job.text(), encoding="utf-8")
         report.say(f"job {result.job_id}: {job.name}, in {result.folder}")
         if job.output:
-            (places.buckets / job.output[len("gs://") :].partition("/")[0]).mkdir(parents=True, exist_ok=True)
+            (paths.buckets / job.output[len("gs://") :].partition("/")[0]).mkdir(parents=True, exist_ok=True)
         sites = {
-            index: packages.site(found, places.state, places.python, options.with_index, report.say)
+            index: packages.site(found, paths.state, paths.python, options.with_index, report.say)
             for index, found in files.items()
             if found
         }
-        planner = Planner(job, options, places, result.folder, result.job_id)
+        planner = Planner(job, options, paths, result.folder, result.job_id)
         replicas = _replicas(planner, pools, sites, ports, report)
         result.outputs = {name: value for name, value in replicas[0].env.items() if name in OUTPUTS}
         lifecycle.Cluster(job, replicas, result, report, cancel or threading.Event(), options.grace).run()

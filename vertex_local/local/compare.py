@@ -17,7 +17,7 @@ from . import records
 from .report import Follower
 
 _OF_THE_RECORD = ("name", "createTime", "startTime", "endTime", "updateTime", "state", "error", "trials", "trainingTaskMetadata")
-_LONGEST = 60  # characters of a value that are shown
+_LONGEST = 100  # characters of a value that are shown
 _NONE = "-"
 
 

@@ -11,7 +11,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError, quoted
@@ -26,7 +26,7 @@ GRACE = 15.0  # seconds that the others get to leave once the chief is done
 
 
 @dataclass(frozen=True)
-class Places:
+class Paths:
     """Where jobs find what they need on this machine, all of it absolute; `python` runs for `python` and `python3`."""
 
     state: Path
@@ -63,7 +63,7 @@ class RunOptions:
     with_index: bool = False
     job_id: str | None = None
     trial: str | None = None
-    variables: Mapping[str, str] = field(default_factory=dict)
+    variables: Mapping[str, str] | None = None
     announce: Collection[str] = ()
     kills: Sequence[Kill] = ()
     grace: float = GRACE
@@ -78,8 +78,8 @@ class RunOptions:
         project, region = values.get("project", self.google_project), values.get("region", self.region)
         return dataclasses.replace(self, google_project=project, region=region)
 
-    def places(self) -> Places:
-        """Return the places that the options name.
+    def paths(self) -> Paths:
+        """Return the paths that the options name.
 
         Raises:
             UserError: there is no such checkout or interpreter.
@@ -91,7 +91,7 @@ class RunOptions:
         if program is None:
             raise UserError(f"--python: {self.python} is not a program that can be run.")
         root = Path(os.path.realpath(self.bucket_root or state / "buckets"))
-        return Places(state, root, project, os.path.abspath(program))
+        return Paths(state, root, project, os.path.abspath(program))
 
     def identity(self, job: JobFile, job_id: str, root: Path) -> Identity:
         """Return which job the replicas belong to; `root` is where buckets lie."""
@@ -118,12 +118,12 @@ class Planner:
 
     job: JobFile
     options: RunOptions
-    places: Places
+    paths: Paths
     folder: Path
     job_id: str
 
     def members(self, take_port: Callable[[], int]) -> list[Member]:
-        """Return the places of all replicas in the cluster."""
+        """Return all replicas with their addresses in the cluster."""
         return [
             Member(pool.index, index, f"localhost:{take_port()}", take_port()) for pool in self.job.pools for index in range(pool.replicas)
         ]
@@ -134,16 +134,16 @@ class Planner:
         The environment is the caller's, then the image's and the job's, then the service's. `site` holds the packages of
         a pythonPackageSpec.
         """
-        command = command_of(self.job.pools[member.pool], self.places)
+        command = command_of(self.job.pools[member.pool], self.paths)
         env = {"PYTHONUNBUFFERED": "1", **environment.inherited(os.environ, self.options.cloud_credentials)}
         if not self.options.cloud_credentials:
-            env = {**environment.client_variables(self.places.state, self.folder), **env}
-        identity = self.options.identity(self.job, self.job_id, self.places.buckets)
+            env = {**environment.client_variables(self.paths.state, self.folder), **env}
+        identity = self.options.identity(self.job, self.job_id, self.paths.buckets)
         env |= command.env
         env |= environment.service_variables(self.job, members, member, identity)
-        env |= self.options.variables
+        env |= self.options.variables or {}
         env |= self._of_folder(member.name)
-        env["PATH"] = os.pathsep.join((os.path.dirname(self.places.python), env.get("PATH", os.defpath)))
+        env["PATH"] = os.pathsep.join((os.path.dirname(self.paths.python), env.get("PATH", os.defpath)))
         if site is not None:
             env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(site), env.get("PYTHONPATH"))))
         cwd = command.cwd
@@ -155,7 +155,7 @@ class Planner:
     def _of_folder(self, name: str) -> dict[str, str]:
         found = {
             "TRAINER_EVENTS": str(self.folder / "events" / f"{name}.jsonl"),
-            "VERTEX_LOCAL_BUCKET_ROOT": str(self.places.buckets),
+            "VERTEX_LOCAL_BUCKET_ROOT": str(self.paths.buckets),
         }
         if self.options.trial is not None:
             metrics = metric_file(self.folder, name)
@@ -169,9 +169,9 @@ def metric_file(folder: Path, replica: str) -> Path:
     return folder / "metrics" / replica / "output.metrics"
 
 
-def command_of(pool: Pool, places: Places) -> commands.Command:
+def command_of(pool: Pool, paths: Paths) -> commands.Command:
     """Return the command of each replica of a pool."""
-    return commands.for_pool(pool, places.python, places.project, places.buckets)
+    return commands.for_pool(pool, paths.python, paths.project, paths.buckets)
 
 
 def started(job: JobFile, announce: Collection[str] = ()) -> list[Pool]:
@@ -188,14 +188,14 @@ def started(job: JobFile, announce: Collection[str] = ()) -> list[Pool]:
     return [pool for pool in job.pools if pool.trains and f"workerpool{pool.index}" not in announce]
 
 
-def command_line(job: JobFile, places: Places) -> str:
+def command_line(job: JobFile, paths: Paths) -> str:
     """Return the chief's command as one types it in the checkout; a module is named from there, without a PYTHONPATH."""
-    found = command_of(job.pools[0], dataclasses.replace(places, python="python"))
+    found = command_of(job.pools[0], dataclasses.replace(paths, python="python"))
     argv, path = list(found.argv), found.env.get("PYTHONPATH", "")
     if argv[:2] == ["python", "-m"] and path:
         file = Path(*argv[2].split(".")).with_suffix(".py")
         entries = [Path(entry) for entry in path.split(os.pathsep)]
-        inside = [entry.relative_to(places.project) for entry in entries if entry.is_relative_to(places.project)]
-        named = [".".join((*entry.parts, argv[2])) for entry in inside if (places.project / entry / file).is_file()]
+        inside = [entry.relative_to(paths.project) for entry in entries if entry.is_relative_to(paths.project)]
+        named = [".".join((*entry.parts, argv[2])) for entry in inside if (paths.project / entry / file).is_file()]
         argv[2], path = (named[0], "") if named else (argv[2], path)
     return f"{f'PYTHONPATH={shlex.quote(path)} ' if path else ''}{shlex.join(argv)}"

@@ -17,7 +17,7 @@ from typing import Any
 from ..errors import UserError
 from ..job import buckets
 from ..local import cluster, job_record, jobs
-from ..local.plan import Places, RunOptions
+from ..local.plan import Paths, RunOptions
 from .search import Search, import_optuna
 from .study import Study
 from .trials import Trial
@@ -49,26 +49,26 @@ def run(
     """
     import_optuna()  # before anything is written
     options = dataclasses.replace(options or RunOptions(), **changes)
-    places = options.places()
-    result = _result(study, options, places)
+    paths = options.paths()
+    result = _result(study, options, paths)
     with _held(result), cluster.kept(study.job, options, result), contextlib.closing(Search(study, result.folder, seed)) as search:
         search.check(_asked(study), f"job {result.job_id} in {result.folder}")
         (result.folder / "spec.yaml").write_text(study.job.text(), encoding="utf-8")
         _keep_start(result)
-        tuner = Tuner(study, search, result, options, places, report or Quiet(), cancel or threading.Event(), on_trial)
+        tuner = Tuner(study, search, result, options, paths, report or Quiet(), cancel or threading.Event(), on_trial)
         with jobs.recorded(result):
             tuner.run()
     return result
 
 
-def _result(study: Study, options: RunOptions, places: Places) -> Result:
+def _result(study: Study, options: RunOptions, paths: Paths) -> Result:
     """Return the result of a new job, or that of the earlier one that is continued."""
     if options.job_id is not None:
-        folder = jobs.folder_of(places.state, options.job_id)
+        folder = jobs.folder_of(paths.state, options.job_id)
         if (folder / "spec.yaml").exists():
             return Result(options.job_id, folder)
-    _refuse_used_output(study, places)
-    made = jobs.create(places.state, options.job_id)
+    _refuse_used_output(study, paths)
+    made = jobs.create(paths.state, options.job_id)
     return Result(made.job_id, made.folder)
 
 
@@ -87,16 +87,16 @@ def _keep_start(result: Result) -> None:
         result.start = float(json.loads((result.folder / "result.json").read_text())["start"])
 
 
-def _refuse_used_output(study: Study, places: Places) -> None:
+def _refuse_used_output(study: Study, paths: Paths) -> None:
     """Refuse a new study where another one's trials lie: a trainer would go on from their checkpoints, or refuse to."""
     if study.job.output is None:
         return
-    base = Path(buckets.to_path(study.job.output, places.buckets))
+    base = Path(buckets.to_path(study.job.output, paths.buckets))
     used = [n for n in range(1, study.max_trials + 1) if (base / str(n)).is_dir() and any((base / str(n)).iterdir())]
     if not used:
         return
     others = []
-    for path in sorted(places.state.glob("jobs/*/result.json")):
+    for path in sorted(paths.state.glob("jobs/*/result.json")):
         with contextlib.suppress(OSError, ValueError, KeyError):  # a custom job has none
             other = json.loads(path.read_text())
             if other["log_dir"] == str(base).rstrip("/"):

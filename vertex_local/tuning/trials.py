@@ -11,7 +11,7 @@ from ..job import job_file
 from ..job.job_file import JobFile
 from ..job.pools import Pool
 from ..local import plan
-from ..local.plan import Places
+from ..local.plan import Paths
 from .measurements import value_of
 from .study import Study
 
@@ -54,9 +54,9 @@ def flags(trial: Trial) -> str:
     return " ".join(words)
 
 
-def command(study: Study, trial: Trial, places: Places) -> str:
+def command(study: Study, trial: Trial, paths: Paths) -> str:
     """Return the command line that trains with a trial's parameters, to be called in the checkout."""
-    return f"{plan.command_line(study.job, places)} {flags(trial)}"
+    return f"{plan.command_line(study.job, paths)} {flags(trial)}"
 
 
 def thread_limits(study: Study) -> dict[str, str]:

@@ -20,7 +20,7 @@ from typing import Any
 
 from .. import cli
 from ..errors import UserError
-from ..job import rules, settings
+from ..job import buckets, rules, settings
 from ..job.schema import SpecError
 from ..local import jobs, records
 from ..local.plan import RunOptions
@@ -64,6 +64,8 @@ def read(args: argparse.Namespace, extra: Sequence[str]) -> Study:
     if args.output:
         try:
             changes["output"] = rules.check_output(args.output)
+        except buckets.BucketError:
+            raise  # it names the bucket
         except UserError as error:
             raise SpecError(f"--output {error}") from None
     for name in ("max_trial_count", "parallel_trial_count"):

@@ -15,7 +15,7 @@ from typing import Any
 from ..job import buckets, times
 from ..job.job_file import JobFile
 from ..local import cluster, jobs, plan
-from ..local.plan import Places, RunOptions
+from ..local.plan import Paths, RunOptions
 from . import measurements, trials, tuning_page
 from .search import Search, grid_size
 from .study import Study
@@ -64,7 +64,7 @@ class Tuner:
     search: Search
     result: Result
     options: RunOptions
-    places: Places
+    paths: Paths
     report: Quiet
     cancel: threading.Event
     on_trial: Callable[[Trial], None] | None
@@ -73,9 +73,9 @@ class Tuner:
 
     def run(self) -> None:
         """Run what is left of the study; no trial is left running, whatever happens."""
-        self.variables = {**trials.thread_limits(self.study), **self.options.variables}
+        self.variables = {**trials.thread_limits(self.study), **(self.options.variables or {})}
         output = self.study.job.output
-        base = self.result.folder / "tensorboard" if output is None else buckets.to_path(output, self.places.buckets)
+        base = self.result.folder / "tensorboard" if output is None else buckets.to_path(output, self.paths.buckets)
         self.result.log_dir = str(base).rstrip("/")
         try:
             self._loop(self._take_up())
@@ -178,7 +178,7 @@ class Tuner:
         values, trial_id = self.search.values(number), str(number + 1)
         before = self.trials.get(number, {})
         names = (f"{self.result.job_id}-trial-{trial_id}{f'-{n}' if n > 1 else ''}" for n in itertools.count(1))
-        earlier = list(itertools.takewhile(lambda name: (self.places.state / "jobs" / name).exists(), names))
+        earlier = list(itertools.takewhile(lambda name: (self.paths.state / "jobs" / name).exists(), names))
         job_id = f"{self.result.job_id}-trial-{trial_id}{f'-{len(earlier) + 1}' if earlier else ''}"
         trial = {
             "id": trial_id, "state": ACTIVE, "parameters": [{"parameterId": k, "value": v} for k, v in values.items()],
@@ -196,7 +196,7 @@ class Tuner:
         threading.Thread(target=self._work, args=(running, job, job_id), daemon=True).start()
 
     def _metric_file(self, job_id: str) -> Path:
-        return plan.metric_file(self.places.state / "jobs" / job_id, "workerpool0-0")
+        return plan.metric_file(self.paths.state / "jobs" / job_id, "workerpool0-0")
 
     def _work(self, running: _Running, job: JobFile, job_id: str) -> None:
         """Run a trial's job; in a thread of its own."""
@@ -301,7 +301,7 @@ class Tuner:
 
     def _write_report(self) -> None:
         by_id = {trial["id"]: trial for trial in self.result.trials}
-        self.result.commands = {trial_id: trials.command(self.study, by_id[trial_id], self.places) for trial_id in self.result.best}
+        self.result.commands = {trial_id: trials.command(self.study, by_id[trial_id], self.paths) for trial_id in self.result.best}
         path = self.result.folder / "report.html"
         if problem := tuning_page.write_report(self.study, self.result, path):
             self.report.say(f"note: no report.html: {problem}")
