@@ -179,3 +179,24 @@ def test_clean_leaves_what_runs(tmp_path):
         assert said(tmp_path, "clean", "--yes") == "nothing to remove\n"
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 130
+
+
+def test_a_job_that_waits_is_stopped_before_it_starts(tmp_path, monkeypatch):
+    """As the service's queue has it: a record, and a folder with no more than a lock."""
+    from vertex_local.job import job_file
+    from vertex_local.local import cluster, job_record
+    from vertex_local.local.store import Store
+
+    monkeypatch.chdir(tmp_path)
+    write_script(tmp_path, "chief.py", "time.sleep(60)\n")
+    path, name = write_job(tmp_path, [("chief.py", 1)]), "projects/p/locations/r/customJobs/7"
+    store = Store(tmp_path / ".vertex_local")
+    job_record.add(store, name, "customJobs", {"displayName": "x"})
+    with job_record.held(tmp_path / ".vertex_local/jobs/7"):
+        said(tmp_path, "stop", "7", "--no_wait")
+        assert "CANCELLING" in said(tmp_path, "list")
+        done = cluster.run(job_file.read(path), job_id="7")
+    assert done.state == "JOB_STATE_CANCELLED"
+    job_record.end(store, name, "CANCELLED")
+    store.close()
+    assert "CANCELLED" in said(tmp_path, "list")

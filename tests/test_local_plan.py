@@ -86,8 +86,8 @@ def test_what_an_sdist_requires(tmp_path):
 # ------------------------------------------------------------------ this machine, and not the cloud
 
 CALLERS = {
-    "GOOGLE_APPLICATION_CREDENTIALS": "/home/me/key.json", "CLOUDSDK_CONFIG": "/home/me/.config/gcloud",
-    "CLOUDSDK_AUTH_ACCESS_TOKEN_FILE": "/home/me/token", "CLOUDSDK_API_ENDPOINT_OVERRIDES_AIPLATFORM": "https://far.googleapis.com/",
+    "GOOGLE_APPLICATION_CREDENTIALS": "/elsewhere/key.json", "CLOUDSDK_CONFIG": "/elsewhere/gcloud",
+    "CLOUDSDK_AUTH_ACCESS_TOKEN_FILE": "/elsewhere/token", "CLOUDSDK_API_ENDPOINT_OVERRIDES_AIPLATFORM": "https://far.googleapis.com/",
     "GOOGLE_CLOUD_PROJECT": "far", "STORAGE_EMULATOR_HOST": "https://storage.googleapis.com",
 }  # fmt: skip
 

@@ -83,8 +83,8 @@ def _check(args: argparse.Namespace, extra: Sequence[str], cancel: threading.Eve
             found.append(finding)
             if not args.json:
                 print(f"{finding.level:13s} {finding.check:11s} {finding.message}", flush=True)
-        said = list(estimate.report(case, inspection.plan, inspection.time, *prices))
-    return _conclude(case.job.name, found, said, args.json)
+        estimated = list(estimate.report(case, inspection.plan, inspection.time, *prices))
+    return _conclude(case.job.name, found, estimated, args.json)
 
 
 def _case(args: argparse.Namespace, extra: Sequence[str]) -> checks.Case:
@@ -112,8 +112,8 @@ def _with_dataset(
         if wanted.source.bytes > MOST_BYTES:
             reason = f"{wanted.source.bytes:,} bytes are too much to split for a check (at most {MOST_BYTES:,})."
             return case, [Finding(SKIPPED, "data set", f"{wanted.label}: {reason}")]
-        said: list[str] = []
-        wanted.say = said.append
+        lines: list[str] = []
+        wanted.say = lines.append
         variables = {} if args.file_only else wanted.run()
     except Stopped:
         raise KeyboardInterrupt from None
@@ -122,18 +122,18 @@ def _with_dataset(
         return case, [Finding(level, "data set", str(error))]
     found = [
         Finding(WARNING if line.startswith("warning: ") else OK, "data set", line.removeprefix("warning: ").partition(" in /")[0])
-        for line in said
+        for line in lines
     ]
     return dataclasses.replace(case, job=job, variables=variables), found
 
 
-def _conclude(name: str, found: Sequence[Finding], said: Sequence[tuple[str, str]], as_json: bool) -> int:
+def _conclude(name: str, found: Sequence[Finding], estimated: Sequence[tuple[str, str]], as_json: bool) -> int:
     """Print the estimate and the sum, and return the exit code."""
     errors = sum(finding.level == ERROR for finding in found)
     if as_json:
-        print(json.dumps({"findings": [vars(finding) for finding in found], "errors": errors, "estimate": said}, indent=1))
+        print(json.dumps({"findings": [vars(finding) for finding in found], "errors": errors, "estimate": estimated}, indent=1))
         return 1 if errors else 0
-    for what, line in said:
+    for what, line in estimated:
         print(f"{'estimate':13s} {what:11s} {line}")
     warnings = sum(finding.level == WARNING for finding in found)
     print(f"{name}: {errors} error(s), {warnings} warning(s).")

@@ -110,20 +110,20 @@ def duration(case: Case, plan: Mapping[str, Any], measured: Measured, cpus: int 
     busy = examples / measured.examples_per_second + plan["evaluations"] * measured.evaluation
     machine = case.pools[0].machine_fields
     kind, size = machines.kind(machine), machines.vcpus(machine)
-    said = (
+    summary = (
         f"{times.describe(fixed + busy)} here: {fixed:.1f} s of start-up and export, {examples:,} examples at "
         f"{measured.examples_per_second:,.0f}/s, {plan['evaluations']} evaluations of {measured.evaluation:.2f} s; "
         f"measured over {measured.steps} steps on {measured.on} with {cpus} CPUs"
     )
     if kind == "tpu" or size is None:
-        return Estimate(fixed + busy, None, f"{said}; how fast {machines.describe(machine)} is, is not known")
+        return Estimate(fixed + busy, None, f"{summary}; how fast {machines.describe(machine)} is, is not known")
     there = fixed + busy * cpus / size
     scale = f"training and evaluation x {cpus}/{size} (CPUs here / vCPUs there, which is crude)"
     if kind == "gpu":
         scale += f"; the CPUs of {machine['machineType']} alone, so an upper bound as long as its GPUs help"
     if case.workers > 1:
         scale += f"; as of one worker, what {case.workers} gain or lose by talking to each other is not measured"
-    return Estimate(fixed + busy, there, f"{said}; {scale}")
+    return Estimate(fixed + busy, there, f"{summary}; {scale}")
 
 
 def report(

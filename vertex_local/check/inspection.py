@@ -129,8 +129,8 @@ class Inspection:
             yield Finding(ERROR, "package", case.at(place, f"{package.name} requires {requirement}, but {problem}"))
         if not bad:
             source = self.depth.freeze or "the few that the documents list"
-            said = f"{package.name}: its requirements clash with none of the image's {len(has)} packages ({source})"
-            yield Finding(OK, "package", case.at(place, f"{said}; names and versions only: without an index nothing is resolved."))
+            summary = f"{package.name}: its requirements clash with none of the image's {len(has)} packages ({source})"
+            yield Finding(OK, "package", case.at(place, f"{summary}; names and versions only: without an index nothing is resolved."))
 
     def check_programs(self) -> Iterator[Finding]:
         """Find each pool's program and let it parse its arguments."""
@@ -227,11 +227,11 @@ class Inspection:
             if self.left(20) < 3:
                 yield Finding(SKIPPED, "parameters", f"{case.job.name}: not all values of the parameters: the time was up.")
                 return
-            said, wrong = self._parse([(parameter.id, value) for parameter, value in row if parameter.id not in bad])
+            values, wrong = self._parse([(parameter.id, value) for parameter, value in row if parameter.id not in bad])
             bad |= wrong.keys()
             for name, problem in wrong.items():
                 yield Finding(ERROR, "parameters", case.in_file(checks.parameter_path(case, name), problem))
-            batch = None if "batch_size" in bad or "batch_size" not in case.study_ids else said.get("batch_size")
+            batch = None if "batch_size" in bad or "batch_size" not in case.study_ids else values.get("batch_size")
             if problem := self._batch_problem(batch):
                 bad.add("batch_size")
                 yield Finding(ERROR, "parameters", case.in_file(checks.parameter_path(case, "batch_size"), problem))

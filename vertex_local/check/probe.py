@@ -136,15 +136,15 @@ def ask(found: Program, plan: str, seconds: float, *more: str, devices: int = 1)
     """
     env = {**found.env, "TRAINER_DEVICES": str(devices)}
     done = _run([*found.argv, *more, f"--plan={plan}"], env, found.cwd, seconds)
-    said = [line for line in done.stdout.splitlines() if line.startswith(_PLAN)]
+    answers = [line for line in done.stdout.splitlines() if line.startswith(_PLAN)]
     found_in_data = [line for line in done.stdout.splitlines() if line.startswith(_FINDINGS)]
     findings = json.loads(found_in_data[-1])["findings"] if found_in_data else []
-    if done.returncode or not said:
+    if done.returncode or not answers:
         message, crashed = _why(done), "Traceback" in done.stderr
         if crashed:
             raise ProbeError(f"{found.name} stopped with {message}", "import")
         raise ProbeError(message, "arguments" if plan == "flags" else "run", findings)
-    return {**json.loads(said[-1])["plan"], "findings": findings}
+    return {**json.loads(answers[-1])["plan"], "findings": findings}
 
 
 def import_plain(found: Program) -> str:

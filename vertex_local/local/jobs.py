@@ -76,18 +76,20 @@ def folder_of(state_dir: Path, job_id: str) -> Path:
 
 
 def create(state_dir: Path, job_id: str | None) -> Result:
-    """Make the folder of a new job; an id that is taken is an error, unless this process holds its folder for this job."""
+    """Make the folder of a new job; an id that is taken is an error.
+
+    Whoever has the job in a queue may have made the folder before, for its lock and its own log.
+    """
     job_id = new_id() if job_id is None else job_id
     folder = folder_of(state_dir, job_id)
     every = private_folder(private_folder(state_dir) / "jobs")
     if every.stat().st_mode & 0o077:  # of a version that let others look in
         every.chmod(0o700)
     try:
-        folder.mkdir(mode=0o700)
+        (private_folder(folder) / "events").mkdir()  # whoever makes it has the job
     except FileExistsError:
-        if not job_record.is_ours(folder) or {path.name for path in folder.iterdir()} - {job_record.LOCK, STOP, "logs", "lines"}:
-            raise JobError(f"job {job_id} exists already in {folder}; choose another --job_id, or leave it out.") from None
-    for name in ("logs", "lines", "events", "work"):
+        raise JobError(f"job {job_id} exists already in {folder}; choose another --job_id, or leave it out.") from None
+    for name in ("logs", "lines", "work"):
         (folder / name).mkdir(exist_ok=True)
     return Result(job_id, folder)
 

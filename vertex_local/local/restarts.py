@@ -1,4 +1,4 @@
-"""Which failures the service mends by starting again, and how often: its rules as pure functions.
+"""Which failures the service answers by starting again, and how often: its rules as pure functions.
 
 Exit codes 1 to 127 mean the user's mistake and end the job. A replica ended by a signal (or by the code a shell makes of
 one: 134, 137, 139, 143 …) was lost: it is restarted up to 5 times, then the whole job is tried again up to 3 times.

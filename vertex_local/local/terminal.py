@@ -14,7 +14,7 @@ class Quiet:
     """Says nothing: for what is run as a library. Others override what they show."""
 
     def say(self, text: str) -> None:
-        """Tell something about the whole."""
+        """Print a line about all of it."""
 
     def update(self, rows: Any) -> None:
         """Show how its parts stand; called several times a second."""

@@ -109,7 +109,7 @@ class Search:
         Optuna compares trials at equal steps only, but their steps differ with their batch sizes, and seconds always do:
         so the value at a point is the newest one at that point, on points that lie ever further apart.
         """
-        trial, metric, said = self.open[number], self.study.objectives[0].id, False
+        trial, metric, reported = self.open[number], self.study.objectives[0].id, False
         for index, measurement in enumerate(measurements, 1):
             value = value_of(measurement).get(metric)
             at = seconds(measurement) if self.study.by_elapsed else int(measurement["stepCount"]) or index
@@ -120,8 +120,8 @@ class Search:
             for each in range(last + 1, point):
                 trial.report(before, each)
             trial.report(value, point)
-            self.told[number], said = (point, value), True
-        return said and trial.should_prune()
+            self.told[number], reported = (point, value), True
+        return reported and trial.should_prune()
 
     def tell(self, number: int, values: Mapping[str, float] | None, pruned: bool) -> None:
         """End a trial with its final values; None for an infeasible one."""
