@@ -15,10 +15,10 @@ import conftest
 import pytest
 import yaml
 from conftest import ROOT
-from test_cloud_support import REAL, gcloud_variables, needs_gcloud, plain, script, serving
+from test_cloud_support import REAL, gcloud_variables, needs_gcloud, script, serving
 
 import vertex_runtime
-from vertex_local.job import images, settings, spec
+from vertex_local.job import images, schema, settings, spec
 from vertex_local.tuning import study
 from vertex_runtime import arguments
 
@@ -249,10 +249,9 @@ def test_gcloud_sends_what_the_file_says(tmp_path, name):
     body, said = post_with_gcloud(name, tmp_path)
     assert body is not None, said
     expected = load(name)[1]
-    if name in TUNING_FILES:
-        assert plain(body) == plain({**expected, "displayName": name})
-    else:
-        assert plain(body) == plain({"displayName": name, "jobSpec": expected})
+    kind = "HyperparameterTuningJob" if name in TUNING_FILES else "CustomJob"
+    whole = {**expected, "displayName": name} if name in TUNING_FILES else {"displayName": name, "jobSpec": expected}
+    assert schema.to_message(body, kind) == schema.to_message(whole, kind)
 
 
 @needs_gcloud
