@@ -26,6 +26,7 @@ from conftest import ROOT, running
 from test_cloud_support import REAL, Service, call, gcloud_variables, needs_gcloud, plain, script, serving
 
 from vertex_local.job import spec
+from vertex_local.local import packages
 from vertex_submit import cloud, deploy, package, pipeline, pipeline_options, submit
 
 JOBS = ROOT / "jobs"
@@ -266,11 +267,11 @@ def test_a_custom_job_is_no_study(tmp_path, fake_gcloud):
 
 
 def test_the_same_sources_make_the_same_bytes(tmp_path):
-    one, two = (package.sdist(tmp_path / name, "taxifare") for name in ("one", "two"))
+    one, two = (packages.build(ROOT, tmp_path / name, "taxifare") for name in ("one", "two"))
     assert one.read_bytes() == two.read_bytes() and one.name == "vertex_trainer-0.1.0.tar.gz"
     with tarfile.open(one) as packed:
         members = packed.getmembers()
-    assert {(member.mtime, member.uid, member.uname) for member in members} == {(package.EPOCH, 0, "")}
+    assert {(member.mtime, member.uid, member.uname) for member in members} == {(packages.EPOCH, 0, "")}
     names = {member.name.partition("/")[2] for member in members}
     assert {"setup.py", "LICENSE", "taxifare/trainer/task.py", "taxifare/tests/data/taxi-train.csv"} <= names
     assert not [name for name in names if "stackoverflow" in name or name.startswith(("tests", "jobs"))]
@@ -440,7 +441,7 @@ def test_what_the_annotated_file_says_reaches_the_pipeline(tmp_path):
     assert options == {
         "service_account": "trainer@real-project-1.iam.gserviceaccount.com", "network": message["network"],
         "tensorboard": message["tensorboard"], "enable_web_access": True, "base_output_dir": "gs://real-bucket-1/annotated",
-        "restart_job_on_worker_restart": False, "disable_retries": False, "timeout": 7200, "max_wait_duration": 3600,
+        "timeout": 7200, "max_wait_duration": 3600,
         "machine_type": "g2-standard-8", "accelerator_type": "NVIDIA_L4", "accelerator_count": 1,
         "reservation_affinity_type": "NO_RESERVATION", "boot_disk_type": "pd-ssd", "boot_disk_size_gb": 200,
         "environment_variables": {"TF_CPP_MIN_LOG_LEVEL": "1", "TF_FORCE_GPU_ALLOW_GROWTH": "true"},
