@@ -21,6 +21,7 @@ from test_local_support import environ, wait_for
 
 from vertex_local.__main__ import main
 from vertex_local.check import rules as checks
+from vertex_local.local.plan import Paths
 
 JOBS = sorted(path.name for path in (ROOT / "jobs").glob("*.yaml") if path.stem not in ("settings", "kubernetes-tfjob"))
 TODAY = "--today=2026-08-22"
@@ -311,14 +312,15 @@ def test_a_file_that_is_only_in_the_cloud_is_not_missed(tmp_path, monkeypatch):
     project = copy_project(tmp_path)
     shutil.copytree(tmp_path / "buckets", project / ".vertex_local" / "buckets")
     monkeypatch.chdir(project)
-    at = {"given": {"bucket": "your-bucket"}, "extra": ["--train_data_path=gs://your-bucket/data/*.csv"], "project": project}
-    rest = {"python": sys.executable, "today": date(2026, 8, 22)}
+    at = {"given": {"bucket": "your-bucket"}, "extra": ["--train_data_path=gs://your-bucket/data/*.csv"], "today": date(2026, 8, 22)}
+    state = project / ".vertex_local"
+    at["paths"] = Paths(state, state / "buckets", project, sys.executable)
     for sure, away in ((False, ["gs://your-bucket/data/*.csv"]), (True, [])):
-        case = checks.load("jobs/taxifare.yaml", bucket_root=project / ".vertex_local" / "buckets", has_all_buckets=sure, **at, **rest)
+        case = checks.load("jobs/taxifare.yaml", has_all_buckets=sure, **at)
         assert checks.remote(case, case.job.pools[0]) == away
     (project / ".vertex_local/buckets/your-bucket/data").mkdir()
     (project / ".vertex_local/buckets/your-bucket/data/a.csv").touch()
-    case = checks.load("jobs/taxifare.yaml", bucket_root=project / ".vertex_local" / "buckets", **at, **rest)
+    case = checks.load("jobs/taxifare.yaml", **at)
     assert checks.remote(case, case.job.pools[0]) == []
 
 

@@ -16,6 +16,7 @@ from vertex_local.check import estimate
 from vertex_local.check import rules as checks
 from vertex_local.check.probe import Measured
 from vertex_local.job import machines
+from vertex_local.local.plan import Paths
 
 PRICES = """\
 currency: EUR
@@ -46,7 +47,8 @@ def case(folder: Path, *pools: tuple[dict, int], study: dict | None = None, **sc
     job = {"workerPoolSpecs": specs, "scheduling": scheduling, "baseOutputDirectory": {"outputUriPrefix": "gs://bucket/x"}}
     path = folder / "job.yaml"
     path.write_text(json.dumps(job if study is None else {**study, "trialJobSpec": job}))
-    return checks.load(str(path), {"region": "here"}, (), folder, folder / "buckets", "python", date(2026, 8, 22))
+    paths = Paths(folder / "state", folder / "buckets", folder, "python")
+    return checks.load(str(path), {"region": "here"}, (), paths, date(2026, 8, 22))
 
 
 def report(*args: object) -> dict[str, list[str]]:

@@ -15,10 +15,10 @@ import conftest
 import pytest
 import yaml
 from conftest import ROOT
-from test_cloud_support import REAL, gcloud_variables, needs_gcloud, plain, script, serving
+from test_cloud_support import REAL, gcloud_variables, needs_gcloud, script, serving
 
 import vertex_runtime
-from vertex_local.job import images, settings, spec
+from vertex_local.job import images, schema, settings, spec
 from vertex_local.tuning import study
 from vertex_runtime import arguments
 
@@ -35,14 +35,14 @@ def text_of(name: str) -> str:
     return (JOBS / f"{name}.yaml").read_text(encoding="utf-8")
 
 
-def load(name: str) -> tuple[spec.JobSpec, dict]:
+def load(name: str) -> tuple[spec.JobFile, dict]:
     """Return a file's job (a study's trial job) and its whole message."""
     path = JOBS / f"{name}.yaml"
     if name in TUNING_FILES:
         found = study.load(path, GIVEN)
-        return found.job, found.message
+        return found.job, found.job.fields()
     job = spec.load(path, (), GIVEN)
-    return job, job.message
+    return job, job.spec_fields()
 
 
 def trainer_of(name: str) -> str:
@@ -249,10 +249,9 @@ def test_gcloud_sends_what_the_file_says(tmp_path, name):
     body, said = post_with_gcloud(name, tmp_path)
     assert body is not None, said
     expected = load(name)[1]
-    if name in TUNING_FILES:
-        assert plain(body) == plain({**expected, "displayName": name})
-    else:
-        assert plain(body) == plain({"displayName": name, "jobSpec": expected})
+    kind = "HyperparameterTuningJob" if name in TUNING_FILES else "CustomJob"
+    whole = {**expected, "displayName": name} if name in TUNING_FILES else {"displayName": name, "jobSpec": expected}
+    assert schema.to_message(body, kind) == schema.to_message(whole, kind)
 
 
 @needs_gcloud

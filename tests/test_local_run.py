@@ -250,7 +250,7 @@ def test_it_writes_under_its_state_folder_and_the_bucket_root_only(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [".vertex_local", "job.yaml", "show.py", "store"]
     assert [str(path.relative_to(tmp_path)) for path in (tmp_path / "store").rglob("*")] == ["store/bucket"]
     job = tmp_path / ".vertex_local/jobs/a"
-    assert (job / "spec.yaml").read_text() == (tmp_path / "job.yaml").read_text()
+    assert spec.load(job / "spec.yaml").message == spec.load(tmp_path / "job.yaml").message
     assert (job / "logs/workerpool0-0.log").read_text() == "hello\n"
     found = result(tmp_path, "a")
     assert found["start"] <= found["end"] and found["outputs"]["AIP_MODEL_DIR"] == f"{tmp_path}/store/bucket/run/model/"

@@ -19,7 +19,7 @@ from google.api_core import exceptions  # noqa: E402
 from google.cloud import aiplatform  # noqa: E402
 from test_serve_sdk import BUCKET, SERVING, TRAINING, sdk, service  # noqa: E402, F401
 
-from vertex_submit import package
+from vertex_local.local import packages
 
 ML_USE = "aiplatform.googleapis.com/ml_use"
 SINGLE = aiplatform.schema.dataset.ioformat.text.single_label_classification
@@ -56,7 +56,7 @@ runpy.run_module("{trainer}.trainer.task", run_name="__main__", alter_sys=True)
 
 def trainer_job(name: str, folder: Path) -> aiplatform.CustomTrainingJob:
     """Return a CustomTrainingJob of a trainer of this project as one script, its sdist inside."""
-    content = base64.b64encode(package.sdist(folder, name).read_bytes()).decode()
+    content = base64.b64encode(packages.build(ROOT, folder, name).read_bytes()).decode()
     (folder / "task.py").write_text(ONE_FILE.format(trainer=name, content=content))
     return aiplatform.CustomTrainingJob(
         name, script_path=str(folder / "task.py"), container_uri=TRAINING, model_serving_container_image_uri=SERVING

@@ -24,6 +24,7 @@ from conftest import ROOT, running
 from test_cloud_support import REAL, Service, call, gcloud_variables, needs_gcloud, script, serving
 
 from vertex_local.job import spec
+from vertex_local.local import packages
 from vertex_submit import cloud, deploy, jobs, package, pipeline, sdk, submit
 
 JOBS = ROOT / "jobs"
@@ -279,7 +280,7 @@ def test_a_custom_job_is_no_study(tmp_path, fake_gcloud):
 
 
 def test_the_same_sources_make_the_same_bytes(tmp_path):
-    one, two = (package.sdist(tmp_path / name, "taxifare") for name in ("one", "two"))
+    one, two = (packages.build(ROOT, tmp_path / name, "taxifare") for name in ("one", "two"))
     assert one.read_bytes() == two.read_bytes() and one.name == "vertex_trainer-0.1.0.tar.gz"
     with tarfile.open(one) as packed:
         members = packed.getmembers()

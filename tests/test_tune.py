@@ -20,6 +20,7 @@ import pytest
 from test_local_support import ROOT, alive, environ, wait_for
 
 from vertex_local.__main__ import main
+from vertex_local.job import times
 from vertex_local.local import supervise
 from vertex_local.tuning import measurements, search, study, trials, tuner, tuning_report
 from vertex_local.tuning import runner as tuning
@@ -149,15 +150,18 @@ def check_api(found: list[dict]) -> None:
 
 
 def test_a_python_package_gets_two_words_and_a_container_one():
-    pools = (
-        trials.Pool(1, module="trainer.task", args=("--a", "1")), trials.Pool(1, image="i", args=("--a=1",)),
-        trials.Pool(1, image="reductionserver", is_reduction_server=True), trials.Pool(),
-    )  # fmt: skip
+    package = {"executorImageUri": "i", "packageUris": ["p.whl"], "pythonModule": "trainer.task", "args": ["--a", "1"]}
+    specs = [
+        {"replicaCount": 1, "pythonPackageSpec": package}, {"replicaCount": 1, "containerSpec": {"imageUri": "i", "args": ["--a=1"]}},
+        {"replicaCount": 1, "containerSpec": {"imageUri": "reductionserver"}}, {},
+    ]  # fmt: skip
+    config = {"studySpec": {"metrics": LOSS, "parameters": [X]}, "trialJobSpec": {"workerPoolSpecs": specs}}
     values = {"lr": 0.01, "batch_size": 128.0, "layers": 2, "nnsize": "64 32"}
-    job = trials.job_for(trials.JobSpec("f", "", {}, pools), values)
+    wanted = study.loads(json.dumps(config), "f").job
+    job = trials.job_for(wanted, values)
     assert job.pools[0].args == ("--a", "1", "--lr", "0.01", "--batch_size", "128.0", "--layers", "2", "--nnsize", "64 32")
     assert job.pools[1].args == ("--a=1", "--lr=0.01", "--batch_size=128.0", "--layers=2", "--nnsize=64 32")
-    assert job.pools[2:] == pools[2:]
+    assert job.pools[2:] == wanted.pools[2:]
 
 
 def test_trials_may_be_clusters_of_which_the_chief_reports(tmp_path):
@@ -571,8 +575,8 @@ def test_the_table_has_the_best_on_top(tmp_path):
     assert tune(tmp_path).returncode == 0
     found, wanted = result(tmp_path)["trials"], study.load(tmp_path / "hp.yaml")
     drawn = [{"parameterId": "x", "value": 4.0}]
-    active = {"id": "7", "state": "ACTIVE", "parameters": drawn, "measurements": [], "startTime": trials.now()}
-    bad = {**active, "id": "8", "state": "INFEASIBLE", "endTime": trials.now(), "infeasibleReason": "it [broke]"}
+    active = {"id": "7", "state": "ACTIVE", "parameters": drawn, "measurements": [], "startTime": times.now()}
+    bad = {**active, "id": "8", "state": "INFEASIBLE", "endTime": times.now(), "infeasibleReason": "it [broke]"}
     from rich.console import Console
 
     for room, shown in ((20, 8), (4, 4)):

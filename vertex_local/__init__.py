@@ -4,6 +4,7 @@
 
 As a library, several jobs may run in one process, one thread each:
 
-    from vertex_local import cluster, spec
-    result = cluster.run(spec.load("jobs/taxifare.yaml", ["--num_evals=2"]), state_dir=".vertex_local")
+    from vertex_local.job import job_file
+    from vertex_local.local import cluster
+    result = cluster.run(job_file.read("jobs/taxifare.yaml").with_args(["--num_evals=2"]), state_dir=".vertex_local")
 """

@@ -10,6 +10,11 @@ COMMANDS = {
     "run": ("vertex_local.local.run", "run a custom job's file: every replica a process with the service's environment"),
     "check": ("vertex_local.check.command", "look at a job's file, package, flags, data, machines, images before you pay; time and price"),
     "tune": ("vertex_local.tuning.tune", "run a hyperparameter tuning job's file: trials in parallel, searched by Optuna"),
+    "list": ("vertex_local.local.list_jobs", "the jobs of this machine: id, kind, state, name, start, duration"),
+    "logs": ("vertex_local.local.show_logs", "what a job's replicas printed; -f follows it while it runs"),
+    "stop": ("vertex_local.local.stop_job", "ask whoever runs a job to end it in order"),
+    "compare": ("vertex_local.local.compare", "in what two jobs differ: specs, arguments, measurements, times"),
+    "clean": ("vertex_local.local.clean", "remove the folders of jobs that are over; never outputs in buckets"),
     "copy": ("vertex_submit.copy_files", "copy files to Cloud Storage or from there: parallel, resumed, compared by checksum"),
     "serve": ("vertex_local.serve.command", "a job service on this machine that answers gcloud and the Python SDK"),
 }

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
+from vertex_local.errors import UserError
+from vertex_local.job.pools import Pool
 from vertex_local.local.commands import trainer_in, trainers
-
-from . import jobs
 
 ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = ROOT / "jobs"
 
 
-class BuildError(ValueError):
+class BuildError(UserError):
     """What cannot be built or stored as asked, and the remedy."""
 
 
-def trainer_of(pool: Any, name: str, root: Path = ROOT) -> str:
+def trainer_of(pool: Pool, name: str, root: Path = ROOT) -> str:
     """Return which trainer a worker pool runs, by its module or its image; raise a BuildError naming the job file `name`."""
-    known, module, image = trainers(root), jobs.module_of(pool), jobs.image_of(pool)
-    found = trainer_in(module.partition(".")[0] if module else image, known)
+    known = trainers(root)
+    found = trainer_in(pool.module.partition(".")[0] if pool.module else pool.image, known)
     if found is None:
-        raise BuildError(f"{name}: {(module or image)[:100]} names none of the trainers here, {', '.join(known)}.")
+        raise BuildError(f"{name}: {(pool.module or pool.image)[:100]} names none of the trainers here, {', '.join(known)}.")
     return found
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vertex_local.errors import UserError
 from vertex_local.job import buckets, settings
 
 DONE = ("SUCCEEDED", "FAILED", "CANCELLED", "EXPIRED", "PARTIALLY_SUCCEEDED")  # after JOB_STATE_ or PIPELINE_STATE_
@@ -43,7 +44,7 @@ def add_job_flags(parser: argparse.ArgumentParser) -> None:
 def _folder(text: str) -> str:
     try:
         if not text.startswith("gs://"):
-            raise ValueError("takes gs://bucket/folder")
+            raise UserError("takes gs://bucket/folder")
         buckets.check_name(text[len("gs://") :].partition("/")[0])
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{error}; got {text!r}") from None
@@ -108,7 +109,7 @@ def check(file: Path, values: Mapping[str, str]) -> None:
     words = ["check", str(file), f"--project_dir={Path(__file__).resolve().parents[1]}", *given]
     print(command(["python", "-m", "vertex_local", *words]), flush=True)
     if subprocess.run([sys.executable, "-m", "vertex_local", *words], stdin=subprocess.DEVNULL).returncode:
-        raise ValueError("not submitted, for the reasons above; --no_check submits all the same.")
+        raise UserError("not submitted, for the reasons above; --no_check submits all the same.")
 
 
 def keep(text: str, name: str, state_dir: str | Path) -> Path:

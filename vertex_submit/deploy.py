@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vertex_local import cli
+from vertex_local.errors import UserError
 from vertex_local.job import settings
 
 from . import checkout, cloud, jobs, sdk, submission
@@ -30,7 +31,7 @@ print(json.dumps(sample_instances(sys.argv[1] + ".trainer", 2)))
 """
 
 
-class DeployError(ValueError):
+class DeployError(UserError):
     """What cannot be deployed so, and the remedy."""
 
 
@@ -66,7 +67,7 @@ def _deploy(args: argparse.Namespace) -> int:
     stays_here = args.dry_run or cloud.is_local(args.api_endpoint)
     needed = ("project", "region", "bucket", "serving")
     values = cloud.load_settings(Path(args.spec).parent, settings.from_flags(args), needed, stays_here)
-    trainer = checkout.trainer_of(job.spec.worker_pool_specs[0], args.spec)
+    trainer = checkout.trainer_of(job.pools[0], args.spec)
     instances = read_instances(args.instances) if args.instances else sample_instances(trainer)
     upload = None if args.model else upload_options(args, job, trainer, values)
     if upload:

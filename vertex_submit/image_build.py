@@ -12,10 +12,10 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 from vertex_local import cli
-from vertex_local.job import images, settings
+from vertex_local.job import images, schema, settings
+from vertex_local.job.pools import Pool
 from vertex_local.local.commands import trainers
 
 from . import checkout, cloud, jobs
@@ -85,15 +85,14 @@ def autopackage(job: jobs.Job, base: str | None, values: Mapping[str, str], root
     Raises:
         BuildError: gcloud's flags cannot say what the file says.
     """
-    pools = list(job.spec.worker_pool_specs)
-    used = [pool for pool in pools if jobs.in_use(pool)]
-    arguments = list(jobs.task_of(used[0]).args)
-    if len(list(jobs.trainer_pools(job.spec))) < len(used) or any(list(jobs.task_of(pool).args) != arguments for pool in used):
+    used = [pool for pool in job.pools if pool.replicas]
+    arguments = used[0].args
+    if any(not pool.trains or pool.args != arguments for pool in used):
         raise BuildError(f"{job.path}: --autopackage gives all pools one image and one list of arguments; build an image instead.")
     software = _software(job, base, values, root)
     words = []
-    for i, pool in enumerate(pools):
-        pairs = [*_machine(job, pool), *(software if i == 0 else [])] if jobs.in_use(pool) else []
+    for pool in job.pools:
+        pairs = [*_machine(job, pool), *(software if pool.index == 0 else [])] if pool.replicas else []
         words.append("--worker-pool-spec=" + ",".join(pairs))
     if arguments:
         separator = next((mark for mark in _SEPARATORS if not any(mark in argument for argument in arguments)), None)
@@ -105,7 +104,7 @@ def autopackage(job: jobs.Job, base: str | None, values: Mapping[str, str], root
 
 def _software(job: jobs.Job, base: str | None, values: Mapping[str, str], root: Path) -> list[str]:
     """Return what gcloud's --worker-pool-spec is told of the image."""
-    trainer, base = checkout.trainer_of(job.spec.worker_pool_specs[0], job.path, root), base or dockerfile_default("BASE_IMAGE", root)
+    trainer, base = checkout.trainer_of(job.pools[0], job.path, root), base or dockerfile_default("BASE_IMAGE", root)
     found = [f"executor-image-uri={base}", f"local-package-path={root}", f"python-module={trainer}.trainer.task"]
     # gcloud copies the folder of the module, nothing beside it: the runtime and the sample data are named.
     found.append(f"extra-dirs=vertex_runtime;{trainer}/tests")
@@ -114,13 +113,13 @@ def _software(job: jobs.Job, base: str | None, values: Mapping[str, str], root: 
     return [*found, f"output-image-uri={values['images']}/{trainer}-autopackaged:{values['tag']}"]
 
 
-def _machine(job: jobs.Job, pool: Any) -> list[str]:
+def _machine(job: jobs.Job, pool: Pool) -> list[str]:
     """Return what gcloud's --worker-pool-spec is told of a pool's machines."""
-    document = jobs.document_of(pool)
+    document = schema.to_fields(pool.message)
     machine = document.pop("machineSpec", {})
     unsupported = [key for key in document if key not in ("replicaCount", "containerSpec", "pythonPackageSpec")]
     unsupported += [key for key in machine if key not in ("machineType", "acceleratorType", "acceleratorCount")]
-    unsupported = sorted(unsupported) + (["env"] if jobs.task_of(pool).env else [])
+    unsupported = sorted(unsupported) + (["env"] if pool.env else [])
     if unsupported:
         raise BuildError(f"{job.path}: --autopackage: gcloud has no flag for {', '.join(unsupported)}; build an image instead.")
     found = [f"replica-count={document.get('replicaCount', 1)}", f"machine-type={machine.get('machineType', '')}"]

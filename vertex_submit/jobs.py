@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from vertex_local.job import schema, settings, spec
+from vertex_local.job import job_file, schema, settings
+from vertex_local.job.pools import Pool
 from vertex_local.tuning import study
 
 
@@ -57,18 +58,28 @@ class Job:
         return self.message.trial_job_spec if self.kind is TUNING else self.message.job_spec
 
     @property
+    def pools(self) -> tuple[Pool, ...]:
+        """Its worker pools."""
+        return tuple(Pool(message, index) for index, message in enumerate(self.spec.worker_pool_specs))
+
+    @property
+    def trainer_pools(self) -> tuple[Pool, ...]:
+        """The pools that run the trainer: those in use, without a Reduction Server."""
+        return tuple(pool for pool in self.pools if pool.trains)
+
+    @property
     def gcloud_takes_it(self) -> bool:
         """Whether gcloud can send the job: it has no command for training pipelines, and --config refuses an empty pool."""
-        return bool(self.kind.group) and (self.autopackaged or all(map(in_use, self.spec.worker_pool_specs)))
+        return bool(self.kind.group) and (self.autopackaged or all(pool.replicas for pool in self.pools))
 
     def file(self) -> tuple[str, str]:
         """Return the text by which the job can be sent by hand, and its file's name: gcloud's --config, or a request's body."""
         if self.gcloud_takes_it:
-            document = document_of(self.message if self.kind is TUNING else self.spec)
+            document = schema.to_fields(self.message if self.kind is TUNING else self.spec)
             return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=1000), f"{self.name}.yaml"
-        document = document_of(self.message)
+        document = schema.to_fields(self.message)
         if self.kind is PIPELINE:  # plain JSON in the message: in the order of its own type's fields, numbers as they were
-            document["trainingTaskInputs"] = document_of(message_of("CustomJobSpec", document["trainingTaskInputs"]))
+            document["trainingTaskInputs"] = schema.to_fields(schema.to_message(document["trainingTaskInputs"], "CustomJobSpec"))
         return json.dumps(document, indent=2, ensure_ascii=False) + "\n", f"{self.name}.json"
 
 
@@ -76,26 +87,13 @@ def read(kind: Kind, path: str, given: Mapping[str, str]) -> Job:
     """Read a custom job's or a tuning job's file; `given` are settings that flags gave.
 
     Raises:
-        ValueError: the file is no such job: file, line, field and remedy.
+        UserError: the file is no such job: file, line, field and remedy.
     """
-    text = spec.read(path, given)
-    if kind is TUNING:
-        found = study.loads(text, path).message
-    elif "jobSpec" in schema.top_keys(text, path):
-        spec.loads(text, path)
-        found = schema.parse(text, path, kind.type).message
-    else:
-        found = {"jobSpec": spec.loads(text, path).message}
-    job = Job(kind, path, text, message_of(kind.type, found))
+    text = job_file.read_text(path, given)
+    found = study.loads(text, path).job if kind is TUNING else job_file.parse(text, path, (kind.type,))
+    job = Job(kind, path, text, found.message)
     job.message.display_name = job.message.display_name or job.name
     return job
-
-
-def message_of(type_name: str, document: Mapping[str, Any]) -> Any:
-    """Return a document in the API's JSON form as a protobuf message of one of the API's types."""
-    from google.protobuf import json_format
-
-    return json_format.ParseDict(document, getattr(schema.api_types(), type_name).pb()())
 
 
 def wrap(job: Job) -> Any:
@@ -103,76 +101,19 @@ def wrap(job: Job) -> Any:
     return getattr(schema.api_types(), job.kind.type).wrap(job.message)
 
 
-def document_of(message: Any) -> dict[str, Any]:
-    """Return a message in the API's JSON form, with 64-bit numbers as numbers: gcloud's --config takes no text for them."""
-    from google.protobuf import json_format
-
-    document = json_format.MessageToDict(message)
-    _numbers(document, message.DESCRIPTOR)
-    return document
-
-
-def _numbers(document: Any, descriptor: Any) -> None:
-    if descriptor.full_name.startswith("google.protobuf.") or descriptor.GetOptions().map_entry:
-        return
-    for field in descriptor.fields:
-        value = document.get(field.json_name)
-        if field.cpp_type in (field.CPPTYPE_INT64, field.CPPTYPE_UINT64) and value is not None:
-            document[field.json_name] = list(map(int, value)) if isinstance(value, list) else int(value)
-        elif field.message_type is not None and value is not None:
-            for item in value if isinstance(value, list) else [value]:
-                _numbers(item, field.message_type)
-
-
-# ------------------------------------------------------------------ pools
-
-
-def in_use(pool: Any) -> bool:
-    """Tell whether a worker pool runs something: an unused one is written {}."""
-    return pool.HasField("container_spec") or pool.HasField("python_package_spec")
-
-
-def task_of(pool: Any) -> Any:
-    """Return a pool's ContainerSpec or PythonPackageSpec: both have `args` and `env`."""
-    return pool.container_spec if pool.HasField("container_spec") else pool.python_package_spec
-
-
-def image_of(pool: Any) -> str:
-    """Return the address of the image that a pool starts."""
-    return pool.container_spec.image_uri or pool.python_package_spec.executor_image_uri
-
-
-def module_of(pool: Any) -> str:
-    """Return the Python module that a pool starts; empty for a container."""
-    return pool.python_package_spec.python_module
-
-
-def trainer_pools(job_spec: Any) -> Iterator[Any]:
-    """Yield the pools that run the trainer: those in use, without a Reduction Server."""
-    for index, pool in enumerate(job_spec.worker_pool_specs):
-        if in_use(pool) and not is_reduction_server(index, pool):
-            yield pool
-
-
-def is_reduction_server(index: int, pool: Any) -> bool:
-    """Tell whether a pool is a Reduction Server, which is the third pool and takes no arguments."""
-    return index == 2 and "reductionserver" in pool.container_spec.image_uri
-
-
 # ------------------------------------------------------------------ what flags change
 
 
 def append_arguments(job: Job, arguments: Sequence[str]) -> None:
     """Put `arguments` after those of every pool that runs the trainer: the later of two equal flags wins."""
-    for pool in trainer_pools(job.spec):
-        task_of(pool).args.extend(arguments)
+    for pool in job.trainer_pools:
+        pool.task.args.extend(arguments)
 
 
 def drop_data_arguments(job: Job) -> None:
     """Take out the trainer's arguments that name data, which would win over a managed dataset."""
-    for pool in trainer_pools(job.spec):
-        task = task_of(pool)
-        task.args[:] = spec.without_data_flags(list(task.args))
+    for pool in job.trainer_pools:
+        pool.task.args[:] = job_file.without_data_flags(pool.args)
 
 
 def set_output(job: Job, prefix: str | None) -> None:

@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from vertex_local import cli
-from vertex_local.job import settings
+from vertex_local.errors import UserError
+from vertex_local.job import schema, settings
+from vertex_local.local import packages
 
-from . import checkout, cloud, jobs, package, sdk, submission, transfer
+from . import checkout, cloud, jobs, sdk, submission, transfer
 
 TASK = "gs://google-cloud-aiplatform/schema/trainingjob/definition/custom_task_1.0.0.yaml"
 DATASETS = {"tabular": "TabularDataset", "text": "TextDataset", "image": "ImageDataset", "video": "VideoDataset"}
@@ -28,7 +30,7 @@ NEW_DATASET = "NEW_DATASET"  # stands for the dataset's number until it is made
 PARTS = ("training", "validation", "test")
 
 
-class PipelineError(ValueError):
+class PipelineError(UserError):
     """A job file or flags that no training pipeline can be made of, and the remedy."""
 
 
@@ -96,7 +98,7 @@ def _submit(args: argparse.Namespace, extra: Sequence[str], cancel: threading.Ev
     with tempfile.TemporaryDirectory(prefix="sdist-") as scratch:
         sdist = pack(job, args, values, Path(scratch)) if args.kind == "script" else None
         pipeline = build(job, args, extra, values)
-        images = {jobs.image_of(job.spec.worker_pool_specs[0]), *([] if args.no_model else [values["serving"]])}
+        images = {job.pools[0].image, *([] if args.no_model else [values["serving"]])}
         submission.warn_about_images(images)
         service = sdk.connect(values, args)
         if args.dry_run:
@@ -125,7 +127,7 @@ def _follow(pipeline: jobs.Job, args: argparse.Namespace, service: sdk.Service, 
 
 def build(job: jobs.Job, args: argparse.Namespace, extra: Sequence[str], values: Mapping[str, str]) -> jobs.Job:
     """Return the training pipeline around a custom job, whose message is edited by the flags and by the arguments `extra`."""
-    trainer = None if args.no_model else checkout.trainer_of(job.spec.worker_pool_specs[0], args.spec)
+    trainer = None if args.no_model else checkout.trainer_of(job.pools[0], args.spec)
     managed = bool(args.dataset or args.dataset_csv)
     if managed:
         jobs.drop_data_arguments(job)
@@ -136,14 +138,14 @@ def build(job: jobs.Job, args: argparse.Namespace, extra: Sequence[str], values:
     document: dict[str, Any] = {
         "displayName": args.display_name or job.message.display_name,
         "trainingTaskDefinition": TASK,
-        "trainingTaskInputs": jobs.document_of(job.spec),
+        "trainingTaskInputs": schema.to_fields(job.spec),
     }
-    document |= {key: value for key, value in jobs.document_of(job.message).items() if key in ("labels", "encryptionSpec")}
+    document |= {key: value for key, value in schema.to_fields(job.message).items() if key in ("labels", "encryptionSpec")}
     if managed:
         document["inputDataConfig"] = input_data(args, job.spec.base_output_directory.output_uri_prefix)
     if trainer:
         document |= model(args, trainer, values)
-    return jobs.Job(jobs.PIPELINE, job.path, job.text, jobs.message_of(jobs.PIPELINE.type, document))
+    return jobs.Job(jobs.PIPELINE, job.path, job.text, schema.to_message(document, jobs.PIPELINE.type))
 
 
 def input_data(args: argparse.Namespace, output: str) -> dict[str, Any]:
@@ -201,7 +203,7 @@ def refuse_contradictions(args: argparse.Namespace) -> None:
 
 def refuse_other_kind(job: jobs.Job, kind: str | None) -> None:
     """Raise a PipelineError where --kind says something else than the file."""
-    is_package = bool(jobs.module_of(job.spec.worker_pool_specs[0]))
+    is_package = job.pools[0].is_package
     if kind == "container" and is_package:
         raise PipelineError(f"--kind: {job.path} runs a Python package, not a container; give package or script.")
     if kind == "package" and not is_package:
@@ -216,18 +218,18 @@ def pack(job: jobs.Job, args: argparse.Namespace, values: Mapping[str, str], fol
 
     Its folder is named by its content, so that what another job uses is never replaced.
     """
-    trainer = checkout.trainer_of(job.spec.worker_pool_specs[0], args.spec)
-    path = package.sdist(folder, trainer)
+    trainer = checkout.trainer_of(job.pools[0], args.spec)
+    path = packages.build(checkout.ROOT, folder, trainer)
     uri = f"gs://{values['bucket']}/packages/{trainer}/{hashlib.sha256(path.read_bytes()).hexdigest()[:12]}/{path.name}"
-    for pool in jobs.trainer_pools(job.spec):
-        task = jobs.task_of(pool)
-        image = jobs.image_of(pool) if jobs.module_of(pool) else values.get("prebuilt", "")
+    for pool in job.trainer_pools:
+        image = pool.image if pool.is_package else values.get("prebuilt", "")
         if not image:
             raise PipelineError("--prebuilt: not set: --kind=script runs the trainer in a prebuilt image.")
-        packed = type(pool.python_package_spec)(executor_image_uri=image, python_module=f"{trainer}.trainer.task", package_uris=[uri])
-        packed.args.extend(task.args)
-        packed.env.extend(task.env)
-        pool.python_package_spec.CopyFrom(packed)  # which takes a container's place
+        kind = type(pool.message.python_package_spec)
+        packed = kind(executor_image_uri=image, python_module=f"{trainer}.trainer.task", package_uris=[uri])
+        packed.args.extend(pool.args)
+        packed.env.extend(pool.task.env)
+        pool.message.python_package_spec.CopyFrom(packed)  # which takes a container's place
     return {path: uri}
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vertex_local.job import settings
+from vertex_local.job import schema, settings
 
 from . import cloud, jobs
 from .cloud import CloudError
@@ -121,7 +121,7 @@ def create(service: Service, job: jobs.Job) -> Any:
 def get(service: Service, kind: jobs.Kind, name: str) -> dict[str, Any]:
     """Return a job in the API's JSON form."""
     with errors(service.project):
-        return jobs.document_of(getattr(_client(service, kind), f"get_{_field(kind)}")(name=name)._pb)
+        return schema.to_fields(getattr(_client(service, kind), f"get_{_field(kind)}")(name=name)._pb)
 
 
 def _field(kind: jobs.Kind) -> str:

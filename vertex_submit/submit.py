@@ -71,7 +71,7 @@ def _submit(kind: jobs.Kind, args: argparse.Namespace, extra: Sequence[str], can
     job = load(kind, args, extra)
     values = submission.load_settings(job, args, ("project", "region"))
     if args.dry_run or args.no_check:  # the check has them, too
-        submission.warn_about_images({jobs.image_of(pool) for pool in job.spec.worker_pool_specs})
+        submission.warn_about_images({pool.image for pool in job.pools})
     service = sdk.connect(values, args)
     packaging = _autopackage(job, args, values) if job.autopackaged else None
     if args.dry_run:

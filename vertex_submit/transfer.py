@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vertex_local.errors import UserError
 from vertex_local.job import buckets
 
 from .progress import Cancelled, Progress
@@ -53,7 +54,7 @@ class TransferError(OSError):
     """What could not be copied, why, and what to do, in one line."""
 
 
-class NotReplaced(ValueError):
+class NotReplaced(UserError):
     """Something else has the name already."""
 
 

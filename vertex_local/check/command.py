@@ -13,9 +13,7 @@ import argparse
 import dataclasses
 import itertools
 import json
-import os
 import shutil
-import sys
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -25,10 +23,12 @@ from pathlib import Path
 from .. import cli
 from ..datasets import flags
 from ..datasets.dataset import Stopped
-from ..job import settings, spec
-from . import estimate, sdist
+from ..errors import UserError, quoted
+from ..job import job_file, settings
+from ..local.plan import RunOptions
+from . import estimate, requirements
 from . import rules as checks
-from .look import Look
+from .inspection import Depth, Inspection
 from .rules import ERROR, OK, SKIPPED, WARNING, Finding
 
 MOST_BYTES = 200_000_000  # of a managed data set: what is split within seconds
@@ -57,7 +57,7 @@ def _day(text: str) -> date:
     try:
         return date.fromisoformat(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"takes a day such as 2026-07-12; got {text!r}.") from None
+        raise argparse.ArgumentTypeError(f"takes a day such as 2026-07-12; got {quoted(text)}.") from None
 
 
 def main(argv: Sequence[str]) -> int:
@@ -70,35 +70,28 @@ def main(argv: Sequence[str]) -> int:
 def _check(args: argparse.Namespace, extra: Sequence[str], cancel: threading.Event) -> int:
     prices = estimate.load_prices(Path(args.prices) if args.prices else estimate.PRICES)
     freeze = Path(args.freeze) if args.freeze else None
-    sdist.constraints(None, freeze)  # a file that cannot be read is found at once
+    requirements.constraints(None, freeze)  # a file that cannot be read is found at once
     case, found = _case(args, extra), []
     with tempfile.TemporaryDirectory(prefix="vertex-check-") as scratch:
         case, about_data = _with_dataset(case, args, extra, Path(scratch), cancel)
         unread = [finding for finding in about_data if finding.level in (ERROR, SKIPPED)]
-        look = Look(
-            case, Path(scratch), freeze=freeze, serving_python=args.serving_python, file_only=args.file_only or bool(unread),
-            measures=not args.no_measure, stop=cancel.is_set,
-        )  # fmt: skip
-        for finding in itertools.chain(about_data, look.findings()):
+        depth = Depth(freeze, args.serving_python, args.file_only or bool(unread), not args.no_measure)
+        inspection = Inspection(case, Path(scratch), depth, cancel.is_set)
+        for finding in itertools.chain(about_data, inspection.findings()):
             if cancel.is_set():
                 raise KeyboardInterrupt
             found.append(finding)
             if not args.json:
                 print(f"{finding.level:13s} {finding.check:11s} {finding.message}", flush=True)
-        said = list(estimate.report(case, look.plan, look.time, *prices))
-    return _conclude(case.tree.name, found, said, args.json)
+        estimated = list(estimate.report(case, inspection.plan, inspection.time, *prices))
+    return _conclude(case.job.name, found, estimated, args.json)
 
 
 def _case(args: argparse.Namespace, extra: Sequence[str]) -> checks.Case:
-    project = Path(os.path.abspath(args.project_dir))
-    if not project.is_dir():
-        raise ValueError(f"--project_dir: there is no folder {project}.")
-    for flag in ("python", "serving_python"):
-        if getattr(args, flag) and shutil.which(getattr(args, flag)) is None:
-            raise ValueError(f"--{flag}: {getattr(args, flag)} is not a program that can be run.")
-    python = os.path.abspath(shutil.which(args.python or sys.executable))
-    root = Path(os.path.realpath(args.bucket_root or Path(args.state_dir) / "buckets"))
-    return checks.load(args.spec, settings.from_flags(args), extra, project, root, python, args.today, bool(args.bucket_root))
+    if args.serving_python and shutil.which(args.serving_python) is None:
+        raise UserError(f"--serving_python: {args.serving_python} is not a program that can be run.")
+    paths = RunOptions(args.state_dir, args.bucket_root, args.project_dir, args.python).paths()
+    return checks.load(args.spec, settings.from_flags(args), extra, paths, args.today, bool(args.bucket_root))
 
 
 def _with_dataset(
@@ -108,8 +101,9 @@ def _with_dataset(
     if not flags.wanted(case.job, args):
         return case, []
     if case.study:
-        raise ValueError("--dataset: is for the files of custom jobs and training pipelines; this is a tuning job's.")
-    job = spec.loads(case.job.text, case.job.name, (), pipelines=True).without_data().with_args(extra)
+        raise UserError("--dataset: is for the files of custom jobs and training pipelines; this is a tuning job's.")
+    read = job_file.read(args.spec, settings.from_flags(args), (job_file.CUSTOM, job_file.PIPELINE))
+    job = read.without_data().with_args(extra)
     try:
         wanted = flags.plan(job, args, case.buckets, scratch / "data", stop=cancel.is_set)
         if wanted.project:
@@ -118,28 +112,28 @@ def _with_dataset(
         if wanted.source.bytes > MOST_BYTES:
             reason = f"{wanted.source.bytes:,} bytes are too much to split for a check (at most {MOST_BYTES:,})."
             return case, [Finding(SKIPPED, "data set", f"{wanted.label}: {reason}")]
-        said: list[str] = []
-        wanted.say = said.append
+        lines: list[str] = []
+        wanted.say = lines.append
         variables = {} if args.file_only else wanted.run()
     except Stopped:
         raise KeyboardInterrupt from None
-    except ValueError as error:
+    except UserError as error:
         level = SKIPPED if getattr(error, "status", "") in ("UNIMPLEMENTED", "UNAVAILABLE") else ERROR
         return case, [Finding(level, "data set", str(error))]
     found = [
         Finding(WARNING if line.startswith("warning: ") else OK, "data set", line.removeprefix("warning: ").partition(" in /")[0])
-        for line in said
+        for line in lines
     ]
     return dataclasses.replace(case, job=job, variables=variables), found
 
 
-def _conclude(name: str, found: Sequence[Finding], said: Sequence[tuple[str, str]], as_json: bool) -> int:
+def _conclude(name: str, found: Sequence[Finding], estimated: Sequence[tuple[str, str]], as_json: bool) -> int:
     """Print the estimate and the sum, and return the exit code."""
     errors = sum(finding.level == ERROR for finding in found)
     if as_json:
-        print(json.dumps({"findings": [vars(finding) for finding in found], "errors": errors, "estimate": said}, indent=1))
+        print(json.dumps({"findings": [vars(finding) for finding in found], "errors": errors, "estimate": estimated}, indent=1))
         return 1 if errors else 0
-    for what, line in said:
+    for what, line in estimated:
         print(f"{'estimate':13s} {what:11s} {line}")
     warnings = sum(finding.level == WARNING for finding in found)
     print(f"{name}: {errors} error(s), {warnings} warning(s).")

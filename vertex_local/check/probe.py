@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import ctypes
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -21,8 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..job import buckets
-from ..local import commands, environment, restarts
+from ..errors import UserError
+from ..local import commands, output, restarts
+from ..local.plan import Planner, RunOptions
 from .rules import Case
 
 _PLAN, _FINDINGS = '{"plan": ', '{"findings": '
@@ -40,7 +42,7 @@ def never() -> bool:
     return False
 
 
-class ProbeError(ValueError):
+class ProbeError(UserError):
     """The trainer said no, in one line of its own, or nothing in time. `kind` is import, absent, arguments, run or time.
 
     `findings` are what it found in its data until then.
@@ -93,20 +95,14 @@ def program(case: Case, number: int, site: Path | None, scratch: Path) -> Progra
     Raises:
         ProbeError: the module cannot be found or imported; CommandError: the image is not the project's own.
     """
-    pool = case.job.pools[number]
-    command = commands.for_pool(pool, case.python, case.project, case.buckets)
-    members = [environment.Member(i, n, f"localhost:{2222 + n}", 3333) for i, p, _ in case.pools for n in range(p.replicas)]
+    options = RunOptions(trial="1" if case.study else None, variables=case.variables)
+    planner = Planner(case.job, options, case.paths, scratch, "0")
+    members = planner.members(itertools.count(2222).__next__)
     member = next(member for member in members if member.pool == number)
-    output = None if case.job.output is None else buckets.to_path(case.job.output, case.buckets)
-    service = environment.service_variables(case.job, members, member, "0", output, "1" if case.study else None) | case.variables
-    env = {**environment.inherited(os.environ), **command.env, **service, "VERTEX_LOCAL_BUCKET_ROOT": str(case.buckets)}
-    env = {name: value for name, value in env.items() if name not in _OF_THE_IMAGE}
-    env |= {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
-    if case.study:
-        env["CLOUD_ML_HP_METRIC_FILE"] = str(scratch / "output.metrics")
-    if site:
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(site), env.get("PYTHONPATH"))))
-    argv, cwd = command.argv, command.cwd or scratch
+    found = planner.replica(member, members, site)
+    env = {name: value for name, value in found.env.items() if name not in (*_OF_THE_IMAGE, "TRAINER_EVENTS")}
+    env |= {"PYTHONDONTWRITEBYTECODE": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    argv, cwd, pool = found.argv, found.cwd, case.job.pools[number]
     start = 3 if argv[1:2] == ("-m",) else 2
     if not re.match("python", os.path.basename(argv[0])) or len(argv) < start or argv[start - 1].startswith("-"):
         raise commands.CommandError(f"{' '.join(argv[:3])} is not a Python program: it was not asked about its flags and data.")
@@ -140,15 +136,15 @@ def ask(found: Program, plan: str, seconds: float, *more: str, devices: int = 1)
     """
     env = {**found.env, "TRAINER_DEVICES": str(devices)}
     done = _run([*found.argv, *more, f"--plan={plan}"], env, found.cwd, seconds)
-    said = [line for line in done.stdout.splitlines() if line.startswith(_PLAN)]
+    answers = [line for line in done.stdout.splitlines() if line.startswith(_PLAN)]
     found_in_data = [line for line in done.stdout.splitlines() if line.startswith(_FINDINGS)]
     findings = json.loads(found_in_data[-1])["findings"] if found_in_data else []
-    if done.returncode or not said:
+    if done.returncode or not answers:
         message, crashed = _why(done), "Traceback" in done.stderr
         if crashed:
             raise ProbeError(f"{found.name} stopped with {message}", "import")
         raise ProbeError(message, "arguments" if plan == "flags" else "run", findings)
-    return {**json.loads(said[-1])["plan"], "findings": findings}
+    return {**json.loads(answers[-1])["plan"], "findings": findings}
 
 
 def import_plain(found: Program) -> str:
@@ -174,23 +170,16 @@ def measure(found: Program, plan: Mapping[str, Any] | None, scratch: Path, steps
     """
     cluster = ("TF_CONFIG", "CLUSTER_SPEC", "AIP_MODEL_DIR", "AIP_CHECKPOINT_DIR", "AIP_TENSORBOARD_LOG_DIR")
     env = {name: value for name, value in found.env.items() if name not in cluster}
-    events, output = scratch / "events.jsonl", scratch / "measured"
-    argv, data, on = list(found.argv), [], "its own data"
+    events, target = scratch / "events.jsonl", scratch / "measured"
+    argv, on = list(found.argv), "its own data"
     if plan is None:
         argv, on = _without_data(argv), "its sample data, since the job's is not on this machine"
         env = {name: value for name, value in env.items() if not name.startswith("CLOUD_ML_")}
         plan = ask(Program(tuple(argv), found.start, env, found.cwd, found.source, True), "data", seconds)
-    read, batch, total, evaluated = plan["bytes"], plan["batch_size"], plan["total_steps"], 1.0
-    if read > HEAD_BYTES:
-        if not os.path.isfile(plan["files"][0]):
-            raise ProbeError(f"its data is too much to measure with ({read:,} bytes in folders).", "run")
-        head = _head(Path(plan["files"][0]), scratch)
-        data, read = [f"--train_data_path={head}", f"--eval_data_path={head}", "--bad_rows=skip"], head.stat().st_size
-        evaluated = plan["evaluation_rows"] / (plan["rows"] * read / plan["bytes"])  # as much of it as the job evaluates on
-        on = f"the first {read:,} bytes of {plan['files'][0]}"
-    count = min(steps, total)
-    argv += [*data, f"--num_examples_to_train_on={count * batch}", "--num_evals=2", "--strategy=auto", "--in_memory=yes"]
-    argv += [f"--output_dir={output}", f"--jit_compile={'yes' if plan['jit_compile'] else 'no'}", "--profile=", "--plan=no"]
+    sample = _sample(plan, scratch, on)
+    count = min(steps, plan["total_steps"]) * plan["batch_size"]
+    argv += [*sample.flags, f"--num_examples_to_train_on={count}", "--num_evals=2", "--strategy=auto", "--in_memory=yes"]
+    argv += [f"--output_dir={target}", f"--jit_compile={'yes' if plan['jit_compile'] else 'no'}", "--profile=", "--plan=no"]
     start, ended = time.time(), None
     try:
         done = _run(argv, {**env, "TRAINER_EVENTS": str(events)}, found.cwd, seconds, stop)
@@ -200,14 +189,38 @@ def measure(found: Program, plan: Mapping[str, Any] | None, scratch: Path, steps
     except ProbeError as error:
         if error.kind != "time":
             raise
-    folder = next((folder for folder in (output / "model", output / "1" / "model") if (folder / "saved_model.pb").is_file()), None)
-    timed = _timed(_events(events), start, ended, batch, read, on, seconds, str(folder) if folder else None)
-    return dataclasses.replace(timed, evaluation=timed.evaluation * evaluated)
+    folder = next((folder for folder in (target / "model", target / "1" / "model") if (folder / "saved_model.pb").is_file()), None)
+    timed = _timed(_events(events), start, ended, plan["batch_size"], seconds)
+    return dataclasses.replace(
+        timed, evaluation=timed.evaluation * sample.evaluated, read=sample.bytes, on=sample.what, model=str(folder) if folder else None
+    )
 
 
-def _timed(
-    events: list[dict[str, Any]], start: float, ended: float | None, batch: int, read: int, on: str, seconds: float, model: str | None
-) -> Measured:
+@dataclass(frozen=True)
+class _Sample:
+    """The data of a short training: the flags that name it, its size in bytes, and how much more the job evaluates on."""
+
+    flags: Sequence[str]
+    bytes: int
+    evaluated: float
+    what: str
+
+
+def _sample(plan: Mapping[str, Any], scratch: Path, what: str) -> _Sample:
+    """Return the job's own data, or the first part of it where that is much."""
+    if plan["bytes"] <= HEAD_BYTES:
+        return _Sample((), plan["bytes"], 1.0, what)
+    if not os.path.isfile(plan["files"][0]):
+        raise ProbeError(f"its data is too much to measure with ({plan['bytes']:,} bytes in folders).", "run")
+    head = _head(Path(plan["files"][0]), scratch)
+    size = head.stat().st_size
+    evaluated = plan["evaluation_rows"] / (plan["rows"] * size / plan["bytes"])
+    flags = (f"--train_data_path={head}", f"--eval_data_path={head}", "--bad_rows=skip")
+    return _Sample(flags, size, evaluated, f"the first {size:,} bytes of {plan['files'][0]}")
+
+
+def _timed(events: list[dict[str, Any]], start: float, ended: float | None, batch: int, seconds: float) -> Measured:
+    """Return what a training's events tell; it had so many seconds."""
     steps = [event for event in events if event["phase"] == "step"]
     if len(steps) < 2:
         raise ProbeError(f"not two calls of the compiled steps were done within {seconds:g} s.", "run")
@@ -223,7 +236,7 @@ def _timed(
     return Measured(
         startup=steps[0]["time"] - start, examples_per_second=rate, evaluation=evaluation,
         finish=max(0.0, ended - last - evaluation) if ended else 0.0,
-        reading=phases.get("build", start) - phases.get("data", start), read=read, steps=steps[-1]["step"], on=on, model=model,
+        reading=phases.get("build", start) - phases.get("data", start), read=0, steps=steps[-1]["step"], on="",
     )  # fmt: skip
 
 
@@ -300,15 +313,4 @@ def _why(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def _last_error(text: str) -> str:
-    """Return the line that says why: of JSON lines the message of the last error, else the last line."""
-    lines = [line for line in text.splitlines() if line.strip()]
-    for line in reversed(lines):
-        if line.startswith("{"):
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue
-            if entry.get("severity") in ("ERROR", "CRITICAL"):
-                return str(entry["message"])
-    plain = [line.strip() for line in lines if not line.startswith("{")]
-    return plain[-1].removeprefix("error: ") if plain else "it said nothing"
+    return output.last_error(text.splitlines()).removeprefix("error: ")

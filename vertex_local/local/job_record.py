@@ -9,7 +9,6 @@ record that says RUNNING while nobody holds the lock is of a job that was killed
 from __future__ import annotations
 
 import contextlib
-import datetime
 import fcntl
 import json
 import os
@@ -18,21 +17,18 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..job.times import now
 from .store import Store, private_folder
 
 KINDS = ("customJobs", "hyperparameterTuningJobs", "trainingPipelines", "pipelineJobs")
 SUCCEEDED, FAILED, CANCELLED = ENDED = ("SUCCEEDED", "FAILED", "CANCELLED")
 LOCK = ".lock"
+SERVICE_LOCK = "serve/lock"  # held by the service of a state folder, whose queue the jobs that are PENDING stand in
 KILLED = "the process that ran it was killed"
 
 
 class InUse(Exception):
     """Another process runs this job."""
-
-
-def now() -> str:
-    """Return the time as the API writes it: RFC 3339 in UTC with microseconds."""
-    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def prefix(kind: str) -> str:
@@ -108,9 +104,18 @@ def _set_state(document: dict[str, Any], state: str) -> None:
 # ------------------------------------------------------------------ who runs it
 
 
+_ours: set[Path] = set()  # folders that this process holds
+
+
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Hold the job whose folder this is for this process, as long as the context lasts; raise InUse if another one does."""
+    """Hold the job whose folder this is for this process, as long as the context lasts; raise InUse if another one does.
+
+    Where this process holds it already, the first context goes on holding it.
+    """
+    if is_ours(folder):
+        yield
+        return
     private_folder(folder)
     with open(folder / LOCK, "a+") as file:
         try:
@@ -120,13 +125,43 @@ def held(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
-        yield
+        _ours.add(folder.resolve())
+        try:
+            yield
+        finally:
+            _ours.discard(folder.resolve())
+
+
+def is_ours(folder: Path) -> bool:
+    """Tell whether this process holds the job of this folder."""
+    return folder.resolve() in _ours
+
+
+def reopen(store: Store, name: str, document: Mapping[str, Any]) -> None:
+    """Note that a job which is over runs again, as `document` says: a study that is continued."""
+
+    def change(kept: dict[str, Any]) -> None:
+        for field in ("endTime", "error"):
+            kept.pop(field, None)
+        kept.update(document)
+        _set_state(kept, "RUNNING")
+
+    update(store, name, change)
 
 
 def is_held(folder: Path) -> bool:
     """Tell whether a process runs the job of this folder."""
+    return _is_locked(folder / LOCK)
+
+
+def service_runs(state_dir: Path) -> bool:
+    """Tell whether a job service runs with this state folder."""
+    return _is_locked(state_dir / SERVICE_LOCK)
+
+
+def _is_locked(path: Path) -> bool:
     try:
-        with open(folder / LOCK) as file:
+        with open(path) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
@@ -135,21 +170,26 @@ def is_held(folder: Path) -> bool:
     return False
 
 
-def settle(store: Store, state_dir: Path, hint: Callable[[Mapping[str, Any]], str] = lambda document: "") -> list[str]:
+def settle(
+    store: Store, state_dir: Path, hint: Callable[[Mapping[str, Any]], str] = lambda document: "", queued: bool = False
+) -> list[str]:  # fmt: skip
     """End the records of jobs whose process is gone, in the store and in `result.json`; return their names.
 
     Args:
         hint: what to add to the message of a record, such as how to go on with a study.
+        queued: end those that wait in the service's queue, too, though a service is there: for one that has just started.
     """
     lost = []
+    has_queue = not queued and _is_locked(state_dir / SERVICE_LOCK)
     for kind in KINDS:
         for document in store.list(kind):
             folder = state_dir / "jobs" / document["name"].rpartition("/")[2]
-            if is_over(document) or is_held(folder):
+            if is_over(document) or is_held(folder) or (has_queue and plain_state(document) == "PENDING"):
                 continue
             message = KILLED + hint(document)
             end(store, document["name"], FAILED, {"code": 14, "message": message})
-            _settle_result(folder / "result.json", message)
+            for path in (folder, *folder.parent.glob(f"{folder.name}-trial-*")):
+                _settle_result(path / "result.json", message)
             lost.append(document["name"])
     return lost
 

@@ -8,8 +8,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..job import times
 from ..local.report import Follower
-from .study import Metric, Study
+from .parameters import Metric
+from .study import Study
 
 _OTHER = {"global_step", "timestamp", "trial", "checkpoint_path"}
 
@@ -76,7 +78,7 @@ def value_of(measurement: dict[str, Any]) -> dict[str, float]:
 
 def seconds(measurement: dict[str, Any]) -> float:
     """Return when it was taken, in seconds since the trial's start."""
-    return float(measurement["elapsedDuration"][:-1])
+    return times.duration(measurement["elapsedDuration"])
 
 
 def final(study: Study, measurements: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
@@ -85,16 +87,16 @@ def final(study: Study, measurements: Sequence[dict[str, Any]]) -> dict[str, Any
     Where several metrics are optimised, the best is that of the first.
     """
     names = {metric.id for metric in study.metrics}
-    whole = [item for item in measurements if names <= value_of(item).keys()]
-    if not whole and measurements:  # metrics that are reported at steps of their own
+    complete = [item for item in measurements if names <= value_of(item).keys()]
+    if not complete and measurements:  # metrics that are reported at steps of their own
         newest = {name: value for item in measurements for name, value in value_of(item).items()}
         if names <= newest.keys():
             return {**measurements[-1], "metrics": [{"metricId": m.id, "value": newest[m.id]} for m in study.metrics]}
-    if not whole:
+    if not complete:
         return None
     if not study.best_measurement:
-        return whole[-1]
-    return min(whole, key=lambda item: _cost(study.objectives[0], value_of(item)))
+        return complete[-1]
+    return min(complete, key=lambda item: _cost(study.objectives[0], value_of(item)))
 
 
 def best(study: Study, trials: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -14,14 +14,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
 from .measurements import excess, seconds, value_of
-from .study import CATEGORICAL, DISCRETE, INTEGER, LINEAR, LOG, REVERSE_LOG, Parameter, Study
+from .parameters import CATEGORICAL, DISCRETE, INTEGER, LINEAR, LOG, REVERSE_LOG, Parameter
+from .study import Study
 
 STARTUP = 8  # trials drawn by chance before the model is trusted
 _PER_DOUBLING = 8  # points at which the pruner compares trials, for each doubling of steps or seconds
 
 
-class SearchError(ValueError):
+class SearchError(UserError):
     """A search that cannot begin or go on."""
 
 
@@ -107,7 +109,7 @@ class Search:
         Optuna compares trials at equal steps only, but their steps differ with their batch sizes, and seconds always do:
         so the value at a point is the newest one at that point, on points that lie ever further apart.
         """
-        trial, metric, said = self.open[number], self.study.objectives[0].id, False
+        trial, metric, reported = self.open[number], self.study.objectives[0].id, False
         for index, measurement in enumerate(measurements, 1):
             value = value_of(measurement).get(metric)
             at = seconds(measurement) if self.study.by_elapsed else int(measurement["stepCount"]) or index
@@ -118,8 +120,8 @@ class Search:
             for each in range(last + 1, point):
                 trial.report(before, each)
             trial.report(value, point)
-            self.told[number], said = (point, value), True
-        return said and trial.should_prune()
+            self.told[number], reported = (point, value), True
+        return reported and trial.should_prune()
 
     def tell(self, number: int, values: Mapping[str, float] | None, pruned: bool) -> None:
         """End a trial with its final values; None for an infeasible one."""

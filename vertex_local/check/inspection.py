@@ -7,12 +7,13 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..job import images, machines
 from ..local import commands, packages
-from . import estimate, probe, sdist
+from . import estimate, probe, requirements
 from . import rules as checks
 from .rules import ERROR, OK, SKIPPED, WARNING, Case, Finding
 
@@ -21,17 +22,30 @@ IN_ALL = 52.0  # seconds for everything: what does not fit into them is left out
 _LOAD = "import sys, tensorflow as tf; m = tf.saved_model.load(sys.argv[1]); print(tf.__version__, *sorted(m.signatures))"
 
 
-class Look:
+@dataclass(frozen=True)
+class Depth:
+    """How far the checks go.
+
+    Attributes:
+        freeze: a file that says what the image has.
+        serving_python: an interpreter with the serving image's TensorFlow, to load the model with.
+        file_only: read the job's file alone, build nothing and start nothing.
+        measures: train for a moment.
+    """
+
+    freeze: Path | None = None
+    serving_python: str | None = None
+    file_only: bool = False
+    measures: bool = True
+
+
+class Inspection:
     """One job's checks; `plan` and `time` are what they leave for the estimate."""
 
-    def __init__(
-        self, case: Case, scratch: Path, *, freeze: Path | None = None, serving_python: str | None = None,
-        file_only: bool = False, measures: bool = True, stop: probe.Stop = probe.never,
-    ):  # fmt: skip
-        self.case, self.scratch, self.freeze, self.serving_python = case, scratch, freeze, serving_python
-        self.file_only, self.measures, self.stop = file_only, measures and not file_only, stop
+    def __init__(self, case: Case, scratch: Path, depth: Depth, stop: probe.Stop = probe.never):
+        self.case, self.scratch, self.depth, self.stop = case, scratch, depth, stop
         self.plan: dict[str, Any] | None = None
-        self.time: estimate.Estimate | str = "it was not measured (--file_only)" if file_only else "it was not measured (--no_measure)"
+        self.time: estimate.Estimate | str = f"it was not measured ({'--file_only' if depth.file_only else '--no_measure'})"
         self.programs: dict[int, probe.Program] = {}
         self.site: Path | None = None
         self.served_by: str | None = None
@@ -48,7 +62,7 @@ class Look:
         yield from checks.check_images(case)
         yield from checks.check_scheduling(case)
         yield from checks.check_outputs(case)
-        if not self.file_only:
+        if not self.depth.file_only:
             yield from self.check_package()
             yield from self.check_programs()
             yield from self.check_data()
@@ -73,12 +87,12 @@ class Look:
             yield Finding(SKIPPED, "package", f"{case.project}: has no setup.py, and what the container holds is not known.")
             return
         try:
-            package = sdist.build(case.project, case.python, self.scratch, self._narrowed())
+            package = packages.build(case.project, self.scratch, self._narrowed(), case.python)
             yield from self._requirements(package)
             if pool.module:
                 self.site = self.scratch / "site"
-                sdist.install(package, case.python, self.site)
-        except sdist.PackageProblem as error:
+                packages.install(package, self.site, case.python)
+        except packages.PackageError as error:
             yield Finding(ERROR, "package", case.at(("workerPoolSpecs", 0), str(error)))
             return
         for i, uri in enumerate(pool.package_uris):
@@ -103,26 +117,27 @@ class Look:
     def _requirements(self, package: Path) -> Iterator[Finding]:
         case, pool = self.case, self.case.job.pools[0]
         image = images.find(pool.image)
-        has = sdist.constraints(image, self.freeze)
+        has = requirements.constraints(image, self.depth.freeze)
         if not has:
             problem = f"{package.name} was built; what {pool.image} has is not known (--freeze FILE tells: scripts/image_freeze)."
             yield Finding(SKIPPED, "package", case.at(("workerPoolSpecs", 0), problem))
             return
-        required, wanted = sdist.requirements(package)
+        required, wanted = packages.requirements(package)
         place = ("workerPoolSpecs", 0, "pythonPackageSpec", "executorImageUri") if pool.module else ("workerPoolSpecs", 0)
-        bad = list(sdist.clashes(required, wanted, has, image.python if image else None))
+        bad = list(requirements.clashes(required, wanted, has, image.python if image else None))
         for requirement, problem in bad:
             yield Finding(ERROR, "package", case.at(place, f"{package.name} requires {requirement}, but {problem}"))
         if not bad:
-            source = self.freeze or "the few that the documents list"
-            said = f"{package.name}: its requirements clash with none of the image's {len(has)} packages ({source})"
-            yield Finding(OK, "package", case.at(place, f"{said}; names and versions only: without an index nothing is resolved."))
+            source = self.depth.freeze or "the few that the documents list"
+            summary = f"{package.name}: its requirements clash with none of the image's {len(has)} packages ({source})"
+            yield Finding(OK, "package", case.at(place, f"{summary}; names and versions only: without an index nothing is resolved."))
 
     def check_programs(self) -> Iterator[Finding]:
         """Find each pool's program and let it parse its arguments."""
         case, seen = self.case, {}
-        for i, pool, _ in case.trainers:
-            key, task = (pool.image, pool.command, pool.module, pool.args, pool.env), ("workerPoolSpecs", i, _task(pool))
+        for pool in case.trainers:
+            i = pool.index
+            key, task = (pool.image, pool.command, pool.module, pool.args, pool.env), ("workerPoolSpecs", i, pool.task_field)
             if key in seen:
                 self.programs |= {i: seen[key]} if seen[key] else {}
                 continue
@@ -142,7 +157,7 @@ class Look:
             except probe.ProbeError as error:
                 field = ("pythonModule" if pool.module else "imageUri",)
                 if error.kind == "arguments":
-                    field = ("args", *_places(pool.args, str(error)))
+                    field = ("args", *_argument_of(pool.args, str(error)))
                 level = {"time": WARNING, "absent": SKIPPED}.get(error.kind, ERROR)
                 yield Finding(level, "arguments" if error.kind == "arguments" else "module", case.at((*task, *field), str(error)))
 
@@ -151,14 +166,14 @@ class Look:
         case, found = self.case, self.programs.get(0)
         if found is None:
             return
-        _, pool, machine = case.pools[0]
-        path, away = ("workerPoolSpecs", 0, _task(pool), "args"), checks.remote(case, pool)
+        pool = case.pools[0]
+        path, away = ("workerPoolSpecs", 0, pool.task_field, "args"), checks.remote(case, pool)
         try:
-            self.plan = probe.ask(found, "model" if away else "report", self.left(40), devices=machines.devices(machine))
+            self.plan = probe.ask(found, "model" if away else "report", self.left(40), devices=machines.devices(pool.machine_fields))
         except probe.ProbeError as error:
             missing = str(error).startswith("TensorFlow cannot be imported")
             level = SKIPPED if missing else WARNING if error.kind == "time" else ERROR
-            where = (*path, *_places(pool.args, str(error)))
+            where = (*path, *_argument_of(pool.args, str(error)))
             yield Finding(level, "module" if error.kind == "import" else "data", case.at(where, str(error)))
             yield from self._findings(path, error.findings)
             return
@@ -190,7 +205,7 @@ class Look:
         rows = f"{about}{plan['rows']:,} rows in {len(plan['files'])} file(s) to train on, {plan['evaluation_rows']:,} to evaluate on"
         yield Finding(OK, "data", case.at(path, rows + how))
         steps, total = plan["options"]["checkpoint_steps"], plan["total_steps"]
-        if case.job.message.get("scheduling", {}).get("strategy") == "SPOT" and min(steps, total // plan["evaluations"]) >= total:
+        if case.job.strategy == "SPOT" and min(steps, total // plan["evaluations"]) >= total:
             problem = f"no checkpoint before the end of {total} steps (--checkpoint_steps={steps}): a Spot machine's work would be lost."
             yield Finding(WARNING, "scheduling", case.at(path, problem))
 
@@ -210,19 +225,19 @@ class Look:
         bad: set[str] = set()
         for row in checks.samples(case.study):
             if self.left(20) < 3:
-                yield Finding(SKIPPED, "parameters", f"{case.tree.name}: not all values of the parameters: the time was up.")
+                yield Finding(SKIPPED, "parameters", f"{case.job.name}: not all values of the parameters: the time was up.")
                 return
-            said, wrong = self._parse([(parameter.id, value) for parameter, value in row if parameter.id not in bad])
+            values, wrong = self._parse([(parameter.id, value) for parameter, value in row if parameter.id not in bad])
             bad |= wrong.keys()
             for name, problem in wrong.items():
-                yield Finding(ERROR, "parameters", str(case.tree.error(checks.parameter_path(case, name), problem)))
-            batch = None if "batch_size" in bad or "batch_size" not in case.study_ids else said.get("batch_size")
+                yield Finding(ERROR, "parameters", case.in_file(checks.parameter_path(case, name), problem))
+            batch = None if "batch_size" in bad or "batch_size" not in case.study_ids else values.get("batch_size")
             if problem := self._batch_problem(batch):
                 bad.add("batch_size")
-                yield Finding(ERROR, "parameters", str(case.tree.error(checks.parameter_path(case, "batch_size"), problem)))
+                yield Finding(ERROR, "parameters", case.in_file(checks.parameter_path(case, "batch_size"), problem))
         if not bad:
             problem = f"{found.name} takes the ends of {', '.join(case.study_ids)}."
-            yield Finding(OK, "parameters", str(case.tree.error(("studySpec", "parameters"), problem)))
+            yield Finding(OK, "parameters", case.in_file(("studySpec", "parameters"), problem))
 
     def _parse(self, values: list[tuple[str, str]]) -> tuple[dict[str, Any], dict[str, str]]:
         """Return (the hyperparameters that the trainer made of a trial's flags, what it said to those that it refused)."""
@@ -248,7 +263,7 @@ class Look:
     def check_time(self) -> Iterator[Finding]:
         """Train for a moment, load the model with the serving TensorFlow if there is one, and compare with the timeout."""
         case, found = self.case, self.programs.get(0)
-        if not self.measures:
+        if self.depth.file_only or not self.depth.measures:
             return
         if found is None or self.plan is None:
             self.time = "the trainer could not be asked"
@@ -258,9 +273,9 @@ class Look:
             measured = probe.measure(found, plan, self.scratch, STEPS, self.left(SECONDS), self.stop)
         except probe.ProbeError as error:
             self.time = str(error)
-            yield Finding(WARNING, "time", f"{case.tree.name}: not measured: {error}")
+            yield Finding(WARNING, "time", f"{case.job.name}: not measured: {error}")
             return
-        if self.serving_python:
+        if self.depth.serving_python:
             yield self._served(measured.model)
         if plan is None:
             self.time = f"the data is not here; {measured.examples_per_second:,.0f} examples/s on {measured.on}"
@@ -275,21 +290,17 @@ class Look:
             return Finding(SKIPPED, "serving", "--serving_python: the short training did not come to an export.")
         env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
         done = subprocess.run(
-            [self.serving_python, "-c", _LOAD, model], capture_output=True, text=True, env=env, stdin=subprocess.DEVNULL
+            [self.depth.serving_python, "-c", _LOAD, model], capture_output=True, text=True, env=env, stdin=subprocess.DEVNULL
         )
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-            return Finding(ERROR, "serving", f"--serving_python {self.serving_python}: cannot load the exported model: {reason}")
+            return Finding(ERROR, "serving", f"--serving_python {self.depth.serving_python}: cannot load the exported model: {reason}")
         self.served_by, *names = done.stdout.split()
         problem = f"TensorFlow {self.served_by} loads the exported model, with {', '.join(names)}."
         return Finding(OK, "serving", f"--serving_python: {problem}")
 
 
-def _task(pool: Any) -> str:
-    return "pythonPackageSpec" if pool.module else "containerSpec"
-
-
-def _places(args: Sequence[str], message: str) -> list[int]:
+def _argument_of(args: Sequence[str], message: str) -> list[int]:
     """Return the place of the argument that a trainer's message is about; none where it is about none of the file's."""
     names = [re.match(r"--[\w-]+", arg) for arg in args]
     return [i for i, name in enumerate(names) if name and re.search(rf"{name[0].replace('-', '_')[2:]}\b", message)][-1:]

@@ -1,0 +1,52 @@
+"""Ask whoever runs a job to end it in order, as Ctrl-C would: works for `run`, `tune` and jobs of the job service.
+
+    python -m vertex_local stop 20261128120000
+
+Replicas get SIGTERM and some seconds to save what they have; trainers go on from their checkpoints, studies by
+`tune --job_id ID`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+from .. import cli
+from ..errors import UserError
+from . import job_record, jobs, records
+
+_PAUSE = 0.1
+
+
+def main(argv: Sequence[str]) -> int:
+    """End one job and return the exit code."""
+    parser = records.parser("stop", __doc__)
+    parser.add_argument("job_id", metavar="ID", help="the job's id or its full name")
+    parser.add_argument("--no_wait", action="store_true", help="return at once, and not when the job has ended")
+    args = parser.parse_args(argv)
+    return cli.supervised(lambda cancel: _stop(args.state_dir, args.job_id, not args.no_wait, cancel))
+
+
+def _stop(state_dir: str, job_id: str, wait: bool, cancel: threading.Event) -> int:
+    with records.opened(state_dir) as found:
+        record = found.get(job_id)
+        if record.is_over:
+            raise UserError(f"job {record.job_id} is over ({record.state}); there is nothing to stop.")
+        record = _backing(found, record)
+        record.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (record.folder / jobs.STOP).touch()
+        job_record.cancelling(found.store, record.document["name"])
+        print(f"job {record.job_id} was asked to end", flush=True)
+        while wait and not cancel.wait(_PAUSE):
+            now = found.get(record.document["name"])
+            if now.is_over:
+                print(f"job {record.job_id}: {now.state}")
+                break
+    return 0
+
+
+def _backing(found: records.Records, record: records.Record) -> records.Record:
+    """Return the job that a training pipeline of the service has begun, which is what runs; else the job itself."""
+    metadata = record.document.get("trainingTaskMetadata", {})
+    name = metadata.get("backingCustomJob") or metadata.get("backingHyperparameterTuningJob")
+    return found.get(name) if name else record
