@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, running
 
+from vertex_local.job import schema
 from vertex_submit import jobs
 
 needs_gcloud = pytest.mark.skipif(shutil.which("gcloud") is None, reason="gcloud is not installed here")
@@ -45,7 +46,7 @@ class Service(http.server.ThreadingHTTPServer):
 
     def sent(self, kind: jobs.Kind) -> dict:
         """Return the one job that was posted, in the API's JSON form: the SDK writes the numbers of enums."""
-        return jobs.document_of(jobs.message_of(kind.type, self.posted()))
+        return schema.to_fields(schema.to_message(self.posted(), kind.type))
 
     def refuse(self, code: int, message: str, *details: dict) -> None:
         """Answer every creation with an error from now on."""

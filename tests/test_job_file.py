@@ -7,7 +7,7 @@ import json
 import pytest
 from test_local_support import call, write_job
 
-from vertex_local.job import job_file, rules, schema, settings
+from vertex_local.job import buckets, job_file, schema, settings
 from vertex_local.job.schema import SpecError
 from vertex_local.tuning import study
 
@@ -89,8 +89,8 @@ def test_values_that_are_none_of_their_kind(tmp_path, text, words):
 
 
 def test_long_values_are_cut_in_messages():
-    with pytest.raises(rules.UserError) as caught:
-        rules.check_output("x" * 10_000)
+    with pytest.raises(buckets.BucketError) as caught:
+        buckets.check_folder("x" * 10_000)
     assert len(str(caught.value)) < 200
 
 

@@ -23,7 +23,7 @@ import yaml
 from conftest import ROOT, running
 from test_cloud_support import REAL, Service, call, gcloud_variables, needs_gcloud, script, serving
 
-from vertex_local.job import spec
+from vertex_local.job import schema, spec
 from vertex_local.local import packages
 from vertex_submit import cloud, deploy, jobs, package, pipeline, sdk, submit
 
@@ -284,7 +284,7 @@ def test_the_same_sources_make_the_same_bytes(tmp_path):
     assert one.read_bytes() == two.read_bytes() and one.name == "vertex_trainer-0.1.0.tar.gz"
     with tarfile.open(one) as packed:
         members = packed.getmembers()
-    assert {(member.mtime, member.uid, member.uname) for member in members} == {(package.EPOCH, 0, "")}
+    assert {(member.mtime, member.uid, member.uname) for member in members} == {(packages.EPOCH, 0, "")}
     names = {member.name.partition("/")[2] for member in members}
     assert {"setup.py", "LICENSE", "taxifare/trainer/task.py", "taxifare/tests/data/taxi-train.csv"} <= names
     assert not [name for name in names if "stackoverflow" in name or name.startswith(("tests", "jobs"))]
@@ -446,10 +446,10 @@ def test_a_dry_run_shows_what_the_sdks_training_class_would_send(tmp_path, servi
             model_version_aliases=["best"], parent_model="77",
         )  # fmt: skip
     theirs = service.posted()
-    theirs["trainingTaskInputs"] = jobs.document_of(jobs.message_of("CustomJobSpec", theirs["trainingTaskInputs"]))
+    theirs["trainingTaskInputs"] = schema.to_fields(schema.to_message(theirs["trainingTaskInputs"], "CustomJobSpec"))
     for pool in theirs["trainingTaskInputs"]["workerPoolSpecs"]:
         pool.pop("diskSpec")  # the SDK writes the default out
-    assert jobs.document_of(jobs.message_of("TrainingPipeline", theirs)) == jobs.document_of(jobs.message_of("TrainingPipeline", ours))
+    assert schema.to_fields(schema.to_message(theirs, "TrainingPipeline")) == schema.to_fields(schema.to_message(ours, "TrainingPipeline"))
 
 
 def test_without_a_dataset_the_flags_stay(tmp_path):
@@ -490,7 +490,7 @@ def test_the_other_splits_and_destinations(tmp_path):
 def test_whatever_a_job_file_says_reaches_the_pipeline(tmp_path, name):
     inputs = request_of(name, cwd=tmp_path)["trainingTaskInputs"]
     given = {"project": "real-project-1", "region": "europe-west4", "bucket": "real-bucket-1"}
-    assert inputs == jobs.document_of(jobs.read(jobs.CUSTOM, str(JOBS / f"{name}.yaml"), given).spec)
+    assert inputs == schema.to_fields(jobs.read(jobs.CUSTOM, str(JOBS / f"{name}.yaml"), given).spec)
 
 
 @pytest.mark.parametrize(

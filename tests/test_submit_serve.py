@@ -17,6 +17,7 @@ from test_cloud_support import Service as StandIn
 from test_local_support import environ
 from test_serve_support import Service
 
+from vertex_local.job import schema
 from vertex_submit import jobs, pipeline, submit
 
 QUICK = ("--no_check", "--wait", "--poll=0.1")
@@ -134,7 +135,7 @@ def test_the_printed_gcloud_line_sends_the_same(tmp_path, which, name):
 
 
 def posted(stand_in: StandIn, kind: jobs.Kind) -> list[dict]:
-    return [jobs.document_of(jobs.message_of(kind.type, body)) for method, _, body in stand_in.requests if method == "POST"]
+    return [schema.to_fields(schema.to_message(body, kind.type)) for method, _, body in stand_in.requests if method == "POST"]
 
 
 @pytest.mark.parametrize("kind", [jobs.CUSTOM, jobs.PIPELINE], ids=lambda kind: kind.type)
