@@ -29,6 +29,7 @@ class Records:
         self._lock = threading.RLock()
         self._base = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         self._base.execute("PRAGMA journal_mode=WAL")
+        self._base.execute("PRAGMA synchronous=NORMAL")  # safe from kill -9, and no wait for the disk at each record
         self._base.executescript(_TABLES)
 
     def close(self) -> None:
