@@ -35,14 +35,14 @@ def text_of(name: str) -> str:
     return (JOBS / f"{name}.yaml").read_text(encoding="utf-8")
 
 
-def load(name: str) -> tuple[spec.JobSpec, dict]:
+def load(name: str) -> tuple[spec.JobFile, dict]:
     """Return a file's job (a study's trial job) and its whole message."""
     path = JOBS / f"{name}.yaml"
     if name in TUNING_FILES:
         found = study.load(path, GIVEN)
-        return found.job, found.message
+        return found.job, found.job.fields()
     job = spec.load(path, (), GIVEN)
-    return job, job.message
+    return job, job.spec_fields()
 
 
 def trainer_of(name: str) -> str:

@@ -58,7 +58,7 @@ def test_a_full_spec():
 
 def test_json_with_tabs_and_the_whole_custom_job_mean_the_same():
     plain = spec.loads(GOOD, "job.yaml")
-    whole = {"displayName": "x", "labels": {"team": "a"}, "jobSpec": plain.message}
+    whole = {"displayName": "x", "labels": {"team": "a"}, "jobSpec": plain.spec_fields()}
     assert spec.loads(json.dumps(whole, indent="\t"), "job.json").pools == plain.pools
 
 

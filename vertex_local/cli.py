@@ -7,9 +7,19 @@ import difflib
 import os
 import signal
 import sys
+import tempfile
 import threading
+import traceback
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from .errors import UserError, quoted
+
+if TYPE_CHECKING:
+    from .local.plan import RunOptions
+
+DEBUG = "VERTEX_LOCAL_DEBUG"  # set, a fault's traceback is printed
+FAULT = 70  # the exit code for a fault of this program, as sysexits.h has it
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,7 +37,7 @@ def whole(least: int) -> Callable[[str], int]:
 
     def read(text: str) -> int:
         if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"takes a whole number from {least} on; got {text!r}.")
+            raise argparse.ArgumentTypeError(f"takes a whole number from {least} on; got {quoted(text)}.")
         return int(text)
 
     return read
@@ -41,6 +51,15 @@ def add_place_flags(parser: argparse._ActionsContainer, installs: bool = True) -
     parser.add_argument("--python", metavar="PATH", help="interpreter for python and python3 (default: this one)")
     if installs:
         parser.add_argument("--with_index", action="store_true", help="install what a job's packages require and is missing")
+        parser.add_argument("--cloud_credentials", action="store_true", help="let replicas use your credentials and reach the cloud")
+
+
+def run_options(args: argparse.Namespace, **more: Any) -> RunOptions:
+    """Return the options of a run that `add_place_flags` has added flags for, and `more`."""
+    from .local.plan import RunOptions
+
+    names = ("state_dir", "bucket_root", "project_dir", "python", "with_index", "cloud_credentials")
+    return RunOptions(**{name: getattr(args, name) for name in names}, **more)
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -53,7 +72,8 @@ def supervised(work: Callable[[threading.Event], int]) -> int:
     """Call `work` with an event that the first Ctrl-C, SIGTERM or SIGHUP sets; the second one interrupts it.
 
     Returns:
-        What `work` returned; 2 for a ValueError (it cannot be started), 1 for an OSError, 128 + signal if it was cancelled.
+        What `work` returned; 2 for a UserError (it cannot be started), 1 for an OSError, 128 + signal if it was cancelled,
+        FAULT for any other exception, whose traceback goes into a file.
     """
     cancel, caught = threading.Event(), []
 
@@ -67,7 +87,7 @@ def supervised(work: Callable[[threading.Event], int]) -> int:
     old = {number: signal.signal(number, end) for number in wanted}
     try:
         code = work(cancel)
-    except ValueError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
@@ -75,10 +95,23 @@ def supervised(work: Callable[[threading.Event], int]) -> int:
         return 1
     except KeyboardInterrupt:
         code = 1
+    except Exception as error:
+        _report_fault(error)
+        return FAULT
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)
     return 128 + caught[0] if caught and code else code
+
+
+def _report_fault(error: Exception) -> None:
+    """Say that something is wrong with this program, and where it says what."""
+    if os.environ.get(DEBUG):
+        traceback.print_exception(error)
+    with tempfile.NamedTemporaryFile("w", prefix="vertex_local-fault-", suffix=".txt", delete=False) as file:
+        traceback.print_exception(error, file=file)
+    what = " ".join(f"{type(error).__name__}: {error}".split())
+    print(f"error: a fault of vertex_local, not of your job: {what[:300]}; see {file.name}, or set {DEBUG}=1.", file=sys.stderr)
 
 
 def _hush() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from vertex_local.errors import UserError
 from vertex_local.job.spec import Pool
 from vertex_local.local.commands import trainer_in, trainers
 
@@ -12,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = ROOT / "jobs"
 
 
-class BuildError(ValueError):
+class BuildError(UserError):
     """What cannot be built or stored as asked, and the remedy."""
 
 

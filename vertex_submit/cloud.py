@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vertex_local.errors import UserError
 from vertex_local.job import buckets, settings
 
 DONE = ("SUCCEEDED", "FAILED", "CANCELLED", "EXPIRED", "PARTIALLY_SUCCEEDED")  # after JOB_STATE_ or PIPELINE_STATE_
@@ -116,7 +117,7 @@ def check(path: str, given: Mapping[str, str], extra: Sequence[str]) -> None:
     words += ["--", *extra] if extra else []
     print(command(["python", "-m", "vertex_local", *words]), flush=True)
     if subprocess.run([sys.executable, "-m", "vertex_local", *words], stdin=subprocess.DEVNULL).returncode:
-        raise ValueError("not submitted, for the reasons above; --no_check submits all the same.")
+        raise UserError("not submitted, for the reasons above; --no_check submits all the same.")
 
 
 def keep(text: str, name: str, state_dir: str | Path) -> Path:

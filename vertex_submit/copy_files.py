@@ -15,12 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vertex_local import cli
+from vertex_local.errors import UserError
 from vertex_local.job import buckets
 
 from . import transfer
 
 
-class CopyError(ValueError):
+class CopyError(UserError):
     """A source or target that cannot be copied from or to, and the remedy."""
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vertex_local import cli
+from vertex_local.errors import UserError
 from vertex_local.job import images, settings, spec
 
 from . import checkout, cloud, sdk
@@ -31,7 +32,7 @@ print(json.dumps(sample_instances(sys.argv[1] + ".trainer", 2)))
 """
 
 
-class DeployError(ValueError):
+class DeployError(UserError):
     """What cannot be deployed or asked as wished, and the remedy."""
 
 
@@ -111,7 +112,7 @@ def check(args: argparse.Namespace) -> None:
             raise DeployError(f"--{name}: is for an upload; leave it or --model out.")
 
 
-def upload_options(args: argparse.Namespace, job: spec.JobSpec, trainer: str, values: Mapping[str, str]) -> dict[str, Any]:
+def upload_options(args: argparse.Namespace, job: spec.JobFile, trainer: str, values: Mapping[str, str]) -> dict[str, Any]:
     """Return the arguments of the SDK's `Model.upload`."""
     uri = args.artifact_uri or (job.output and f"{job.output.rstrip('/')}/model")
     if not uri:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from vertex_local import cli
 from vertex_local.job import images, settings
-from vertex_local.job.spec import JobSpec
+from vertex_local.job.job_file import JobFile
 from vertex_local.local.commands import trainers
 
 from . import cloud
@@ -77,7 +77,7 @@ def _image(args: argparse.Namespace) -> int:
     return 0
 
 
-def autopackage(job: JobSpec, base: str | None, values: Mapping[str, str], root: Path = ROOT) -> list[str]:
+def autopackage(job: JobFile, base: str | None, values: Mapping[str, str], root: Path = ROOT) -> list[str]:
     """Return the flags by which gcloud builds the image of all pools itself (local-package-path) and pushes it.
 
     They replace the file's pools; what else the file says stays. gcloud has no flags for disks and variables.
@@ -93,7 +93,7 @@ def autopackage(job: JobSpec, base: str | None, values: Mapping[str, str], root:
     if images.find(base) is None:
         software.append(f"requirements={dockerfile_default('TENSORFLOW', root)}")
     software.append(f"output-image-uri={values['images']}/{trainer}-autopackaged:{values['tag']}")
-    for i, (pool, raw) in enumerate(zip(job.pools, job.message["workerPoolSpecs"])):
+    for i, (pool, raw) in enumerate(zip(job.pools, job.spec_fields()["workerPoolSpecs"])):
         unsaid = [key for key in raw if key not in ("machineSpec", "replicaCount", "containerSpec", "pythonPackageSpec")]
         unsaid += [key for key in raw.get("machineSpec", {}) if key not in ("machineType", "acceleratorType", "acceleratorCount")]
         if unsaid or pool.env:

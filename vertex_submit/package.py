@@ -3,71 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import gzip
 import hashlib
-import io
 import os
 import shutil
-import subprocess
 import sys
-import tarfile
-import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from vertex_local import cli
 from vertex_local.job import buckets, settings
+from vertex_local.local import packages
 from vertex_local.local.commands import trainers
 
 from . import cloud, transfer
 from .checkout import ROOT, SETTINGS, BuildError
-
-EPOCH = 315532800  # 1 January 1980, the oldest time that every archive format knows
-_NOT_SOURCES = shutil.ignore_patterns(".*", "build", "dist", "tests", "benchmarks", "*-run-*", "*-model*")  # at the top
-_NOT_FILES = shutil.ignore_patterns("__pycache__", "*.egg-info")  # anywhere
-
-
-def sdist(folder: Path, trainer: str | None = None, root: Path = ROOT) -> Path:
-    """Build the sdist of the checkout `root` into `folder` and return its path; the same sources make the same bytes.
-
-    Args:
-        trainer: narrows it to one trainer; None takes all.
-    """
-    with tempfile.TemporaryDirectory(prefix="sdist-") as scratch:
-        tree = Path(scratch) / "tree"  # in a copy: a build leaves folders behind, and two at once would mix
-        shutil.copytree(root, tree, ignore=_left_out(root))
-        words = [sys.executable, "setup.py", "--quiet", "sdist", "--formats=gztar", f"--dist-dir={scratch}"]
-        variables = {name: value for name, value in os.environ.items() if name != "VERTEX_TRAINER"}
-        if trainer:
-            variables["VERTEX_TRAINER"] = trainer
-        done = subprocess.run(words, cwd=tree, env=variables, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-        if done.returncode:
-            lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
-            raise BuildError(f"setup.py sdist ended with {done.returncode}: {lines[-1].strip()}")
-        (made,) = Path(scratch).glob("*.tar.gz")
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / made.name.replace("-", "_", made.name.count("-") - 1)  # as newer setuptools write it
-        part = path.with_name(f".{path.name}.{os.getpid()}")
-        part.write_bytes(_without_times(made))
-        os.replace(part, path)
-    return path
-
-
-def _left_out(root: Path) -> Callable[[str, list[str]], set[str]]:
-    return lambda folder, names: _NOT_FILES(folder, names) | (_NOT_SOURCES(folder, names) if Path(folder) == root else set())
-
-
-def _without_times(archive: Path) -> bytes:
-    """Return a .tar.gz with its members sorted, and all that depends on when and by whom it was made taken out."""
-    packed, when = io.BytesIO(), int(os.environ.get("SOURCE_DATE_EPOCH", EPOCH))
-    with tarfile.open(archive) as old, tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT) as new:
-        for member in sorted(old.getmembers(), key=lambda member: member.name):
-            member.mtime, member.uid, member.gid, member.uname, member.gname = when, 0, 0, "", ""
-            member.mode = 0o755 if member.isdir() or member.mode & 0o100 else 0o644
-            member.pax_headers = {}
-            new.addfile(member, old.extractfile(member) if member.isfile() else None)
-    return gzip.compress(packed.getvalue(), mtime=when)
 
 
 def store_locally(path: Path, uri: str, root: str | Path, overwrite: bool) -> str:
@@ -128,7 +78,7 @@ def _package(args: argparse.Namespace, cancel: threading.Event) -> int:
         for file, uri in wanted.items():
             print(f"{storing} {file} to {uri}")
         return 0
-    path = sdist(folder, args.trainer)
+    path = packages.build(ROOT, folder, args.trainer)
     print(f"built {path}, {path.stat().st_size:,} bytes, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}…")
     stored = {path: f"{to.rstrip('/')}/{path.name}", **wanted}
     if args.upload:

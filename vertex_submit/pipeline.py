@@ -98,7 +98,7 @@ def _submit(args: argparse.Namespace, extra: Sequence[str], cancel: threading.Ev
     given, free = settings.from_flags(args), args.dry_run or cloud.is_local(args.api_endpoint)
     job = spec.load(args.spec, extra, given)
     if args.base_output_dir:
-        job.message["baseOutputDirectory"] = {"outputUriPrefix": args.base_output_dir}
+        job = job.with_output(args.base_output_dir)
     values = cloud.place(Path(args.spec).parent, given, ("project", "region", "bucket", "serving"), free)
     if not free:
         cloud.refuse_placeholders(spec.read(args.spec, given), args.spec)
@@ -153,7 +153,7 @@ def _after(door: Door, args: argparse.Namespace, values: Mapping[str, str], canc
 # ------------------------------------------------------------------ what the SDK is told
 
 
-def construct(aiplatform: Any, args: argparse.Namespace, job: spec.JobSpec, values: Mapping[str, str]) -> tuple[Any, str]:
+def construct(aiplatform: Any, args: argparse.Namespace, job: spec.JobFile, values: Mapping[str, str]) -> tuple[Any, str]:
     """Return the SDK's job object for the file's first pool, and how it is made, in words of Python."""
     pool = job.pools[0]
     kind = args.kind or ("package" if pool.module else "container")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import base64
-import copy
 import tarfile
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from vertex_local.errors import UserError
 from vertex_local.job import schema, spec
+from vertex_local.job.job_file import JobFile
+from vertex_local.local import packages
 
-from . import checkout, package
+from . import checkout
 
 # What the file says, and what the SDK calls it.
 JOB_FIELDS = {
@@ -41,36 +43,34 @@ if __name__ == "__main__":
 """
 
 
-class PipelineError(ValueError):
+class PipelineError(UserError):
     """A job file or flags that no training pipeline can be made of, and the remedy."""
 
 
 def one_file(trainer: str) -> tuple[str, list[str]]:
     """Return a trainer with all it needs of this project as one Python file, and what that file requires of others."""
     with tempfile.TemporaryDirectory() as scratch:
-        path = package.sdist(Path(scratch), trainer)
+        path = packages.build(checkout.ROOT, Path(scratch), trainer)
         with tarfile.open(path) as packed:
             root = packed.getnames()[0].partition("/")[0]
-            listed = next(name for name in packed.getnames() if name.endswith(".egg-info/requires.txt"))
-            text = packed.extractfile(listed).read().decode()  # type: ignore[union-attr]
         archive = base64.encodebytes(path.read_bytes()).decode()
-    required = [line.strip() for line in text.partition("\n[")[0].splitlines() if line.strip()]
+        required, _ = packages.requirements(path)
     return ONE_FILE.format(trainer=trainer, root=root, archive=archive), required
 
 
-def own_arguments(job: spec.JobSpec, managed: bool) -> list[str]:
+def own_arguments(job: JobFile, managed: bool) -> list[str]:
     """Return the trainer's arguments, without those that name data where a managed dataset brings it."""
     arguments = job.pools[0].args
     return spec.without_data_flags(arguments) if managed else list(arguments)
 
 
-def run_options(job: spec.JobSpec) -> dict[str, Any]:
+def run_options(job: JobFile) -> dict[str, Any]:
     """Return the arguments of the SDK's `run` that say what the job file says.
 
     Raises:
         PipelineError: the file has something that the SDK's training classes cannot say.
     """
-    message = copy.deepcopy(job.message)
+    message = job.spec_fields()
     raw = message.pop("workerPoolSpecs")
     options: dict[str, Any] = {new: message.pop(old) for old, new in JOB_FIELDS.items() if old in message}
     if "baseOutputDirectory" in message:
@@ -87,7 +87,7 @@ def run_options(job: spec.JobSpec) -> dict[str, Any]:
     return options
 
 
-def _pools(job: spec.JobSpec, raw: list[dict[str, Any]]) -> dict[str, Any]:
+def _pools(job: JobFile, raw: list[dict[str, Any]]) -> dict[str, Any]:
     """Return what the SDK makes its pools of: one machine type for chief and workers, and a Reduction Server."""
     pools, options = job.pools, {}
     first, *others = raw
@@ -106,7 +106,7 @@ def _pools(job: spec.JobSpec, raw: list[dict[str, Any]]) -> dict[str, Any]:
             continue
         if index == 1:
             again = {key: value for key, value in others[0].items() if key != "replicaCount"}
-            chief = {key: value for key, value in job.message["workerPoolSpecs"][0].items() if key != "replicaCount"}
+            chief = {key: value for key, value in job.spec_fields()["workerPoolSpecs"][0].items() if key != "replicaCount"}
             if again != chief or pool.args != pools[0].args:
                 problem = "the SDK gives chief and workers the same machines, image and arguments"
                 raise PipelineError(f"{job.name}: {problem}; use scripts/submit_job.")
@@ -146,7 +146,7 @@ def data_options(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def model_options(args: argparse.Namespace, job: spec.JobSpec) -> dict[str, Any]:
+def model_options(args: argparse.Namespace, job: JobFile) -> dict[str, Any]:
     """Return the arguments of `run` about the model that is registered when the job has succeeded."""
     asked = [name for name in ("model_display_name", "parent_model", "version_aliases", "version_description") if getattr(args, name)]
     if args.no_model:

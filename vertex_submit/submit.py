@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from vertex_local import cli
-from vertex_local.job import images, schema, settings, spec
+from vertex_local.job import images, job_file, settings, spec
 
 from . import cloud, image_build
 
@@ -53,7 +53,7 @@ class Wish:
     kind: Kind
     name: str
     message: dict[str, Any]
-    job: spec.JobSpec
+    job: job_file.JobFile
     display_name: str
     labels: dict[str, str]
     kms_key: str | None = None
@@ -131,32 +131,25 @@ def _submit(kind: Kind, args: argparse.Namespace, extra: Sequence[str], cancel: 
 
 def load(kind: Kind, args: argparse.Namespace, given: Mapping[str, str], extra: Sequence[str]) -> Wish:
     """Read and check the job's file; `extra` is put after the arguments of every pool that runs the trainer."""
-    name, labels, kms = Path(args.spec).stem, dict(args.labels), None
+    labels, kms = dict(args.labels), None
     if kind is KINDS["tuning"]:
         from vertex_local.tuning import study
 
-        found = study.load(args.spec, given)
-        message, job, inner = found.message, found.job, found.message["trialJobSpec"]
-        shown = message.get("displayName")
-        counts = {field: getattr(args, flag) for field, (flag, _) in TUNING.items() if getattr(args, flag) is not None}
-        message |= counts
-        if "maxFailedTrialCount" in message and "maxFailedTrialCount" not in counts:  # the service takes no more than trials
-            message["maxFailedTrialCount"] = min(message["maxFailedTrialCount"], message.get("maxTrialCount", 1))
+        job = study.load(args.spec, given).job
+        counts = {flag: getattr(args, flag) for flag, _ in TUNING.values() if getattr(args, flag) is not None}
+        if "max_failed_trial_count" not in counts:  # the service takes no more than trials
+            trials = counts.get("max_trial_count", job.message.max_trial_count or 1)
+            counts["max_failed_trial_count"] = min(job.message.max_failed_trial_count, trials)
+        job = job.edited(lambda copy: [setattr(copy.message, name, value) for name, value in counts.items()])
     else:
-        text = spec.read(args.spec, given)
-        job, shown = spec.loads(text, args.spec), None
-        message = inner = job.message
-        if "jobSpec" in schema.top_keys(text, args.spec):  # the whole CustomJob: gcloud has flags for what is around the spec
-            whole = schema.parse(text, args.spec, "CustomJob").message
-            shown, kms = whole.get("displayName"), whole.get("encryptionSpec", {}).get("kmsKeyName")
-            labels = {**whole.get("labels", {}), **labels}
+        job = job_file.read(args.spec, given)
+        kms = job.message.encryption_spec.kms_key_name or None  # gcloud has flags for what is around the spec
+        labels = {**job.message.labels, **labels}
     if args.base_output_dir:
-        inner["baseOutputDirectory"] = {"outputUriPrefix": args.base_output_dir}
-    for pool, raw in zip(job.pools, inner["workerPoolSpecs"]):
-        if extra and pool.replicas and not pool.is_reduction_server:
-            task = raw.get("containerSpec") or raw["pythonPackageSpec"]
-            task["args"] = [*task.get("args", []), *extra]
-    return Wish(kind, name, message, job.with_args(extra), args.display_name or shown or name, labels, kms)
+        job = job.with_output(args.base_output_dir)
+    job = job.with_args(extra)
+    message = job.fields() if kind is KINDS["tuning"] else job.spec_fields()
+    return Wish(kind, Path(args.spec).stem, message, job, args.display_name or job.display_name, labels, kms)
 
 
 def _create(wish: Wish, args: argparse.Namespace, values: Mapping[str, str], text: str) -> dict[str, Any]:

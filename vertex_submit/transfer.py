@@ -19,6 +19,7 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
+from vertex_local.errors import UserError
 from vertex_local.job import buckets
 
 from .progress import Cancelled, Progress, Watched
@@ -35,7 +36,7 @@ class TransferError(OSError):
     """What could not be copied, why, and what to do, in one line."""
 
 
-class NotReplaced(ValueError):
+class NotReplaced(UserError):
     """Something else has the name already."""
 
 

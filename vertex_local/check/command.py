@@ -13,9 +13,7 @@ import argparse
 import dataclasses
 import itertools
 import json
-import os
 import shutil
-import sys
 import tempfile
 import threading
 from collections.abc import Sequence
@@ -25,7 +23,9 @@ from pathlib import Path
 from .. import cli
 from ..datasets import flags
 from ..datasets.dataset import Stopped
-from ..job import settings, spec
+from ..errors import UserError, quoted
+from ..job import job_file, settings
+from ..local.plan import RunOptions
 from . import estimate, sdist
 from . import rules as checks
 from .look import Look
@@ -57,7 +57,7 @@ def _day(text: str) -> date:
     try:
         return date.fromisoformat(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"takes a day such as 2026-07-12; got {text!r}.") from None
+        raise argparse.ArgumentTypeError(f"takes a day such as 2026-07-12; got {quoted(text)}.") from None
 
 
 def main(argv: Sequence[str]) -> int:
@@ -86,19 +86,14 @@ def _check(args: argparse.Namespace, extra: Sequence[str], cancel: threading.Eve
             if not args.json:
                 print(f"{finding.level:13s} {finding.check:11s} {finding.message}", flush=True)
         said = list(estimate.report(case, look.plan, look.time, *prices))
-    return _conclude(case.tree.name, found, said, args.json)
+    return _conclude(case.job.name, found, said, args.json)
 
 
 def _case(args: argparse.Namespace, extra: Sequence[str]) -> checks.Case:
-    project = Path(os.path.abspath(args.project_dir))
-    if not project.is_dir():
-        raise ValueError(f"--project_dir: there is no folder {project}.")
-    for flag in ("python", "serving_python"):
-        if getattr(args, flag) and shutil.which(getattr(args, flag)) is None:
-            raise ValueError(f"--{flag}: {getattr(args, flag)} is not a program that can be run.")
-    python = os.path.abspath(shutil.which(args.python or sys.executable))
-    root = Path(os.path.realpath(args.bucket_root or Path(args.state_dir) / "buckets"))
-    return checks.load(args.spec, settings.from_flags(args), extra, project, root, python, args.today, bool(args.bucket_root))
+    if args.serving_python and shutil.which(args.serving_python) is None:
+        raise UserError(f"--serving_python: {args.serving_python} is not a program that can be run.")
+    places = RunOptions(args.state_dir, args.bucket_root, args.project_dir, args.python).places()
+    return checks.load(args.spec, settings.from_flags(args), extra, places, args.today, bool(args.bucket_root))
 
 
 def _with_dataset(
@@ -108,8 +103,9 @@ def _with_dataset(
     if not flags.wanted(case.job, args):
         return case, []
     if case.study:
-        raise ValueError("--dataset: is for the files of custom jobs and training pipelines; this is a tuning job's.")
-    job = spec.loads(case.job.text, case.job.name, (), pipelines=True).without_data().with_args(extra)
+        raise UserError("--dataset: is for the files of custom jobs and training pipelines; this is a tuning job's.")
+    read = job_file.read(args.spec, settings.from_flags(args), (job_file.CUSTOM, job_file.PIPELINE))
+    job = read.without_data().with_args(extra)
     try:
         wanted = flags.plan(job, args, case.buckets, scratch / "data", stop=cancel.is_set)
         if wanted.project:
@@ -123,7 +119,7 @@ def _with_dataset(
         variables = {} if args.file_only else wanted.run()
     except Stopped:
         raise KeyboardInterrupt from None
-    except ValueError as error:
+    except UserError as error:
         level = SKIPPED if getattr(error, "status", "") in ("UNIMPLEMENTED", "UNAVAILABLE") else ERROR
         return case, [Finding(level, "data set", str(error))]
     found = [

@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from ..job import machines
+from ..errors import UserError
+from ..job import machines, times
 from .probe import Measured
 from .rules import Case
 
@@ -20,7 +21,7 @@ PRICES = Path(__file__).with_name("prices.yaml")
 _KEYS = {"machine", "accelerator", "region", "strategy", "price", "includes_accelerators", "source", "date"}
 
 
-class PriceError(ValueError):
+class PriceError(UserError):
     """A table of prices that cannot be used: file, entry and remedy."""
 
 
@@ -85,7 +86,8 @@ def hourly(
         missing.extend([] if found or name in missing else [name])
         return found[0] if found else None
 
-    for _, pool, machine in case.pools:
+    for pool in case.pools:
+        machine = pool.machine_fields
         price = find(machine.get("machineType", ""))
         each = price.amount if price else 0.0
         if machine.get("acceleratorCount") and not (price and price.includes_accelerators):
@@ -106,10 +108,10 @@ def duration(case: Case, plan: Mapping[str, Any], measured: Measured, cpus: int 
     if measured.read and plan["bytes"] > measured.read:
         fixed += measured.reading * (plan["bytes"] / measured.read - 1)
     busy = examples / measured.examples_per_second + plan["evaluations"] * measured.evaluation
-    machine = case.pools[0][2]
+    machine = case.pools[0].machine_fields
     kind, size = machines.kind(machine), machines.vcpus(machine)
     said = (
-        f"{_time(fixed + busy)} here: {fixed:.1f} s of start-up and export, {examples:,} examples at "
+        f"{times.describe(fixed + busy)} here: {fixed:.1f} s of start-up and export, {examples:,} examples at "
         f"{measured.examples_per_second:,.0f}/s, {plan['evaluations']} evaluations of {measured.evaluation:.2f} s; "
         f"measured over {measured.steps} steps on {measured.on} with {cpus} CPUs"
     )
@@ -139,11 +141,12 @@ def report(
     if isinstance(time, str):
         yield "time", f"unknown: {time}"
     else:
-        there = "unknown there" if time.there is None else f"about {_time(time.there)} on {machines.describe(case.pools[0][2])}"
+        machine = machines.describe(case.pools[0].machine_fields)
+        there = "unknown there" if time.there is None else f"about {times.describe(time.there)} on {machine}"
         yield "time", f"{there}, without what the service takes to provide machines; {time.how}"
     seconds = None if isinstance(time, str) else time.there
     region = case.settings.get("region")
-    strategy = case.job.message.get("scheduling", {}).get("strategy", "STANDARD")
+    strategy = case.job.strategy
     for name, kind in (("on demand", "STANDARD"), ("Spot", "SPOT")):
         chosen = " (this job)" if kind == strategy else ""
         yield "price", f"{name}{chosen}: {_cost(case, seconds, currency, prices, region, kind)}"
@@ -159,7 +162,7 @@ def _cost(case: Case, seconds: float | None, currency: str, prices: list[Price],
         return f"price unknown: none with a source for {', '.join(missing)} in {region} ({PRICES.name})."
     trials = case.study.max_trials if case.study else 1
     sources = "; ".join(dict.fromkeys(f"{price.source}, {price.day}" for price in used))
-    each = f"{_money(rate, currency)} an hour for {sum(pool.replicas for _, pool, _ in case.pools)} machine(s) in {region}"
+    each = f"{_money(rate, currency)} an hour for {sum(pool.replicas for pool in case.pools)} machine(s) in {region}"
     if seconds is None:
         return f"{each}; in all unknown, as the time is ({sources})."
     one = rate * seconds / 3600
@@ -170,14 +173,10 @@ def _cost(case: Case, seconds: float | None, currency: str, prices: list[Price],
 def _trials(case: Case, seconds: float | None) -> str:
     rounds = math.ceil(case.study.max_trials / case.study.parallel)
     text = f"{case.study.max_trials}, {case.study.parallel} at a time"
-    return text if seconds is None else f"{text}: about {_time(rounds * seconds)} in all, each as long as with the job's own arguments"
+    if seconds is None:
+        return text
+    return f"{text}: about {times.describe(rounds * seconds)} in all, each as long as with the job's own arguments"
 
 
 def _money(amount: float, currency: str) -> str:
     return f"{amount:,.2f} {currency}" if amount >= 1 else f"{amount:.4f} {currency}"
-
-
-def _time(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -73,12 +73,12 @@ class Look:
             yield Finding(SKIPPED, "package", f"{case.project}: has no setup.py, and what the container holds is not known.")
             return
         try:
-            package = sdist.build(case.project, case.python, self.scratch, self._narrowed())
+            package = packages.build(case.project, self.scratch, self._narrowed(), case.python)
             yield from self._requirements(package)
             if pool.module:
                 self.site = self.scratch / "site"
-                sdist.install(package, case.python, self.site)
-        except sdist.PackageProblem as error:
+                packages.install(package, self.site, case.python)
+        except packages.PackageError as error:
             yield Finding(ERROR, "package", case.at(("workerPoolSpecs", 0), str(error)))
             return
         for i, uri in enumerate(pool.package_uris):
@@ -108,7 +108,7 @@ class Look:
             problem = f"{package.name} was built; what {pool.image} has is not known (--freeze FILE tells: scripts/image_freeze)."
             yield Finding(SKIPPED, "package", case.at(("workerPoolSpecs", 0), problem))
             return
-        required, wanted = sdist.requirements(package)
+        required, wanted = packages.requirements(package)
         place = ("workerPoolSpecs", 0, "pythonPackageSpec", "executorImageUri") if pool.module else ("workerPoolSpecs", 0)
         bad = list(sdist.clashes(required, wanted, has, image.python if image else None))
         for requirement, problem in bad:
@@ -121,8 +121,9 @@ class Look:
     def check_programs(self) -> Iterator[Finding]:
         """Find each pool's program and let it parse its arguments."""
         case, seen = self.case, {}
-        for i, pool, _ in case.trainers:
-            key, task = (pool.image, pool.command, pool.module, pool.args, pool.env), ("workerPoolSpecs", i, _task(pool))
+        for pool in case.trainers:
+            i = pool.index
+            key, task = (pool.image, pool.command, pool.module, pool.args, pool.env), ("workerPoolSpecs", i, pool.task_field)
             if key in seen:
                 self.programs |= {i: seen[key]} if seen[key] else {}
                 continue
@@ -151,10 +152,10 @@ class Look:
         case, found = self.case, self.programs.get(0)
         if found is None:
             return
-        _, pool, machine = case.pools[0]
-        path, away = ("workerPoolSpecs", 0, _task(pool), "args"), checks.remote(case, pool)
+        pool = case.pools[0]
+        path, away = ("workerPoolSpecs", 0, pool.task_field, "args"), checks.remote(case, pool)
         try:
-            self.plan = probe.ask(found, "model" if away else "report", self.left(40), devices=machines.devices(machine))
+            self.plan = probe.ask(found, "model" if away else "report", self.left(40), devices=machines.devices(pool.machine_fields))
         except probe.ProbeError as error:
             missing = str(error).startswith("TensorFlow cannot be imported")
             level = SKIPPED if missing else WARNING if error.kind == "time" else ERROR
@@ -190,7 +191,7 @@ class Look:
         rows = f"{about}{plan['rows']:,} rows in {len(plan['files'])} file(s) to train on, {plan['evaluation_rows']:,} to evaluate on"
         yield Finding(OK, "data", case.at(path, rows + how))
         steps, total = plan["options"]["checkpoint_steps"], plan["total_steps"]
-        if case.job.message.get("scheduling", {}).get("strategy") == "SPOT" and min(steps, total // plan["evaluations"]) >= total:
+        if case.job.strategy == "SPOT" and min(steps, total // plan["evaluations"]) >= total:
             problem = f"no checkpoint before the end of {total} steps (--checkpoint_steps={steps}): a Spot machine's work would be lost."
             yield Finding(WARNING, "scheduling", case.at(path, problem))
 
@@ -210,19 +211,19 @@ class Look:
         bad: set[str] = set()
         for row in checks.samples(case.study):
             if self.left(20) < 3:
-                yield Finding(SKIPPED, "parameters", f"{case.tree.name}: not all values of the parameters: the time was up.")
+                yield Finding(SKIPPED, "parameters", f"{case.job.name}: not all values of the parameters: the time was up.")
                 return
             said, wrong = self._parse([(parameter.id, value) for parameter, value in row if parameter.id not in bad])
             bad |= wrong.keys()
             for name, problem in wrong.items():
-                yield Finding(ERROR, "parameters", str(case.tree.error(checks.parameter_path(case, name), problem)))
+                yield Finding(ERROR, "parameters", case.in_file(checks.parameter_path(case, name), problem))
             batch = None if "batch_size" in bad or "batch_size" not in case.study_ids else said.get("batch_size")
             if problem := self._batch_problem(batch):
                 bad.add("batch_size")
-                yield Finding(ERROR, "parameters", str(case.tree.error(checks.parameter_path(case, "batch_size"), problem)))
+                yield Finding(ERROR, "parameters", case.in_file(checks.parameter_path(case, "batch_size"), problem))
         if not bad:
             problem = f"{found.name} takes the ends of {', '.join(case.study_ids)}."
-            yield Finding(OK, "parameters", str(case.tree.error(("studySpec", "parameters"), problem)))
+            yield Finding(OK, "parameters", case.in_file(("studySpec", "parameters"), problem))
 
     def _parse(self, values: list[tuple[str, str]]) -> tuple[dict[str, Any], dict[str, str]]:
         """Return (the hyperparameters that the trainer made of a trial's flags, what it said to those that it refused)."""
@@ -258,7 +259,7 @@ class Look:
             measured = probe.measure(found, plan, self.scratch, STEPS, self.left(SECONDS), self.stop)
         except probe.ProbeError as error:
             self.time = str(error)
-            yield Finding(WARNING, "time", f"{case.tree.name}: not measured: {error}")
+            yield Finding(WARNING, "time", f"{case.job.name}: not measured: {error}")
             return
         if self.serving_python:
             yield self._served(measured.model)
@@ -283,10 +284,6 @@ class Look:
         self.served_by, *names = done.stdout.split()
         problem = f"TensorFlow {self.served_by} loads the exported model, with {', '.join(names)}."
         return Finding(OK, "serving", f"--serving_python: {problem}")
-
-
-def _task(pool: Any) -> str:
-    return "pythonPackageSpec" if pool.module else "containerSpec"
 
 
 def _places(args: Sequence[str], message: str) -> list[int]:

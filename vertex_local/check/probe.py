@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import ctypes
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -21,8 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..job import buckets
-from ..local import commands, environment, restarts
+from ..errors import UserError
+from ..local import commands, output, restarts
+from ..local.plan import Planner, RunOptions
 from .rules import Case
 
 _PLAN, _FINDINGS = '{"plan": ', '{"findings": '
@@ -40,7 +42,7 @@ def never() -> bool:
     return False
 
 
-class ProbeError(ValueError):
+class ProbeError(UserError):
     """The trainer said no, in one line of its own, or nothing in time. `kind` is import, absent, arguments, run or time.
 
     `findings` are what it found in its data until then.
@@ -93,20 +95,14 @@ def program(case: Case, number: int, site: Path | None, scratch: Path) -> Progra
     Raises:
         ProbeError: the module cannot be found or imported; CommandError: the image is not the project's own.
     """
-    pool = case.job.pools[number]
-    command = commands.for_pool(pool, case.python, case.project, case.buckets)
-    members = [environment.Member(i, n, f"localhost:{2222 + n}", 3333) for i, p, _ in case.pools for n in range(p.replicas)]
+    options = RunOptions(trial="1" if case.study else None, variables=case.variables)
+    planner = Planner(case.job, options, case.places, scratch, "0")
+    members = planner.members(itertools.count(2222).__next__)
     member = next(member for member in members if member.pool == number)
-    output = None if case.job.output is None else buckets.to_path(case.job.output, case.buckets)
-    service = environment.service_variables(case.job, members, member, "0", output, "1" if case.study else None) | case.variables
-    env = {**environment.inherited(os.environ), **command.env, **service, "VERTEX_LOCAL_BUCKET_ROOT": str(case.buckets)}
-    env = {name: value for name, value in env.items() if name not in _OF_THE_IMAGE}
-    env |= {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
-    if case.study:
-        env["CLOUD_ML_HP_METRIC_FILE"] = str(scratch / "output.metrics")
-    if site:
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(site), env.get("PYTHONPATH"))))
-    argv, cwd = command.argv, command.cwd or scratch
+    found = planner.replica(member, members, site)
+    env = {name: value for name, value in found.env.items() if name not in (*_OF_THE_IMAGE, "TRAINER_EVENTS")}
+    env |= {"PYTHONDONTWRITEBYTECODE": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    argv, cwd, pool = found.argv, found.cwd, case.job.pools[number]
     start = 3 if argv[1:2] == ("-m",) else 2
     if not re.match("python", os.path.basename(argv[0])) or len(argv) < start or argv[start - 1].startswith("-"):
         raise commands.CommandError(f"{' '.join(argv[:3])} is not a Python program: it was not asked about its flags and data.")
@@ -128,7 +124,7 @@ def _source(argv: Sequence[str], start: int, env: Mapping[str, str], cwd: Path, 
         if foreign:
             raise ProbeError(f"{what} in {cwd}: it is the image's own, and was not looked at.", "absent")
         where = "in the job's package" if packaged else f"in {cwd}, where the container starts"
-        raise ProbeError(f"{what} {where}; mend its name.", "import")
+        raise ProbeError(f"{what} {where}; correct its name.", "import")
     return found
 
 
@@ -174,7 +170,7 @@ def measure(found: Program, plan: Mapping[str, Any] | None, scratch: Path, steps
     """
     cluster = ("TF_CONFIG", "CLUSTER_SPEC", "AIP_MODEL_DIR", "AIP_CHECKPOINT_DIR", "AIP_TENSORBOARD_LOG_DIR")
     env = {name: value for name, value in found.env.items() if name not in cluster}
-    events, output = scratch / "events.jsonl", scratch / "measured"
+    events, target = scratch / "events.jsonl", scratch / "measured"
     argv, data, on = list(found.argv), [], "its own data"
     if plan is None:
         argv, on = _without_data(argv), "its sample data, since the job's is not on this machine"
@@ -190,7 +186,7 @@ def measure(found: Program, plan: Mapping[str, Any] | None, scratch: Path, steps
         on = f"the first {read:,} bytes of {plan['files'][0]}"
     count = min(steps, total)
     argv += [*data, f"--num_examples_to_train_on={count * batch}", "--num_evals=2", "--strategy=auto", "--in_memory=yes"]
-    argv += [f"--output_dir={output}", f"--jit_compile={'yes' if plan['jit_compile'] else 'no'}", "--profile=", "--plan=no"]
+    argv += [f"--output_dir={target}", f"--jit_compile={'yes' if plan['jit_compile'] else 'no'}", "--profile=", "--plan=no"]
     start, ended = time.time(), None
     try:
         done = _run(argv, {**env, "TRAINER_EVENTS": str(events)}, found.cwd, seconds, stop)
@@ -200,7 +196,7 @@ def measure(found: Program, plan: Mapping[str, Any] | None, scratch: Path, steps
     except ProbeError as error:
         if error.kind != "time":
             raise
-    folder = next((folder for folder in (output / "model", output / "1" / "model") if (folder / "saved_model.pb").is_file()), None)
+    folder = next((folder for folder in (target / "model", target / "1" / "model") if (folder / "saved_model.pb").is_file()), None)
     timed = _timed(_events(events), start, ended, batch, read, on, seconds, str(folder) if folder else None)
     return dataclasses.replace(timed, evaluation=timed.evaluation * evaluated)
 
@@ -300,15 +296,4 @@ def _why(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def _last_error(text: str) -> str:
-    """Return the line that says why: of JSON lines the message of the last error, else the last line."""
-    lines = [line for line in text.splitlines() if line.strip()]
-    for line in reversed(lines):
-        if line.startswith("{"):
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue
-            if entry.get("severity") in ("ERROR", "CRITICAL"):
-                return str(entry["message"])
-    plain = [line.strip() for line in lines if not line.startswith("{")]
-    return plain[-1].removeprefix("error: ") if plain else "it said nothing"
+    return output.last_error(text.splitlines()).removeprefix("error: ")

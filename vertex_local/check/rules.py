@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import json
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,9 +12,12 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from ..job import buckets, images, machines, schema, settings, spec
+from ..job import buckets, images, job_file, machines, settings
+from ..job.job_file import JobFile
+from ..job.pools import Pool
+from ..local.plan import Places
+from ..tuning import study as studies
 from ..tuning.study import Parameter, Study, walk
-from ..tuning.study import loads as load_study
 
 OK, WARNING, ERROR, SKIPPED = "ok", "warning", "error", "not looked at"
 _WEEK = 604800
@@ -30,30 +34,40 @@ class Finding:
 
 @dataclass(frozen=True)
 class Case:
-    """The job to check: its file with line numbers, and where `gs://` lies on this machine."""
+    """The job to check, and where `gs://` lies on this machine."""
 
-    tree: schema.Tree
-    top: tuple[Any, ...]
-    job: spec.JobSpec
+    job: JobFile
     study: Study | None
     settings: Mapping[str, str]
-    project: Path
-    buckets: Path
-    python: str
+    places: Places
     today: date
     has_all_buckets: bool = False  # --bucket_root was given: what is not there is missing, else it may be in the cloud
     variables: Mapping[str, str] = field(default_factory=dict)  # of a managed data set that was exported for the check
 
     @property
-    def pools(self) -> list[tuple[int, spec.Pool, dict[str, Any]]]:
-        """The pools in use: (number, pool, its machineSpec)."""
-        raw = self.job.message["workerPoolSpecs"]
-        return [(i, pool, raw[i].get("machineSpec", {})) for i, pool in enumerate(self.job.pools) if pool.replicas]
+    def buckets(self) -> Path:
+        """Where `gs://bucket/x` lies as `bucket/x`."""
+        return self.places.buckets
 
     @property
-    def trainers(self) -> list[tuple[int, spec.Pool, dict[str, Any]]]:
+    def project(self) -> Path:
+        """The checkout."""
+        return self.places.project
+
+    @property
+    def python(self) -> str:
+        """The interpreter for `python` and `python3`."""
+        return self.places.python
+
+    @property
+    def pools(self) -> list[Pool]:
+        """The pools in use."""
+        return [pool for pool in self.job.pools if pool.replicas]
+
+    @property
+    def trainers(self) -> list[Pool]:
         """The pools that run a trainer, which a Reduction Server does not."""
-        return [entry for entry in self.pools if not entry[1].is_reduction_server]
+        return [pool for pool in self.pools if pool.trains]
 
     @property
     def study_ids(self) -> list[str]:
@@ -63,11 +77,15 @@ class Case:
     @property
     def workers(self) -> int:
         """How many replicas train together."""
-        return sum(pool.replicas for i, pool, _ in self.pools if i < 2)
+        return sum(pool.replicas for pool in self.pools if pool.index < 2)
 
     def at(self, path: Sequence[Any], problem: str) -> str:
         """Return "file:line: field: problem" for a field of the CustomJobSpec."""
-        return str(self.tree.error((*self.top, *path), problem))
+        return str(self.job.spec_error(tuple(path), problem))
+
+    def in_file(self, path: Sequence[Any], problem: str) -> str:
+        """Return the same for a field that the file has beside the CustomJobSpec, such as a study's."""
+        return str(self.job.error(tuple(path), problem))
 
     def is_local(self, uri: str) -> bool:
         """Tell whether the bucket of a `gs://` address is a folder of this machine."""
@@ -79,33 +97,22 @@ class Case:
 
 
 def load(
-    path: str, given: Mapping[str, str], extra: Sequence[str], project: Path, bucket_root: Path, python: str, today: date,
-    has_all_buckets: bool = False,
+    path: str | Path, given: Mapping[str, str], extra: Sequence[str], places: Places, today: date, has_all_buckets: bool = False
 ) -> Case:  # fmt: skip
-    """Read a custom job's or a tuning job's file; `extra` goes after the arguments of every pool that runs a trainer.
+    """Read a job's file; `extra` goes after the arguments of every pool that runs a trainer.
 
     Raises:
-        ValueError: it cannot be read as either: file, line, field and remedy.
+        UserError: it cannot be read as a job: file, line, field and remedy.
     """
-    text = spec.read(path, given)
-    keys = schema.top_keys(text, path)
-    if "studySpec" in keys or "trialJobSpec" in keys:
-        study = load_study(text, path)
-        job, top, kind = study.job.with_args(extra), ("trialJobSpec",), "HyperparameterTuningJob"
-    else:
-        study, job = None, spec.loads(text, path, extra, pipelines=True)
-        top, kind = (("jobSpec",), "CustomJob") if "jobSpec" in keys else ((), "CustomJobSpec")
-    pipeline = "trainingTaskInputs" in keys
-    top = ("trainingTaskInputs",) if pipeline else top
-    tree = spec.pipeline(text, path) if pipeline else schema.parse(text, path, kind)
-    own = settings.load(Path(path).parent, given)
-    return Case(tree, top, job, study, own, project, bucket_root, python, today, has_all_buckets)
+    job = job_file.read(path, given, tuple(job_file.COLLECTIONS)).with_args(extra)
+    study = studies.of(job) if job.kind == job_file.TUNING else None
+    return Case(job, study, settings.load(Path(path).parent, given), places, today, has_all_buckets)
 
 
 def check_machines(case: Case) -> Iterator[Finding]:
     """Machine types, their accelerators, and images that go with them."""
-    for i, pool, machine in case.pools:
-        path = ("workerPoolSpecs", i, "machineSpec")
+    for pool in case.pools:
+        path, machine = ("workerPoolSpecs", pool.index, "machineSpec"), pool.machine_fields
         if found := machines.problem(machine):
             yield Finding(ERROR, "machine", case.at((*path, found[0]), found[1]))
             continue
@@ -121,11 +128,11 @@ def check_machines(case: Case) -> Iterator[Finding]:
         if image and kind != "tpu" and image.accelerator != kind:
             idle = "its GPUs would stay idle" if kind == "gpu" else "it is made for other machines"
             problem = f"{pool.image} is the {image.accelerator} image, but the machine has {kind.upper()}s: {idle}; take tf-{kind}."
-            yield Finding(WARNING, "machine", case.at(("workerPoolSpecs", i), problem))
+            yield Finding(WARNING, "machine", case.at(path[:2], problem))
         count = f", {size} vCPUs" if size else ""
         yield Finding(OK, "machine", case.at(path, f"{pool.replicas} x {machines.describe(machine)}{count}"))
-    reducers = [i for i, pool, _ in case.pools if pool.is_reduction_server]
-    if reducers and any(machines.kind(machine) != "gpu" for i, _, machine in case.trainers if i < 2):
+    reducers = [pool.index for pool in case.pools if pool.is_reduction_server]
+    if reducers and any(machines.kind(pool.machine_fields) != "gpu" for pool in case.trainers if pool.index < 2):
         problem = "a Reduction Server serves NCCL only: give chief and workers GPUs, or leave the pool out."
         yield Finding(ERROR, "machine", case.at(("workerPoolSpecs", reducers[0]), problem))
 
@@ -133,9 +140,8 @@ def check_machines(case: Case) -> Iterator[Finding]:
 def check_images(case: Case) -> Iterator[Finding]:
     """Prebuilt images past their end, and settings that still are placeholders."""
     seen = set()
-    for i, pool, _ in case.pools:
-        key = "pythonPackageSpec" if pool.module else "containerSpec"
-        path = ("workerPoolSpecs", i, key, "executorImageUri" if pool.module else "imageUri")
+    for pool in case.pools:
+        path = ("workerPoolSpecs", pool.index, pool.task_field, "executorImageUri" if pool.is_package else "imageUri")
         if pool.image in seen:
             continue
         seen.add(pool.image)
@@ -145,9 +151,9 @@ def check_images(case: Case) -> Iterator[Finding]:
             yield Finding(SKIPPED, "image", case.at(path, f"whether {pool.image} is in its registry: that needs the network."))
         else:
             yield Finding(OK, "image", case.at(path, f"{pool.image} is among the prebuilt images, none of its dates past."))
-    if left := [name for name in settings.PLACEHOLDERS if name in str(case.tree.message)]:
+    if left := [name for name in settings.PLACEHOLDERS if name in json.dumps(case.job.fields())]:
         problem = f"placeholders are left, {' and '.join(left)}: good for local runs only; write your own into settings.yaml."
-        yield Finding(WARNING, "settings", f"{case.tree.name}: {problem}")
+        yield Finding(WARNING, "settings", f"{case.job.name}: {problem}")
 
 
 def check_serving(case: Case, tensorflow: str | None, loaded_by: str | None = None) -> Iterator[Finding]:
@@ -158,7 +164,7 @@ def check_serving(case: Case, tensorflow: str | None, loaded_by: str | None = No
     uri = case.settings.get("serving")
     if not uri:
         return
-    where, image = f"setting serving ({Path(case.tree.name).parent / 'settings.yaml'})", images.find(uri)
+    where, image = f"setting serving ({Path(case.job.name).parent / 'settings.yaml'})", images.find(uri)
     if image is None:
         if re.search(r"vertex-ai(-restricted)?/prediction/", uri):
             known = sorted({row.tensorflow for row in images.IMAGES if row.role == "serving"}, key=_version)
@@ -185,14 +191,14 @@ def _version(text: str) -> tuple[int, ...]:
 
 def check_scheduling(case: Case) -> Iterator[Finding]:
     """Restarts, timeouts, Spot and FLEX_START."""
-    scheduling = case.job.message.get("scheduling", {})
-    strategy, path = scheduling.get("strategy", "STANDARD"), ("scheduling",)
+    strategy, path = case.job.strategy, ("scheduling",)
+    has_timeout = case.job.spec.scheduling.HasField("timeout")
     if case.workers > 1 and not case.job.restart_together:
         why = "disableRetries is true" if case.job.disable_retries else "it is false"
         problem = f"{why}, with {case.workers} workers: the peers of a lost one wait for it in vain; set it to true"
         problem += ", without disableRetries." if case.job.disable_retries else "."
         yield Finding(WARNING, "scheduling", case.at((*path, "restartJobOnWorkerRestart"), problem))
-    if "timeout" not in scheduling:
+    if not has_timeout:
         yield Finding(WARNING, "scheduling", case.at((*path, "timeout"), "is not given: a job that hangs is paid for seven days."))
     elif case.job.timeout > _WEEK:
         level = ERROR if strategy == "FLEX_START" else WARNING
@@ -204,15 +210,19 @@ def check_scheduling(case: Case) -> Iterator[Finding]:
         if strategy == "SPOT" and case.job.disable_retries:
             problem = "SPOT with disableRetries: the first machine taken away ends the job; leave disableRetries out."
             yield Finding(ERROR, "scheduling", case.at((*path, "disableRetries"), problem))
-    if strategy == "SPOT" and any(machines.kind(m) == "tpu" and machines.devices(m) > 8 for _, _, m in case.pools):
+    if strategy == "SPOT" and any(_is_tpu_pod(pool.machine_fields) for pool in case.pools):
         yield Finding(ERROR, "scheduling", case.at((*path, "strategy"), "TPU pods are not to be had as Spot VMs; use STANDARD."))
     if strategy == "FLEX_START":
-        found = {(m.get("machineType"), m.get("acceleratorType")) for _, _, m in case.pools}
+        found = {(m.get("machineType"), m.get("acceleratorType")) for m in (pool.machine_fields for pool in case.pools)}
         if len(found) > 1 or not str(next(iter(found))[1]).startswith(FLEXIBLE := machines.FLEXIBLE):
             problem = f"FLEX_START takes one machine type for all pools, with one of {', '.join(FLEXIBLE)}."
             yield Finding(ERROR, "scheduling", case.at((*path, "strategy"), problem))
-    if strategy == "STANDARD" and "timeout" in scheduling:
+    if strategy == "STANDARD" and has_timeout:
         yield Finding(OK, "scheduling", case.at((*path, "timeout"), f"{case.job.timeout:g}s, STANDARD"))
+
+
+def _is_tpu_pod(machine: Mapping[str, Any]) -> bool:
+    return machines.kind(machine) == "tpu" and machines.devices(machine) > 8
 
 
 def check_outputs(case: Case) -> Iterator[Finding]:
@@ -230,7 +240,8 @@ def check_outputs(case: Case) -> Iterator[Finding]:
         return
     folder = Path(buckets.to_path(output, case.buckets))
     if problem := _unwritable(folder):
-        yield Finding(ERROR, "outputs", case.at(path, f"{output} cannot be written: {problem}; mend it, or choose another folder."))
+        problem = f"{output} cannot be written: {problem}; make it writable, or choose another folder."
+        yield Finding(ERROR, "outputs", case.at(path, problem))
         return
     if (folder / "checkpoints").is_dir() and not case.study:
         yield Finding(WARNING, "outputs", case.at(path, f"{output} holds an earlier run, from whose checkpoints this job would go on."))
@@ -257,22 +268,22 @@ def check_study(case: Case, plan: Mapping[str, Any] | None) -> Iterator[Finding]
         return
     if study.max_failed == 0:
         problem = "is 0: the first trial that fails ends the whole job; allow some, such as 3."
-        yield Finding(WARNING, "study", str(case.tree.error(("maxFailedTrialCount",), problem)))
+        yield Finding(WARNING, "study", case.in_file(("maxFailedTrialCount",), problem))
     if plan is None or "metrics" not in plan:
         problem = f"whether the trainer reports {study.metrics[0].id}: it did not say what it reports."
-        yield Finding(SKIPPED, "metric", f"{case.tree.name}: {problem}")
+        yield Finding(SKIPPED, "metric", f"{case.job.name}: {problem}")
         return
     for i, metric in enumerate(study.metrics):
         path, reported = ("studySpec", "metrics", i, "metricId"), ", ".join(plan["metrics"])
         if metric.id not in plan["metrics"]:
             problem = f"{metric.id!r} is never reported: the trainer reports {reported}; without it every trial is infeasible."
-            yield Finding(ERROR, "metric", str(case.tree.error(path, problem)))
+            yield Finding(ERROR, "metric", case.in_file(path, problem))
         elif metric.maximize != plan["maximize"]:
             goal = "MAXIMIZE" if plan["maximize"] else "MINIMIZE"
             problem = f"the trainer takes {metric.id} to be better the {'larger' if plan['maximize'] else 'smaller'} it is; write {goal}."
-            yield Finding(ERROR, "metric", str(case.tree.error((*path[:-1], "goal"), problem)))
+            yield Finding(ERROR, "metric", case.in_file((*path[:-1], "goal"), problem))
         else:
-            yield Finding(OK, "metric", str(case.tree.error(path, f"{metric.id} is what the trainer reports")))
+            yield Finding(OK, "metric", case.in_file(path, f"{metric.id} is what the trainer reports"))
 
 
 def samples(study: Study) -> list[list[tuple[Parameter, str]]]:
@@ -298,10 +309,10 @@ def parameter_path(case: Case, name: str) -> tuple[Any, ...]:
             return (*path, "parameterId")
         return next(filter(None, (search(value, (*path, key)) for key, value in items)), None)
 
-    return search(case.tree.message.get("studySpec", {}), ("studySpec",)) or ("studySpec",)
+    return search(case.job.fields().get("studySpec", {}), ("studySpec",)) or ("studySpec",)
 
 
-def remote(case: Case, pool: spec.Pool) -> list[str]:
+def remote(case: Case, pool: Pool) -> list[str]:
     """Return the `gs://` addresses in a pool's arguments and variables that are not on this machine."""
     text = "\n".join((*pool.args, *(value for _, value in pool.env)))
     return [uri for uri in re.findall(r"(?:gs://|(?<![\w.])/gcs/)[^\s,;\"']+", text) if not case.is_here(uri)]

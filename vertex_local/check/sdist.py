@@ -1,4 +1,4 @@
-"""A job's Python package against the prebuilt image it will be installed into: built, unpacked, requirements compared.
+"""What a job's Python package requires, against what the prebuilt image has that it will be installed into.
 
 Only names and versions are compared: without an index nothing is resolved, and what a requirement requires in its turn is
 not seen.
@@ -6,13 +6,11 @@ not seen.
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 from collections.abc import Iterator, Mapping
-from email import message_from_string
 from pathlib import Path
 
+from ..errors import UserError, quoted
 from ..job.images import Image
 
 # What the documents on supported frameworks list as installed in the images of TensorFlow 2.17; None: without a version.
@@ -23,15 +21,15 @@ LISTED = {
 }  # fmt: skip
 
 
-class PackageProblem(ValueError):
-    """A package that cannot be built, or a freeze file that cannot be read."""
+class FreezeError(UserError):
+    """A freeze file that cannot be read."""
 
 
 def constraints(image: Image | None, freeze: Path | None) -> dict[str, str | None]:
     """Return name -> version (or its beginning) of what the image has, the freeze file's word going first.
 
     Raises:
-        PackageProblem: the freeze file's line that is none of pip's.
+        FreezeError: the freeze file's line that is none of pip's.
     """
     found: dict[str, str | None] = {}
     if image is not None and image.role == "training":
@@ -49,59 +47,18 @@ def read_freeze(path: Path) -> dict[str, str | None]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise PackageProblem(f"--freeze {path}: cannot be read: {error}") from None
+        raise FreezeError(f"--freeze {path}: cannot be read: {error}") from None
     for number, line in enumerate(lines, 1):
         text = line.partition(" #")[0].strip()
         if not text or text.startswith(("#", "-")):
             continue
         match = re.fullmatch(r"([A-Za-z0-9][\w.-]*)\s*(?:===?\s*([\w.+!-]+)|@ .+)", text)
         if match is None:
-            raise PackageProblem(f"--freeze {path}:{number}: takes lines of `pip freeze` such as numpy==1.26.4; got {text!r}.")
+            raise FreezeError(f"--freeze {path}:{number}: takes lines of `pip freeze` such as numpy==1.26.4; got {quoted(text)}.")
         found[canonicalize_name(match[1])] = match[2]
     if not found:
-        raise PackageProblem(f"--freeze {path}: holds no package; write it with scripts/image_freeze.")
+        raise FreezeError(f"--freeze {path}: holds no package; write it with scripts/image_freeze.")
     return found
-
-
-def build(project: Path, python: str, folder: Path, trainer: str | None) -> Path:
-    """Build the project's sdist into `folder` as `setup.py sdist` does, and return its path; the checkout stays as it is.
-
-    Raises:
-        PackageProblem: setup.py is missing or failed.
-    """
-    if not (project / "setup.py").is_file():
-        raise PackageProblem(f"there is no {project / 'setup.py'} to build the package with; give --project_dir.")
-    (folder / "egg").mkdir()
-    env = {**os.environ, **({"VERTEX_TRAINER": trainer} if trainer else {}), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [python, "setup.py", "--quiet", "egg_info", "--egg-base", str(folder / "egg"), "sdist", "--formats=gztar"]
-    command += ["--dist-dir", str(folder)]
-    done = subprocess.run(command, cwd=project, env=env, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    built = sorted(folder.glob("*.tar.gz"))
-    if done.returncode or not built:
-        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]
-        raise PackageProblem(f"setup.py sdist failed in {project}: {lines[-1].strip()}")
-    return built[0]
-
-
-def install(package: Path, python: str, site: Path) -> None:
-    """Install a built package, without what it requires, into a folder."""
-    command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-cache-dir", "--no-deps", "--no-index"]
-    command += ["--no-build-isolation", "--target", str(site), str(package)]
-    env = {**os.environ, "TMPDIR": str(package.parent)}
-    done = subprocess.run(command, env=env, cwd=package.parent, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if "error" in line.lower()] or done.stderr.splitlines() or ["no message"]
-        raise PackageProblem(f"pip cannot install {package.name}: {lines[-1].strip()}")
-
-
-def requirements(package: Path) -> tuple[list[str], str | None]:
-    """Return (what a package that `build` made requires without its extras, the Python it requires)."""
-    described = next((package.parent / "egg").glob("*.egg-info"))
-    metadata = message_from_string((described / "PKG-INFO").read_text(encoding="utf-8"))
-    listed = described / "requires.txt"  # a section for each extra follows the plain ones
-    lines = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []
-    plain = lines[: next((i for i, line in enumerate(lines) if line.startswith("[")), len(lines))]
-    return [line for line in plain if line.strip()], metadata.get("Requires-Python")
 
 
 def clashes(required: list[str], wanted_python: str | None, has: Mapping[str, str | None], python: str | None) -> Iterator[tuple[str, str]]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
 from ..job import buckets, schema, spec
 
 TABULAR, TEXT = "tabular", "text"
@@ -30,7 +31,7 @@ _FORMAT = re.compile(
 )
 
 
-class DatasetError(ValueError):
+class DatasetError(UserError):
     """A data set or a split that cannot be used; `status` is the API's name for it, `field` where the request has it."""
 
     def __init__(self, message: str, field: str = "", status: str = "INVALID_ARGUMENT"):

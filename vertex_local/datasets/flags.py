@@ -7,8 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
 from ..job import settings
-from ..job.spec import JobSpec
+from ..job.job_file import JobFile
 from . import dataset, export, splits
 
 _SPLITS = "fractions=0.8,0.1,0.1 | column=NAME | time=NAME[,0.8,0.1,0.1] | strata=NAME[,0.8,0.1,0.1] | filter=TRAIN;VALID;TEST"
@@ -48,18 +49,18 @@ def _fractions(parts: list[str], text: str) -> dict[str, float]:
     return {f"{name}Fraction": value for name, value in zip(dataset.SETS, values, strict=True)}
 
 
-def wanted(job: JobSpec, args: argparse.Namespace) -> bool:
+def wanted(job: JobFile, args: argparse.Namespace) -> bool:
     """Return whether there is a data set to export; flags that are about one are an error where there is none."""
     if args.dataset is None and job.data is None:
         for flag in ("data_split", "bigquery_destination"):
             if getattr(args, flag) is not None:
-                raise ValueError(f"--{flag}: is about a managed data set; give its file as --dataset.")
+                raise UserError(f"--{flag}: is about a managed data set; give its file as --dataset.")
         return False
     return True
 
 
 def plan(
-    job: JobSpec, args: argparse.Namespace, root: Path, destination: Path | None = None, **options: Any
+    job: JobFile, args: argparse.Namespace, root: Path, destination: Path | None = None, **options: Any
 ) -> export.Export:  # fmt: skip
     """Return the checked export of the data set that the flags, or the job's file, name.
 
@@ -83,7 +84,7 @@ def plan(
         config["bigqueryDestination"] = {"outputUri": args.bigquery_destination}
     if destination is None and "gcsDestination" not in config:
         if job.output is None and "bigqueryDestination" not in config:
-            raise ValueError(f"{job.name}: a data set is exported below baseOutputDirectory; give the job one.")
+            raise UserError(f"{job.name}: a data set is exported below baseOutputDirectory; give the job one.")
         config["gcsDestination"] = {"outputUriPrefix": job.output}
     if "bigqueryDestination" in config:
         config.pop("gcsDestination", None)

@@ -6,13 +6,15 @@ import os
 import re
 from pathlib import Path
 
+from ..errors import UserError, quoted
+
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*[a-z0-9]")
 _ADDRESS = re.compile(r"\d+\.\d+\.\d+\.\d+")
 # A reference starts the text or follows a delimiter, so that "--data=gs://a/x,/gcs/b/y" holds two.
 _REFERENCE = re.compile(r"""(?:gs://|(?<![^\s=,;:"'])/gcs/)([^/\s,;"']*)([^\s,;"']*)""")
 
 
-class BucketError(ValueError):
+class BucketError(UserError):
     """A `gs://` reference that the service would refuse, or that leaves the bucket's folder."""
 
 
@@ -28,7 +30,7 @@ def check_name(bucket: str) -> str:
     elif bucket.startswith("goog") or re.search("g[o0][o0]gle", bucket):
         problem = "it must not start with 'goog' or contain 'google'"
     if problem:
-        raise BucketError(f"bucket name {bucket!r}: {problem}; rename it.")
+        raise BucketError(f"bucket name {quoted(bucket)}: {problem}; rename it.")
     return bucket
 
 
@@ -38,7 +40,7 @@ def to_path(uri: str, root: str | Path) -> str:
     base = os.path.join(os.path.realpath(root), check_name(bucket))
     target = os.path.realpath(os.path.join(base, name.lstrip("/")))
     if target != base and not target.startswith(base + os.sep):
-        raise BucketError(f"{uri!r} leaves the folder of its bucket, {base}; write it without '..' or links to elsewhere.")
+        raise BucketError(f"{quoted(uri)} leaves the folder of its bucket, {base}; write it without '..' or links to elsewhere.")
     return f"{base}/{name.lstrip('/')}" if name else base
 
 
@@ -50,5 +52,5 @@ def localize(text: str, root: str | Path) -> str:
 def plain(name: str) -> str:
     """Return an object's name as a path below a folder; one that would leave it is refused."""
     if any(part in ("", ".", "..") for part in name.split("/")) or "\0" in name:
-        raise BucketError(f"object {name!r} is no plain path: copy it by itself, under another name, with `gcloud storage cp`.")
+        raise BucketError(f"object {quoted(name)} is no plain path: copy it by itself, under another name, with `gcloud storage cp`.")
     return name

@@ -1,4 +1,4 @@
-"""Check YAML or JSON text against one of the SDK's proto types, field by field, so that every mistake has a line."""
+"""YAML or JSON text as one of the API's messages, read field by field, so that every mistake has a line."""
 
 from __future__ import annotations
 
@@ -13,32 +13,90 @@ from typing import Any
 
 import yaml
 
+from ..errors import UserError, quoted
+
 _DURATION = re.compile(r"\d{1,12}(\.\d{1,9})?s")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)")
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")  # a number in JSON, but text in YAML 1.1
 _BITS = {"INT32": 31, "INT64": 63, "UINT32": 32, "UINT64": 64}
+_MOST_DIGITS = 20  # of a 64-bit number
 _BROKEN = (yaml.YAMLError, RecursionError)  # the latter on text nested thousands deep
+# What PyYAML's constructors raise for `!!timestamp x`, `!!bool maybe`, 2020-13-45 or too many digits.
+_NO_VALUE = (ValueError, KeyError, AttributeError, TypeError, OverflowError)
 
 
-class SpecError(ValueError):
-    """A job file that cannot run as it stands: file, line, field, the value and the remedy."""
+class SpecError(UserError):
+    """A job that cannot run as it stands: file, line, field, the value and the remedy.
+
+    `field` is the field's dotted path and `problem` what is wrong with it, for those who have no file to point to.
+    """
+
+    def __init__(self, message: str, field: str = "", problem: str = ""):
+        super().__init__(message)
+        self.field, self.problem = field, problem or message
 
 
-@dataclass
-class Tree:
-    """A checked message in its JSON form, and the line on which each of its fields stands."""
+@dataclass(frozen=True)
+class Source:
+    """Where a message came from: a file's name and the line of each of its fields; a request has no lines."""
 
     name: str
-    message: dict[str, Any]
-    lines: dict[tuple, int]
+    lines: Mapping[tuple, int] | None
 
     def error(self, path: tuple, problem: str) -> SpecError:
         """Return the error for the field at `path`; its line is that of the nearest thing around it that has one."""
-        known = path
-        while known and known not in self.lines:
-            known = known[:-1]
         dotted = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path).lstrip(".")
-        return SpecError(f"{self.name}:{self.lines.get(known, 1)}: {dotted or 'the file'}: {problem}")
+        where = self.name
+        if self.lines is not None:
+            known = path
+            while known and known not in self.lines:
+                known = known[:-1]
+            where += f":{self.lines.get(known, 1)}"
+        return SpecError(f"{where}: {dotted or 'the file'}: {problem}", dotted, problem)
+
+
+@dataclass(frozen=True)
+class Tree(Source):
+    """A file that was read: the fields of its message in JSON form, as `kind`, one of the API's types, takes them."""
+
+    kind: str
+    message: dict[str, Any]
+
+    def to_message(self) -> Any:
+        """Return the protobuf message, without the fields that were read as messages of their own."""
+        return to_message(self.message, self.kind)
+
+
+def to_message(fields: Mapping[str, Any], kind: str) -> Any:
+    """Return fields in JSON form as a message of the API's type `kind`.
+
+    Raises:
+        google.protobuf.json_format.ParseError: it is none.
+    """
+    from google.protobuf import json_format
+
+    return json_format.ParseDict(fields, getattr(api_types(), kind).pb()())
+
+
+def to_fields(message: Any) -> dict[str, Any]:
+    """Return a protobuf message in JSON form, whole numbers of 64 bits as numbers, where REST answers have text."""
+    from google.protobuf import json_format
+
+    return _with_numbers(json_format.MessageToDict(message), message.DESCRIPTOR)
+
+
+def _with_numbers(fields: dict[str, Any], descriptor: Any) -> dict[str, Any]:
+    for field in descriptor.fields:
+        value = fields.get(field.json_name)
+        if value is None:
+            continue
+        kind = field.message_type
+        if kind is None and field.cpp_type in (field.CPPTYPE_INT64, field.CPPTYPE_UINT64):
+            fields[field.json_name] = [int(item) for item in value] if isinstance(value, list) else int(value)
+        elif kind is not None and not kind.full_name.startswith("google.protobuf.") and not kind.GetOptions().map_entry:
+            for item in value if isinstance(value, list) else [value]:
+                _with_numbers(item, kind)
+    return fields
 
 
 def top_keys(text: str, name: str) -> list[str]:
@@ -74,21 +132,21 @@ def parse(text: str, name: str, kind: str, others: Mapping[str, str] | None = No
     except ImportError as error:
         raise SpecError(f"{name}: checking it needs the package google-cloud-aiplatform: install it ({error}).") from None
     loader = _loader(text, name)
-    tree = Tree(name, {}, {})
+    tree = Tree(name, {}, kind, {})
     try:
         root = loader.get_single_node()
         apart = _others(tree, loader, root, others or {})
-        tree.message = _message(tree, loader, root, message_type.pb().DESCRIPTOR, (), ())
+        tree.message.update(_message(tree, loader, root, message_type.pb().DESCRIPTOR, (), ()))
     except _BROKEN as error:
         mark = getattr(error, "problem_mark", None) or loader.get_mark()
         raise SpecError(f"{name}:{mark.line + 1}: {getattr(error, 'problem', None) or error}") from None
     finally:
         loader.dispose()
     try:
-        json_format.ParseDict(tree.message, message_type.pb()(), ignore_unknown_fields=False)
+        tree.to_message()
     except json_format.ParseError as error:  # whatever the walk does not know about
         raise SpecError(f"{name}: {error}") from None
-    tree.message |= apart
+    tree.message.update(apart)
     return tree
 
 
@@ -186,17 +244,18 @@ def _value(tree: Tree, loader: Any, node: Any, field: Any, path: tuple, parents:
     if kind is None:
         return _scalar(tree, value, field, path)
     if kind.name == "Duration" and not (isinstance(value, str) and _DURATION.fullmatch(value)):
-        raise tree.error(path, f"takes seconds as text such as 3600s; got {value!r}.")
+        raise tree.error(path, f"takes seconds as text such as 3600s; got {quoted(value)}.")
     if kind.name == "Timestamp" and not (isinstance(value, str) and _TIME.fullmatch(value)):
-        raise tree.error(path, f'takes a quoted time such as "2026-01-31T18:00:00Z"; got {value!r}.')
+        raise tree.error(path, f'takes a quoted time such as "2026-01-31T18:00:00Z"; got {quoted(value)}.')
     return value
 
 
 def _plain(tree: Tree, loader: Any, node: Any, path: tuple) -> Any:
     try:
         return loader.construct_object(node, deep=True)
-    except ValueError as error:  # YAML takes 2020-13-45 for a date
-        raise tree.error(path, f"got {node.value!r}: {error}; put text in quotes.") from None
+    except _NO_VALUE as error:
+        reason = f": {error}" if isinstance(error, ValueError) else f", which is no {node.tag.rpartition(':')[2]}"
+        raise tree.error(path, f"got {quoted(node.value)}{reason}; put text in quotes.") from None
 
 
 def _scalar(tree: Tree, value: Any, field: Any, path: tuple) -> Any:
@@ -205,21 +264,22 @@ def _scalar(tree: Tree, value: Any, field: Any, path: tuple) -> Any:
         if value not in names:
             near = difflib.get_close_matches(str(value).upper().replace("-", "_"), names, 1, 0.5)
             hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(names)}."
-            raise tree.error(path, f"{value!r} is not one of its values; {hint}")
+            raise tree.error(path, f"{quoted(value)} is not one of its values; {hint}")
     elif field.type == field.TYPE_STRING and not isinstance(value, str):
-        raise tree.error(path, f"takes text; got {value!r} ({type(value).__name__}): put it in quotes.")
+        raise tree.error(path, f"takes text; got {quoted(value)} ({type(value).__name__}): put it in quotes.")
     elif field.type == field.TYPE_BOOL and not isinstance(value, bool):
-        raise tree.error(path, f"takes true or false; got {value!r}.")
+        raise tree.error(path, f"takes true or false; got {quoted(value)}.")
     elif field.type in (field.TYPE_DOUBLE, field.TYPE_FLOAT):
         if isinstance(value, str) and _EXPONENT.fullmatch(value):
             return float(value)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise tree.error(path, f"takes a number; got {value!r}.")
+            raise tree.error(path, f"takes a number; got {quoted(value)}.")
     for name, bits in _BITS.items():
         if field.type == getattr(field, f"TYPE_{name}"):
             # REST answers show 64-bit numbers as text, and ParseDict takes both.
-            whole = isinstance(value, int) and not isinstance(value, bool) or isinstance(value, str) and value.isdecimal()
-            if not whole or not -(2**bits) <= int(value) < 2**bits:
-                raise tree.error(path, f"takes a whole number; got {value!r}.")
+            digits = isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) <= _MOST_DIGITS
+            number = isinstance(value, int) and not isinstance(value, bool)
+            if not (number or digits) or not -(2**bits) <= int(value) < 2**bits:
+                raise tree.error(path, f"takes a whole number; got {quoted(value)}.")
             return int(value)
     return value

@@ -1,19 +1,22 @@
 """`settings.yaml`: project, region, bucket and images, written once for all job files of a folder.
 
 A job file says `${BUCKET}`; the value is that of a flag, or of the `settings.yaml` beside the file. `${IMAGES}` is made of
-them: the place of the project's own images. A file without `${…}` needs no settings.
+them: the place of the project's own images. A file without `${…}` needs no settings. `$${BUCKET}` stands for `${BUCKET}`
+itself, for a shell to read; names that are none of a setting, such as `${HOME}`, stay as they are.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from ..errors import UserError, quoted
 
 NAMES = {
     "project": "the Google Cloud project's id",
@@ -25,10 +28,12 @@ NAMES = {
     "serving": "the image that serves the model",
 }
 PLACEHOLDERS = ("your-project", "your-bucket")  # as the file comes with the project: good for local runs only
-_PLACE = re.compile(r"\$\{(\w*)\}")
+_KNOWN = (*(name.upper() for name in NAMES), "IMAGES")
+_PLACE = re.compile(r"(\$?)\$\{(\w*)\}")
+_NEAR = 0.75  # how alike a name must be to one of ours to be taken for a misspelling of it
 
 
-class SettingsError(ValueError):
+class SettingsError(UserError):
     """Settings that are missing or misspelt: the file, the name and the remedy."""
 
 
@@ -60,9 +65,9 @@ def load(folder: str | Path, given: Mapping[str, str] | None = None) -> dict[str
             raise SettingsError(f"{path}: takes one `name: value` a line; names are {', '.join(NAMES)}.")
     for name, value in values.items():
         if name not in NAMES:
-            raise SettingsError(f"{path}: {name!r} is not a setting; names are {', '.join(NAMES)}.")
+            raise SettingsError(f"{path}: {quoted(name)} is not a setting; names are {', '.join(NAMES)}.")
         if not isinstance(value, str) or not value:
-            raise SettingsError(f"{path}: {name}: takes text; got {value!r}: put it in quotes.")
+            raise SettingsError(f"{path}: {name}: takes text; got {quoted(value)}: put it in quotes.")
     values |= given or {}
     if {"region", "project", "repository"} <= values.keys():
         values["images"] = f"{values['region']}-docker.pkg.dev/{values['project']}/{values['repository']}"
@@ -70,39 +75,70 @@ def load(folder: str | Path, given: Mapping[str, str] | None = None) -> dict[str
 
 
 def render(text: str, name: str, given: Mapping[str, str] | None = None) -> str:
-    """Return the job file's `text` with each `${NAME}` replaced; lines stay lines.
+    """Return the job file's `text` with each `${NAME}` of a setting replaced; lines stay lines.
 
     Args:
         name: the file's path: its folder holds settings.yaml, and errors begin with it.
         given: settings that win over the file's.
+
+    Raises:
+        SettingsError: a setting has no value, or a name looks like a misspelt one.
     """
     if not _PLACE.search(text):
         return text
-    values = load(Path(name).parent, given)
-    lines = text.split("\n")
+    values, lines = _by_name(load(Path(name).parent, given)), text.split("\n")
     for number, line in enumerate(lines, 1):
-        if line.lstrip().startswith("#"):
-            continue
-        for match in _PLACE.finditer(line):
-            if match[1].lower() not in values:
-                known = ", ".join(f"${{{key.upper()}}}" for key in values) or "none"
-                problem = f"{name}:{number}: {match[0]} is not set; set are {known}"
-                raise SettingsError(f"{problem}: put it into {Path(name).parent / 'settings.yaml'}, or give --{match[1].lower()}.")
-        lines[number - 1] = _PLACE.sub(lambda match: values[match[1].lower()], line)
+        if not line.lstrip().startswith("#"):
+            lines[number - 1] = _PLACE.sub(lambda match, number=number: _value(match, values, f"{name}:{number}"), line)
     return "\n".join(lines)
 
 
+def _by_name(values: Mapping[str, str]) -> dict[str, str]:
+    return {key.upper(): value for key, value in values.items()}
+
+
+def _value(match: re.Match[str], values: Mapping[str, str], where: str) -> str:
+    """Return what stands for one `${NAME}` of a file."""
+    escaped, name = match[1], match[2].upper()
+    if escaped:
+        return match[0][1:]
+    if name in values:
+        return values[name]
+    if not _is_like_ours(name):
+        return match[0]
+    known = ", ".join(f"${{{key}}}" for key in values) or "none"
+    folder, setting = Path(where.rpartition(":")[0]).parent, name.lower()
+    remedy = f"put it into {folder / 'settings.yaml'}, or give --{setting}" if setting in NAMES else "see settings.yaml"
+    raise SettingsError(
+        f"{where}: {quoted(match[0])[1:-1]} is not set; set are {known}: {remedy}; write ${match[0][:50]} for the text itself."
+    )
+
+
+def _is_like_ours(name: str) -> bool:
+    return bool(difflib.get_close_matches(name.upper(), _KNOWN, 1, _NEAR))
+
+
+def escape(text: str) -> str:
+    """Return text that `render` gives back as it is: `$` doubled before the names that it would replace or refuse."""
+    return _PLACE.sub(lambda match: f"${match[0]}" if match[1] or _is_like_ours(match[2]) else match[0], text)
+
+
 def fill(message: Any, folder: str | Path, given: Mapping[str, str]) -> Any:
-    """Return a request's JSON value with the settings of `folder` in its texts; any other `${NAME}` is left as it is."""
-    if not _PLACE.search(json.dumps(message)):
-        return message
-    values = {name.upper(): value for name, value in load(folder, given).items()}
+    """Return a job's JSON with the settings of `folder` in it, for files that gcloud sends without filling them in.
+
+    What a program reads itself is never altered: commands, variables, and the arguments of a container's own command.
+    """
+    values = _by_name(load(folder, given))
 
     def filled(value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: filled(item) for key, item in value.items()}
+            own = {"command", "env"} | ({"args"} if value.get("command") else set())
+            return {name: item if name in own else filled(item) for name, item in value.items()}
         if isinstance(value, list):
             return [filled(item) for item in value]
-        return _PLACE.sub(lambda match: values.get(match[1], match[0]), value) if isinstance(value, str) else value
+        return _PLACE.sub(_known, value) if isinstance(value, str) else value
+
+    def _known(match: re.Match[str]) -> str:
+        return match[0][1:] if match[1] else values.get(match[2], match[0])
 
     return filled(message)

@@ -10,15 +10,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..errors import UserError
 from ..job import buckets
-from ..job.spec import Pool
+from ..job.pools import Pool
 
 # These describe the image's own file system, not the program.
 _IMAGE_ONLY = {"PATH", "HOME", "LD_LIBRARY_PATH", "VIRTUAL_ENV"}
 _VARIABLE = re.compile(r"\$(?:\{(\w+)(?::-([^}]*))?\}|(\w+))")
 
 
-class CommandError(ValueError):
+class CommandError(UserError):
     """A pool that cannot be started here, with what is missing."""
 
 
@@ -37,6 +38,7 @@ class _Stage:
     entrypoint: list[str] = field(default_factory=list)
     cmd: list[str] = field(default_factory=list)
     workdir: str = "/"
+    has_own_cmd: bool = False  # whether CMD stands in this very stage: ENTRYPOINT drops one of the image below only
 
 
 def for_pool(pool: Pool, python: str, project: Path, bucket_root: Path) -> Command:
@@ -120,9 +122,18 @@ def parse_dockerfile(text: str, build_args: Mapping[str, str]) -> _Stage:
         elif word == "WORKDIR":
             stage.workdir = _expand(rest, {**args, **stage.env})
         elif word in ("ENTRYPOINT", "CMD"):
-            words = _words(rest)
-            stage.entrypoint, stage.cmd = (words, []) if word == "ENTRYPOINT" else (stage.entrypoint, words)
+            _start(stage, word, _words(rest))
     return stage
+
+
+def _start(stage: _Stage, word: str, words: list[str]) -> None:
+    """Set ENTRYPOINT, which drops the CMD of the image that the stage began with, or CMD."""
+    if word == "CMD":
+        stage.cmd, stage.has_own_cmd = words, True
+        return
+    stage.entrypoint = words
+    if not stage.has_own_cmd:
+        stage.cmd = []
 
 
 def _words(text: str) -> list[str]:

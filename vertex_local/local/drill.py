@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ..job.spec import JobSpec
+from ..errors import UserError
+from ..job.job_file import JobFile
 from . import cluster, jobs, kills
 from .report import Quiet, places
 
@@ -32,24 +33,24 @@ class Drill:
 
 
 def run(
-    job: JobSpec, count: int, seed: int, *, job_id: str | None = None, report: Quiet,
-    flags: Callable[[str], Sequence[str]] = lambda job_id: (), **options: Any,
+    job: JobFile, count: int, seed: int, *, job_id: str | None = None, report: Quiet,
+    flags: Callable[[str], Sequence[str]] = lambda job_id: (), **given: Any,
 ) -> Iterator[Drill]:  # fmt: skip
     """Run the job unbroken, then `count` times with drawn kills, if the first one succeeds; yield each as it ends.
 
     Args:
         job_id: every job's id begins with it, and its folder in the job's output directory is named by its id.
         flags: what to append to the trainer's arguments in the job of that id.
-        options: for `cluster.run`; setting `cancel` ends the series too.
+        given: for `cluster.run`, as options and cancel; setting that ends the series, too.
     """
     if job.output is None:
-        raise ValueError(f"{job.name}: a drill needs baseOutputDirectory, for each of its jobs gets a folder in it.")
+        raise UserError(f"{job.name}: a drill needs baseOutputDirectory, for each of its jobs gets a folder in it.")
     first_id = job_id or jobs.new_id()
 
     def one(name: str, drawn: list[kills.Kill]) -> Drill:
         own_id = f"{first_id}-{name}"
         target = job.with_output(f"{job.output.rstrip('/')}/{own_id}").with_args(flags(own_id))
-        return Drill(tuple(drawn), cluster.run(target, job_id=own_id, kills=drawn, report=report, **options))
+        return Drill(tuple(drawn), cluster.run(target, job_id=own_id, kills=drawn, report=report, **given))
 
     yield (unbroken := one("unbroken", []))
     first = unbroken.result

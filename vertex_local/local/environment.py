@@ -1,4 +1,4 @@
-"""The variables that the service gives to each replica: `CLUSTER_SPEC`, `TF_CONFIG`, `AIP_*` and `CLOUD_ML_*`.
+"""The variables of a replica: the service's `CLUSTER_SPEC`, `TF_CONFIG`, `AIP_*` and `CLOUD_ML_*`, and where clients go.
 
 Not imitated, for want of the thing itself: the profiler's ports and the prebuilt images' `KMP_*` tuning. Where the
 service's documents leave a form open, the one seen in its jobs is used.
@@ -6,17 +6,29 @@ service's documents leave a form open, the one seen in its jobs is used.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from ..job.spec import ROLES, JobSpec, Pool
+from ..job.job_file import JobFile
+from ..job.pools import ROLES, Pool
+from .store import private_folder
 
-PROJECT = "123456789012"  # stands in for the submitter's project number
-TENANT = "local-tp"  # and this for the Google-owned project that code runs in
+PROJECT = "123456789012"  # stands in for the submitter's project where no settings name one
+REGION = "us-central1"
+TENANT = "local-tp"  # stands in for the Google-owned project that code runs in
+SERVICE_FILE = Path("serve", "environment.json")  # in the state folder: the variables of clients of a service that runs
+SERVICE_LOCK = Path("serve", "lock")
+REFUSES = "127.0.0.1:9"  # the port for discarded data, where nothing listens
 _OURS = re.compile("(AIP_|CLOUD_ML_|TRAINER_|VERTEX_LOCAL_).*|TF_CONFIG|CLUSTER_SPEC|TPU_(NODE_NAME|CONFIG)")
+_CLOUD = re.compile("CLOUDSDK_.*|GOOGLE_(APPLICATION_CREDENTIALS|(CLOUD|API|OAUTH|AUTH)_.*)|GCE_METADATA_.*|GCLOUD_PROJECT|BOTO_CONFIG")
+_EMULATORS = ("STORAGE_EMULATOR_HOST", "BIGQUERY_EMULATOR_HOST", "BIGQUERY_STORAGE_EMULATOR_HOST")
 
 
 @dataclass(frozen=True)
@@ -37,43 +49,109 @@ class Member:
         return ROLES[self.pool]
 
 
-def inherited(variables: Mapping[str, str]) -> dict[str, str]:
-    """Return `variables` without those that only the service or `vertex_local` may set."""
-    return {name: value for name, value in variables.items() if not _OURS.fullmatch(name)}
+@dataclass(frozen=True)
+class Identity:
+    """Which job the replicas belong to; `output` is its baseOutputDirectory as they see it."""
+
+    job_id: str
+    output: str | None = None
+    trial: str | None = None
+    project: str = PROJECT
 
 
-def service_variables(
-    job: JobSpec, members: list[Member], member: Member, job_id: str, output: str | None, trial: str | None = None
-) -> dict[str, str]:
-    """Return what the service sets for `member`. `output` is baseOutputDirectory as the replica shall see it."""
-    pool = job.pools[member.pool]
+# ------------------------------------------------------------------ the caller's
+
+
+def inherited(variables: Mapping[str, str], cloud_credentials: bool = False) -> dict[str, str]:
+    """Return `variables` without those that only the service or `vertex_local` may set.
+
+    Without `cloud_credentials`, those by which the caller's programs reach the cloud are left out, too.
+    """
+    kept = {name: value for name, value in variables.items() if not _OURS.fullmatch(name)}
+    if cloud_credentials:
+        return kept
+    return {name: value for name, value in kept.items() if not _CLOUD.fullmatch(name) and not _is_cloud_emulator(name, value)}
+
+
+def _is_cloud_emulator(name: str, value: str) -> bool:
+    return name in _EMULATORS and "googleapis.com" in value
+
+
+def client_variables(state: Path) -> dict[str, str]:
+    """Return what keeps clients of storage, BigQuery and the API on this machine.
+
+    They are those of the job service where one runs with this state folder; else addresses that refuse. Credentials are
+    looked for in an empty folder, and not at a metadata server.
+    """
+    empty = private_folder(state / "no-credentials")
+    return {
+        "CLOUDSDK_CONFIG": str(empty),
+        "CLOUDSDK_CORE_DISABLE_PROMPTS": "1",
+        "NO_GCE_CHECK": "true",
+        "GCE_METADATA_HOST": REFUSES,
+        "GCE_METADATA_IP": REFUSES,
+        "STORAGE_EMULATOR_HOST": f"http://{REFUSES}",
+        "BIGQUERY_EMULATOR_HOST": f"http://{REFUSES}",
+        "BIGQUERY_STORAGE_EMULATOR_HOST": REFUSES,
+        "CLOUDSDK_API_ENDPOINT_OVERRIDES_AIPLATFORM": f"http://{REFUSES}/",
+        "CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE": f"http://{REFUSES}/storage/v1/",
+        "CLOUDSDK_API_ENDPOINT_OVERRIDES_BIGQUERY": f"http://{REFUSES}/bigquery/v2/",
+        "CLOUDSDK_API_ENDPOINT_OVERRIDES_LOGGING": f"http://{REFUSES}/",
+        **_of_service(state),
+    }
+
+
+def _of_service(state: Path) -> dict[str, str]:
+    """Return the variables that the job service with this state folder gives to its clients; none where no service runs."""
+    with contextlib.suppress(OSError, ValueError):
+        if is_locked(state / SERVICE_LOCK):
+            given: dict[str, Any] = json.loads((state / SERVICE_FILE).read_text(encoding="utf-8"))
+            return {name: str(value) for name, value in given.items()}
+    return {}
+
+
+def is_locked(path: Path) -> bool:
+    """Tell whether a process holds the lock on this file."""
+    with open(path) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+# ------------------------------------------------------------------ the service's
+
+
+def service_variables(job: JobFile, members: Sequence[Member], member: Member, of: Identity) -> dict[str, str]:
+    """Return what the service sets for `member`."""
+    pool, spec = job.pools[member.pool], job.spec
     variables = {
-        "CLUSTER_SPEC": json.dumps(cluster_spec(members, member, pool, trial)),
-        "CLOUD_ML_PROJECT_ID": PROJECT,
+        "CLUSTER_SPEC": json.dumps(cluster_spec(members, member, pool, of.trial)),
+        "CLOUD_ML_PROJECT_ID": of.project,
         # The service's ids are numbers; a name chosen here becomes one that stays the same.
-        "CLOUD_ML_JOB_ID": job_id if job_id.isdecimal() else str(zlib.crc32(job_id.encode())),
+        "CLOUD_ML_JOB_ID": of.job_id if of.job_id.isdecimal() else str(zlib.crc32(of.job_id.encode())),
         "CLOUD_ML_JOB": json.dumps(_task(pool)),
-        **_directories(output, trial),
+        **_directories(of),
     }
     if any(other.pool for other in members):
-        variables["TF_CONFIG"] = json.dumps(tf_config(members, member, pool, trial))
-    if trial is not None:
-        variables["CLOUD_ML_TRIAL_ID"] = trial
-    tensorboard = job.message.get("tensorboard", "")
-    if tensorboard:
-        location = (re.findall("locations/([^/]+)", tensorboard) or ["us-central1"])[0]
-        variables["AIP_TENSORBOARD_RESOURCE_NAME"] = tensorboard
+        variables["TF_CONFIG"] = json.dumps(tf_config(members, member, pool, of.trial))
+    if of.trial is not None:
+        variables["CLOUD_ML_TRIAL_ID"] = of.trial
+    if spec.tensorboard:
+        location = (re.findall("locations/([^/]+)", spec.tensorboard) or [REGION])[0]
+        variables["AIP_TENSORBOARD_RESOURCE_NAME"] = spec.tensorboard
         variables["AIP_TENSORBOARD_API_URI"] = f"https://{location}-aiplatform.googleapis.com"
-    for field, name in (("experiment", "AIP_EXPERIMENT_NAME"), ("experimentRun", "AIP_EXPERIMENT_RUN_NAME")):
-        if job.message.get(field):
-            variables[name] = job.message[field]
+    for value, name in ((spec.experiment, "AIP_EXPERIMENT_NAME"), (spec.experiment_run, "AIP_EXPERIMENT_RUN_NAME")):
+        if value:
+            variables[name] = value
     if pool.machine == "cloud-tpu":
         variables["TPU_NODE_NAME"] = "local-tpu"
         variables["TPU_CONFIG"] = json.dumps({"project": TENANT, "zone": "local", "tpu_node_name": "local-tpu"})
     return variables
 
 
-def cluster_spec(members: list[Member], member: Member, pool: Pool, trial: str | None) -> dict:
+def cluster_spec(members: Sequence[Member], member: Member, pool: Pool, trial: str | None) -> dict:
     """Return the value of `CLUSTER_SPEC`: every pool under the service's own names."""
     cluster: dict[str, list[str]] = {}
     for other in members:
@@ -83,7 +161,7 @@ def cluster_spec(members: list[Member], member: Member, pool: Pool, trial: str |
     return {"cluster": cluster, "environment": "cloud", **ports, "task": task, "job": json.dumps(_task(pool))}
 
 
-def tf_config(members: list[Member], member: Member, pool: Pool, trial: str | None) -> dict:
+def tf_config(members: Sequence[Member], member: Member, pool: Pool, trial: str | None) -> dict:
     """Return the value of `TF_CONFIG`: a Reduction Server pool is `ps` in it, evaluators are not in the cluster."""
     cluster: dict[str, list[str]] = {}
     for other in members:
@@ -103,9 +181,9 @@ def _task(pool: Pool) -> dict:
     return {"python_module": pool.module or "", "package_uris": list(pool.package_uris), "job_args": args}
 
 
-def _directories(output: str | None, trial: str | None) -> dict[str, str]:
-    if output is None:
+def _directories(of: Identity) -> dict[str, str]:
+    if of.output is None:
         return {}
-    base = output.rstrip("/") + ("" if trial is None else f"/{trial}")
+    base = of.output.rstrip("/") + ("" if of.trial is None else f"/{of.trial}")
     names = {"AIP_MODEL_DIR": "model", "AIP_CHECKPOINT_DIR": "checkpoints", "AIP_TENSORBOARD_LOG_DIR": "logs"}
     return {name: f"{base}/{folder}/" for name, folder in names.items()}

@@ -108,9 +108,18 @@ def _set_state(document: dict[str, Any], state: str) -> None:
 # ------------------------------------------------------------------ who runs it
 
 
+_ours: set[Path] = set()  # folders that this process holds
+
+
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Hold the job whose folder this is for this process, as long as the context lasts; raise InUse if another one does."""
+    """Hold the job whose folder this is for this process, as long as the context lasts; raise InUse if another one does.
+
+    Where this process holds it already, the first context goes on holding it.
+    """
+    if is_ours(folder):
+        yield
+        return
     private_folder(folder)
     with open(folder / LOCK, "a+") as file:
         try:
@@ -120,7 +129,28 @@ def held(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
-        yield
+        _ours.add(folder.resolve())
+        try:
+            yield
+        finally:
+            _ours.discard(folder.resolve())
+
+
+def is_ours(folder: Path) -> bool:
+    """Tell whether this process holds the job of this folder."""
+    return folder.resolve() in _ours
+
+
+def reopen(store: Store, name: str, document: Mapping[str, Any]) -> None:
+    """Note that a job which is over runs again, as `document` says: a study that is continued."""
+
+    def change(kept: dict[str, Any]) -> None:
+        for field in ("endTime", "error"):
+            kept.pop(field, None)
+        kept.update(document)
+        _set_state(kept, "RUNNING")
+
+    update(store, name, change)
 
 
 def is_held(folder: Path) -> bool:
@@ -149,7 +179,8 @@ def settle(store: Store, state_dir: Path, hint: Callable[[Mapping[str, Any]], st
                 continue
             message = KILLED + hint(document)
             end(store, document["name"], FAILED, {"code": 14, "message": message})
-            _settle_result(folder / "result.json", message)
+            for path in (folder, *folder.parent.glob(f"{folder.name}-trial-*")):
+                _settle_result(path / "result.json", message)
             lost.append(document["name"])
     return lost
 

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import secrets
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError, quoted
+from . import job_record
+from .store import private_folder
+
+STOP = "stop"  # a file in a job's folder that asks whoever runs the job to end it
 SUCCEEDED, FAILED, CANCELLED, RUNNING = (f"JOB_STATE_{name}" for name in ("SUCCEEDED", "FAILED", "CANCELLED", "RUNNING"))
 _ID = re.compile("[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 
 
-class JobError(ValueError):
+class JobError(UserError):
     """A job that cannot be created as asked."""
 
 
@@ -57,17 +64,49 @@ def new_id() -> str:
     return f"{time.strftime('%Y%m%d%H%M%S')}{secrets.randbelow(10000):04d}"
 
 
-def create(state_dir: Path, job_id: str | None) -> Result:
-    """Make the folder of a new job; an id that is taken is an error."""
-    job_id = new_id() if job_id is None else job_id
+def folder_of(state_dir: Path, job_id: str) -> Path:
+    """Return the folder of a job, which need not exist.
+
+    Raises:
+        JobError: there can be no job of that id.
+    """
     if not _ID.fullmatch(job_id):
-        raise JobError(f"a job id holds letters, digits, '-' and '_' only, at most 128; got {job_id!r}.")
-    folder = state_dir / "jobs" / job_id
-    folder.parent.mkdir(parents=True, exist_ok=True)
+        raise JobError(f"a job id holds letters, digits, '-' and '_' only, at most 128; got {quoted(job_id)}.")
+    return state_dir / "jobs" / job_id
+
+
+def create(state_dir: Path, job_id: str | None) -> Result:
+    """Make the folder of a new job; an id that is taken is an error, unless this process holds its folder for this job."""
+    job_id = new_id() if job_id is None else job_id
+    folder = folder_of(state_dir, job_id)
+    private_folder(private_folder(state_dir) / "jobs")
     try:
-        folder.mkdir()
+        folder.mkdir(mode=0o700)
     except FileExistsError:
-        raise JobError(f"job {job_id} exists already in {folder}; choose another --job_id, or leave it out.") from None
+        if not job_record.is_ours(folder) or {path.name for path in folder.iterdir()} - {job_record.LOCK, STOP, "logs", "lines"}:
+            raise JobError(f"job {job_id} exists already in {folder}; choose another --job_id, or leave it out.") from None
     for name in ("logs", "lines", "events", "work"):
-        (folder / name).mkdir()
+        (folder / name).mkdir(exist_ok=True)
     return Result(job_id, folder)
+
+
+def stop_asked(folder: Path) -> bool:
+    """Tell whether somebody asked whoever runs the job of this folder to end it."""
+    return os.path.exists(folder / STOP)
+
+
+@contextlib.contextmanager
+def recorded(result: Result) -> Iterator[None]:
+    """Hold a job while it runs, and write down that it does and in the end how it went, whatever happens."""
+    with job_record.held(result.folder):
+        result.write()
+        try:
+            yield
+        except BaseException as error:
+            if result.state == RUNNING:
+                result.state = FAILED if isinstance(error, Exception) else CANCELLED
+                result.error = str(error) or type(error).__name__
+            raise
+        finally:
+            result.end = time.time()
+            result.write()

@@ -8,6 +8,8 @@ import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ..errors import UserError, quoted
+
 PHASES = ("checkpoint", "evaluation", "export")
 SIGNALS = ("KILL", "TERM", "ABRT", "SEGV")  # by which the service loses replicas
 _FORM = "workerpool1-0@step=40,signal=KILL"
@@ -37,10 +39,10 @@ def parse(text: str) -> Kill:
     match = _KILL.fullmatch(text)
     places = ("step", *PHASES, "seconds")
     if match is None or match[2] not in places or (match[2] != "seconds" and (not match[3].isdigit() or match[3] == "0")):
-        raise ValueError(f"--kill takes a form such as {_FORM} (places: {', '.join(places)}; from 1 on); got {text!r}.")
+        raise UserError(f"--kill takes a form such as {_FORM} (places: {', '.join(places)}; from 1 on); got {quoted(text)}.")
     name = match[4] or "KILL"
     if name not in SIGNALS:
-        raise ValueError(f"--kill takes one of the signals {', '.join(SIGNALS)}; got {text!r}.")
+        raise UserError(f"--kill takes one of the signals {', '.join(SIGNALS)}; got {quoted(text)}.")
     return Kill(match[1], match[2], float(match[3]), signal.Signals[f"SIG{name}"])
 
 

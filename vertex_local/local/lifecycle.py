@@ -8,12 +8,11 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from ..job.spec import JobSpec
+from ..job.job_file import JobFile
 from . import jobs, restarts
 from .process import Replica
 from .report import Quiet
 
-GRACE = 15.0  # seconds that the others get to leave once the chief is done
 KILL_AFTER = 6.0  # seconds between SIGTERM and SIGKILL: our trainers take at most 5 to save what they have
 RESTART_AFTER = 2.0  # the same for the peers of a lost replica, who mostly wait for it and can save nothing
 SETTLE = 0.3  # seconds to see who else failed before deciding: those that fall together are one incident
@@ -24,7 +23,7 @@ class Cluster:
     """One job from its start to its end; all of it happens in the thread that calls `run`."""
 
     def __init__(
-        self, job: JobSpec, replicas: list[Replica], result: jobs.Result, report: Quiet, cancel: threading.Event, grace: float
+        self, job: JobFile, replicas: list[Replica], result: jobs.Result, report: Quiet, cancel: threading.Event, grace: float
     ):
         self.job, self.replicas, self.result = job, replicas, result
         self.report, self.cancel, self.grace = report, cancel, grace
@@ -46,6 +45,8 @@ class Cluster:
         while self.result.state == jobs.RUNNING:
             self._pump(_TICK)
             self._kill_by_clock()
+            if jobs.stop_asked(self.result.folder):
+                self.cancel.set()
             if self._failed() and not chief.succeeded:
                 self._pump_until(time.time() + SETTLE)
             if self.cancel.is_set():
@@ -56,7 +57,7 @@ class Cluster:
                 self._rule(f"scheduling.timeout of {self.job.timeout:g} s is over: the job fails")
                 self._end(jobs.FAILED, f"the job ran longer than scheduling.timeout, {self.job.timeout:g} s")
             elif self._failed():
-                self._mend(self._failed())
+                self._handle(self._failed())
 
     def _succeed(self) -> None:
         """The job has succeeded with its chief; the others may finish what they are at, parameter servers never do."""
@@ -67,28 +68,30 @@ class Cluster:
             self._rule(f"the chief is done and the grace of {self.grace:g} s over: {names} shut down")
         self._end(jobs.SUCCEEDED, None)
 
-    def _mend(self, failed: list[Replica]) -> None:
+    def _handle(self, failed: list[Replica]) -> None:
         """Apply the service's rules to the replicas that just failed, given in the order in which they fell."""
         verdicts = {r.name: self._verdict(r) for r in failed}
         order = (restarts.FAIL, restarts.RETRY_JOB, restarts.RESTART_ALL, restarts.RESTART)
         worst = min(failed, key=lambda r: order.index(verdicts[r.name][0]))
         action, headline = verdicts[worst.name][0], _headline(failed[0])
-        mended = failed if action == restarts.RESTART else [worst]
+        again = failed if action == restarts.RESTART else [worst]
         self.report.say(headline)
-        for replica in mended:
+        for replica in again:
             replica.restarts_in_try += 1
             self._rule(f"{replica.name}: {verdicts[replica.name][1]}")
         if action == restarts.FAIL:
             self._end(jobs.FAILED, headline)
         elif action == restarts.RESTART:
-            self._start(mended)
+            self._start(again)
         else:
             self._restart_all(action == restarts.RETRY_JOB)
 
     def _verdict(self, replica: Replica) -> tuple[str, str]:
         together, disabled = self.job.restart_together, self.job.disable_retries
-        code = replica.attempts[-1].code
-        return restarts.decide(code, replica.restarts_in_try, self.result.retries, together=together, disabled=disabled)
+        last = replica.attempts[-1]
+        return restarts.decide(
+            last.code, replica.restarts_in_try, self.result.retries, together=together, disabled=disabled, out_of_memory=last.out_of_memory
+        )
 
     def _restart_all(self, is_retry: bool) -> None:
         self._stop(self.replicas, RESTART_AFTER)

@@ -36,7 +36,7 @@ class Ports:
         self._held.append(mark)
         return True
 
-    def release(self) -> None:
+    def close(self) -> None:
         """Give all ports back."""
         while self._held:
             self._held.pop().close()

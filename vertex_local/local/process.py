@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import selectors
 import signal
 import subprocess
@@ -15,23 +13,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
+from . import output
 from .environment import Member
 from .kills import Kill
 
 _SUPERVISOR = Path(__file__).with_name("supervise.py")
 _LONGEST = 1 << 16  # bytes without a line end, such as a progress bar's, before they are shown anyway
-_ERROR = re.compile(r"^([\w.]*(Error|Exception|Interrupt|Exit)\b|(fatal|error)\b)", re.IGNORECASE)
 
 
 @dataclass
 class Attempt:
-    """One life of a replica. `code` is negative for a signal; `told` is when vertex_local wanted it to end."""
+    """One life of a replica.
+
+    `code` is negative for a signal, `out_of_memory` tells that the kernel sent it; `told` is when vertex_local wanted it
+    to end.
+    """
 
     start: float
     pid: int | None = None
     end: float | None = None
     code: int | None = None
     told: float | None = None
+    out_of_memory: bool = False
 
     @property
     def stopped(self) -> bool:
@@ -152,6 +155,7 @@ class Replica:
             first, *more = line.split()
             if more:
                 attempt.code, attempt.end = int(first), float(more[0])
+                attempt.out_of_memory = more[1:] == [b"oom"] and not attempt.stopped
             else:
                 attempt.pid = int(first)
 
@@ -203,21 +207,6 @@ class Replica:
 
     def last_error(self) -> str:
         """Return the line that best says why the last attempt failed: the last that reads like an error, else the last."""
-        for line in reversed(self.errors):
-            text = _message(line)
-            if text is not None:
-                return text
-        plain = [line for line in self.errors if not line.startswith("{")]
-        return plain[-1] if plain else self.last_line or "it said nothing"
-
-
-def _message(line: str) -> str | None:
-    """Return the text of a line that reports an error: plain, or JSON with a severity as Cloud Logging takes it."""
-    if line.startswith("{"):
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            return None
-        bad = entry.get("severity") in ("ERROR", "CRITICAL", "ALERT", "EMERGENCY")
-        return str(entry.get("message", "")) if bad else None
-    return line if _ERROR.match(line) else None
+        if self.attempts[-1].out_of_memory:
+            return "the machine ran out of memory, and the kernel ended it"
+        return output.last_error(self.errors, self.last_line)

@@ -3,104 +3,72 @@
 from __future__ import annotations
 
 import json
-import sys
-import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from . import terminal
 from .kills import PHASES
 from .process import Replica
 
 
-class Quiet:
-    """Says nothing: for jobs run as a library, whose logs are in their folder. Others override what they show."""
-
-    def say(self, text: str) -> None:
-        """Tell something about the job as a whole."""
+class Quiet(terminal.Quiet):
+    """Says nothing: for jobs run as a library, whose logs are in their folder."""
 
     def line(self, replica: str, text: str) -> None:
         """Pass on a line that a replica printed."""
 
-    def update(self, replicas: Iterable[Replica]) -> None:
-        """Show the replicas' states; called several times a second."""
 
-    def close(self, replicas: Iterable[Replica]) -> None:
-        """Leave the last state on the screen."""
-
-
-class Lines(Quiet):
-    """One line per event: for logs and pipes."""
-
-    def __init__(self, out: TextIO):
-        self.out = out
-
-    def say(self, text: str) -> None:
-        print(text, file=self.out, flush=True)
+class Lines(terminal.Lines, Quiet):
+    """One line per event."""
 
     def line(self, replica: str, text: str) -> None:
         self.say(f"[{replica}] {text}")
 
 
-class Table(Quiet):
-    """Lines that scroll by above a table that stays."""
+class Table(terminal.Table, Quiet):
+    """Lines above a table of the replicas."""
 
     def __init__(self, out: TextIO):
-        from rich.console import Console
-        from rich.live import Live
-
-        self.console = Console(file=out, highlight=False)
-        self.live = Live(console=self.console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
+        super().__init__(out)
         self.followed: dict[str, Follower] = {}
-        self.shown = 0.0
-
-    def say(self, text: str) -> None:
-        from rich.text import Text
-
-        self.console.print(Text(text), soft_wrap=True)
 
     def line(self, replica: str, text: str) -> None:
         from rich.text import Text
 
         self.console.print(Text(f"[{replica}] ", style="cyan") + Text.from_ansi(text), soft_wrap=True)
 
-    def update(self, replicas: Iterable[Replica]) -> None:
-        if time.monotonic() - self.shown > 0.25:
-            self.shown = time.monotonic()
-            self.live.start()
-            self.live.update(self.draw(replicas), refresh=True)
-
-    def draw(self, replicas: Iterable[Replica]) -> Any:
+    def draw(self, replicas: Sequence[Replica], room: int = 0) -> Any:
         """Return the table as it stands."""
         from rich.table import Table as Grid
 
         grid = Grid("replica", "role", "state", "pid", "phase", "step", "examples/s", "restarts")
         for replica in replicas:
-            last = self.followed.setdefault(replica.name, Follower(replica.events)).last()
-            step, total, speed = (last.get(key) for key in ("step", "total_steps", "examples_per_second"))
-            pid = replica.attempts[-1].pid if replica.running else None
-            grid.add_row(
-                replica.name, f"{replica.member.role} {replica.member.index}", replica.state, str(pid or ""),
-                str(last.get("phase", "")), "" if step is None else f"{step}/{total}" if total else str(step),
-                f"{speed:,.0f}" if isinstance(speed, (int, float)) else "", str(max(0, len(replica.attempts) - 1)),
-            )  # fmt: skip
+            grid.add_row(*self._row(replica))
         return grid
 
-    def close(self, replicas: Iterable[Replica]) -> None:
-        self.live.update(self.draw(replicas), refresh=True)
-        self.live.stop()
+    def _row(self, replica: Replica) -> list[str]:
+        last = self.followed.setdefault(replica.name, Follower(replica.events)).last()
+        step, total, speed = (last.get(key) for key in ("step", "total_steps", "examples_per_second"))
+        return [
+            replica.name,
+            f"{replica.member.role} {replica.member.index}",
+            replica.state,
+            str(replica.attempts[-1].pid or "") if replica.running else "",
+            str(last.get("phase", "")),
+            "" if step is None else f"{step}/{total}" if total else str(step),
+            f"{speed:,.0f}" if isinstance(speed, (int, float)) else "",
+            str(max(0, len(replica.attempts) - 1)),
+        ]
+
+    def close(self, replicas: Sequence[Replica]) -> None:
+        super().close(replicas)
         self.followed.clear()  # a report may serve one job after the other
 
 
 def for_terminal(out: TextIO | None = None) -> Quiet:
     """Return the report that suits `out`, by default standard output."""
-    out = out or sys.stdout
-    if hasattr(out, "reconfigure"):
-        out.reconfigure(errors="replace")  # a replica may print what this terminal cannot show
-    try:
-        return Table(out) if out.isatty() else Lines(out)
-    except ImportError:  # without rich there is no table
-        return Lines(out)
+    return terminal.choose(out, Lines, Table)
 
 
 class Follower:

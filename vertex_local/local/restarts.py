@@ -27,9 +27,19 @@ def is_transient(code: int) -> bool:
     return code < 0 or code - 128 in {number.value for number in signal.Signals}
 
 
-def decide(code: int, restarts: int, retries: int, *, together: bool, disabled: bool) -> tuple[str, str]:
-    """Return (action, the rule it follows) for a replica that failed with `code`, was restarted `restarts` times in
-    this try of the job, while the job itself was retried `retries` times."""
+def decide(
+    code: int, restarts: int, retries: int, *, together: bool, disabled: bool, out_of_memory: bool = False
+) -> tuple[str, str]:  # fmt: skip
+    """Return (action, the rule it follows) for a replica that failed.
+
+    Args:
+        code: how it ended.
+        restarts: how often it was restarted in this try of the job.
+        retries: how often the job itself was tried again.
+        out_of_memory: whether the kernel ended it for want of memory.
+    """
+    if out_of_memory:
+        return FAIL, f"{describe(code)} is permanent, for the kernel was out of memory: the job fails"
     if not is_transient(code):
         return FAIL, f"{describe(code)} is permanent (the program gave up by itself): the job fails"
     lost = f"{describe(code)} is transient"

@@ -10,6 +10,7 @@ arguments. Exit codes: 0 the job succeeded, 1 it failed, 2 it cannot be started,
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 import threading
@@ -19,9 +20,11 @@ from pathlib import Path
 from .. import cli
 from ..datasets import flags
 from ..datasets.dataset import Stopped
-from ..job import settings, spec
+from ..errors import UserError
+from ..job import job_file, settings
+from ..job.job_file import JobFile
 from . import cluster, drill, jobs, kills, report
-from .lifecycle import GRACE
+from .plan import GRACE, RunOptions
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -51,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _kill(text: str) -> kills.Kill:
     try:
         return kills.parse(text)
-    except ValueError as error:
+    except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
@@ -66,29 +69,31 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(args: argparse.Namespace, extra: Sequence[str], cancel: threading.Event) -> int:
-    job = spec.load(args.spec, (), settings.from_flags(args), pipelines=True)
+    given = settings.from_flags(args)
+    job = job_file.read(args.spec, given, (job_file.CUSTOM, job_file.PIPELINE))
     managed = flags.wanted(job, args)
     job = (job.without_data() if managed else job).with_args(extra)
-    options = {
-        name: getattr(args, name)
-        for name in ("bucket_root", "state_dir", "project_dir", "job_id", "python", "with_index", "announce", "grace")
-    }
+    options = cli.run_options(args, announce=args.announce, grace=args.grace, job_id=args.job_id, record=True).known_under(job, given)
     if managed:
-        options["variables"] = _exported(job, args, cancel)
+        options = dataclasses.replace(options, variables=_exported(job, args, cancel))
     if args.drill:
-        shown = report.for_terminal()
-        drills = list(drill.run(job, args.drill, args.seed, report=shown, cancel=cancel, **options))
-        for each in drills:
-            shown.say(f"{'ok  ' if each.passed else 'FAIL'} {each}")
-        passed = sum(each.passed for each in drills[1:])
-        print(f"{passed} of {args.drill} drills passed.")
-        return 0 if passed == args.drill else 1
-    result = cluster.run(job, kills=args.kill, report=report.for_terminal(), cancel=cancel, **options)
+        return _drill(job, args, options, cancel)
+    result = cluster.run(job, options, kills=args.kill, report=report.for_terminal(), cancel=cancel)
     _summary(result)
     return 0 if result.succeeded else 1
 
 
-def _exported(job: spec.JobSpec, args: argparse.Namespace, cancel: threading.Event) -> dict[str, str]:
+def _drill(job: JobFile, args: argparse.Namespace, options: RunOptions, cancel: threading.Event) -> int:
+    shown = report.for_terminal()
+    drills = list(drill.run(job, args.drill, args.seed, job_id=args.job_id, report=shown, options=options, cancel=cancel))
+    for each in drills:
+        shown.say(f"{'ok  ' if each.passed else 'FAIL'} {each}")
+    passed = sum(each.passed for each in drills[1:])
+    print(f"{passed} of {args.drill} drills passed.")
+    return 0 if passed == args.drill else 1
+
+
+def _exported(job: JobFile, args: argparse.Namespace, cancel: threading.Event) -> dict[str, str]:
     """Export the job's managed data set and return the variables that say where it is."""
     root = Path(os.path.realpath(args.bucket_root or Path(args.state_dir) / "buckets"))
     try:

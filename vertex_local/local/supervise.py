@@ -4,7 +4,8 @@
 
 Standard input is the line to `vertex_local`: each byte is a signal for the program, and its end, which also comes when
 `vertex_local` is killed, means SIGKILL. Whatever the program leaves running dies with it. STATUS_FD gets two lines:
-the program's process id, and how and when it ended. A tuning trial's metric file is kept whole, as FILE.all.
+the program's process id, and how and when it ended, with the word `oom` if the kernel killed it for want of memory. A
+tuning trial's metric file is kept whole, as FILE.all.
 """
 
 import ctypes
@@ -15,7 +16,11 @@ import threading
 import time
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
-_KEPT, _LOOK = 100, 0.003  # hypertune's lines; seconds between two looks at them
+_KEPT = 100  # the lines that hypertune keeps in its file
+# Seconds between two looks at them. hypertune writes all its lines at each report, which takes about 0.4 ms for a hundred:
+# a program that does nothing but report needs twice as long for a hundred new ones.
+_LOOK = 0.02
+_VMSTAT, _CGROUP = "/proc/vmstat", "/proc/self/cgroup"
 
 
 def _prctl(option: int, value: int) -> None:
@@ -79,35 +84,91 @@ def _end_rest(group: int) -> None:
             return
 
 
+class _Reports:
+    """What a tuning trial reports to `path`, appended to `path`.all as it comes."""
+
+    def __init__(self, path: str):
+        self.path, self.kept = path, path + ".all"
+        self.seen: set = set()
+        self.stamp = None
+
+    def take(self) -> None:
+        """Keep the lines that are new."""
+        try:
+            state = os.stat(self.path)
+            stamp = (state.st_mtime_ns, state.st_size)
+            if stamp == self.stamp:
+                return
+            self.stamp = stamp
+            with open(self.path, "rb") as file:
+                lines = file.read().split(b"\n")[:-1]  # the last may be half written
+        except OSError:
+            return  # nothing was reported yet
+        new = [line for line in lines if line not in self.seen]
+        if len(new) == len(lines) >= _KEPT and (self.seen or not os.path.exists(self.kept)):
+            new.insert(0, b'{"lost": true}')  # all of the file has changed since the last look
+        self.seen.update(new)
+        if new:
+            with open(self.kept, "ab", 0) as file:
+                file.write(b"\n".join([*new, b""]))
+
+
 def _keep_reports(path: str, over: threading.Event) -> None:
-    """Append what a tuning trial reports to `path`.all until the trial is over.
+    """Keep what a tuning trial reports until the trial is over.
 
     hypertune keeps 100 lines and rewrites its file at each report; only a process with nothing else to do sees them all.
     """
-    seen, stamp, last = set(), None, False
-    while not last:
-        last = over.wait(_LOOK)
+    reports = _Reports(path)
+    while not over.wait(_LOOK):
+        reports.take()
+    reports.stamp = None
+    reports.take()
+
+
+def _memory_kills() -> int:
+    """Return how many processes the kernel has killed for want of memory: in this control group, else on this machine."""
+    paths = []
+    try:
+        with open(_CGROUP) as file:
+            groups = [line.rstrip("\n").split(":", 2) for line in file]
+        # Version 2 has one line without a controller; seen from inside a container, its root may be another.
+        paths += [f"/sys/fs/cgroup{path.rstrip('/')}/memory.events" for _, names, path in groups if not names]
+        paths += [f"/sys/fs/cgroup/memory{path.rstrip('/')}/memory.oom_control" for _, names, path in groups if names == "memory"]
+    except OSError:
+        pass  # no Linux
+    for path in (*paths, _VMSTAT):
         try:
-            state = os.stat(path)
-            if stamp == (stamp := (state.st_mtime_ns, state.st_size)) and not last:
-                continue
-            with open(path, "rb") as file:
-                lines = file.read().split(b"\n")[:-1]  # the last may be half written
-        except OSError:
-            continue  # nothing was reported yet
-        new = [line for line in lines if line not in seen]
-        if len(new) == len(lines) >= _KEPT and (seen or not os.path.exists(path + ".all")):
-            new.insert(0, b'{"lost": true}')  # all of the file has changed since the last look
-        seen.update(new)
-        if new:
-            with open(path + ".all", "ab", 0) as file:
-                file.write(b"\n".join([*new, b""]))
+            with open(path) as file:
+                counts = dict(line.split()[:2] for line in file if len(line.split()) > 1)
+            return int(counts["oom_kill"])
+        except (OSError, KeyError, ValueError):
+            continue  # not counted there
+    return 0
+
+
+def _wait(child: int, reaped: threading.Event, lock: threading.Lock) -> tuple:
+    """Wait for the program and return (exit code, time of its end)."""
+    if hasattr(os, "waitid"):
+        os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+        ended = time.time()
+        with lock:
+            status = os.waitpid(child, 0)[1]
+            reaped.set()
+        return os.waitstatus_to_exitcode(status), ended
+    while True:  # macOS has it from Python 3.13 on
+        with lock:
+            pid, status = os.waitpid(child, os.WNOHANG)
+            if pid:
+                reaped.set()
+                return os.waitstatus_to_exitcode(status), time.time()
+        time.sleep(0.02)
 
 
 def main() -> None:
     """Run the program, pass signals on to it, and report how it ended."""
     status, command = int(sys.argv[1]), sys.argv[2:]
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    kills = _memory_kills()
     child = _start(command, status)
     os.write(status, f"{child}\n".encode())
     reaped, lock = threading.Event(), threading.Lock()
@@ -116,16 +177,13 @@ def main() -> None:
     keeper = threading.Thread(target=_keep_reports, args=(path, over), daemon=True)
     if path:
         keeper.start()
-    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
-    ended = time.time()
-    with lock:
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        reaped.set()
+    code, ended = _wait(child, reaped, lock)
+    memory = " oom" if code in (-signal.SIGKILL, 128 + signal.SIGKILL) and _memory_kills() > kills else ""
     _end_rest(child)
     over.set()
     if path:
         keeper.join()
-    os.write(status, f"{code} {ended}\n".encode())
+    os.write(status, f"{code} {ended}{memory}\n".encode())
     os._exit(0)
 
 

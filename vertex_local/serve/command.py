@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .. import cli
+from ..errors import UserError
 from ..job import schema, settings
 from . import certificate, job_life, operations, rest, routes
 from .executor import Executor
@@ -33,7 +34,7 @@ from .server import Server
 PORT = 8787
 
 
-class ServeError(ValueError):
+class ServeError(UserError):
     """A service that cannot be started as asked."""
 
 

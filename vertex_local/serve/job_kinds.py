@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import threading
 import time
@@ -11,7 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..job import spec
+from ..job import job_file, schema
+from ..job.job_file import SpecError
 from ..local import cluster, report
 from . import job_life
 from .local import Local
@@ -46,8 +46,8 @@ def custom(
 ) -> Work:  # fmt: skip
     """Check a CustomJob and return what runs it; `field` is where a request has the spec, `variables` its replicas' own."""
     required({field: body.get("jobSpec", {})}, f"{field}.workerPoolSpecs")
-    with _field(field, "job"):
-        job = spec.loads(_text(body["jobSpec"]), "job")
+    with _field(field):
+        job = job_file.of_message(schema.to_message(body, "CustomJob"), "job")
 
     def work(name: str, cancel: threading.Event) -> tuple[str, Any]:
         log = _Log(local.state / "jobs" / name.rpartition("/")[2], lambda: job_life.started(local, name))
@@ -68,8 +68,8 @@ def tuning_job(local: Local, parent: str, body: dict[str, Any], field: str = "")
     from ..tuning import study
 
     required(body, "studySpec", "trialJobSpec.workerPoolSpecs")
-    with _field(field, "job"):
-        search = study.loads(_text(body), "job")
+    with _field(field):
+        search = study.of(job_file.of_message(schema.to_message(body, "HyperparameterTuningJob"), "job"))
 
     def work(name: str, cancel: threading.Event) -> tuple[str, Any]:
         def on_trial(trial: Mapping[str, Any]) -> None:
@@ -102,16 +102,12 @@ def _outcome(result: Any) -> tuple[str, dict[str, Any] | None]:
 
 
 @contextlib.contextmanager
-def _field(field: str, name: str) -> Iterator[None]:
-    """Turn the error of a job file's reader, which begins with `name` and a line, into the API's with its field."""
+def _field(field: str) -> Iterator[None]:
+    """Turn a rule that a job breaks into the API's error with its field; `field` is where the request has the job."""
     try:
         yield
-    except ValueError as error:
-        text = re.sub(rf"^{re.escape(name)}(:\d+)?: ", "", str(error))
-        path = re.match(r"([\w.\[\]]+): ", text)
-        where = ".".join(filter(None, (field, path[1] if path else "")))
-        raise ApiError("INVALID_ARGUMENT", f"{field}: {text}" if field else text, where) from None
-
-
-def _text(message: Mapping[str, Any]) -> str:
-    return json.dumps(message, indent=1, ensure_ascii=False)
+    except SpecError as error:
+        # A training pipeline's inputs are what a custom job has as jobSpec.
+        path = re.sub(r"^jobSpec\.?", "", error.field) if field else error.field
+        where = ".".join(filter(None, (field, path)))
+        raise ApiError("INVALID_ARGUMENT", f"{where}: {error.problem}" if where else error.problem, where) from None

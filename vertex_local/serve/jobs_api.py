@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..job import settings
+from ..job import job_file, settings
 from . import job_kinds, job_life, training_pipelines
 from .local import Local
 from .operations import done, new_name
@@ -26,7 +26,7 @@ def create(local: Local, request: Request, kind: str, project: str, location: st
         filled = settings.fill(sent, local.project_dir / "jobs", {"project": project, "region": location})
     except settings.SettingsError as error:
         raise ApiError("INVALID_ARGUMENT", str(error)) from None
-    body = checked(filled, _MESSAGES[kind])
+    body = checked(job_file.fill_counts(filled), _MESSAGES[kind])
     body = {name: value for name, value in body.items() if name not in _OUTPUT_ONLY}
     required(body, "displayName")
     if len(body["displayName"]) > 128:

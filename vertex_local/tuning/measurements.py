@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..job import times
 from ..local.report import Follower
 from .study import Metric, Study
 
@@ -76,7 +77,7 @@ def value_of(measurement: dict[str, Any]) -> dict[str, float]:
 
 def seconds(measurement: dict[str, Any]) -> float:
     """Return when it was taken, in seconds since the trial's start."""
-    return float(measurement["elapsedDuration"][:-1])
+    return times.duration(measurement["elapsedDuration"])
 
 
 def final(study: Study, measurements: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

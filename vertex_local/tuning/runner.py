@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
-import os
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
 from ..job import buckets
-from ..local import jobs
+from ..local import cluster, job_record, jobs
+from ..local.plan import Places, RunOptions
 from .search import Search, import_optuna
 from .study import Study
 from .trials import Trial
@@ -26,95 +25,78 @@ from .tuner import Result, Tuner
 from .tuning_report import Quiet
 
 
-class TuningError(ValueError):
+class TuningError(UserError):
     """A tuning job that cannot be started as asked."""
 
 
 def run(
-    study: Study,
-    *,
-    state_dir: str | Path = ".vertex_local",
-    bucket_root: str | Path | None = None,
-    project_dir: str | Path = ".",
-    job_id: str | None = None,
-    python: str | None = None,
-    with_index: bool = False,
-    seed: int = 0,
-    report: Quiet | None = None,
-    cancel: threading.Event | None = None,
-    on_trial: Callable[[Trial], None] | None = None,
-) -> Result:
-    """Run a study to its end and return how it went; raise a ValueError for one that cannot be started.
+    study: Study, options: RunOptions | None = None, *, seed: int = 0, report: Quiet | None = None,
+    cancel: threading.Event | None = None, on_trial: Callable[[Trial], None] | None = None, **changes: Any,
+) -> Result:  # fmt: skip
+    """Run a study to its end and return how it went.
 
     A `job_id` that names an earlier run of the same study continues it: finished trials stay, those that were cut run
     again with the same parameters.
 
     Args:
-        bucket_root, project_dir, python, with_index: as for `cluster.run`.
         seed: of the search.
         cancel: set it to end the job and its trials.
         on_trial: called with a trial at each of its changes.
+        changes: options by name, over those of `options`.
+
+    Raises:
+        UserError: the study cannot be started.
     """
     import_optuna()  # before anything is written
-    state = Path(os.path.abspath(state_dir))
-    root = Path(os.path.realpath(bucket_root or state / "buckets"))
-    lock = state / "jobs" / str(job_id) / ".lock"
-    is_new = job_id is None or "/" in job_id or not lock.exists()
-    if is_new:
-        _refuse_used_output(study, root, state)
-        made = jobs.create(state, job_id)
-        result, lock = Result(made.job_id, made.folder), made.folder / ".lock"
-    else:
-        result = Result(str(job_id), lock.parent)
-    options = {"project_dir": project_dir, "python": python, "with_index": with_index}
-    with _locked(lock, result), contextlib.closing(Search(study, result.folder, seed)) as search:
+    options = dataclasses.replace(options or RunOptions(), **changes)
+    places = options.places()
+    result = _result(study, options, places)
+    with _held(result), cluster.kept(study.job, options, result), contextlib.closing(Search(study, result.folder, seed)) as search:
         search.check(_asked(study), f"job {result.job_id} in {result.folder}")
-        (result.folder / "spec.yaml").write_text(study.text, encoding="utf-8")
-        tuner = Tuner(study, search, result, state, root, options, report or Quiet(), cancel or threading.Event(), on_trial)
-        with _recorded(result):
+        (result.folder / "spec.yaml").write_text(study.job.text(), encoding="utf-8")
+        _keep_start(result)
+        tuner = Tuner(study, search, result, options, places, report or Quiet(), cancel or threading.Event(), on_trial)
+        with jobs.recorded(result):
             tuner.run()
     return result
 
 
-@contextlib.contextmanager
-def _locked(lock: Path, result: Result) -> Iterator[None]:
-    """Hold the job for this process; the lock is the kernel's, so that a killed process leaves none behind."""
-    with open(lock, "a") as held:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise TuningError(f"job {result.job_id} is running in another process; wait for it or end it.") from None
-        yield
+def _result(study: Study, options: RunOptions, places: Places) -> Result:
+    """Return the result of a new job, or that of the earlier one that is continued."""
+    if options.job_id is not None:
+        folder = jobs.folder_of(places.state, options.job_id)
+        if (folder / "spec.yaml").exists():
+            return Result(options.job_id, folder)
+    _refuse_used_output(study, places)
+    made = jobs.create(places.state, options.job_id)
+    return Result(made.job_id, made.folder)
 
 
 @contextlib.contextmanager
-def _recorded(result: Result) -> Iterator[None]:
-    """Write down that the job runs, and in the end how it went; an earlier run's start stays."""
+def _held(result: Result) -> Any:
+    try:
+        with job_record.held(result.folder):
+            yield
+    except job_record.InUse:
+        raise TuningError(f"job {result.job_id} is running in another process; wait for it or end it.") from None
+
+
+def _keep_start(result: Result) -> None:
+    """Take over when an earlier run of the job began."""
     with contextlib.suppress(OSError, ValueError, KeyError):
         result.start = float(json.loads((result.folder / "result.json").read_text())["start"])
-    result.write()
-    try:
-        yield
-    except BaseException as error:
-        if result.state == jobs.RUNNING:
-            result.state = jobs.FAILED if isinstance(error, Exception) else jobs.CANCELLED
-            result.error = str(error) or type(error).__name__
-        raise
-    finally:
-        result.end = time.time()
-        result.write()
 
 
-def _refuse_used_output(study: Study, root: Path, state: Path) -> None:
+def _refuse_used_output(study: Study, places: Places) -> None:
     """Refuse a new study where another one's trials lie: a trainer would go on from their checkpoints, or refuse to."""
     if study.job.output is None:
         return
-    base = Path(buckets.to_path(study.job.output, root))
+    base = Path(buckets.to_path(study.job.output, places.buckets))
     used = [n for n in range(1, study.max_trials + 1) if (base / str(n)).is_dir() and any((base / str(n)).iterdir())]
     if not used:
         return
     others = []
-    for path in sorted(state.glob("jobs/*/result.json")):
+    for path in sorted(places.state.glob("jobs/*/result.json")):
         with contextlib.suppress(OSError, ValueError, KeyError):  # a custom job has none
             other = json.loads(path.read_text())
             if other["log_dir"] == str(base).rstrip("/"):
@@ -127,11 +109,11 @@ def _refuse_used_output(study: Study, root: Path, state: Path) -> None:
 
 def _asked(study: Study) -> dict[str, Any]:
     """Return what a study must have in common with an earlier run to go on with it: all but its counts and limits."""
-    asked = {
-        "metrics": study.message["studySpec"]["metrics"],
-        "parameters": study.message["studySpec"]["parameters"],
+    fields, spec = study.job.fields(), study.job.spec_fields()
+    return {
+        "metrics": fields["studySpec"]["metrics"],
+        "parameters": fields["studySpec"]["parameters"],
         "algorithm": study.algorithm,
-        "pools": [dataclasses.asdict(pool) for pool in study.job.pools],
+        "pools": spec["workerPoolSpecs"],
         "output": study.job.output,
     }
-    return json.loads(json.dumps(asked))

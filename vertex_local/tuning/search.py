@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
 from .measurements import excess, seconds, value_of
 from .study import CATEGORICAL, DISCRETE, INTEGER, LINEAR, LOG, REVERSE_LOG, Parameter, Study
 
@@ -21,7 +22,7 @@ STARTUP = 8  # trials drawn by chance before the model is trusted
 _PER_DOUBLING = 8  # points at which the pruner compares trials, for each doubling of steps or seconds
 
 
-class SearchError(ValueError):
+class SearchError(UserError):
     """A search that cannot begin or go on."""
 
 

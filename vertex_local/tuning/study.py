@@ -1,21 +1,23 @@
-"""HyperparameterTuningJob files as `gcloud ai hp-tuning-jobs create --config` takes them: what a study looks for, and where."""
+"""HyperparameterTuningJobs as `gcloud ai hp-tuning-jobs create --config` takes them: what a study looks for, and where."""
 
 from __future__ import annotations
 
-import datetime
-import json
+import dataclasses
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..job import spec
-from ..job.schema import SpecError, Tree, parse, top_keys
+from ..errors import quoted
+from ..job import job_file, times
+from ..job.job_file import JobFile
 
 DOUBLE, INTEGER, DISCRETE, CATEGORICAL = KINDS = ("double", "integer", "discrete", "categorical")
 LINEAR, LOG, REVERSE_LOG = (f"UNIT_{name}_SCALE" for name in ("LINEAR", "LOG", "REVERSE_LOG"))
+NO_SCALE = "SCALE_TYPE_UNSPECIFIED"
+ALGORITHMS = {"bayesian": "ALGORITHM_UNSPECIFIED", "random-search": "RANDOM_SEARCH", "grid-search": "GRID_SEARCH"}
 _NOT_IMITATED = {
     "decayCurveStoppingSpec": "no trial is stopped early",
     "convexAutomatedStoppingSpec": "no trial is stopped early",
@@ -23,7 +25,6 @@ _NOT_IMITATED = {
 }
 _FLAG = re.compile(r"[A-Za-z_][\w.-]*")
 _APART = 1e-10  # the service's least distance of two discrete values
-_RULES = ("minNumTrials", "maxNumTrials", "maxNumTrialsNoProgress")
 
 
 @dataclass(frozen=True)
@@ -56,33 +57,99 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Study:
-    """What a tuning file says; `message` is the whole checked job, `notes` name what a local run does not imitate."""
+    """A checked tuning job: all of it is read from `job`, its message; `metrics` and `parameters` are that message's own."""
 
-    name: str
-    text: str
-    message: dict[str, Any]
-    job: spec.JobSpec
+    job: JobFile
     metrics: tuple[Metric, ...]
     parameters: tuple[Parameter, ...]
-    max_trials: int
-    parallel: int
-    max_failed: int
-    algorithm: str
-    best_measurement: bool
-    median_stopping: bool
-    by_elapsed: bool
-    stopping: dict[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The name of its file."""
+        return self.job.name
+
+    @property
+    def message(self) -> Any:
+        """The HyperparameterTuningJob."""
+        return self.job.message
+
+    @property
+    def spec(self) -> Any:
+        """The StudySpec."""
+        return self.job.message.study_spec
 
     @property
     def objectives(self) -> tuple[Metric, ...]:
         """The metrics that are optimised."""
         return tuple(metric for metric in self.metrics if metric.threshold is None)
 
+    @property
+    def max_trials(self) -> int:
+        """How many trials there are; a count that is missing or 0 is what gcloud sends then."""
+        return self.message.max_trial_count or 1
+
+    @property
+    def parallel(self) -> int:
+        """How many of them run at a time."""
+        return self.message.parallel_trial_count or 1
+
+    @property
+    def max_failed(self) -> int:
+        """How many failed trials end the job; at 0 the first one does."""
+        return self.message.max_failed_trial_count
+
+    @property
+    def algorithm(self) -> str:
+        """How it searches."""
+        return type(self.spec).Algorithm.Name(self.spec.algorithm)
+
+    @property
+    def best_measurement(self) -> bool:
+        """Whether a trial's best measurement counts, instead of its last."""
+        return type(self.spec).MeasurementSelectionType.Name(self.spec.measurement_selection_type) == "BEST_MEASUREMENT"
+
+    @property
+    def median_stopping(self) -> bool:
+        """Whether trials that do worse than the median are stopped."""
+        return self.spec.HasField("median_automated_stopping_spec")
+
+    @property
+    def by_elapsed(self) -> bool:
+        """Whether that rule compares trials at equal times, instead of equal steps."""
+        return self.spec.median_automated_stopping_spec.use_elapsed_duration
+
+    @property
+    def stopping(self) -> dict[str, Any]:
+        """studyStoppingConfig with durations in seconds and times in seconds since 1970."""
+        return _stopping(self.spec.study_stopping_config)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a local run does not imitate, a line each."""
+        return tuple(_notes(self))
+
+    def edited(self, **fields: Any) -> Study:
+        """Return a study with other counts, such as max_trial_count, or another `algorithm` or `output`; checked again."""
+
+        def edit(job: JobFile) -> None:
+            for name, value in fields.items():
+                if name == "algorithm":
+                    job.message.study_spec.algorithm = type(job.message.study_spec).Algorithm.Value(value)
+                elif name == "output":
+                    job.spec.base_output_directory.output_uri_prefix = value
+                else:
+                    setattr(job.message, name, value)
+
+        return of(self.job.edited(edit))
+
+    def with_args(self, args: Any) -> Study:
+        """Return a study whose trials get `args` after their own arguments."""
+        return dataclasses.replace(self, job=self.job.with_args(args))
+
 
 def load(path: str | Path, given: Mapping[str, str] | None = None) -> Study:
     """Read a tuning file; `given` are settings that flags gave."""
-    return loads(spec.read(path, given), str(path))
+    return of(job_file.read(path, given, (job_file.TUNING,)))
 
 
 def loads(text: str, name: str) -> Study:
@@ -91,33 +158,27 @@ def loads(text: str, name: str) -> Study:
     Raises:
         SpecError: file and line of what the service would refuse, or what cannot be searched.
     """
-    keys = top_keys(text, name)
-    if "workerPoolSpecs" in keys or "jobSpec" in keys:
-        raise SpecError(f"{name}:1: this is a custom job, for `run`; give a HyperparameterTuningJob, with studySpec and trialJobSpec.")
-    tree = parse(text, name, "HyperparameterTuningJob")
-    message = tree.message
-    for key in ("studySpec", "trialJobSpec"):
-        if not message.get(key):
-            raise tree.error((key,), "is required.")
-    study = message["studySpec"]
-    metrics = _metrics(tree, study.get("metrics", []))
-    seen: set[str] = set()
-    parameters = tuple(
-        _parameter(tree, raw, ("studySpec", "parameters", i), seen) for i, raw in enumerate(study.get("parameters", []))
-    )
+    return of(job_file.parse(text, name, (job_file.TUNING,)))
+
+
+def of(job: JobFile) -> Study:
+    """Return the study of a HyperparameterTuningJob; raise a SpecError for the first of the study's rules that it breaks."""
+    for field, key in (("study_spec", "studySpec"), ("trial_job_spec", "trialJobSpec")):
+        if not getattr(job.message, field).ByteSize():
+            raise job.error((key,), "is required.")
+    spec = job.message.study_spec
+    metrics, seen = _metrics(job, spec.metrics), set()
+    parameters = tuple(_parameter(job, raw, ("studySpec", "parameters", i), seen) for i, raw in enumerate(spec.parameters))
     if not parameters:
-        raise tree.error(("studySpec", "parameters"), "needs at least one parameter.")
-    algorithm = study.get("algorithm", "ALGORITHM_UNSPECIFIED")
-    median = study.get("medianAutomatedStoppingSpec")
-    return Study(
-        name, text, message, spec.trial_job(tree, text), metrics, parameters, **_counts(tree),
-        algorithm=check_algorithm(algorithm, parameters, lambda problem: tree.error(("studySpec", "algorithm"), problem)),
-        best_measurement=study.get("measurementSelectionType") == "BEST_MEASUREMENT",
-        median_stopping=median is not None,
-        by_elapsed=bool(median and median.get("useElapsedDuration")),
-        stopping=_stopping(tree, study.get("studyStoppingConfig", {})),
-        notes=tuple(_notes(study, metrics, parameters, median is not None)),
-    )  # fmt: skip
+        raise job.error(("studySpec", "parameters"), "needs at least one parameter.")
+    _check_counts(job)
+    _check_stopping(job, spec.study_stopping_config)
+    study = Study(job, metrics, parameters)
+    doubles = [parameter.id for parameter in walk(parameters) if parameter.kind == DOUBLE]
+    if study.algorithm == "GRID_SEARCH" and doubles:
+        problem = f"GRID_SEARCH takes no doubleValueSpec, which {', '.join(doubles)} would need; write discreteValueSpec."
+        raise job.error(("studySpec", "algorithm"), problem)
+    return study
 
 
 def walk(parameters: tuple[Parameter, ...]) -> Iterator[Parameter]:
@@ -127,151 +188,145 @@ def walk(parameters: tuple[Parameter, ...]) -> Iterator[Parameter]:
         yield from walk(tuple(child for _, child in parameter.children))
 
 
-def check_algorithm(name: str, parameters: tuple[Parameter, ...], error: Any) -> str:
-    """Return the algorithm's name if it can search `parameters`; else raise what `error` makes of the problem."""
-    doubles = [parameter.id for parameter in walk(parameters) if parameter.kind == DOUBLE]
-    if name == "GRID_SEARCH" and doubles:
-        raise error(f"GRID_SEARCH takes no doubleValueSpec, which {', '.join(doubles)} would need; write discreteValueSpec.")
-    return name
-
-
-def _metrics(tree: Tree, raw: list[dict[str, Any]]) -> tuple[Metric, ...]:
+def _metrics(job: JobFile, raw: Any) -> tuple[Metric, ...]:
     at, found = ("studySpec", "metrics"), []
     for i, item in enumerate(raw):
-        name = item.get("metricId", "")
+        name = item.metric_id
         if not name or re.search(r"\s", name):
-            raise tree.error((*at, i, "metricId"), f"takes the tag that the trainer reports, without whitespace; got {name!r}.")
+            problem = f"takes the tag that the trainer reports, without whitespace; got {quoted(name)}."
+            raise job.error((*at, i, "metricId"), problem)
         if name in [metric.id for metric in found]:
-            raise tree.error((*at, i, "metricId"), f"{name!r} is there twice; keep one.")
-        safety = item.get("safetyConfig")
-        threshold = None if safety is None else float(safety.get("safetyThreshold", 0))
-        found.append(Metric(name, item.get("goal") != "MINIMIZE", threshold))  # unspecified means maximise
+            raise job.error((*at, i, "metricId"), f"{quoted(name)} is there twice; keep one.")
+        threshold = item.safety_config.safety_threshold if item.HasField("safety_config") else None
+        found.append(Metric(name, item.GoalType.Name(item.goal) != "MINIMIZE", threshold))  # unspecified means maximise
     if not any(metric.threshold is None for metric in found):
-        raise tree.error(at, "needs at least one metric to optimise, which is one without safetyConfig.")
+        raise job.error(at, "needs at least one metric to optimise, which is one without safetyConfig.")
     return tuple(found)
 
 
-def _parameter(tree: Tree, raw: dict[str, Any], path: tuple, seen: set[str]) -> Parameter:
-    name = raw.get("parameterId", "")
+def _parameter(job: JobFile, raw: Any, path: tuple, seen: set[str]) -> Parameter:
+    name, kind = raw.parameter_id, (raw.WhichOneof("parameter_value_spec") or "").removesuffix("_value_spec")
     if not _FLAG.fullmatch(name):
-        raise tree.error((*path, "parameterId"), f"takes the name of the trainer's flag without '--', such as lr; got {name!r}.")
+        problem = f"takes the name of the trainer's flag without '--', such as lr; got {quoted(name)}."
+        raise job.error((*path, "parameterId"), problem)
     if name in seen:
-        raise tree.error((*path, "parameterId"), f"{name!r} is there twice; every id is one flag.")
+        raise job.error((*path, "parameterId"), f"{quoted(name)} is there twice; every id is one flag.")
     seen.add(name)
-    kind = next((kind for kind in KINDS if f"{kind}ValueSpec" in raw), None)
-    if kind is None:
-        raise tree.error(path, f"{name} needs one of {', '.join(f'{kind}ValueSpec' for kind in KINDS)}.")
-    values, at, scale = raw[f"{kind}ValueSpec"], (*path, f"{kind}ValueSpec"), raw.get("scaleType", "SCALE_TYPE_UNSPECIFIED")
-    if kind in (DOUBLE, INTEGER):
-        low, high = values.get("minValue", 0), values.get("maxValue", 0)
-        if not low <= high or not math.isfinite(high - low):
-            raise tree.error((*at, "minValue"), f"must be at most maxValue, both finite; got {low} and {high}.")
-        choices: tuple[Any, ...] = ()
-    else:
-        choices = (_discrete if kind == DISCRETE else _categories)(tree, values.get("values", []), (*at, "values"))
-        low, high = (choices[0], choices[-1]) if kind == DISCRETE else (0, 0)
-    if kind == CATEGORICAL and scale != "SCALE_TYPE_UNSPECIFIED":
-        raise tree.error((*path, "scaleType"), f"{name} is categorical, which has no scale; leave it out.")
-    if scale in (LOG, REVERSE_LOG) and low <= 0:
-        raise tree.error((*path, "scaleType"), f"{scale} takes strictly positive values; the smallest of {name} is {low}.")
+    if not kind:
+        raise job.error(path, f"{name} needs one of {', '.join(f'{kind}ValueSpec' for kind in KINDS)}.")
+    low, high, choices = _range(job, getattr(raw, f"{kind}_value_spec"), kind, (*path, f"{kind}ValueSpec"))
+    parameter = Parameter(name, kind, raw.ScaleType.Name(raw.scale_type), low, high, choices)
+    if kind == CATEGORICAL and parameter.scale != NO_SCALE:
+        raise job.error((*path, "scaleType"), f"{name} is categorical, which has no scale; leave it out.")
+    if parameter.scale in (LOG, REVERSE_LOG) and low <= 0:
+        problem = f"{parameter.scale} takes strictly positive values; the smallest of {name} is {low}."
+        raise job.error((*path, "scaleType"), problem)
     children = tuple(
-        _child(tree, child, (*path, "conditionalParameterSpecs", i), Parameter(name, kind, scale, low, high, choices), seen)
-        for i, child in enumerate(raw.get("conditionalParameterSpecs", []))
+        _child(job, child, (*path, "conditionalParameterSpecs", i), parameter, seen)
+        for i, child in enumerate(raw.conditional_parameter_specs)
     )
-    return Parameter(name, kind, scale, low, high, choices, children)
+    return dataclasses.replace(parameter, children=children)
 
 
-def _discrete(tree: Tree, values: list[float], path: tuple) -> tuple[float, ...]:
-    if not 1 <= len(values) <= 1000:
-        raise tree.error(path, f"takes 1 to 1000 numbers; got {len(values)}.")
-    for a, b in zip(values, values[1:] + [math.inf]):
+def _range(job: JobFile, values: Any, kind: str, path: tuple) -> tuple[float, float, tuple[Any, ...]]:
+    """Return (smallest, largest, listed values) of a parameter."""
+    if kind in (DOUBLE, INTEGER):
+        low, high = values.min_value, values.max_value
+        if not low <= high or not math.isfinite(high - low):
+            raise job.error((*path, "minValue"), f"must be at most maxValue, both finite; got {low} and {high}.")
+        return low, high, ()
+    path = (*path, "values")
+    if kind == CATEGORICAL:
+        texts = tuple(values.values)
+        if not texts or len(set(texts)) < len(texts):
+            raise job.error(path, f"takes one or more different texts; got {quoted(list(texts))}.")
+        return 0, 0, texts
+    numbers = tuple(values.values)
+    if not 1 <= len(numbers) <= 1000:
+        raise job.error(path, f"takes 1 to 1000 numbers; got {len(numbers)}.")
+    for a, b in zip(numbers, (*numbers[1:], math.inf)):
         if not b - a >= _APART:
-            raise tree.error(path, f"must be finite and ascend, at least {_APART:g} apart; got {a} before {b}.")
-    return tuple(map(float, values))
+            raise job.error(path, f"must be finite and ascend, at least {_APART:g} apart; got {a} before {b}.")
+    return numbers[0], numbers[-1], numbers
 
 
-def _categories(tree: Tree, values: list[str], path: tuple) -> tuple[str, ...]:
-    if not values or len(set(values)) < len(values):
-        raise tree.error(path, f"takes one or more different texts; got {values}.")
-    return tuple(values)
-
-
-def _child(tree: Tree, raw: dict[str, Any], path: tuple, parent: Parameter, seen: set[str]) -> tuple[tuple, Parameter]:
+def _child(job: JobFile, raw: Any, path: tuple, parent: Parameter, seen: set[str]) -> tuple[tuple, Parameter]:
     keys = {INTEGER: "parentIntValues", DISCRETE: "parentDiscreteValues", CATEGORICAL: "parentCategoricalValues"}
     key = keys.get(parent.kind)
     if key is None:
-        raise tree.error(path, f"{parent.id} is a double, whose values cannot be named; the parent takes another kind.")
-    given = [other for other in keys.values() if other in raw]
-    if given != [key]:
-        raise tree.error(path, f"needs {key}, since {parent.id} is {parent.kind}; got {given[0] if given else 'none'}.")
-    values = tuple(raw[key].get("values", ()))
+        raise job.error(path, f"{parent.id} is a double, whose values cannot be named; the parent takes another kind.")
+    field = raw.WhichOneof("parent_value_condition")
+    given = raw.DESCRIPTOR.fields_by_name[field].json_name if field else "none"
+    if given != key:
+        raise job.error(path, f"needs {key}, since {parent.id} is {parent.kind}; got {given}.")
+    values = tuple(getattr(raw, field).values)
     if not values:
-        raise tree.error((*path, key), f"needs the values of {parent.id} for which the parameter is active.")
+        raise job.error((*path, key), f"needs the values of {parent.id} for which the parameter is active.")
     for value in values:
-        if parent.kind == INTEGER:
-            possible = parent.low <= value <= parent.high
-        else:
-            possible = any(value == other or parent.kind == DISCRETE and abs(value - other) <= _APART for other in parent.values)
-        if not possible:
-            raise tree.error((*path, key, "values"), f"{parent.id} never takes {value!r}.")
-    if not raw.get("parameterSpec"):
-        raise tree.error(path, "needs parameterSpec.")
-    return values, _parameter(tree, raw["parameterSpec"], (*path, "parameterSpec"), seen)
+        if not _takes(parent, value):
+            raise job.error((*path, key, "values"), f"{parent.id} never takes {quoted(value)}.")
+    if not raw.parameter_spec.ByteSize():
+        raise job.error(path, "needs parameterSpec.")
+    return values, _parameter(job, raw.parameter_spec, (*path, "parameterSpec"), seen)
 
 
-def _counts(tree: Tree) -> dict[str, int]:
-    """Return the counts; one that is missing or 0 is what gcloud sends then."""
-    raw = tree.message
-    for key in ("maxTrialCount", "parallelTrialCount", "maxFailedTrialCount"):
-        if raw.get(key, 0) < 0:
-            raise tree.error((key,), f"takes a whole number from 0 on; got {raw[key]}.")
-    trials, failed = raw.get("maxTrialCount") or 1, raw.get("maxFailedTrialCount", 0)
+def _takes(parent: Parameter, value: Any) -> bool:
+    if parent.kind == INTEGER:
+        return parent.low <= value <= parent.high
+    return any(value == other or parent.kind == DISCRETE and abs(value - other) <= _APART for other in parent.values)
+
+
+def _check_counts(job: JobFile) -> None:
+    message = job.message
+    for field in ("max_trial_count", "parallel_trial_count", "max_failed_trial_count"):
+        if getattr(message, field) < 0:
+            key = message.DESCRIPTOR.fields_by_name[field].json_name
+            raise job.error((key,), f"takes a whole number from 0 on; got {getattr(message, field)}.")
+    trials, failed = message.max_trial_count or 1, message.max_failed_trial_count
     if failed > trials:
-        raise tree.error(("maxFailedTrialCount",), f"must be at most maxTrialCount, {trials}; got {failed}.")
-    return {"max_trials": trials, "parallel": raw.get("parallelTrialCount") or 1, "max_failed": failed}
+        raise job.error(("maxFailedTrialCount",), f"must be at most maxTrialCount, {trials}; got {failed}.")
 
 
-def _stopping(tree: Tree, raw: dict[str, Any]) -> dict[str, Any]:
-    """Return studyStoppingConfig with durations in seconds and times in seconds since 1970."""
-    at, found = ("studySpec", "studyStoppingConfig"), dict(raw)
-    for key in _RULES:
-        if key in raw and (isinstance(raw[key], bool) or not isinstance(raw[key], int) or raw[key] < 1):
-            raise tree.error((*at, key), f"takes a whole number from 1 on; got {raw[key]!r}.")
-    if not isinstance(raw.get("shouldStopAsap", False), bool):
-        raise tree.error((*at, "shouldStopAsap"), f"takes true or false; got {raw['shouldStopAsap']!r}.")
-    if "maxDurationNoProgress" in raw:
-        found["maxDurationNoProgress"] = float(raw["maxDurationNoProgress"][:-1])
-    for key in ("minimumRuntimeConstraint", "maximumRuntimeConstraint"):
-        if key not in raw:
-            continue
-        if not raw[key]:
-            raise tree.error((*at, key), "needs maxDuration or endTime.")
-        if "maxDuration" in raw[key]:
-            found[key] = {"maxDuration": float(raw[key]["maxDuration"][:-1])}
+def _check_stopping(job: JobFile, config: Any) -> None:
+    at = ("studySpec", "studyStoppingConfig")
+    for field, value in config.ListFields():
+        if field.name in ("min_num_trials", "max_num_trials", "max_num_trials_no_progress") and value.value < 1:
+            raise job.error((*at, field.json_name), f"takes a whole number from 1 on; got {value.value}.")
+        if field.name.endswith("_runtime_constraint") and not value.WhichOneof("constraint"):
+            raise job.error((*at, field.json_name), "needs maxDuration or endTime.")
+
+
+def _stopping(config: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for field, value in config.ListFields():
+        if field.name.endswith("_runtime_constraint"):
+            kind = value.WhichOneof("constraint")
+            limit = times.duration(value.max_duration) if kind == "max_duration" else times.seconds(value.end_time)
+            found[field.json_name] = {"maxDuration" if kind == "max_duration" else "endTime": limit}
+        elif field.name == "max_duration_no_progress":
+            found[field.json_name] = times.duration(value)
         else:
-            found[key] = {"endTime": to_seconds(raw[key]["endTime"])}
+            found[field.json_name] = value.value
     return found
 
 
-def to_seconds(time: str) -> float:
-    """Return a time of the API's in seconds since 1970."""
-    # Before 3.11 fromisoformat knows no Z, nor more than six digits of a second.
-    text = re.sub(r"(\.\d{6})\d+", r"\1", time).replace("Z", "+00:00")
-    return datetime.datetime.fromisoformat(text).timestamp()
-
-
-def _notes(study: dict[str, Any], metrics: tuple[Metric, ...], parameters: tuple[Parameter, ...], median: bool) -> Iterator[str]:
+def _notes(study: Study) -> Iterator[str]:
+    given = {field.json_name for field, _ in study.spec.ListFields()}
     for key, effect in _NOT_IMITATED.items():
-        if key in study and study[key] != "OBSERVATION_NOISE_UNSPECIFIED":
+        if key in given:
             yield f"{key} is not imitated here: {effect}"
-    optimised = [metric for metric in metrics if metric.threshold is None]
-    if len(optimised) > 1:
-        yield f"several metrics are optimised together: {', '.join(metric.id for metric in optimised)}"
-        if median:
+    if len(study.objectives) > 1:
+        yield f"several metrics are optimised together: {', '.join(metric.id for metric in study.objectives)}"
+        if study.median_stopping:
             yield "medianAutomatedStoppingSpec needs a single metric: no trial is stopped early"
-    for metric in metrics:
+    for metric in study.metrics:
         if metric.threshold is not None:
             side = "at least" if metric.maximize else "at most"
             yield f"{metric.id} is not optimised: trials are to keep it {side} {metric.threshold:g}"
-    if '"defaultValue"' in json.dumps(study.get("parameters")):
+    if any(_has_default(raw) for raw in study.spec.parameters):
         yield "defaultValue is for Vizier only: the search does not start from it"
+
+
+def _has_default(raw: Any) -> bool:
+    kind = raw.WhichOneof("parameter_value_spec")
+    return getattr(raw, kind).HasField("default_value") or any(_has_default(c.parameter_spec) for c in raw.conditional_parameter_specs)

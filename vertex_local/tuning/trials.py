@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-import datetime
 import os
 import shlex
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from ..job.spec import JobSpec, Pool
-from ..local import commands
+from ..job import job_file
+from ..job.job_file import JobFile
+from ..job.pools import Pool
+from ..local import plan
+from ..local.plan import Places
 from .measurements import value_of
 from .study import Study
 
@@ -21,13 +21,9 @@ _THREADS = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS")
 Trial = dict[str, Any]
 
 
-def job_for(job: JobSpec, values: Mapping[str, Any]) -> JobSpec:
+def job_for(job: JobFile, values: Mapping[str, Any]) -> JobFile:
     """Return a trial's job: its parameters come after every pool's own arguments, as the service puts them."""
-    pools = [
-        dataclasses.replace(pool, args=(*pool.args, *_arguments(pool, values))) if pool.replicas and not pool.is_reduction_server else pool
-        for pool in job.pools
-    ]
-    return dataclasses.replace(job, pools=tuple(pools))
+    return job_file.trial(job).with_args(lambda pool: _arguments(pool, values))
 
 
 def _arguments(pool: Pool, values: Mapping[str, Any]) -> list[str]:
@@ -58,16 +54,9 @@ def flags(trial: Trial) -> str:
     return " ".join(words)
 
 
-def command(study: Study, trial: Trial, project: Path, bucket_root: Path) -> str:
+def command(study: Study, trial: Trial, places: Places) -> str:
     """Return the command line that trains with a trial's parameters, to be called in the checkout."""
-    found = commands.for_pool(study.job.pools[0], "python", project, bucket_root)
-    argv, path = list(found.argv), found.env.get("PYTHONPATH", "")
-    if argv[:2] == ["python", "-m"] and path:
-        place = Path(*argv[2].split(".")).with_suffix(".py")
-        inside = [Path(entry).relative_to(project) for entry in path.split(os.pathsep) if Path(entry).is_relative_to(project)]
-        named = [".".join((*entry.parts, argv[2])) for entry in inside if (project / entry / place).is_file()]
-        argv[2], path = (named[0], "") if named else (argv[2], path)
-    return f"{f'PYTHONPATH={shlex.quote(path)} ' if path else ''}{shlex.join(argv)} {flags(trial)}"
+    return f"{plan.command_line(study.job, places)} {flags(trial)}"
 
 
 def thread_limits(study: Study) -> dict[str, str]:
@@ -82,8 +71,3 @@ def thread_limits(study: Study) -> dict[str, str]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     taken = {name for pool in pools for name, _ in pool.env} | set(os.environ)
     return {name: str(max(1, cores // processes)) for name in _THREADS if name not in taken}
-
-
-def now() -> str:
-    """Return the time as the API writes it."""
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")

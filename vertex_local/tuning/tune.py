@@ -3,25 +3,27 @@
     python -m vertex_local tune jobs/taxifare-tuning.yaml --max_trial_count 8 -- --num_evals=4
 
 Trials are local jobs, searched by Optuna. What comes after `--` is appended to every pool's arguments, before the
-trial's own. The same --job_id again continues a study that was cut. Exit codes: 0 the job succeeded, 1 it failed,
-2 it cannot be started, 128 + signal it was cancelled.
+trial's own. The same --job_id again, with the file or without, continues a study that was cut. Exit codes: 0 the job
+succeeded, 1 it failed, 2 it cannot be started, 128 + signal it was cancelled.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 import threading
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from .. import cli
-from ..job import buckets, settings
+from ..errors import UserError
+from ..job import rules, settings
 from ..job.schema import SpecError
+from ..local import jobs
 from . import runner as tuning
 from . import study, tuning_report
-
-ALGORITHMS = {"bayesian": "ALGORITHM_UNSPECIFIED", "random-search": "RANDOM_SEARCH", "grid-search": "GRID_SEARCH"}
+from .study import Study
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -29,11 +31,14 @@ def build_parser() -> argparse.ArgumentParser:
     tune = cli.Parser(
         prog="python -m vertex_local tune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    tune.add_argument("spec", help="HyperparameterTuningJob file as gcloud's --config takes it; YAML or JSON")
+    tune.add_argument(
+        "spec", metavar="FILE", nargs="?",
+        help="HyperparameterTuningJob file as gcloud's --config takes it; YAML or JSON (default: that of the job --job_id names)",
+    )  # fmt: skip
     group = tune.add_argument_group("instead of what the file says")
     group.add_argument("--max_trial_count", metavar="N", type=cli.whole(1), help="trials in all")
     group.add_argument("--parallel_trial_count", metavar="N", type=cli.whole(1), help="trials at a time")
-    group.add_argument("--algorithm", choices=ALGORITHMS, help="how to search")
+    group.add_argument("--algorithm", choices=study.ALGORITHMS, help="how to search")
     group.add_argument("--output", metavar="gs://BUCKET/X", help="baseOutputDirectory: trial 1 writes to X/1")
     group = tune.add_argument_group("where and how to run")
     cli.add_place_flags(group)
@@ -50,39 +55,51 @@ def main(argv: Sequence[str]) -> int:
     return cli.supervised(lambda cancel: _run(args, extra, cancel))
 
 
-def read(args: argparse.Namespace, extra: Sequence[str]) -> study.Study:
+def read(args: argparse.Namespace, extra: Sequence[str]) -> Study:
     """Return the file's study with what flags say instead, and with `extra` arguments for the trainer."""
-    read = study.load(args.spec, settings.from_flags(args))
-    job, changes = read.job.with_args(extra), {}
+    changes: dict[str, Any] = {}
     if args.output:
-        if not args.output.startswith("gs://"):
-            raise ValueError(f"--output takes gs://bucket/folder; got {args.output!r}.")
-        buckets.check_name(args.output[len("gs://") :].partition("/")[0])
-        job = job.with_output(args.output)
-    if args.max_trial_count:
-        changes["max_trials"] = args.max_trial_count
-    if args.parallel_trial_count:
-        changes["parallel"] = args.parallel_trial_count
+        try:
+            changes["output"] = rules.check_output(args.output)
+        except UserError as error:
+            raise SpecError(f"--output {error}") from None
+    for name in ("max_trial_count", "parallel_trial_count"):
+        if getattr(args, name):
+            changes[name] = getattr(args, name)
     if args.algorithm:
-        name = ALGORITHMS[args.algorithm]
-        changes["algorithm"] = study.check_algorithm(name, read.parameters, lambda problem: SpecError(f"--algorithm: {problem}"))
-    read = dataclasses.replace(read, job=job, **changes)
-    if read.max_failed <= read.max_trials:
-        return read
-    note = f"maxFailedTrialCount {read.max_failed} is taken for {read.max_trials}: the service wants it at most maxTrialCount"
-    return dataclasses.replace(read, max_failed=read.max_trials, notes=(*read.notes, note))
+        changes["algorithm"] = study.ALGORITHMS[args.algorithm]
+    found = study.load(_file(args), settings.from_flags(args))
+    if found.max_failed > changes.get("max_trial_count", found.max_trials):
+        changes["max_failed_trial_count"] = changes["max_trial_count"]
+        note = f"maxFailedTrialCount {found.max_failed} is taken for {changes['max_trial_count']}"
+        print(f"note: {note}: the service wants it at most maxTrialCount", flush=True)
+    try:
+        return found.edited(**changes).with_args(extra)
+    except SpecError as error:
+        raise SpecError(f"--algorithm: {error.problem}" if error.field == "studySpec.algorithm" else str(error)) from None
+
+
+def _file(args: argparse.Namespace) -> Path:
+    """Return the study's file: the one given, else that of the earlier job that is to be continued."""
+    if args.spec:
+        return Path(args.spec)
+    if args.job_id is None:
+        raise SpecError("give the study's FILE, or the --job_id of one to continue.")
+    path = jobs.folder_of(Path(args.state_dir), args.job_id) / "spec.yaml"
+    if not path.is_file():
+        raise SpecError(f"--job_id: there is no study {args.job_id} in {args.state_dir} to continue; give its FILE.")
+    return path
 
 
 def _run(args: argparse.Namespace, extra: Sequence[str], cancel: threading.Event) -> int:
     wanted = read(args, extra)
-    names = ("bucket_root", "state_dir", "project_dir", "job_id", "python", "with_index", "seed")
-    options = {name: getattr(args, name) for name in names}
-    result = tuning.run(wanted, report=tuning_report.for_terminal(wanted), cancel=cancel, **options)
+    options = cli.run_options(args, job_id=args.job_id, record=True).known_under(wanted.job, settings.from_flags(args))
+    result = tuning.run(wanted, options, seed=args.seed, report=tuning_report.for_terminal(wanted), cancel=cancel)
     _summary(wanted, result)
     return 0 if result.succeeded else 1
 
 
-def _summary(wanted: study.Study, result: tuning.Result) -> None:
+def _summary(wanted: Study, result: tuning.Result) -> None:
     states = [trial["state"] for trial in result.trials]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) or "no trials"
     print(f"{result.state} after {result.end - result.start:.1f} s: {counts}; see {result.folder}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -13,12 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..job import buckets
-from ..job.spec import JobSpec
-from ..local import cluster, jobs
+from ..job import buckets, times
+from ..job.job_file import JobFile
+from ..local import cluster, jobs, plan
+from ..local.plan import Places, RunOptions
 from . import measurements, trials, tuning_page
 from .search import Search, grid_size
-from .study import Study, to_seconds
+from .study import Study
 from .trials import ACTIVE, INFEASIBLE, STOPPING, SUCCEEDED, Trial
 from .tuning_report import Quiet
 
@@ -63,9 +63,8 @@ class Tuner:
     study: Study
     search: Search
     result: Result
-    state: Path
-    buckets: Path
-    options: dict[str, Any]
+    options: RunOptions
+    places: Places
     report: Quiet
     cancel: threading.Event
     on_trial: Callable[[Trial], None] | None
@@ -74,9 +73,9 @@ class Tuner:
 
     def run(self) -> None:
         """Run what is left of the study; no trial is left running, whatever happens."""
-        self.variables = trials.thread_limits(self.study)
+        self.variables = {**trials.thread_limits(self.study), **self.options.variables}
         output = self.study.job.output
-        base = self.result.folder / "tensorboard" if output is None else buckets.to_path(output, self.buckets)
+        base = self.result.folder / "tensorboard" if output is None else buckets.to_path(output, self.places.buckets)
         self.result.log_dir = str(base).rstrip("/")
         try:
             self._loop(self._take_up())
@@ -109,8 +108,8 @@ class Tuner:
             say(f"going on: {len(self.trials.keys() - set(cut))} trials are done, {len(cut)} were cut and run again")
         if study.algorithm == "GRID_SEARCH" and (size := grid_size(study.parameters)) != study.max_trials:
             say(f"note: the grid has {size} points, maxTrialCount is {study.max_trials}")
-        if self.variables:
-            say(f"threads of each replica: {', '.join(f'{name}={value}' for name, value in self.variables.items())}")
+        if limits := trials.thread_limits(study):
+            say(f"threads of each replica: {', '.join(f'{name}={value}' for name, value in limits.items())}")
         return cut
 
     def _loop(self, again: list[int]) -> None:
@@ -119,6 +118,8 @@ class Tuner:
             self._pump()
             if failure := self._failure():
                 return self._end(jobs.FAILED, failure)
+            if jobs.stop_asked(self.result.folder):
+                self.cancel.set()
             if self.cancel.is_set():
                 return self._end(jobs.CANCELLED, f"the job was cancelled; --job_id {self.result.job_id} goes on with it")
             if not stopping and (stopping := self._stopping_rule()):
@@ -164,7 +165,7 @@ class Tuner:
         if len(self.study.objectives) > 1 or not done:
             return ""
         best = measurements.best(self.study, done)[0]
-        since, idle = len(done) - 1 - done.index(best), now - to_seconds(best["endTime"])
+        since, idle = len(done) - 1 - done.index(best), now - times.seconds(best["endTime"])
         if since >= rules.get("maxNumTrialsNoProgress", since + 1):
             return f"maxNumTrialsNoProgress: {since} trials since the best, trial {best['id']}"
         if idle >= rules.get("maxDurationNoProgress", idle + 1):
@@ -177,13 +178,13 @@ class Tuner:
         values, trial_id = self.search.values(number), str(number + 1)
         before = self.trials.get(number, {})
         names = (f"{self.result.job_id}-trial-{trial_id}{f'-{n}' if n > 1 else ''}" for n in itertools.count(1))
-        earlier = list(itertools.takewhile(lambda name: (self.state / "jobs" / name).exists(), names))
+        earlier = list(itertools.takewhile(lambda name: (self.places.state / "jobs" / name).exists(), names))
         job_id = f"{self.result.job_id}-trial-{trial_id}{f'-{len(earlier) + 1}' if earlier else ''}"
         trial = {
             "id": trial_id, "state": ACTIVE, "parameters": [{"parameterId": k, "value": v} for k, v in values.items()],
-            "measurements": before.get("measurements", []), "startTime": before.get("startTime", trials.now()), "customJob": job_id,
+            "measurements": before.get("measurements", []), "startTime": before.get("startTime", times.now()), "customJob": job_id,
         }  # fmt: skip
-        running = _Running(number, trial, measurements.Reports(self._metric_file(job_id)), to_seconds(trial["startTime"]))
+        running = _Running(number, trial, measurements.Reports(self._metric_file(job_id)), times.seconds(trial["startTime"]))
         for name in earlier if before else ():  # a trainer that goes on from a checkpoint does not report again
             self._note(running, measurements.Reports(self._metric_file(name)).new())
         if before:  # the time in between was nobody's
@@ -195,15 +196,14 @@ class Tuner:
         threading.Thread(target=self._work, args=(running, job, job_id), daemon=True).start()
 
     def _metric_file(self, job_id: str) -> Path:
-        return self.state / "jobs" / job_id / "metrics" / "workerpool0-0" / "output.metrics"
+        return plan.metric_file(self.places.state / "jobs" / job_id, "workerpool0-0")
 
-    def _work(self, running: _Running, job: JobSpec, job_id: str) -> None:
+    def _work(self, running: _Running, job: JobFile, job_id: str) -> None:
         """Run a trial's job; in a thread of its own."""
         try:
             outcome: jobs.Result | BaseException = cluster.run(
-                job, state_dir=self.state, bucket_root=self.buckets, job_id=job_id, trial=running.trial["id"],
-                variables=self.variables, cancel=running.cancel, **self.options,
-            )  # fmt: skip
+                job, self.options, job_id=job_id, trial=running.trial["id"], variables=self.variables, record=False, cancel=running.cancel
+            )
         except BaseException as error:  # for the thread that waits for this one
             outcome = error
         running.outcome = outcome
@@ -245,7 +245,7 @@ class Tuner:
     def _finish(self, running: _Running) -> None:
         """Decide what became of a trial whose job has ended."""
         del self.running[running.number]
-        outcome, trial = running.outcome, {**running.trial, "endTime": trials.now()}
+        outcome, trial = running.outcome, {**running.trial, "endTime": times.now()}
         if isinstance(outcome, BaseException):
             raise outcome
         if running.source.lost:
@@ -290,7 +290,7 @@ class Tuner:
         self._wait()
         for number, trial in self.trials.items():
             if trial["state"] in (ACTIVE, STOPPING):  # cut before, and not run again
-                self._changed(number, {**trial, "state": INFEASIBLE, "infeasibleReason": CUT, "endTime": trials.now()})
+                self._changed(number, {**trial, "state": INFEASIBLE, "infeasibleReason": CUT, "endTime": times.now()})
         self.result.state, self.result.error = state, error
 
     def _wait(self, quietly: bool = False) -> None:
@@ -301,10 +301,7 @@ class Tuner:
 
     def _write_report(self) -> None:
         by_id = {trial["id"]: trial for trial in self.result.trials}
-        project = Path(os.path.abspath(self.options["project_dir"]))
-        self.result.commands = {
-            trial_id: trials.command(self.study, by_id[trial_id], project, self.buckets) for trial_id in self.result.best
-        }
+        self.result.commands = {trial_id: trials.command(self.study, by_id[trial_id], self.places) for trial_id in self.result.best}
         path = self.result.folder / "report.html"
         if problem := tuning_page.write_report(self.study, self.result, path):
             self.report.say(f"note: no report.html: {problem}")

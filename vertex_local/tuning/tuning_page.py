@@ -11,9 +11,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..job import times
 from . import measurements, trials, tuning_report
 from .search import import_optuna
-from .study import CATEGORICAL, INTEGER, LOG, Parameter, Study, to_seconds, walk
+from .study import CATEGORICAL, INTEGER, LOG, Parameter, Study, walk
 from .trials import Trial
 
 _STYLE = """
@@ -44,7 +45,7 @@ def write_report(study: Study, result: Any, path: Path) -> str | None:
 
 
 def _page(study: Study, result: Any) -> Iterator[str]:
-    title = html.escape(study.message.get("displayName") or Path(study.name).stem)
+    title = html.escape(study.job.display_name)
     yield f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style></head><body>'
     states = [trial["state"] for trial in result.trials]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) or "no trials"
@@ -74,7 +75,7 @@ def _table(study: Study, result: Any) -> str:
     rows = [f"<tr>{''.join(f'<th>{html.escape(name)}</th>' for name in head)}</tr>"]
     for trial in tuning_report.ranked(study, result.trials):
         drawn, values = trials.parameters(trial), trials.final_values(trial) or {}
-        final, spent = trial.get("finalMeasurement", {}), to_seconds(trial["endTime"]) - to_seconds(trial["startTime"])
+        final, spent = trial.get("finalMeasurement", {}), times.seconds(trial["endTime"]) - times.seconds(trial["startTime"])
         cells = [trial["id"], trial["state"], *(f"{values[m.id]:.6g}" if m.id in values else "" for m in study.metrics)]
         cells += [final.get("stepCount", ""), f"{spent:.1f}", *(_text(drawn.get(name, "-")) for name in names)]
         kind = "best" if trial["id"] in result.best else trial["state"]
@@ -158,7 +159,7 @@ def write_events(study: Study, trial: Trial, folder: Path) -> None:
     from tensorboard.summary.writer.record_writer import RecordWriter
 
     folder.mkdir(parents=True, exist_ok=True)
-    begin, end = to_seconds(trial["startTime"]), to_seconds(trial["endTime"])
+    begin, end = times.seconds(trial["startTime"]), times.seconds(trial["endTime"])
     name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.trial-{trial['id']}"
     started = plugin_data_pb2.SessionStartInfo(group_name=f"trial {trial['id']}", start_time_secs=begin)
     for key, value in trials.parameters(trial).items():
@@ -192,7 +193,7 @@ def _experiment(study: Study) -> Any:
     """Return what the HParams view knows of the study itself: the parameters' ranges, and the metrics."""
     from tensorboard.plugins.hparams import api_pb2
 
-    found = api_pb2.Experiment(name=study.message.get("displayName", ""), time_created_secs=0)
+    found = api_pb2.Experiment(name=study.message.display_name, time_created_secs=0)
     for parameter in walk(study.parameters):
         info = found.hparam_infos.add(name=parameter.id)
         is_text = parameter.kind == CATEGORICAL

@@ -2,74 +2,45 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from typing import Any, TextIO
 
+from ..job import times
+from ..local import terminal
 from . import measurements, trials
-from .study import Study, to_seconds, walk
+from .study import Study, walk
 from .trials import Trial
 
 
-class Quiet:
-    """Says nothing: for studies run as a library. Others override what they show."""
-
-    def say(self, text: str) -> None:
-        """Tell something about the study as a whole."""
+class Quiet(terminal.Quiet):
+    """Says nothing: for studies run as a library."""
 
     def trial(self, trial: Trial, everyone: Sequence[Trial]) -> None:
         """Tell that a trial's state has changed."""
 
-    def update(self, everyone: Sequence[Trial]) -> None:
-        """Show how the trials stand; called several times a second."""
 
-    def close(self, everyone: Sequence[Trial]) -> None:
-        """Leave the last state on the screen."""
-
-
-class Lines(Quiet):
-    """One line per change: for logs and pipes."""
+class Lines(terminal.Lines, Quiet):
+    """One line per change."""
 
     def __init__(self, study: Study, out: TextIO):
-        self.study, self.out = study, out
-
-    def say(self, text: str) -> None:
-        print(text, file=self.out, flush=True)
+        super().__init__(out)
+        self.study = study
 
     def trial(self, trial: Trial, everyone: Sequence[Trial]) -> None:
         self.say(describe(self.study, trial, everyone))
 
 
-class Table(Quiet):
-    """Notes that scroll by above a table that stays."""
+class Table(terminal.Table, Quiet):
+    """Notes above a table of the trials."""
 
     def __init__(self, study: Study, out: TextIO):
-        from rich.console import Console
-        from rich.live import Live
-
-        self.study, self.shown = study, 0.0
-        self.console = Console(file=out, highlight=False)
-        self.live = Live(console=self.console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
-
-    def say(self, text: str) -> None:
-        from rich.text import Text
-
-        self.console.print(Text(text), soft_wrap=True)
+        super().__init__(out)
+        self.study = study
 
     def trial(self, trial: Trial, everyone: Sequence[Trial]) -> None:
         if trial["state"] == trials.INFEASIBLE:  # why, which the table has no room for
             self.say(describe(self.study, trial, everyone))
-
-    def update(self, everyone: Sequence[Trial]) -> None:
-        if time.monotonic() - self.shown > 0.25:
-            self.shown = time.monotonic()
-            self.live.start()
-            self.live.update(self.draw(everyone, self.console.height - 5), refresh=True)
-
-    def close(self, everyone: Sequence[Trial]) -> None:
-        self.live.update(self.draw(everyone, len(everyone)), refresh=True)
-        self.live.stop()
 
     def draw(self, everyone: Sequence[Trial], room: int) -> Any:
         """Return the table with at most `room` rows: the best on top, trials under way always among them."""
@@ -99,13 +70,7 @@ class Table(Quiet):
 
 def for_terminal(study: Study, out: TextIO | None = None) -> Quiet:
     """Return the report that suits `out`, by default standard output."""
-    out = out or sys.stdout
-    if hasattr(out, "reconfigure"):
-        out.reconfigure(errors="replace")
-    try:
-        return Table(study, out) if out.isatty() else Lines(study, out)
-    except ImportError:  # without rich there is no table
-        return Lines(study, out)
+    return terminal.choose(out, lambda to: Lines(study, to), lambda to: Table(study, to))
 
 
 def ranked(study: Study, everyone: Sequence[Trial]) -> list[Trial]:
@@ -141,7 +106,8 @@ def _newest(trial: Trial) -> tuple[dict[str, float], str]:
 
 
 def _duration(trial: Trial) -> float:
-    return to_seconds(trial.get("endTime") or trials.now()) - to_seconds(trial["startTime"])
+    end = times.seconds(trial["endTime"]) if "endTime" in trial else time.time()
+    return end - times.seconds(trial["startTime"])
 
 
 def _short(value: Any) -> str:

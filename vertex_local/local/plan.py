@@ -1,0 +1,201 @@
+"""What a replica runs: command, environment, folder and packages, made of the job's message and the options of a run.
+
+One plan serves `run`, the questions that `check` asks a trainer, and the command line that `tune` prints.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import UserError, quoted
+from ..job import buckets, settings
+from ..job.job_file import JobFile
+from ..job.pools import Pool
+from . import commands, environment
+from .environment import Identity, Member
+from .kills import Kill
+
+GRACE = 15.0  # seconds that the others get to leave once the chief is done
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where jobs find what they need on this machine, all of it absolute; `python` runs for `python` and `python3`."""
+
+    state: Path
+    buckets: Path
+    project: Path
+    python: str
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How jobs run on this machine.
+
+    Attributes:
+        state_dir: where jobs have their folders.
+        bucket_root: where `gs://bucket/x` lies as `bucket/x`; by default `<state_dir>/buckets`.
+        project_dir: the checkout: its Dockerfile, and where containers start.
+        python: the interpreter for `python` and `python3`; by default the one that runs this.
+        with_index: install what a job's packages require and the interpreter does not have.
+        job_id: the job's name; by default a number made of the time.
+        trial: a tuning trial's id: the job's directories and variables are that trial's.
+        variables: more for every replica, such as a training pipeline's `AIP_TRAINING_DATA_URI`.
+        announce: pools such as `workerpool2` that are in the cluster but not started; a Reduction Server never is.
+        kills: which replicas are ended where.
+        grace: seconds for the others to leave once the chief is done.
+        google_project, region: under which the job is known, to its replicas and in the store.
+        cloud_credentials: let replicas have the caller's credentials and reach the cloud.
+        record: keep the job in the store, for `list` and the job service, which keeps its own jobs there itself.
+    """
+
+    state_dir: str | Path = ".vertex_local"
+    bucket_root: str | Path | None = None
+    project_dir: str | Path = "."
+    python: str | None = None
+    with_index: bool = False
+    job_id: str | None = None
+    trial: str | None = None
+    variables: Mapping[str, str] = field(default_factory=dict)
+    announce: Collection[str] = ()
+    kills: Sequence[Kill] = ()
+    grace: float = GRACE
+    google_project: str = environment.PROJECT
+    region: str = environment.REGION
+    cloud_credentials: bool = False
+    record: bool = False
+
+    def known_under(self, job: JobFile, given: Mapping[str, str] | None = None) -> RunOptions:
+        """Return the options with project and region of the settings beside the job's file; `given` win over them."""
+        values = settings.load(Path(job.name).parent, given)
+        project, region = values.get("project", self.google_project), values.get("region", self.region)
+        return dataclasses.replace(self, google_project=project, region=region)
+
+    def places(self) -> Places:
+        """Return the places that the options name.
+
+        Raises:
+            UserError: there is no such checkout or interpreter.
+        """
+        state, project = Path(os.path.abspath(self.state_dir)), Path(os.path.abspath(self.project_dir))
+        if not project.is_dir():
+            raise UserError(f"--project_dir: there is no folder {project}.")
+        program = sys.executable if self.python is None else shutil.which(self.python)
+        if program is None:
+            raise UserError(f"--python: {self.python} is not a program that can be run.")
+        root = Path(os.path.realpath(self.bucket_root or state / "buckets"))
+        return Places(state, root, project, os.path.abspath(program))
+
+    def identity(self, job: JobFile, job_id: str, root: Path) -> Identity:
+        """Return which job the replicas belong to; `root` is where buckets lie."""
+        output = None if job.output is None else buckets.to_path(job.output, root)
+        return Identity(job_id, output, self.trial, self.google_project)
+
+
+@dataclass(frozen=True)
+class ReplicaPlan:
+    """One replica ready to start."""
+
+    member: Member
+    argv: tuple[str, ...]
+    cwd: Path
+    env: dict[str, str]
+
+    def __str__(self) -> str:
+        return f"$ cd {shlex.quote(str(self.cwd))} && {shlex.join(self.argv)}"
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Makes the plans of one job's replicas; `folder` is the job's own."""
+
+    job: JobFile
+    options: RunOptions
+    places: Places
+    folder: Path
+    job_id: str
+
+    def members(self, take_port: Callable[[], int]) -> list[Member]:
+        """Return the places of all replicas in the cluster."""
+        return [
+            Member(pool.index, index, f"localhost:{take_port()}", take_port()) for pool in self.job.pools for index in range(pool.replicas)
+        ]
+
+    def replica(self, member: Member, members: Sequence[Member], site: Path | None = None) -> ReplicaPlan:
+        """Return what one replica runs, and make its folders.
+
+        The environment is the caller's, then the image's and the job's, then the service's. `site` holds the packages of
+        a pythonPackageSpec.
+        """
+        command = command_of(self.job.pools[member.pool], self.places)
+        env = {"PYTHONUNBUFFERED": "1", **environment.inherited(os.environ, self.options.cloud_credentials)}
+        if not self.options.cloud_credentials:
+            env = {**environment.client_variables(self.places.state), **env}
+        identity = self.options.identity(self.job, self.job_id, self.places.buckets)
+        env |= command.env
+        env |= environment.service_variables(self.job, members, member, identity)
+        env |= self.options.variables
+        env |= self._of_folder(member.name)
+        env["PATH"] = os.pathsep.join((os.path.dirname(self.places.python), env.get("PATH", os.defpath)))
+        if site is not None:
+            env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(site), env.get("PYTHONPATH"))))
+        cwd = command.cwd
+        if cwd is None:
+            cwd = self.folder / "work" / member.name
+            cwd.mkdir(parents=True, exist_ok=True)
+        return ReplicaPlan(member, command.argv, cwd, env)
+
+    def _of_folder(self, name: str) -> dict[str, str]:
+        found = {
+            "TRAINER_EVENTS": str(self.folder / "events" / f"{name}.jsonl"),
+            "VERTEX_LOCAL_BUCKET_ROOT": str(self.places.buckets),
+        }
+        if self.options.trial is not None:
+            metrics = metric_file(self.folder, name)
+            metrics.parent.mkdir(parents=True, exist_ok=True)
+            found["CLOUD_ML_HP_METRIC_FILE"] = str(metrics)
+        return found
+
+
+def metric_file(folder: Path, replica: str) -> Path:
+    """Return where a replica of a trial's job writes its metrics."""
+    return folder / "metrics" / replica / "output.metrics"
+
+
+def command_of(pool: Pool, places: Places) -> commands.Command:
+    """Return the command of each replica of a pool."""
+    return commands.for_pool(pool, places.python, places.project, places.buckets)
+
+
+def started(job: JobFile, announce: Collection[str] = ()) -> list[Pool]:
+    """Return the pools whose replicas are started here.
+
+    Raises:
+        UserError: a pool that `announce` names is none that the job could do without.
+    """
+    others = [f"workerpool{pool.index}" for pool in job.pools if pool.index and pool.replicas]
+    for name in announce:
+        if name not in others:
+            known = ", ".join(others) or "none here"
+            raise UserError(f"--announce: got {quoted(name)}; it takes a pool beside the chief's: {known}.")
+    return [pool for pool in job.pools if pool.trains and f"workerpool{pool.index}" not in announce]
+
+
+def command_line(job: JobFile, places: Places) -> str:
+    """Return the chief's command as one types it in the checkout; a module is named from there, without a PYTHONPATH."""
+    found = command_of(job.pools[0], dataclasses.replace(places, python="python"))
+    argv, path = list(found.argv), found.env.get("PYTHONPATH", "")
+    if argv[:2] == ["python", "-m"] and path:
+        file = Path(*argv[2].split(".")).with_suffix(".py")
+        entries = [Path(entry) for entry in path.split(os.pathsep)]
+        inside = [entry.relative_to(places.project) for entry in entries if entry.is_relative_to(places.project)]
+        named = [".".join((*entry.parts, argv[2])) for entry in inside if (places.project / entry / file).is_file()]
+        argv[2], path = (named[0], "") if named else (argv[2], path)
+    return f"{f'PYTHONPATH={shlex.quote(path)} ' if path else ''}{shlex.join(argv)}"
