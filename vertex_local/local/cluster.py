@@ -8,8 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ..errors import UserError
@@ -17,6 +16,8 @@ from ..job import job_file
 from ..job.job_file import JobFile
 from ..job.pools import Pool
 from . import job_record, jobs, lifecycle, packages, plan
+from .containers import Containers, find_engine
+from .environment import Member
 from .kills import Kill
 from .plan import Planner, ReplicaPlan, RunOptions
 from .ports import Ports
@@ -42,7 +43,8 @@ def run(
     options, report = dataclasses.replace(options or RunOptions(), **changes), report or Quiet()
     places, pools = options.places(), plan.started(job, options.announce)
     files = {pool.index: packages.locate(pool.package_uris, places.project, places.buckets) for pool in pools}
-    for pool in pools:
+    engine = _containers(options, places, report)
+    for pool in pools if engine is None else ():
         plan.command_of(pool, places)  # what cannot be started is said before the job has a folder
     options.identity(job, "", places.buckets)
     _check_kills(options.kills, pools)
@@ -52,13 +54,18 @@ def run(
         report.say(f"job {result.job_id}: {job.name}, in {result.folder}")
         if job.output:
             (places.buckets / job.output[len("gs://") :].partition("/")[0]).mkdir(parents=True, exist_ok=True)
-        sites = {
-            index: packages.site(found, places.state, places.python, options.with_index, report.say)
-            for index, found in files.items()
-            if found
-        }
         planner = Planner(job, options, places, result.folder, result.job_id)
-        replicas = _replicas(planner, pools, sites, ports, report)
+        if engine is None:
+            sites = {
+                index: packages.site(found, places.state, places.python, options.with_index, report.say)
+                for index, found in files.items()
+                if found
+            }
+            planned = lambda member, members: planner.replica(member, members, sites.get(member.pool))  # noqa: E731
+        else:
+            images = {pool.index: engine.image(pool, files[pool.index]) for pool in pools}
+            planned = lambda member, members: planner.container(member, members, images[member.pool], engine)  # noqa: E731
+        replicas = _replicas(planner, pools, planned, ports, report)
         result.outputs = {name: value for name, value in replicas[0].env.items() if name in OUTPUTS}
         lifecycle.Cluster(job, replicas, result, report, cancel or threading.Event(), options.grace).run()
     return result
@@ -73,7 +80,17 @@ def _check_kills(kills: Sequence[Kill], pools: Sequence[Pool]) -> None:
             raise UserError(f"--kill {kill}: {kill.replica} is named twice, and only its first attempt can be killed.")
 
 
-def _replicas(planner: Planner, pools: Sequence[Pool], sites: dict[int, Path], ports: Ports, report: Quiet) -> list[Replica]:
+def _containers(options: RunOptions, places: plan.Places, report: Quiet) -> Containers | None:
+    """Return how replicas get their containers; None where they are processes."""
+    if options.containers is None:
+        return None
+    wanted = None if options.containers == "auto" else options.containers
+    return Containers(find_engine(wanted, report.say), places.project, options.build_args)
+
+
+def _replicas(
+    planner: Planner, pools: Sequence[Pool], planned: Callable[[Member, Sequence[Member]], ReplicaPlan], ports: Ports, report: Quiet
+) -> list[Replica]:
     """Place every replica in the cluster, and return those to start; says what each of them runs."""
     members, indices, replicas = planner.members(ports.take), {pool.index for pool in pools}, []
     for member in members:
@@ -81,7 +98,7 @@ def _replicas(planner: Planner, pools: Sequence[Pool], sites: dict[int, Path], p
         if member.pool not in indices:
             report.say(f"{who}: announced to the others, not started")
             continue
-        found = planner.replica(member, members, sites.get(member.pool))
+        found = planned(member, members)
         report.say(f"{who} {found}")
         replicas.append(_replica(found, planner))
     return replicas
@@ -91,7 +108,7 @@ def _replica(found: ReplicaPlan, planner: Planner) -> Replica:
     name = found.member.name
     log, events = planner.folder / "logs" / f"{name}.log", planner.folder / "events" / f"{name}.jsonl"
     kill = next((kill for kill in planner.options.kills if kill.replica == name), None)
-    return Replica(found.member, found.argv, found.cwd, found.env, log, events, kill)
+    return Replica(found.member, found.argv, found.cwd, found.env, log, events, kill, found.launcher)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Replicas in real containers: docker, podman, or buildah's chroot isolation, which needs no daemon.
 
 An image is taken where the engine has it, built where the project's own Dockerfile makes it, pulled otherwise. Buckets are
-mounted at /gcs, the job's own folder at the path it has outside, and the network is the host's, so that replicas reach each
+mounted at /gcs and, like the job's own folder, at the path that they have outside; the network is the host's, so that replicas reach each
 other on localhost. `supervise.py` runs inside as the first process: signals and exit codes pass through no engine, each of
 which has its own way of losing them.
 """
@@ -22,8 +22,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..errors import UserError
+from ..job import buckets
+from ..job.pools import Pool
+from . import commands
+
 ENGINES = ("docker", "podman", "buildah")
 INSIDE = "/vertex_local"  # where supervise.py is mounted
+BUCKETS = "/gcs"
 _TAG = "localhost/vertex-local"
 _SUPERVISOR = Path(__file__).with_name("supervise.py")
 _INSTALL = """\
@@ -33,7 +39,7 @@ RUN python3 -m pip install --no-cache-dir --disable-pip-version-check {break_sys
 """
 
 
-class ContainerError(ValueError):
+class ContainerError(UserError):
     """An engine or image that cannot be used: which, what it said, and the remedy."""
 
 
@@ -141,29 +147,55 @@ class Engine:
         if self.name == "buildah":
             self._call("rm", container)
 
-    def start_command(self, container: str, replica: ReplicaContainer) -> list[str]:
-        """Return the command line that runs a replica's supervisor in a container, its standard input open."""
-        mounts = {str(_SUPERVISOR): f"{INSIDE}/supervise.py:ro", **{str(path): target for path, target in replica.mounts.items()}}
+    def run_command(
+        self, container: str, mounts: Sequence[tuple[Path, str | Path]], environment: Mapping[str, str], workdir: str
+    ) -> list[str]:
+        """Return the beginning of a command line that runs a program in a container, its standard input open."""
         words = [self.name, "run", "--network=host"]
-        words += [f"--volume={source}:{target}" for source, target in mounts.items()]
-        words += [f"--env={name}={value}" for name, value in replica.environment.items()]
+        words += [f"--volume={source}:{target}" for source, target in mounts]
+        words += [f"--env={name}={value}" for name, value in environment.items()]
         if self.name == "buildah":
-            words += [f"--workingdir={replica.workdir}", container, "--"]
-        else:
-            words += ["--rm", "--interactive", f"--workdir={replica.workdir}", f"--user={os.getuid()}:{os.getgid()}"]
-            words += ["--entrypoint=", container]
-        return [*words, "python3", "-I", "-S", f"{INSIDE}/supervise.py", str(replica.status), *replica.argv]
+            return [*words, f"--workingdir={workdir}", container, "--"]
+        user = f"--user={os.getuid()}:{os.getgid()}"  # what it writes into buckets shall belong to the caller
+        return [*words, "--rm", "--interactive", user, f"--workdir={workdir}", "--entrypoint=", container]
 
 
-@dataclass(frozen=True)
-class ReplicaContainer:
-    """What one replica's container gets: the program, its variables and folders, and the file that its status goes to."""
+@dataclass
+class Launcher:
+    """Starts the attempts of one replica, each in a fresh container.
 
-    argv: Sequence[str]
-    environment: Mapping[str, str]
-    mounts: Mapping[Path, str]
+    Attributes:
+        mounts: pairs of a file or folder here and its place in the container.
+        status: a file, at the same place inside and outside, in which the supervisor tells how an attempt ended.
+    """
+
+    engine: Engine
+    image: Image
+    mounts: Sequence[tuple[Path, str | Path]]
     status: Path
-    workdir: str = "/"
+    _container: str | None = None
+
+    def command(self, argv: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+        """Make a new container and return the command line that runs `argv` in it under the supervisor."""
+        self.close()
+        self.status.unlink(missing_ok=True)
+        self._container = self.engine.create(self.image)
+        mounts = [(_SUPERVISOR, f"{INSIDE}/supervise.py:ro"), *self.mounts]
+        words = self.engine.run_command(self._container, mounts, environment, self.image.workdir)
+        return [*words, "python3", "-I", "-S", f"{INSIDE}/supervise.py", str(self.status), *argv]
+
+    def ended(self) -> list[bytes]:
+        """Return what the supervisor told of the attempt, line by line: nothing if the container did not start."""
+        try:
+            return self.status.read_bytes().splitlines()
+        except FileNotFoundError:
+            return []
+
+    def close(self) -> None:
+        """Take the container away."""
+        if self._container is not None:
+            container, self._container = self._container, None
+            self.engine.remove(container)
 
 
 def find_engine(wanted: str | None = None, say: Callable[[str], None] = print) -> Engine:
@@ -200,6 +232,50 @@ def _problem(name: str) -> str | None:
 
 
 # ------------------------------------------------------------------ which image a job runs in
+
+
+@dataclass(frozen=True)
+class Containers:
+    """How a job's replicas get their containers: by which engine, and of what the project's own images are made."""
+
+    engine: Engine
+    project: Path
+    build_args: Mapping[str, str] = field(default_factory=dict)
+
+    def image(self, pool: Pool, packages: Sequence[Path]) -> Image:
+        """Return the image of a pool's replicas: the engine's own of that address, one built of the checkout, or one pulled.
+
+        Raises:
+            ContainerError: it cannot be had.
+        """
+        if pool.is_package:
+            return with_packages(self.engine, self.engine.pull(pool.image), packages)
+        found = self.engine.find(pool.image)
+        if found is not None:
+            self.engine.say(f"image {pool.image}: taken as {self.engine.name} has it")
+            return found
+        trainer = commands.trainer_in(pool.image, commands.trainers(self.project))
+        if trainer is not None and (self.project / "Dockerfile").is_file():
+            return project_image(self.engine, self.project, trainer, self.build_args)
+        return self.engine.pull(pool.image)
+
+    def launcher(self, image: Image, folder: Path, bucket_root: Path, replica: str) -> Launcher:
+        """Return what starts a replica of the job whose folder this is."""
+        bucket_root.mkdir(parents=True, exist_ok=True)
+        mounts = [(bucket_root, BUCKETS), (bucket_root, bucket_root), (folder, folder)]
+        return Launcher(self.engine, image, mounts, folder / "work" / f"{replica}.status")
+
+
+def of_pool(pool: Pool, image: Image, bucket_root: Path) -> commands.Command:
+    """Return the command of each replica of a pool in its image, with paths for `gs://…`."""
+    args = [buckets.localize(arg, bucket_root) for arg in pool.args]
+    variables = {name: buckets.localize(value, bucket_root) for name, value in pool.env}
+    if pool.module:
+        return commands.Command(("python3", "-m", pool.module, *args), variables, None)
+    argv = image.command([buckets.localize(word, bucket_root) for word in pool.command], args)
+    if not argv:
+        raise ContainerError(f"image {pool.image}: has neither ENTRYPOINT nor CMD: give containerSpec.command.")
+    return commands.Command(tuple(argv), variables, None)
 
 
 def project_image(engine: Engine, project: Path, trainer: str, build_args: Mapping[str, str]) -> Image:
