@@ -15,8 +15,9 @@ RUN python3 -m venv --system-site-packages --without-pip /opt/venv
 RUN /opt/venv/bin/python -m pip install --no-cache-dir --disable-pip-version-check "${TENSORFLOW}" ".[gcs]"
 
 FROM ${BASE_IMAGE}
-ARG TRAINER=taxifare
 COPY --from=dependencies /opt/venv /opt/venv
+# From here on the layers are a trainer's own.
+ARG TRAINER=taxifare
 WORKDIR /app
 COPY vertex_runtime/ vertex_runtime/
 COPY ${TRAINER}/ ${TRAINER}/

@@ -51,15 +51,35 @@ def add_place_flags(parser: argparse._ActionsContainer, installs: bool = True) -
     parser.add_argument("--python", metavar="PATH", help="interpreter for python and python3 (default: this one)")
     if installs:
         parser.add_argument("--with_index", action="store_true", help="install what a job's packages require and is missing")
+        add_container_flags(parser)
         parser.add_argument("--cloud_credentials", action="store_true", help="let replicas use your credentials and reach the cloud")
+
+
+def add_container_flags(parser: argparse._ActionsContainer) -> None:
+    """Add the flags that start replicas in real containers."""
+    parser.add_argument(
+        "--containers", metavar="ENGINE", nargs="?", const="auto",
+        help="start replicas in containers, by docker, podman or buildah (default: the first of them that works here)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--build_arg", metavar="NAME=VALUE", type=_build_arg, action="append", default=[],
+        help="for --containers: of the project's own image, such as BASE_IMAGE=python:3.11; repeatable",
+    )  # fmt: skip
+
+
+def _build_arg(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name.isidentifier() and equals):
+        raise argparse.ArgumentTypeError(f"takes NAME=VALUE; got {quoted(text)}.")
+    return name, value
 
 
 def run_options(args: argparse.Namespace, **more: Any) -> RunOptions:
     """Return the options of a run that `add_place_flags` has added flags for, and `more`."""
     from .local.plan import RunOptions
 
-    names = ("state_dir", "bucket_root", "project_dir", "python", "with_index", "cloud_credentials")
-    return RunOptions(**{name: getattr(args, name) for name in names}, **more)
+    names = ("state_dir", "bucket_root", "project_dir", "python", "with_index", "containers", "cloud_credentials")
+    return RunOptions(**{name: getattr(args, name) for name in names}, build_args=dict(args.build_arg), **more)
 
 
 def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from ..job import job_file
 from ..job.job_file import JobFile
 from ..job.pools import Pool
 from . import job_record, jobs, lifecycle, packages, plan
+from .containers import Containers, find_engine
+from .environment import Member
 from .kills import Kill
 from .plan import Planner, ReplicaPlan, RunOptions
 from .ports import Ports
@@ -24,6 +26,8 @@ from .process import Replica
 from .report import Quiet
 from .store import Store, Taken
 
+# Plans one replica, of which all are given.
+Planned = Callable[[Member, Sequence[Member]], ReplicaPlan]
 OUTPUTS = ("AIP_MODEL_DIR", "AIP_CHECKPOINT_DIR", "AIP_TENSORBOARD_LOG_DIR")
 
 
@@ -42,7 +46,8 @@ def run(
     options, report = dataclasses.replace(options or RunOptions(), **changes), report or Quiet()
     paths, pools = options.paths(), plan.started(job, options.announce)
     options.identity(job, "", paths.buckets)  # what cannot be started is said before the job has a folder
-    for pool in pools:
+    containers = _containers(options, paths, report)
+    for pool in pools if containers is None else ():
         plan.command_of(pool, paths)
     files = {pool.index: packages.locate(pool.package_uris, paths.project, paths.buckets) for pool in pools}
     _check_kills(options.kills, pools)
@@ -52,13 +57,12 @@ def run(
         report.say(f"job {result.job_id}: {job.name}, in {result.folder}")
         if job.output:
             (paths.buckets / job.output[len("gs://") :].partition("/")[0]).mkdir(parents=True, exist_ok=True)
-        sites = {
-            index: packages.site(found, paths.state, paths.python, options.with_index, report.say)
-            for index, found in files.items()
-            if found
-        }
         planner = Planner(job, options, paths, result.folder, result.job_id)
-        replicas = _replicas(planner, pools, sites, ports, report)
+        if containers is None:
+            planned = _in_processes(planner, files, report)
+        else:
+            planned = _in_containers(planner, pools, files, containers)
+        replicas = _replicas(planner, pools, planned, ports, report)
         result.outputs = {name: value for name, value in replicas[0].env.items() if name in OUTPUTS}
         lifecycle.Cluster(job, replicas, result, report, cancel or threading.Event(), options.grace).run()
     return result
@@ -73,7 +77,32 @@ def _check_kills(kills: Sequence[Kill], pools: Sequence[Pool]) -> None:
             raise UserError(f"--kill {kill}: {kill.replica} is named twice, and only its first attempt can be killed.")
 
 
-def _replicas(planner: Planner, pools: Sequence[Pool], sites: dict[int, Path], ports: Ports, report: Quiet) -> list[Replica]:
+def _containers(options: RunOptions, paths: plan.Paths, report: Quiet) -> Containers | None:
+    """Return how replicas get their containers; None where they are processes."""
+    if options.containers is None:
+        return None
+    wanted = None if options.containers == "auto" else options.containers
+    return Containers(find_engine(wanted, report.say), paths.project, options.build_args or {})
+
+
+def _in_processes(planner: Planner, files: Mapping[int, Sequence[Path]], report: Quiet) -> Planned:
+    """Install the packages of each pool and return what plans its replicas."""
+    options, paths = planner.options, planner.paths
+    sites = {
+        index: packages.site(found, paths.state, paths.python, options.with_index, report.say) for index, found in files.items() if found
+    }
+    return lambda member, members: planner.replica(member, members, sites.get(member.pool))
+
+
+def _in_containers(planner: Planner, pools: Sequence[Pool], files: Mapping[int, Sequence[Path]], containers: Containers) -> Planned:
+    """Build or fetch the image of each pool and return what plans its replicas."""
+    images = {pool.index: containers.image(pool, files[pool.index]) for pool in pools}
+    return lambda member, members: planner.container(member, members, images[member.pool], containers)
+
+
+def _replicas(
+    planner: Planner, pools: Sequence[Pool], planned: Planned, ports: Ports, report: Quiet
+) -> list[Replica]:
     """Place every replica in the cluster, and return those to start; says what each of them runs."""
     members, indices, replicas = planner.members(ports.take), {pool.index for pool in pools}, []
     for member in members:
@@ -81,7 +110,7 @@ def _replicas(planner: Planner, pools: Sequence[Pool], sites: dict[int, Path], p
         if member.pool not in indices:
             report.say(f"{who}: announced to the others, not started")
             continue
-        found = planner.replica(member, members, sites.get(member.pool))
+        found = planned(member, members)
         report.say(f"{who} {found}")
         replicas.append(_replica(found, planner))
     return replicas
@@ -91,7 +120,7 @@ def _replica(found: ReplicaPlan, planner: Planner) -> Replica:
     name = found.member.name
     log, events = planner.folder / "logs" / f"{name}.log", planner.folder / "events" / f"{name}.jsonl"
     kill = next((kill for kill in planner.options.kills if kill.replica == name), None)
-    return Replica(found.member, found.argv, found.cwd, found.env, log, events, kill)
+    return Replica(found.member, found.argv, found.cwd, found.env, log, events, kill, found.launcher)
 
 
 @contextlib.contextmanager

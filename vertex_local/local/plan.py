@@ -18,7 +18,8 @@ from ..errors import UserError, quoted
 from ..job import buckets, settings
 from ..job.job_file import JobFile
 from ..job.pools import Pool
-from . import commands, environment
+from . import commands, containers, environment
+from .containers import Containers, Image, Launcher
 from .environment import Identity, Member
 from .kills import Kill
 
@@ -52,6 +53,8 @@ class RunOptions:
         kills: which replicas are ended where.
         grace: seconds for the others to leave once the chief is done.
         google_project, region: under which the job is known, to its replicas and in the store.
+        containers: start replicas in containers by this engine, or by the first that works for "auto"; None starts processes.
+        build_args: for the project's own image, such as BASE_IMAGE.
         cloud_credentials: let replicas have the caller's credentials and reach the cloud.
         record: keep the job in the store, for `list` and the job service, which keeps its own jobs there itself.
     """
@@ -69,6 +72,8 @@ class RunOptions:
     grace: float = GRACE
     google_project: str = environment.PROJECT
     region: str = environment.REGION
+    containers: str | None = None
+    build_args: Mapping[str, str] | None = None
     cloud_credentials: bool = False
     record: bool = False
 
@@ -107,8 +112,11 @@ class ReplicaPlan:
     argv: tuple[str, ...]
     cwd: Path
     env: dict[str, str]
+    launcher: Launcher | None = None
 
     def __str__(self) -> str:
+        if self.launcher is not None:
+            return f"$ {shlex.join(self.argv)}  # in {self.launcher.engine.name}'s container of {self.launcher.image.name}"
         return f"$ cd {shlex.quote(str(self.cwd))} && {shlex.join(self.argv)}"
 
 
@@ -121,6 +129,11 @@ class Planner:
     paths: Paths
     folder: Path
     job_id: str
+
+    @property
+    def identity(self) -> Identity:
+        """Which job the replicas belong to."""
+        return self.options.identity(self.job, self.job_id, self.paths.buckets)
 
     def members(self, take_port: Callable[[], int]) -> list[Member]:
         """Return all replicas with their addresses in the cluster."""
@@ -138,9 +151,8 @@ class Planner:
         env = {"PYTHONUNBUFFERED": "1", **environment.inherited(os.environ, self.options.cloud_credentials)}
         if not self.options.cloud_credentials:
             env = {**environment.client_variables(self.paths.state, self.folder), **env}
-        identity = self.options.identity(self.job, self.job_id, self.paths.buckets)
         env |= command.env
-        env |= environment.service_variables(self.job, members, member, identity)
+        env |= environment.service_variables(self.job, members, member, self.identity)
         env |= self.options.variables or {}
         env |= self._of_folder(member.name)
         env["PATH"] = os.pathsep.join((os.path.dirname(self.paths.python), env.get("PATH", os.defpath)))
@@ -151,6 +163,18 @@ class Planner:
             cwd = self.folder / "work" / member.name
             cwd.mkdir(parents=True, exist_ok=True)
         return ReplicaPlan(member, command.argv, cwd, env)
+
+    def container(self, member: Member, members: Sequence[Member], image: Image, engine: Containers) -> ReplicaPlan:
+        """Return what one replica runs in a container of `image`, which gets nothing of the caller's environment."""
+        command = containers.of_pool(self.job.pools[member.pool], image, self.paths.buckets)
+        env = {"PYTHONUNBUFFERED": "1", "HOME": "/tmp"}
+        if not self.options.cloud_credentials:
+            env |= environment.client_variables(self.paths.state, self.folder)
+        env |= command.env
+        env |= environment.service_variables(self.job, members, member, self.identity)
+        env |= {**(self.options.variables or {}), **self._of_folder(member.name)}
+        launcher = engine.launcher(image, self.folder, self.paths.buckets, member.name)
+        return ReplicaPlan(member, command.argv, self.folder, env, launcher)
 
     def _of_folder(self, name: str) -> dict[str, str]:
         found = {

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 from . import output
+from .containers import Launcher
 from .environment import Member
 from .kills import Kill
 
@@ -53,6 +54,7 @@ class Replica:
     log: Path
     events: Path
     kill: Kill | None = None
+    launcher: Launcher | None = None  # where it runs in a container
     attempts: list[Attempt] = field(default_factory=list)
     restarts_in_try: int = 0
     kill_sent: bool = False
@@ -91,12 +93,15 @@ class Replica:
         if self.kill and self.kill.for_trainer and not self.attempts:
             env["TRAINER_KILL"] = self.kill.for_trainer
         orders, self._orders = os.pipe()
-        status, tell = os.pipe()
-        command = [sys.executable, "-I", "-S", str(_SUPERVISOR), str(tell), *self.argv]
+        status, report = os.pipe()
+        if self.launcher is None:
+            command = [sys.executable, "-I", "-S", str(_SUPERVISOR), str(report), *self.argv]
+        else:
+            command, env = self.launcher.command(self.argv, env), dict(os.environ)
         try:
             self._process = subprocess.Popen(
                 command, cwd=self.cwd, env=env, stdin=orders, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                pass_fds=(tell,), start_new_session=True, bufsize=0,
+                pass_fds=(report,), start_new_session=True, bufsize=0,
             )  # fmt: skip
         except BaseException:
             os.close(self._orders)
@@ -104,8 +109,12 @@ class Replica:
             raise
         finally:
             os.close(orders)
-            os.close(tell)
-        self._open = {"out": self._process.stdout, "err": self._process.stderr, "status": os.fdopen(status, "rb", 0)}
+            os.close(report)
+        self._open = {"out": self._process.stdout, "err": self._process.stderr}
+        if self.launcher is None:
+            self._open["status"] = os.fdopen(status, "rb", 0)
+        else:
+            os.close(status)
         self._rest = dict.fromkeys(self._open, b"")
         self._file = open(self.log, "ab")
         self._lines = open(self.log.parents[1] / "lines" / self.log.name, "a")
@@ -172,13 +181,19 @@ class Replica:
 
     def _finish(self) -> None:
         os.close(self._orders)
-        self._process.wait()
+        code = self._process.wait()
+        if self.launcher is not None:
+            self._note(self.launcher.ended())
+            if self.attempts[-1].code is None:  # the engine did not come as far as the program
+                self.attempts[-1].code, self.attempts[-1].end = code or 125, time.time()
         self._close()
         self._process = None
 
     def _close(self) -> None:
         self._file.close()
         self._lines.close()
+        if self.launcher is not None:
+            self.launcher.close()
 
     def signal(self, number: int) -> None:
         """Send a signal to the replica's main process."""
@@ -199,6 +214,8 @@ class Replica:
             for stream in self._open.values():
                 stream.close()
             self._process.wait()
+            if self.launcher is not None:
+                self._note(self.launcher.ended())
             self._close()
             attempt, now = self.attempts[-1], time.time()
             attempt.told = attempt.told or now

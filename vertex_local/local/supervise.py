@@ -1,9 +1,10 @@
 """Run one replica the way a container's init process does; started by `vertex_local`, as a plain script.
 
-    supervise.py STATUS_FD PROGRAM ARGUMENTS…
+    supervise.py STATUS PROGRAM ARGUMENTS…
 
 Standard input is the line to `vertex_local`: each byte is a signal for the program, and its end, which also comes when
-`vertex_local` is killed, means SIGKILL. Whatever the program leaves running dies with it. STATUS_FD gets two lines:
+`vertex_local` is killed, means SIGKILL. Whatever the program leaves running dies with it. STATUS is a descriptor's
+number or a file's path and gets two lines:
 the program's process id, and how and when it ended, with the word `oom` if the kernel killed it for want of memory. A
 tuning trial's metric file is kept whole, as FILE.all.
 """
@@ -164,9 +165,14 @@ def _wait(child: int, reaped: threading.Event, lock: threading.Lock) -> tuple:
         time.sleep(0.02)
 
 
+def _opened(status: str) -> int:
+    """Return the descriptor for the status: a container is given a file's path, for engines pass no descriptors on."""
+    return int(status) if status.isdigit() else os.open(status, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+
 def main() -> None:
     """Run the program, pass signals on to it, and report how it ended."""
-    status, command = int(sys.argv[1]), sys.argv[2:]
+    status, command = _opened(sys.argv[1]), sys.argv[2:]
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     kills = _memory_kills()
     child = _start(command, status)
