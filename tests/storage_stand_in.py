@@ -95,6 +95,8 @@ def _handler(proxy: Proxy, upstream: str) -> type[http.server.BaseHTTPRequestHan
             if self.command in ("POST", "PUT", "PATCH"):
                 headers["Content-Length"] = str(len(body))
             connection = http.client.HTTPConnection(host, timeout=60)
+            if upstream.startswith("https:"):
+                connection = http.client.HTTPSConnection(host, timeout=60, context=ssl._create_unverified_context())
             with contextlib.closing(connection):
                 # By its public name the emulator knows TensorFlow's way to read: /bucket/object of storage.googleapis.com.
                 name = self.headers["Host"] if isinstance(self.connection, ssl.SSLSocket) else host

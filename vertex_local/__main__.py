@@ -11,6 +11,7 @@ COMMANDS = {
     "check": ("vertex_local.check.command", "look at a job's file, package, flags, data, machines, images before you pay; time and price"),
     "tune": ("vertex_local.tuning.tune", "run a hyperparameter tuning job's file: trials in parallel, searched by Optuna"),
     "copy": ("vertex_submit.copy_files", "copy files to Cloud Storage or from there: parallel, resumed, compared by checksum"),
+    "env": ("vertex_local.serve.env", "print the lines that lead gcloud and Python programs to the running service"),
     "serve": ("vertex_local.serve.command", "a job service on this machine that answers gcloud and the Python SDK"),
 }
 
