@@ -47,9 +47,7 @@ class ServeError(ValueError):
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    serve = cli.Parser(
-        prog="python -m vertex_local serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    serve = cli.Parser(prog="python -m vertex_local serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     serve.add_argument("--port", type=_port, default=PORT, help="port on 127.0.0.1; 0 takes any free one (default: %(default)s)")
     cli.add_place_flags(serve)
     serve.add_argument("--parallel_jobs", metavar="N", type=cli.whole(1), default=4, help="jobs at once, at most (default: %(default)s)")
@@ -182,7 +180,8 @@ def _listen(
     try:
         return Server(args.port, table, files.context(), note, token, key)
     except OSError as error:
-        raise ServeError(f"--port: 127.0.0.1:{args.port} cannot be used: {error.strerror}; choose another, or 0 for any free one.") from None
+        text = f"--port: 127.0.0.1:{args.port} cannot be used: {error.strerror}; choose another, or 0 for any free one."
+        raise ServeError(text) from None
 
 
 def _reset(local: Local, request: rest.Request) -> dict[str, Any]:

@@ -118,11 +118,15 @@ class App:
     """The ASGI application: guards, the route's handler in a thread, its answer."""
 
     def __init__(self, routes: Sequence[Route], access: guards.Access, log: Callable[[str], None]):
-        self.routes, self.access, self.log = routes, access, log
+        self.routes, self.access, self._log = routes, access, log
         self.closing = False
         self._calls = ThreadPoolExecutor(CALLS, "handler")
         self._uploads = ThreadPoolExecutor(UPLOADS, "upload")
         self._under_way = 0
+
+    def log(self, text: str) -> None:
+        """Write a line to the log, without the key that a path may hold."""
+        self._log(text.replace(self.access.key, "KEY") if self.access.key else text)
 
     def close(self) -> None:
         """End the threads that have nothing to do."""
