@@ -103,7 +103,7 @@ def _handler(proxy: Proxy, upstream: str) -> type[http.server.BaseHTTPRequestHan
                 connection.request(self.command, self.path, body, headers | {"Host": name})
                 response = connection.getresponse()
                 content = response.read()
-            kept = {name: value for name, value in response.headers.items() if name.lower() not in HOP}
+            kept = {name.title(): value for name, value in response.headers.items() if name.lower() not in HOP}
             if "Location" in kept:  # of a resumable upload: it goes on through here
                 there = urllib.parse.urlsplit(kept["Location"])
                 kept["Location"] = urllib.parse.urlunsplit((*urllib.parse.urlsplit(self.own_url())[:2], *there[2:]))
