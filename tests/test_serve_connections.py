@@ -202,6 +202,24 @@ def test_a_client_that_does_not_read_is_dropped(started, tmp_path):
         assert got < 64 * MIB
 
 
+def test_the_end_waits_for_no_client(started):
+    left = threading.Event()
+
+    def take(request: Request) -> dict:
+        try:
+            return counted(request)
+        finally:
+            left.set()
+
+    own = started([route("PUT", "/upload/storage/v1/b/x", take)])
+    with connect(own) as upload, connect(own):
+        head = f"PUT /upload/storage/v1/b/x HTTP/1.1\r\nHost: 127.0.0.1:{own.port}\r\nContent-Length: 100000000\r\n\r\nx"
+        upload.sendall(head.encode())
+        wait_for(lambda: own._app._under_way)
+        own.stop()
+        assert left.wait(30), "its thread is free again, long before the body's time is over"
+
+
 def test_every_file_that_may_be_opened_may_be_opened():
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:

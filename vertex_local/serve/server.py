@@ -100,6 +100,10 @@ class Server:
         try:
             loop.run_until_complete(self._uvicorn.serve(sockets=[self._listener]))
         finally:
+            tasks = asyncio.all_tasks(loop)
+            for task in tasks:  # so that no thread waits for the rest of an upload
+                task.cancel()
+            loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
             loop.close()
 
 
