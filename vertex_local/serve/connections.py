@@ -7,6 +7,7 @@ and is dropped after HEAD_SECONDS; when there are too many, the one that has wai
 from __future__ import annotations
 
 import asyncio
+import asyncio.sslproto
 import contextlib
 import json
 import resource
@@ -19,9 +20,10 @@ from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from .rest import ApiError
 
-MOST_CONNECTIONS = 4096
+MOST_CONNECTIONS = 2048
 HEAD_SECONDS = 20.0  # for the handshake, then for all of a request's head
 IDLE_SECONDS = 75  # between two requests
+_TLS_BUFFER = 1 << 15  # bytes held for each connection, where asyncio takes 256 KiB: a record of TLS has at most 16 KiB
 _FILES_WANTED = 65_536  # more would slow down programs that close every file they may have
 
 
@@ -146,11 +148,12 @@ class Protocol(H11Protocol):
 
 
 class Loop(asyncio.SelectorEventLoop):
-    """An event loop whose servers do not wait long for a client's part of the TLS handshake, nor for that of its end."""
+    """An event loop whose servers hold little for each TLS connection and wait for no client's part of its begin and end for long."""
 
     def create_server(self, *args: Any, **kwargs: Any) -> Any:
         """Begin to listen as asyncio does."""
         if kwargs.get("ssl"):
+            asyncio.sslproto.SSLProtocol.max_size = _TLS_BUFFER
             kwargs["ssl_handshake_timeout"] = HEAD_SECONDS
             if sys.version_info >= (3, 11):
                 kwargs["ssl_shutdown_timeout"] = 5.0

@@ -215,10 +215,14 @@ class App:
             data = answer.content if isinstance(answer.content, bytes) else json.dumps(answer.content).encode() + b"\n"
             response = Response(data, answer.code, headers)
         self.log(f"{call.method} {call.path}{'?' * bool(call.query_string)}{call.query_string} {answer.code}")
+        abort = call.scope["state"]["abort"]
+        timer = asyncio.get_running_loop().call_later(SECONDS + size / BYTES_PER_SECOND, abort)  # for a client that does not read
         try:
-            await asyncio.wait_for(response(call.scope, call.receive, send), SECONDS + size / BYTES_PER_SECOND)
-        except (asyncio.TimeoutError, OSError):  # it does not read, or the file became shorter
-            call.scope["state"]["abort"]()
+            await response(call.scope, call.receive, send)
+        except OSError:  # the file became shorter
+            abort()
+        finally:
+            timer.cancel()
 
     async def _pieces(self, path: Path, part: tuple[int, int]) -> AsyncIterator[bytes]:
         loop = asyncio.get_running_loop()
@@ -266,8 +270,10 @@ class _Call:
 
     async def body(self) -> bytearray:
         """Return all of a body of JSON, which has to be here in time."""
+        if not self.length:
+            return bytearray()
         try:
-            return await asyncio.wait_for(self.read(self.length or 0), self.seconds())
+            return await asyncio.wait_for(self.read(self.length), self.seconds())
         except asyncio.TimeoutError:
             raise self.too_slow() from None
 
