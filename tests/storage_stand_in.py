@@ -95,13 +95,15 @@ def _handler(proxy: Proxy, upstream: str) -> type[http.server.BaseHTTPRequestHan
             if self.command in ("POST", "PUT", "PATCH"):
                 headers["Content-Length"] = str(len(body))
             connection = http.client.HTTPConnection(host, timeout=60)
+            if upstream.startswith("https:"):
+                connection = http.client.HTTPSConnection(host, timeout=60, context=ssl._create_unverified_context())
             with contextlib.closing(connection):
                 # By its public name the emulator knows TensorFlow's way to read: /bucket/object of storage.googleapis.com.
                 name = self.headers["Host"] if isinstance(self.connection, ssl.SSLSocket) else host
                 connection.request(self.command, self.path, body, headers | {"Host": name})
                 response = connection.getresponse()
                 content = response.read()
-            kept = {name: value for name, value in response.headers.items() if name.lower() not in HOP}
+            kept = {name.title(): value for name, value in response.headers.items() if name.lower() not in HOP}
             if "Location" in kept:  # of a resumable upload: it goes on through here
                 there = urllib.parse.urlsplit(kept["Location"])
                 kept["Location"] = urllib.parse.urlunsplit((*urllib.parse.urlsplit(self.own_url())[:2], *there[2:]))

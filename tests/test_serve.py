@@ -731,11 +731,11 @@ def test_its_end_ends_the_jobs_in_order(tmp_path):
 
 
 def test_what_it_keeps_is_its_owners_alone(service):
-    for name, mode in (("serve", 0o700), ("serve/token", 0o600), ("serve/key.pem", 0o600)):
+    for name, mode in (("serve", 0o700), ("serve/token", 0o600), ("serve/key.pem", 0o600), ("serve/endpoint.json", 0o600)):
         assert stat.S_IMODE((service.state / name).stat().st_mode) == mode
     text = "\n".join(service.out)
     assert service.token not in text, "the token is in its file only"
-    for line in ("CLOUDSDK_API_ENDPOINT_OVERRIDES_AIPLATFORM", "CLOUDSDK_AUTH_ACCESS_TOKEN_FILE", "REQUESTS_CA_BUNDLE", "aiplatform.init("):
+    for line in ('eval "$(python -m vertex_local env)"', "aiplatform.init("):
         assert line in text
 
 

@@ -42,16 +42,20 @@ def token(service) -> dict[str, str]:
     return {"Authorization": f"Bearer {service.token}"}
 
 
+def connected(service, tls: ssl.SSLContext | None = None, name: str = "localhost") -> ssl.SSLSocket:
+    plain = socket.create_connection(("127.0.0.1", service.port), timeout=20)
+    return (tls or service.tls).wrap_socket(plain, server_hostname=name)
+
+
 def wire(service, data: bytes, tls: ssl.SSLContext | None = None) -> bytes:
     """Send bytes as they are and return all that comes back until the service closes."""
-    with socket.create_connection(("127.0.0.1", service.port), timeout=20) as plain:
-        connection = tls.wrap_socket(plain, server_hostname="localhost") if tls else plain
+    with connected(service, tls) as connection:
         connection.sendall(data)
         answer = b""
         try:
             while piece := connection.recv(65536):
                 answer += piece
-        except ConnectionResetError:
+        except (ConnectionResetError, ssl.SSLEOFError):
             pass  # it closed with bytes of ours unread, as it should
         return answer
 
@@ -139,7 +143,8 @@ def test_a_foreign_host_is_refused(service, bait, hosts):
     body, check = bait
     names = [f"Host: {host}".replace("{port}", str(service.port)) for host in hosts]
     lines = [*names, f"Authorization: Bearer {service.token}", "Content-Type: application/json", f"Content-Length: {len(body)}"]
-    assert "Host" in refused(wire(service, request(service, *lines, body=body)), 403)["message"]
+    code = 403 if len(hosts) == 1 and hosts[0] else 400  # none, or two of them, is no HTTP
+    assert "Host" in refused(wire(service, request(service, *lines, body=body)), code, 403)["message"]
     check()
 
 
@@ -187,7 +192,7 @@ def test_without_a_token_by_wish_it_is_said_loudly_and_pages_are_refused_still(t
     service = Service(tmp_path, "--no_token")
     try:
         assert service.token == "" and "WARNING: --no_token" in "\n".join(service.out)
-        assert "CLOUDSDK_AUTH_DISABLE_CREDENTIALS=true" in "\n".join(service.out)
+        assert "CLOUDSDK_AUTH_DISABLE_CREDENTIALS=true" in service.endpoint.exports()
         assert service.raw("GET", f"{PARENT}/customJobs")[0] == 200
         body = json.dumps({"displayName": "x", "jobSpec": job_spec("pass")}).encode()
         assert service.raw("POST", f"{PARENT}/customJobs", body, {"Content-Type": "text/plain"})[0] == 415
@@ -212,7 +217,7 @@ def test_it_listens_on_loopback_only(service):
 
 @pytest.mark.parametrize(
     "length, code",
-    [(str(10 * 2**20 + 1), 413), ("9" * 18, 413), ("9" * 50, 400), ("-1", 400), ("+5", 400), ("1e3", 400), ("5, 5", 400), ("0x10", 400)],
+    [(str(10 * 2**20 + 1), 413), ("9" * 18, 413), ("9" * 50, 400), ("-1", 400), ("+5", 400), ("1e3", 400), ("5, 6", 400), ("0x10", 400)],
 )
 def test_a_length_that_cannot_be_is_refused_before_anything_is_read(service, bait, length, code):
     body, check = bait
@@ -259,9 +264,9 @@ def test_garbage_gets_an_error_and_the_service_goes_on(service):
         request(service, host, method="BREW"), request(service, host, "Content-Length: 100", *["X: y"], body=b"short")[:20],
     ):  # fmt: skip
         try:
-            with socket.create_connection(("127.0.0.1", service.port), timeout=20) as connection:
+            with connected(service) as connection:
                 connection.sendall(data)
-                connection.shutdown(socket.SHUT_WR)
+                connection.settimeout(2)
                 answer = connection.recv(100)
         except OSError:
             continue  # it has closed already
@@ -271,7 +276,7 @@ def test_garbage_gets_an_error_and_the_service_goes_on(service):
 
 
 def test_idle_connections_do_not_keep_others_out(service):
-    idle = [socket.create_connection(("127.0.0.1", service.port), timeout=20) for _ in range(100)]
+    idle = [connected(service) for _ in range(100)]
     try:
         assert service.call("GET", "/customJobs") is not None
     finally:
@@ -282,7 +287,7 @@ def test_idle_connections_do_not_keep_others_out(service):
 def test_a_client_that_leaves_in_the_middle_leaves_nothing(service):
     (service.state / "buckets" / "up-load").mkdir(parents=True, exist_ok=True)
     lines = [f"Host: localhost:{service.port}", f"Authorization: Bearer {service.token}", "Content-Length: 1000000"]
-    with socket.create_connection(("127.0.0.1", service.port), timeout=20) as connection:
+    with connected(service) as connection:
         path = "/upload/storage/v1/b/up-load/o?uploadType=media&name=half"
         connection.sendall(request(service, *lines, path=path, body=b"x" * 1000))
     end = time.time() + 20
@@ -293,7 +298,7 @@ def test_a_client_that_leaves_in_the_middle_leaves_nothing(service):
 
 
 def test_the_guards_hold_over_tls(service):
-    trust = ssl.create_default_context(cafile=str(service.state / "serve" / "cert.pem"))
+    trust = ssl.create_default_context(cafile=str(service.state / "serve" / "ca.pem"))
     connection = http.client.HTTPSConnection("localhost", service.port, context=trust, timeout=20)
     mine = token(service)
     for headers, code in ((mine, 200), ({}, 401), ({**mine, "Origin": "x"}, 403), ({**mine, "Host": "x"}, 403)):

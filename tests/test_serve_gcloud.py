@@ -27,9 +27,8 @@ def service(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def gcloud(service, tmp_path_factory):
-    """Run gcloud with exactly the lines that `serve` prints for it, and a configuration of its own."""
-    exports = [line.removeprefix("export ") for line in service.out if line.startswith("export CLOUDSDK_")]
-    printed = dict(word.partition("=")[::2] for line in exports for word in line.split())
+    """Run gcloud with exactly the variables that `env` prints, and a configuration of its own."""
+    printed = service.endpoint.environment()
     own = {"CLOUDSDK_CONFIG": str(tmp_path_factory.mktemp("config")), "CLOUDSDK_CORE_DISABLE_PROMPTS": "1"}
 
     def run(*args: object, code: int = 0, timeout: float = 120) -> str:
@@ -196,9 +195,9 @@ def test_storage_lists_syncs_moves_and_removes(service, gcloud, tmp_path):
 
 def test_without_the_token_gcloud_is_refused(service, tmp_path):
     exports = {
-        "CLOUDSDK_CONFIG": str(tmp_path), "CLOUDSDK_CORE_PROJECT": "p", "CLOUDSDK_AUTH_DISABLE_CREDENTIALS": "true",
-        "CLOUDSDK_API_ENDPOINT_OVERRIDES_AIPLATFORM": f"http://localhost:{service.port}/",
+        **service.endpoint.environment(), "CLOUDSDK_CONFIG": str(tmp_path), "CLOUDSDK_AUTH_DISABLE_CREDENTIALS": "true",
     }  # fmt: skip
+    del exports["CLOUDSDK_AUTH_ACCESS_TOKEN_FILE"]
     command = ["gcloud", "ai", "custom-jobs", "list", "--region=us-central1"]
     done = subprocess.run(command, env=environ(**exports), capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and "Authorization: Bearer" in done.stderr

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +13,6 @@ from conftest import ROOT
 from test_serve_support import Service
 
 pytest.importorskip("google.cloud.aiplatform", reason="google-cloud-aiplatform is not installed")
-pytest.importorskip("cryptography", reason="without cryptography the service has no TLS")
 pytest.importorskip("google.cloud.storage", reason="google-cloud-storage is not installed")
 
 from google.cloud import aiplatform, storage  # noqa: E402
@@ -42,12 +40,11 @@ def service(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def sdk(service, monkeypatch):
-    """Do what `serve` prints: export the lines, run the snippet."""
-    for line in service.out:
-        if match := re.fullmatch(r"export (STORAGE_EMULATOR_HOST|REQUESTS_CA_BUNDLE)=(\S+)", line):
-            monkeypatch.setenv(match[1], match[2])
+    """Do what `serve` prints: export the lines of `env`, run the snippet."""
+    for name, value in service.endpoint.environment().items():
+        monkeypatch.setenv(name, value)
     text = "\n".join(service.out)
-    snippet = text[text.index("import google.auth.credentials") : text.index("Ctrl-C")]
+    snippet = text[text.index("import google.oauth2.credentials") : text.index("\n\nNot to be redirected")]
     exec(snippet.replace("gs://your-bucket", f"gs://{BUCKET}"), {})
     client = storage.Client("my-project", credentials=aiplatform.initializer.global_config.credentials)
     if client.lookup_bucket(BUCKET) is None:

@@ -2,52 +2,34 @@
 
 from __future__ import annotations
 
-import atexit
 import http.client
 import json
 import os
-import re
-import signal
 import subprocess
-import sys
-import threading
+from email.message import Message
 from pathlib import Path
 
 from test_local_support import alive, environ, wait_for
+
+from vertex_local.testing import LocalService
 
 PARENT = "/v1/projects/p/locations/us-central1"
 ENDED = ("SUCCEEDED", "FAILED", "CANCELLED")
 
 
-class Service:
-    """`python -m vertex_local serve` on a free port; `out` holds what it printed."""
+class Service(LocalService):
+    """`python -m vertex_local serve` on a free port, and what tests ask of it."""
 
     def __init__(self, folder: Path, *flags: str, **env: str):
-        self.folder, self.state, self.out = folder, folder / ".vertex_local", []
-        command = [sys.executable, "-m", "vertex_local", "serve", "--port=0", *flags]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        self.process = subprocess.Popen(command, cwd=folder, env=environ(**env), **pipes)
-        atexit.register(self.process.kill)  # whatever a test that fails leaves running
-        for line in self.process.stdout:
-            self.out.append(line.rstrip("\n"))
-            if line.startswith("Ctrl-C"):
-                break
-        else:
-            raise AssertionError("it did not start: " + "\n".join(self.out))
-        self.port = int(re.search(r"http://localhost:(\d+)", self.out[0])[1])
-        self.token = (self.state / "serve" / "token").read_text()
-        threading.Thread(target=self.drain, daemon=True).start()
+        super().__init__(folder, *flags, env=environ(**env))
 
-    def drain(self) -> None:
-        self.out.extend(line.rstrip("\n") for line in self.process.stdout)
-
-    def raw(self, method: str, path: str, body: bytes | None = None, headers: dict | None = None) -> tuple[int, dict, bytes]:
+    def raw(self, method: str, path: str, body: bytes | None = None, headers: dict | None = None) -> tuple[int, Message, bytes]:
         """Send exactly these headers beside Host and Content-Length; return code, headers and body."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPSConnection("127.0.0.1", self.port, timeout=60, context=self.tls)
         try:
-            connection.request(method, path, body, {"Host": f"localhost:{self.port}", **(headers or {})})
+            connection.request(method, path, body, {"Host": f"127.0.0.1:{self.port}", **(headers or {})})
             response = connection.getresponse()
-            return response.status, dict(response.headers), response.read()
+            return response.status, response.headers, response.read()
         finally:
             connection.close()
 
@@ -59,7 +41,7 @@ class Service:
         assert got == code, (got, text.decode(errors="replace"))
         return json.loads(text) if text.strip() else {}
 
-    def storage(self, method: str, path: str, body: bytes | None = None, code: int = 200, **headers: str) -> tuple[dict, bytes]:
+    def storage(self, method: str, path: str, body: bytes | None = None, code: int = 200, **headers: str) -> tuple[Message, bytes]:
         headers = {"Authorization": f"Bearer {self.token}", **{name.replace("_", "-"): value for name, value in headers.items()}}
         got, answered, text = self.raw(method, path, body, headers)
         assert got == code, (got, text)
@@ -84,12 +66,6 @@ class Service:
         """Wait for an operation and return it."""
         name = answer["name"].partition("/operations/")[2]
         return wait_for(lambda: (found := self.call("GET", f"/operations/{name}"))["done"] and found)
-
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        """End the service and return its exit code."""
-        if self.process.poll() is None:
-            self.process.send_signal(number)
-        return self.process.wait(60)
 
 
 def pool(source: str, *args: str, replicas: int = 1, **fields) -> dict:

@@ -42,7 +42,7 @@ DOWN = ("refuse", "lose", "cut", "shorten", "damage", "slow")
 def emulator(request, tmp_path_factory):
     if request.param == "own service":
         service = Service(tmp_path_factory.mktemp("service"), "--no_token")
-        yield f"http://localhost:{service.port}"
+        yield service.endpoint.url
         service.stop()
     else:
         with fake_gcs_server() as url:

@@ -16,15 +16,25 @@ COMMANDS = {
     "compare": ("vertex_local.local.compare", "in what two jobs differ: specs, arguments, measurements, times"),
     "clean": ("vertex_local.local.clean", "remove the folders of jobs that are over; never outputs in buckets"),
     "copy": ("vertex_submit.copy_files", "copy files to Cloud Storage or from there: parallel, resumed, compared by checksum"),
+    "env": ("vertex_local.serve.env", "print the lines that lead gcloud and Python programs to the running service"),
     "serve": ("vertex_local.serve.command", "a job service on this machine that answers gcloud and the Python SDK"),
 }
+EXTRAS = {"env": "serve", "serve": "serve", "tune": "tune"}  # of setup.py, which a command needs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that the first word names and return its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in COMMANDS:
-        return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:])
+        try:
+            command = importlib.import_module(COMMANDS[argv[0]][0])
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith("vertex_"):
+                raise
+            extra = EXTRAS.get(argv[0], "cloud")
+            print(f"error: {argv[0]} needs the package {error.name}: pip install '.[{extra}]'.", file=sys.stderr)
+            return 2
+        return command.main(argv[1:])
     lines = "\n".join(f"  {name:8s} {what}" for name, (_, what) in COMMANDS.items())
     usage = f"usage: python -m vertex_local COMMAND [--help] …\n\n{__doc__}\n\n{lines}"
     if argv and argv[0] in ("-h", "--help"):

@@ -121,6 +121,11 @@ class Store:
         """Forget the record, and nothing else; return whether there was one."""
         return bool(self._run("DELETE FROM resources WHERE name = ? RETURNING 1", name))
 
+    def clear(self) -> None:
+        """Forget every record, and nothing else."""
+        for table in ("resources", "objects"):
+            self._run(f"DELETE FROM {table}")
+
     # ------------------------------------------------------------------ many
 
     def list(self, kind: str, parent: str | None = None) -> list[dict[str, Any]]:

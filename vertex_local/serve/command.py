@@ -2,9 +2,10 @@
 
     python -m vertex_local serve
 
-It prints the lines to export for each client, and runs until Ctrl-C. Jobs run as `python -m vertex_local run` runs them,
-with the rights of whoever starts it: it listens on 127.0.0.1 only and wants the token that it makes at each start. What it
-keeps lies in STATE_DIR: records in serve/, jobs in jobs/, gs://BUCKET/X in buckets/BUCKET/X. Deleting removes records only.
+It runs until Ctrl-C; `eval "$(python -m vertex_local env)"` leads a shell's clients to it. Jobs run as `python -m vertex_local
+run` runs them, with the rights of whoever starts it: it listens on 127.0.0.1 only, speaks TLS, and wants the token that it
+makes at each start. What it keeps lies in STATE_DIR: records in serve/, jobs in jobs/, gs://BUCKET/X in buckets/BUCKET/X.
+Deleting removes records only.
 """
 
 from __future__ import annotations
@@ -12,26 +13,33 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import logging
+import logging.handlers
 import os
 import secrets
 import shlex
 import shutil
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from .. import cli
 from ..errors import UserError
 from ..job import schema, settings
-from . import certificate, job_life, operations, rest, routes, storage_upload
+from . import endpoint, job_life, operations, rest, routes, storage_upload, tls
 from .executor import Executor
+from .guards import ADDRESS
 from .local import Local
 from .predictor import Predictors
 from .records import Records
-from .server import Server
+from .server import Server, route
 
 PORT = 8787
+LOG_BYTES = 10 << 20  # of the access log
+LOG_LINE = 2000  # characters
 
 
 class ServeError(UserError):
@@ -40,13 +48,12 @@ class ServeError(UserError):
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    serve = cli.Parser(
-        prog="python -m vertex_local serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    serve = cli.Parser(prog="python -m vertex_local serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     serve.add_argument("--port", type=_port, default=PORT, help="port on 127.0.0.1; 0 takes any free one (default: %(default)s)")
     cli.add_place_flags(serve)
     serve.add_argument("--parallel_jobs", metavar="N", type=cli.whole(1), default=4, help="jobs at once, at most (default: %(default)s)")
     serve.add_argument("--no_token", action="store_true", help="let in everybody who can reach 127.0.0.1: for clients that send no token")
+    serve.add_argument("--testing", action="store_true", help="take POST /reset, which removes all records and buckets")
     for name in ("project", "region"):
         serve.add_argument(f"--{name}", help="for the lines to export (default: jobs/settings.yaml's); every other one is answered, too")
     return serve
@@ -69,16 +76,19 @@ def _serve(args: argparse.Namespace, cancel: threading.Event) -> int:
     with _locked(own, args.state_dir):
         storage_upload.clear_uploads(own / "uploads")
         local = _local(args, state, own)
-        token = None if args.no_token else secrets.token_urlsafe(32)
-        certificate.private(own / "token", (token or "").encode())
-        tls = certificate.context(own)
-        with open(own / "access.log", "a", encoding="utf-8", errors="backslashreplace") as log:
-            server = _listen(args.port, local, token, tls and tls[0], log)
+        files = tls.make(own)
+        token, key = ("", "") if args.no_token else (secrets.token_urlsafe(32), secrets.token_urlsafe(32))
+        tls.write_private(own / "token", token.encode())
+        with _access_log(own) as note:
+            server = _listen(args, local, files, note, token or None, key)
             lost = job_life.settle(local)
             operations.settle(local.records)
-            threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True).start()
             try:
-                print(_lines(args, server.port, own, local, tls is not None, lost), flush=True)
+                # A server of the same API over gRPC starts here: its port goes into the endpoint, its end into _stop.
+                server.start()
+                found = _endpoint(args, local, server.port, key, files)
+                found.save(own)
+                print(_lines(args, found, local, lost), flush=True)
                 cancel.wait()
             finally:
                 _stop(server, local, own)
@@ -145,61 +155,75 @@ def _say(text: str) -> None:
         print(text, flush=True)
 
 
-def _listen(port: int, local: Local, token: str | None, tls: object, log: object) -> Server:
-    lock = threading.Lock()
+@contextlib.contextmanager
+def _access_log(own: Path) -> Iterator[Callable[[str], None]]:
+    """Yield what writes one line to the access log, of which the newest LOG_BYTES are kept, and as many before them."""
+    file = logging.handlers.RotatingFileHandler(
+        own / "access.log", maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8", errors="backslashreplace"
+    )
 
     def note(text: str) -> None:
-        with lock, contextlib.suppress(ValueError):  # closed: the service has ended
-            print(rest.stamp(), "".join(letter if letter.isprintable() else "?" for letter in text), file=log, flush=True)
+        line = "".join(letter if letter.isprintable() else "?" for letter in text[:LOG_LINE])
+        file.handle(logging.makeLogRecord({"msg": f"{rest.stamp()} {line}"}))
 
+    with contextlib.closing(file):
+        yield note
+
+
+def _listen(
+    args: argparse.Namespace, local: Local, files: tls.Files, note: Callable[[str], None], token: str | None, key: str
+) -> Server:  # fmt: skip
+    table = routes.table(local)
+    if args.testing:
+        table.append(route("POST", "/reset", partial(_reset, local)))
     try:
-        return Server(port, routes.table(local), token, tls, note)
+        return Server(args.port, table, files.context(), note, token, key)
     except OSError as error:
-        raise ServeError(f"--port: 127.0.0.1:{port} cannot be used: {error.strerror}; choose another, or 0 for any free one.") from None
+        text = f"--port: 127.0.0.1:{args.port} cannot be used: {error.strerror}; choose another, or 0 for any free one."
+        raise ServeError(text) from None
+
+
+def _reset(local: Local, request: rest.Request) -> dict[str, Any]:
+    """End every job and remove all records and, of the service's own folder, all buckets."""
+    local.executor.cancel_all()
+    local.predictors.stop_all()
+    local.records.clear()
+    if local.state in local.buckets.parents:
+        for bucket in local.buckets.iterdir():
+            shutil.rmtree(bucket)
+    return {}
 
 
 def _stop(server: Server, local: Local, own: Path) -> None:
-    server.closing = True
-    server.shutdown()
-    server.server_close()
+    for name in ("token", endpoint.FILE):
+        (own / name).unlink(missing_ok=True)
+    server.refuse()
     local.executor.stop()
     local.predictors.stop_all()
+    server.stop()
     local.records.close()
-    (own / "token").unlink(missing_ok=True)
 
 
-def _lines(args: argparse.Namespace, port: int, own: Path, local: Local, tls: bool, lost: int) -> str:
-    """Return what each client has to be told."""
+def _endpoint(args: argparse.Namespace, local: Local, port: int, key: str, files: tls.Files) -> endpoint.Endpoint:
     given = {name: value for name in ("project", "region") if (value := getattr(args, name))}
-    known = {"project": "your-project", "region": "us-central1", "bucket": "your-bucket"} | settings.load(local.project_dir / "jobs", given)
-    base, token = f"http://localhost:{port}", shlex.quote(str(own / "token"))
-    auth = "CLOUDSDK_AUTH_DISABLE_CREDENTIALS=true" if args.no_token else f"CLOUDSDK_AUTH_ACCESS_TOKEN_FILE={token}"
-    credentials = "google.auth.credentials.AnonymousCredentials()"
-    if not args.no_token:
-        credentials = f"google.oauth2.credentials.Credentials(open({str(own / 'token')!r}).read())"
-    lines = [
-        f"serving on {base}{f' and https://localhost:{port}' if tls else ''}; state in {local.state}, gs:// in {local.buckets}",
+    defaults = {"project": "your-project", "region": "us-central1", "bucket": "your-bucket"}
+    known = {**defaults, **settings.load(local.project_dir / "jobs", given)}
+    token_file = None if args.no_token else str(local.state / "serve" / "token")
+    names = {name: known[name] for name in defaults}
+    return endpoint.Endpoint(f"{ADDRESS}:{port}", key, token_file, str(files.bundle), **names)
+
+
+def _lines(args: argparse.Namespace, found: endpoint.Endpoint, local: Local, lost: int) -> str:
+    """Return what whoever starts the service has to know."""
+    where = "" if args.state_dir == ".vertex_local" else f" --state_dir={shlex.quote(args.state_dir)}"
+    return "\n".join([
+        f"serving on {found.url}; state in {local.state}, gs:// in {local.buckets}",
         *["WARNING: --no_token: every program of every user on this machine can run commands as you."] * args.no_token,
         *[f"{lost} job(s) of a service that was killed are marked as failed."] * bool(lost),
-        "", "# gcloud",
-        f"export CLOUDSDK_API_ENDPOINT_OVERRIDES_AIPLATFORM={base}/",
-        f"export CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE={base}/storage/v1/",
-        f"export CLOUDSDK_API_ENDPOINT_OVERRIDES_LOGGING={base}/",
-        f"export {auth}",
-        f"export CLOUDSDK_CORE_PROJECT={shlex.quote(known['project'])} CLOUDSDK_AI_REGION={shlex.quote(known['region'])}",
-        "", "# google-cloud-storage, and what the SDK stages with it",
-        f"export STORAGE_EMULATOR_HOST={base}",
-    ]  # fmt: skip
-    if not tls:
-        return "\n".join([*lines, "", "# the Python SDK needs TLS, and that the package cryptography: install it", "", "Ctrl-C ends it."])
-    return "\n".join([
-        *lines,
-        f"export REQUESTS_CA_BUNDLE={shlex.quote(str(own / 'cert.pem'))}",
-        "", "# the Python SDK",
-        "import google.auth.credentials, google.oauth2.credentials",
-        "from google.cloud import aiplatform",
-        f"aiplatform.init(project={known['project']!r}, location={known['region']!r}, staging_bucket={'gs://' + known['bucket']!r},",
-        f'    api_transport="rest", api_endpoint="localhost:{port}",',
-        f"    credentials={credentials})",
+        "", "In the shell of gcloud and of Python programs:", "",
+        f'eval "$(python -m vertex_local env{where})"',
+        "", "In a Python program that uses the SDK:", "",
+        found.snippet(), "",
+        "Not to be redirected: Endpoint.raw_predict and stream_raw_predict ask Google's own servers; use Endpoint.predict.",
         "", "Ctrl-C ends it, and the jobs with it.",
     ])  # fmt: skip

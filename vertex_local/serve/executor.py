@@ -69,9 +69,14 @@ class Executor:
         self._places.release()
 
     def stop(self) -> None:
-        """Cancel everything and wait for its end."""
+        """Take no more work, cancel everything and wait for its end."""
         with self._lock:
             self.stopping.set()
+        self.cancel_all()
+
+    def cancel_all(self) -> None:
+        """Cancel everything and wait for its end."""
+        with self._lock:
             threads = list(self._threads)
             for cancel in self._cancels.values():
                 cancel.set()

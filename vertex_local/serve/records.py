@@ -80,6 +80,12 @@ class Records:
             self._run("DELETE FROM resources WHERE name = ?", name)
             return known
 
+    def clear(self) -> None:
+        """Forget every record."""
+        with self._lock:
+            for table in ("resources", "objects"):
+                self._run(f"DELETE FROM {table}")
+
     def object(self, bucket: str, name: str, generation: int) -> dict[str, Any]:
         """Return what is kept of a stored object (type, sums): nothing if the file has changed since."""
         rows = self._run("SELECT document FROM objects WHERE (bucket, name, generation) = (?, ?, ?)", bucket, name, generation)

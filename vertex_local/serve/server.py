@@ -1,34 +1,41 @@
-"""The local service's HTTP side: one port for plain HTTP and TLS, and the guards that every request has to pass.
+"""The local service's HTTP side: uvicorn reads requests and writes answers, handlers are plain functions in a pool of threads.
 
-Whoever may post here runs commands as its owner. A web page in a browser must not: hence no foreign Host, no request with
-an Origin, no body but JSON (but for uploads, which run nothing), a token, and never a CORS header.
+A handler is `handler(request: rest.Request, **names_in_the_path) -> dict | rest.Answer`. It is called once all of a body of
+JSON is here; an upload's body it reads itself, as it arrives, in bounded memory.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hmac
-import http.server
+import asyncio
+import concurrent.futures
+import io
 import json
-import os
+import logging
 import re
-import socket
 import ssl
-import sys
+import threading
+import time
 import urllib.parse
-from collections.abc import Callable, Sequence
-from typing import Any, BinaryIO
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
 
+import uvicorn
+from starlette.datastructures import Headers
+from starlette.responses import Response, StreamingResponse
+
+from . import connections, guards
 from .records import Taken
 from .rest import Answer, ApiError, Request
 
-ADDRESS = "127.0.0.1"
-PATIENCE = 60.0  # seconds without a byte, after which a connection is given up
-LARGEST_BODY = 10 << 20  # bytes of JSON
-LARGEST_UPLOAD = 5 << 30  # bytes of one request to an upload path, which goes to disk
-UPLOADS = re.compile("/(?:resumable/)?upload/storage/v1/")
-_JSON = re.compile(r"application/json\s*(;.*)?", re.IGNORECASE)
-_TLS_HANDSHAKE = b"\x16"
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+MOST_REQUESTS = 512  # under way at once; more get 503
+CALLS, UPLOADS = 32, 16  # threads for handlers, and for those that read an upload
+SECONDS, BYTES_PER_SECOND = 60.0, 1 << 20  # a body, or an answer, may take SECONDS and then so long as its bytes do at that pace
+_PIECE = 1 << 18  # bytes of a file that are sent at a time
+_DRAIN_SECONDS = 1.0  # for what a refused client still sends
 
 Route = tuple[str, "re.Pattern[str]", Callable[..., Any]]
 
@@ -39,188 +46,279 @@ def route(method: str, pattern: str, handler: Callable[..., Any]) -> Route:
     return method, re.compile(regex), handler
 
 
-class Server(http.server.ThreadingHTTPServer):
-    """Listens on loopback only; `token` None lets everybody on this machine in, `tls` None takes plain HTTP only."""
+class Server:
+    """Listens on loopback only, in a thread of its own.
 
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = 64
-    closing = False  # set at the end: connections that are still open are refused then
+    Args:
+        port: 0 takes any free one.
+        tls: None takes plain HTTP, anything else takes TLS only.
+        log: takes one line for each request.
 
-    def __init__(self, port: int, routes: Sequence[Route], token: str | None, tls: ssl.SSLContext | None, log: Callable[[str], None]):
-        self.routes, self.token, self.tls, self.log = routes, token, tls, log
-        super().__init__((ADDRESS, port), _Handler)
+    Raises:
+        OSError: the port cannot be used.
+    """
 
-    @property
-    def port(self) -> int:
-        return self.server_address[1]
+    def __init__(
+        self, port: int, routes: Sequence[Route], tls: ssl.SSLContext | None, log: Callable[[str], None], token: str | None = None,
+        key: str = "",
+    ):  # fmt: skip
+        most = min(connections.MOST_CONNECTIONS, connections.raise_file_limit() // 2)
+        self._listener = connections.Listener(guards.ADDRESS, port, most)
+        self.port: int = self._listener.getsockname()[1]
+        self._app = App(routes, guards.Access(self.port, token, key), log)
+        config = uvicorn.Config(
+            self._app, http=partial(connections.Protocol, self._listener), ws="none", lifespan="off", log_config=None, log_level="warning",
+            access_log=False, proxy_headers=False, server_header=False, timeout_keep_alive=connections.IDLE_SECONDS,
+            timeout_graceful_shutdown=2,
+        )  # fmt: skip
+        config.load()
+        config.ssl = tls
+        self._uvicorn = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._run, name="http", daemon=True)
+        _send_log(log)
 
-    def server_bind(self) -> None:
-        """Bind without looking up this machine's name, which may take seconds."""
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.socket.bind(self.server_address)
-        self.server_address = self.socket.getsockname()
-        self.server_name, self.server_port = "localhost", self.server_address[1]
+    def start(self) -> None:
+        """Answer requests from now on."""
+        self._thread.start()
 
-    def finish_request(self, request: socket.socket, client_address: Any) -> None:
-        """Serve one connection in its own thread; its first byte tells TLS from plain HTTP."""
-        request.settimeout(PATIENCE)
-        if self.tls is None or request.recv(1, socket.MSG_PEEK) != _TLS_HANDSHAKE:
-            return super().finish_request(request, client_address)
-        with self.tls.wrap_socket(request, server_side=True) as wrapped:
-            super().finish_request(wrapped, client_address)
+    def refuse(self) -> None:
+        """Answer UNAVAILABLE from now on: the service is being stopped."""
+        self._app.closing = True
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A connection that broke is nobody's fault; anything else is named in the log."""
-        error = sys.exc_info()[1]
-        if not isinstance(error, OSError):
-            self.log(f"connection failed: {type(error).__name__}: {error}")
+    def stop(self) -> None:
+        """Close every connection; answers that are under way have two seconds."""
+        self.refuse()
+        self._uvicorn.should_exit = True
+        if self._thread.ident is not None:
+            self._thread.join()
+        self._listener.close()
+        self._app.close()
 
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server_version, sys_version = "vertex_local", ""
-    timeout = PATIENCE
-    server: Server
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
-        self.server.log(f"{self.command} {self.path} {format % args}" if self.command else format % args)
-
-    def log_request(self, code: Any = "-", size: Any = "-") -> None:
-        self.log_message("%s", code)
-
-    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """What the base class refuses (a broken request line, an unknown method) gets the API's error form, too."""
-        self.close_connection = True
-        self._send(Answer(code, ApiError("INVALID_ARGUMENT", message or "bad request", code=code).body()))
-
-    def _serve(self) -> None:
-        body, length = None, 0
+    def _run(self) -> None:
+        loop = connections.Loop()
+        asyncio.set_event_loop(loop)
         try:
-            if self.server.closing:
-                raise ApiError("UNAVAILABLE", "the local service is being stopped.")
-            length = self._length()
-            self._admit(length)
-            body = _Body(self.rfile, length)
-            answer = self._answer(body)
+            loop.run_until_complete(self._uvicorn.serve(sockets=[self._listener]))
+        finally:
+            tasks = asyncio.all_tasks(loop)
+            for task in tasks:  # so that no thread waits for the rest of an upload
+                task.cancel()
+            loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+            loop.close()
+
+
+def _send_log(log: Callable[[str], None]) -> None:
+    """Send what uvicorn says to `log`: nothing of it is for the terminal."""
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            log(self.format(record))
+
+    logger = logging.getLogger("uvicorn.error")
+    logger.handlers, logger.propagate = [Handler()], False
+
+
+class App:
+    """The ASGI application: guards, the route's handler in a thread, its answer."""
+
+    def __init__(self, routes: Sequence[Route], access: guards.Access, log: Callable[[str], None]):
+        self.routes, self.access, self._log = routes, access, log
+        self.closing = False
+        self._calls = ThreadPoolExecutor(CALLS, "handler")
+        self._uploads = ThreadPoolExecutor(UPLOADS, "upload")
+        self._under_way = 0
+
+    def log(self, text: str) -> None:
+        """Write a line to the log, without the key that a path may hold."""
+        self._log(text.replace(self.access.key, "KEY") if self.access.key else text)
+
+    def close(self) -> None:
+        """End the threads that have nothing to do."""
+        for pool in (self._calls, self._uploads):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer one request."""
+        call = _Call(scope, receive)
+        self._under_way += 1
+        try:
+            answer = await self._answered(call)
+            if answer is not None:
+                await self._send(call, answer, send)
+        finally:
+            self._under_way -= 1
+
+    async def _answered(self, call: _Call) -> Answer | None:
+        """Return the answer or the error that a request gets; None if the client has left."""
+        try:
+            return await self._answer(call)
         except ApiError as error:
-            answer = Answer(error.code, error.body())
+            return Answer(error.code, error.body(), {"Retry-After": "1"} if error.code == 503 else {})
         except Taken as error:
-            answer = Answer(409, ApiError("ALREADY_EXISTS", f"{error} exists already.").body())
-        except (ConnectionError, TimeoutError, ssl.SSLError):
-            self.close_connection = True
-            return
+            return Answer(409, ApiError("ALREADY_EXISTS", f"{error} exists already.").body())
+        except ConnectionError:
+            return None
         except Exception as error:  # a fault of ours must reach the client as an answer, not as a broken connection
-            self.server.log(f"internal error at {self.command} {self.path}: {type(error).__name__}: {error}")
-            answer = Answer(500, ApiError("INTERNAL", f"{type(error).__name__}: {error}").body())
-        unread = length if body is None else body.left
-        if body is None or unread:
-            self.close_connection = True  # what is unread would be taken for the next request
-        self._send(answer)
-        if 0 < unread <= LARGEST_BODY:
-            self._drop(unread)
+            self.log(f"internal error at {call.method} {call.path}: {type(error).__name__}: {error}")
+            return Answer(500, ApiError("INTERNAL", f"{type(error).__name__}: {error}").body())
 
-    def _drop(self, size: int) -> None:
-        """Read what a refused client still sends: closing at once would break its connection before it sees the answer."""
-        with contextlib.suppress(OSError):
-            self.connection.settimeout(1.0)
-            while size and (data := self.rfile.read1(min(size, 1 << 16))):
-                size -= len(data)
+    async def _answer(self, call: _Call) -> Answer:
+        if call.method not in METHODS:
+            raise ApiError("UNIMPLEMENTED", f"the method {call.method[:20]} is not supported.")
+        call.path, prefix = guards.without_key(call.path, self.access)
+        call.length = call.left = guards.body_length(call.headers)
+        guards.admit(call.path, call.headers, call.length, self.access, keyed=bool(prefix))
+        call.admitted = True
+        if self.closing:
+            raise ApiError("UNAVAILABLE", "the local service is being stopped.")
+        if call.path == guards.HEALTH:
+            return Answer(content={"status": "ok"})
+        if self._under_way > MOST_REQUESTS:
+            raise ApiError("UNAVAILABLE", f"{MOST_REQUESTS} requests are under way already; try again.")
+        upload = guards.UPLOADS.match(call.path) is not None
+        # What follows in an upload's or an object's path may hold encoded slashes that are no separators.
+        path = call.path if upload or "/storage/v1/" in call.path else urllib.parse.unquote(call.path)
+        handler, names = self._route(call.method, path)
+        loop = asyncio.get_running_loop()
+        stream = _Upload(call, loop) if upload else io.BytesIO(await call.body())
+        version = "v1beta1" if path.startswith("/v1beta1/") else "v1"
+        base = f"{call.scope['scheme']}://{call.headers['Host']}{prefix}"
+        request = Request(call.method, path, call.query, call.headers, call.length, stream, base, version)
+        answer = await loop.run_in_executor(self._uploads if upload else self._calls, partial(handler, request, **names))
+        return answer if isinstance(answer, Answer) else Answer(content=answer)
 
-    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _serve  # noqa: N815 - the base class looks for these names
+    def _route(self, method: str, path: str) -> tuple[Callable[..., Any], dict[str, str]]:
+        """Return the handler of a path and the names in it."""
+        methods = []
+        for kind, regex, handler in self.routes:
+            match = regex.fullmatch(path)
+            if match and kind == method:
+                return handler, match.groupdict()
+            if match:
+                methods.append(kind)
+        raise guards.unknown_path(method, path, methods)
 
-    def _length(self) -> int:
-        """Return the body's length, which must be said once and plainly."""
-        lengths = self.headers.get_all("Content-Length", [])
-        if self.headers.get_all("Transfer-Encoding"):
-            raise ApiError("INVALID_ARGUMENT", "Transfer-Encoding is not taken; send Content-Length.", code=411)
-        if len(lengths) > 1 or (lengths and not re.fullmatch(r"[0-9]{1,18}", lengths[0])):
-            raise ApiError("INVALID_ARGUMENT", f"Content-Length takes one number; got {', '.join(lengths)!r}.")
-        return int(lengths[0]) if lengths else 0
-
-    def _admit(self, length: int) -> None:
-        """Refuse whatever a web page, or another user of this machine, could send."""
-        hosts = self.headers.get_all("Host", [])
-        own = [f"{name}:{self.server.port}" for name in ("localhost", ADDRESS)]
-        if len(hosts) != 1 or hosts[0].lower() not in own:
-            raise ApiError("PERMISSION_DENIED", f"Host must be {' or '.join(own)}; got {', '.join(hosts) or 'none'!r}.")
-        for name in self.headers:
-            if name.lower() == "origin" or name.lower().startswith("sec-fetch-"):
-                raise ApiError("PERMISSION_DENIED", f"a request with {name} comes from a web page; none is answered.")
-        upload = UPLOADS.match(self.path) is not None
-        kinds = self.headers.get_all("Content-Type", [])
-        if (kinds or length) and not upload and (len(kinds) != 1 or not _JSON.fullmatch(kinds[0])):
-            text = f"Content-Type must be application/json; got {', '.join(kinds) or 'none'!r}."
-            raise ApiError("INVALID_ARGUMENT", text, code=415)
-        most = LARGEST_UPLOAD if upload else LARGEST_BODY
-        if length > most:
-            raise ApiError("INVALID_ARGUMENT", f"a body may have {most:,} bytes here; got {length:,}.", code=413)
-        given = self.headers.get_all("Authorization", [])
-        wanted = self.server.token
-        if wanted is not None and not (len(given) == 1 and hmac.compare_digest(given[0].encode(), f"Bearer {wanted}".encode())):
-            raise ApiError("UNAUTHENTICATED", "send 'Authorization: Bearer TOKEN' with the token of this start of the service.")
-
-    def _answer(self, body: _Body) -> Answer:
-        path, _, query = self.path.partition("?")
-        path = urllib.parse.unquote(path) if not UPLOADS.match(path) and "/storage/v1/" not in path else path
-        matches = [(method, regex.fullmatch(path), handler) for method, regex, handler in self.server.routes]
-        matches = [(method, match, handler) for method, match, handler in matches if match]
-        for method, match, handler in matches:
-            if method == self.command:
-                values = dict(urllib.parse.parse_qsl(query, keep_blank_values=True))
-                scheme = "https" if isinstance(self.connection, ssl.SSLSocket) else "http"
-                base = f"{scheme}://{self.headers['Host']}"
-                version = "v1beta1" if path.startswith("/v1beta1/") else "v1"
-                request = Request(self.command, path, values, self.headers, body.left, body, base, version)
-                answer = handler(request, **match.groupdict())
-                return answer if isinstance(answer, Answer) else Answer(content=answer)
-        if matches:
-            raise ApiError("UNIMPLEMENTED", f"{self.command} is not supported at {path} by the local service.")
-        known = path.startswith(("/v1/projects/", "/v1beta1/projects/"))
-        raise ApiError("UNIMPLEMENTED" if known else "NOT_FOUND", f"{path} is not supported by the local service.")
-
-    def _send(self, answer: Answer) -> None:
-        data = answer.content if isinstance(answer.content, bytes) else json.dumps(answer.content).encode() + b"\n"
-        empty = answer.code in (204, 308)
-        size = answer.part[1] - answer.part[0] if answer.file else 0 if empty else len(data)
+    async def _send(self, call: _Call, answer: Answer, send: Any) -> None:
         headers = {"Content-Type": "application/json; charset=UTF-8", "X-Content-Type-Options": "nosniff", **answer.headers}
         if answer.code == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        if self.close_connection:
-            headers["Connection"] = "close"
-        with contextlib.suppress(ConnectionError, TimeoutError, ssl.SSLError):
-            self.send_response(answer.code, "Resume Incomplete" if answer.code == 308 else None)
-            for name, value in {**headers, "Content-Length": str(size)}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if answer.file:
-                _copy(answer.file, answer.part, self.wfile)
-            elif not empty:
-                self.wfile.write(data)
+        if call.left or not call.admitted:
+            headers["Connection"] = "close"  # what is unread would be taken for the next request
+            await call.drain()
+        size = answer.part[1] - answer.part[0]
+        if answer.file:
+            headers["Content-Length"] = str(size)
+            response: Response = StreamingResponse(self._pieces(answer.file, answer.part), answer.code, headers)
+        elif answer.code in (204, 308):
+            response = Response(b"", answer.code, headers)
+        else:
+            data = answer.content if isinstance(answer.content, bytes) else json.dumps(answer.content).encode() + b"\n"
+            response = Response(data, answer.code, headers)
+        self.log(f"{call.method} {call.path}{'?' * bool(call.query_string)}{call.query_string} {answer.code}")
+        abort = call.scope["state"]["abort"]
+        timer = asyncio.get_running_loop().call_later(SECONDS + size / BYTES_PER_SECOND, abort)  # for a client that does not read
+        try:
+            await response(call.scope, call.receive, send)
+        except OSError:  # the file became shorter
+            abort()
+        finally:
+            timer.cancel()
+
+    async def _pieces(self, path: Path, part: tuple[int, int]) -> AsyncIterator[bytes]:
+        loop = asyncio.get_running_loop()
+        with open(path, "rb") as file:
+            file.seek(part[0])
+            left = part[1] - part[0]
+            while left:
+                data = await loop.run_in_executor(self._calls, file.read, min(left, _PIECE))
+                if not data:
+                    raise OSError("the file became shorter while it was sent")
+                yield data
+                left -= len(data)
 
 
-class _Body:
-    """The bytes of one body: no read goes beyond them."""
+class _Call:
+    """One request as it came over the wire, and what has been read of its body."""
 
-    def __init__(self, stream: BinaryIO, length: int):
-        self.stream, self.left = stream, length
+    def __init__(self, scope: Any, receive: Any):
+        self.scope, self.receive = scope, receive
+        self.method: str = scope["method"]
+        self.path = scope["raw_path"].decode("ascii", "replace")
+        self.headers = Headers(scope=scope)
+        self.length: int | None = None  # unknown until the headers have been checked
+        self.admitted = False
+        self.left = 0  # bytes of the body that have not been read
+        self.query_string = scope["query_string"].decode("latin-1")
+        self.deadline = 0.0
 
-    def read(self, size: int = -1) -> bytes:
-        """Return up to `size` bytes, by default all that is left; a client that leaves early is a ConnectionError."""
-        wanted = self.left if size < 0 else min(size, self.left)
-        data = self.stream.read(wanted) if wanted else b""
-        if len(data) < wanted:
-            raise ConnectionError("the client left in the middle of its request")
-        self.left -= len(data)
+    @property
+    def query(self) -> dict[str, str]:
+        return dict(urllib.parse.parse_qsl(self.query_string, keep_blank_values=True))
+
+    async def read(self, size: int) -> bytearray:
+        """Return at least `size` bytes of the body; a client that leaves early is a ConnectionError."""
+        data = bytearray()
+        while len(data) < size:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise ConnectionError("the client left in the middle of its request")
+            data += message["body"]
+            self.left -= len(message["body"])
+            if not message.get("more_body"):
+                break
         return data
 
+    async def body(self) -> bytearray:
+        """Return all of a body of JSON, which has to be here in time."""
+        if not self.length:
+            return bytearray()
+        try:
+            return await asyncio.wait_for(self.read(self.length), self.seconds())
+        except asyncio.TimeoutError:
+            raise self.too_slow() from None
 
-def _copy(path: str | os.PathLike, part: tuple[int, int], out: BinaryIO) -> None:
-    with open(path, "rb") as file:
-        file.seek(part[0])
-        left = part[1] - part[0]
-        while left and (data := file.read(min(left, 1 << 20))):
-            out.write(data)
-            left -= len(data)
-        if left:
-            raise ConnectionError("the file became shorter while it was sent")
+    def seconds(self) -> float:
+        return SECONDS + (self.length or 0) / BYTES_PER_SECOND
+
+    def too_slow(self) -> ApiError:
+        return ApiError("INVALID_ARGUMENT", f"the body's {self.length:,} bytes did not arrive within {self.seconds():.0f} s.", code=408)
+
+    async def drain(self) -> None:
+        """Read what a refused client still sends: closing at once would break its connection before it sees the answer."""
+        left = guards.LARGEST_BODY if self.length is None else self.left
+        if not 0 < left <= guards.LARGEST_BODY or "expect" in self.headers:
+            return
+        try:
+            await asyncio.wait_for(self.read(left), _DRAIN_SECONDS)
+        except (asyncio.TimeoutError, ConnectionError):
+            pass  # it had its chance
+
+
+class _Upload:
+    """An upload's body for a handler in a thread: no read goes beyond it, and no more than one read is held in memory."""
+
+    def __init__(self, call: _Call, loop: asyncio.AbstractEventLoop):
+        self._call, self._loop = call, loop
+        self._left, self._held = call.length or 0, bytearray()
+        self._deadline = time.monotonic() + call.seconds()
+
+    def read(self, size: int = -1) -> bytes:
+        """Return `size` bytes, by default all that is left; fewer only at the end."""
+        wanted = self._left if size < 0 else min(size, self._left)
+        if len(self._held) < wanted:
+            self._held += self._receive(wanted - len(self._held))
+        data = bytes(self._held[:wanted])
+        del self._held[:wanted]
+        self._left -= len(data)
+        return data
+
+    def _receive(self, size: int) -> bytearray:
+        future = asyncio.run_coroutine_threadsafe(self._call.read(size), self._loop)
+        try:
+            data = future.result(max(0.0, self._deadline - time.monotonic()))
+        except concurrent.futures.TimeoutError:
+            future.cancel()
+            raise self._call.too_slow() from None
+        if len(data) < size:
+            raise ConnectionError("the client left in the middle of its request")
+        return data

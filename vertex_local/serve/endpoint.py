@@ -1,0 +1,146 @@
+"""Where a running service is and how clients are configured for it: `serve` writes it, `env` and `testing` read it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import ssl
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import guards
+from .tls import write_private
+
+FILE = "endpoint.json"
+
+
+class EndpointError(ValueError):
+    """There is no running service."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A service's addresses, the files that its clients read, and the names that they use by default.
+
+    Attributes:
+        address: host and port of the REST API, over TLS.
+        key: stands in the path of storage URLs, for clients that send no token; "" if nobody needs one.
+        token_file: None if nobody needs a token.
+        grpc: host and port of the same API over gRPC, with the same certificate; None if there is none.
+    """
+
+    address: str
+    key: str
+    token_file: str | None
+    ca_file: str
+    project: str
+    region: str
+    bucket: str
+    grpc: str | None = None
+
+    @property
+    def url(self) -> str:
+        """Return the REST API's address as an URL without a slash at its end."""
+        return f"https://{self.address}"
+
+    @property
+    def storage_url(self) -> str:
+        """Return the URL of Cloud Storage's API, which needs no token."""
+        return f"{self.url}{guards.KEY_PATH}{self.key}" if self.key else self.url
+
+    @property
+    def token(self) -> str | None:
+        """Return the bearer token of this start of the service."""
+        return Path(self.token_file).read_text() if self.token_file else None
+
+    def save(self, folder: Path) -> None:
+        """Write it into the service's folder, for its owner only."""
+        write_private(folder / FILE, json.dumps(dataclasses.asdict(self), indent=1).encode())
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables that lead gcloud, google-cloud-storage and the SDK's staging to the service."""
+        values = {
+            "CLOUDSDK_API_ENDPOINT_OVERRIDES_AIPLATFORM": f"{self.url}/",
+            "CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE": f"{self.url}/storage/v1/",
+            "CLOUDSDK_API_ENDPOINT_OVERRIDES_LOGGING": f"{self.url}/",
+            "CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE": self.ca_file,
+            "CLOUDSDK_CORE_PROJECT": self.project,
+            "CLOUDSDK_AI_REGION": self.region,
+            "GOOGLE_CLOUD_PROJECT": self.project,
+            "STORAGE_EMULATOR_HOST": self.storage_url,
+            "REQUESTS_CA_BUNDLE": self.ca_file,
+            "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH": self.ca_file,
+        }
+        if self.token_file:
+            return {**values, "CLOUDSDK_AUTH_ACCESS_TOKEN_FILE": self.token_file}
+        return {**values, "CLOUDSDK_AUTH_DISABLE_CREDENTIALS": "true"}
+
+    def exports(self) -> str:
+        """Return the variables as lines for a shell."""
+        return "\n".join(f"export {name}={shlex.quote(value)}" for name, value in self.environment().items())
+
+    def credentials(self) -> Any:
+        """Return what the Python clients of Google send to the service."""
+        import google.auth.credentials
+        import google.oauth2.credentials
+
+        return google.oauth2.credentials.Credentials(self.token) if self.token_file else google.auth.credentials.AnonymousCredentials()
+
+    def init_arguments(self) -> dict[str, Any]:
+        """Return the arguments of `aiplatform.init`."""
+        return {
+            "project": self.project, "location": self.region, "staging_bucket": f"gs://{self.bucket}",
+            "api_transport": "rest", "api_endpoint": self.address, "credentials": self.credentials(),
+        }  # fmt: skip
+
+    def snippet(self) -> str:
+        """Return the Python statements that configure the SDK, where the variables are set."""
+        module, made = "google.auth.credentials", "AnonymousCredentials()"
+        if self.token_file:
+            module, made = "google.oauth2.credentials", f"Credentials(open({self.token_file!r}).read())"
+        return "\n".join([
+            f"import {module}",
+            "from google.cloud import aiplatform",
+            f"aiplatform.init(project={self.project!r}, location={self.region!r}, staging_bucket={'gs://' + self.bucket!r},",
+            f'    api_transport="rest", api_endpoint={self.address!r}, credentials={module}.{made})',
+        ])  # fmt: skip
+
+    def is_ready(self) -> bool:
+        """Return whether the service answers: nobody else can, for nobody else has its certificate."""
+        trust = ssl.create_default_context(cafile=self.ca_file)
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trust))
+        try:
+            with direct.open(f"{self.url}{guards.HEALTH}", timeout=10) as answer:
+                return answer.status == 200
+        except (OSError, urllib.error.URLError):
+            return False
+
+
+def find(state_dir: str | Path, wait: float = 0.0) -> Endpoint:
+    """Return the service that runs in `state_dir`, which answers.
+
+    Args:
+        wait: seconds that it may take to be ready.
+
+    Raises:
+        EndpointError: there is none.
+    """
+    path, end = Path(state_dir) / "serve" / FILE, time.monotonic() + wait
+    while True:
+        try:
+            found = Endpoint(**json.loads(path.read_bytes()))
+        except FileNotFoundError:
+            found = None
+        except (OSError, ValueError, TypeError) as error:
+            raise EndpointError(f"--state_dir: {path} cannot be read: {error}; end the service and start it again.") from None
+        if found is not None and found.is_ready():
+            return found
+        if time.monotonic() >= end:
+            remedy = f"start it with: python -m vertex_local serve --state_dir={shlex.quote(str(state_dir))}"
+            raise EndpointError(f"--state_dir: no service runs in {str(state_dir)[:100]}; {remedy}.")
+        time.sleep(0.1)

@@ -1,0 +1,141 @@
+"""What every request has to pass before a handler sees it.
+
+Whoever may post here runs commands as its owner. A web page in a browser must not: hence no foreign Host, no request with
+an Origin, no body but JSON (but for uploads, which run nothing), a token, and never a CORS header.
+"""
+
+from __future__ import annotations
+
+import hmac
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers
+
+from .rest import ApiError
+
+ADDRESS = "127.0.0.1"
+HEALTH = "/healthz"  # answers without a token whether the service is ready
+KEY_PATH = "/key/"  # before the paths of Cloud Storage, for clients that send no token
+LARGEST_BODY = 10 << 20  # bytes of JSON
+LARGEST_UPLOAD = 5 << 30  # bytes of one request to an upload path, which goes to disk
+UPLOADS = re.compile("/(?:resumable/)?upload/storage/v1/")
+_STORAGE = re.compile("/(?:(?:(?:resumable/)?upload|download|batch)/)?storage/v1(?:/|$)")
+_JSON = re.compile(r"application/json\s*(;.*)?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who is let in: `token` stands in a client's Authorization header (None: everybody), `key` in the path of a storage URL."""
+
+    port: int
+    token: str | None = None
+    key: str = ""
+
+
+def without_key(path: str, access: Access) -> tuple[str, str]:
+    """Return the path without `/key/KEY` before it, and that prefix; a wrong key stays where it is."""
+    prefix = f"{KEY_PATH}{access.key}"
+    own = bool(access.key) and hmac.compare_digest(path[: len(prefix)].encode(), prefix.encode())
+    rest = path[len(prefix) :]
+    return (rest, prefix) if own and _STORAGE.match(rest) else (path, "")
+
+
+def body_length(headers: Headers) -> int:
+    """Return the body's length in bytes, which the client must give once and plainly."""
+    lengths = headers.getlist("Content-Length")
+    if headers.getlist("Transfer-Encoding"):
+        raise ApiError("INVALID_ARGUMENT", "Transfer-Encoding is not taken; send Content-Length.", code=411)
+    if len(lengths) > 1 or (lengths and not re.fullmatch(r"[0-9]{1,18}", lengths[0])):
+        raise ApiError("INVALID_ARGUMENT", f"Content-Length takes one number; got {', '.join(lengths)[:100]!r}.")
+    return int(lengths[0]) if lengths else 0
+
+
+def admit(path: str, headers: Headers, length: int, access: Access, keyed: bool) -> None:
+    """Refuse whatever a web page, or another user of this machine, could send.
+
+    Args:
+        keyed: the request's path held the key, so that it needs no token.
+    """
+    _check_origin(headers, access)
+    _check_body(path, headers, length)
+    if access.token is None or keyed or path == HEALTH:
+        return
+    given = headers.getlist("Authorization")
+    if not (len(given) == 1 and hmac.compare_digest(given[0].encode(), f"Bearer {access.token}".encode())):
+        raise ApiError("UNAUTHENTICATED", "send 'Authorization: Bearer TOKEN' with the token of this start of the service.")
+
+
+def _check_origin(headers: Headers, access: Access) -> None:
+    hosts = headers.getlist("Host")
+    own = [f"{name}:{access.port}" for name in ("localhost", ADDRESS)]
+    if len(hosts) != 1 or hosts[0].lower() not in own:
+        given = ", ".join(hosts)[:100] or "none"
+        raise ApiError("PERMISSION_DENIED", f"Host must be {' or '.join(own)}; got {given!r}.")
+    for name in headers:
+        if name == "origin" or name.startswith("sec-fetch-"):
+            raise ApiError("PERMISSION_DENIED", f"a request with {name} comes from a web page; none is answered.")
+
+
+def _check_body(path: str, headers: Headers, length: int) -> None:
+    upload = UPLOADS.match(path) is not None
+    kinds = headers.getlist("Content-Type")
+    if (kinds or length) and not upload and (len(kinds) != 1 or not _JSON.fullmatch(kinds[0])):
+        given = ", ".join(kinds)[:100] or "none"
+        raise ApiError("INVALID_ARGUMENT", f"Content-Type must be application/json; got {given!r}.", code=415)
+    most = LARGEST_UPLOAD if upload else LARGEST_BODY
+    if length > most:
+        raise ApiError("INVALID_ARGUMENT", f"a body may have {most:,} bytes here; got {length:,}.", code=413)
+
+
+# What clients of the platform's API ask for and this service does not have, by the collection in the path.
+_FEATURES: Mapping[str, str] = {
+    "artifacts": "Experiments are",
+    "batchPredictionJobs": "Batch prediction is",
+    "contexts": "Experiments are",
+    "dataItems": "Data labeling is",
+    "dataLabelingJobs": "Data labeling is",
+    "deploymentResourcePools": "Deployment resource pools are",
+    "evaluations": "Model evaluation is",
+    "executions": "Experiments are",
+    "featureGroups": "Feature Store is",
+    "featureOnlineStores": "Feature Store is",
+    "featurestores": "Feature Store is",
+    "indexEndpoints": "Vector Search is",
+    "indexes": "Vector Search is",
+    "metadataStores": "Experiments are",
+    "modelDeploymentMonitoringJobs": "Model monitoring is",
+    "modelMonitors": "Model monitoring is",
+    "nasJobs": "Neural architecture search is",
+    "notebookExecutionJobs": "Notebook executions are",
+    "notebookRuntimes": "Notebook runtimes are",
+    "persistentResources": "Persistent resources are",
+    "pipelineJobs": "Pipelines are",
+    "publishers": "Generative models are",
+    "schedules": "Schedules are",
+    "specialistPools": "Data labeling is",
+    "studies": "Vizier studies are",
+    "tensorboards": "Vertex AI TensorBoard is",
+    "tuningJobs": "Tuning of generative models is",
+}  # fmt: skip
+
+
+def unknown_path(method: str, path: str, methods: Sequence[str]) -> ApiError:
+    """Return the error for a path that no handler takes; `methods` are those that handlers take there.
+
+    A path of the platform's API is UNIMPLEMENTED and names the feature that is missing, any other is NOT_FOUND.
+    """
+    shown = path[:100]
+    if methods:
+        return ApiError("UNIMPLEMENTED", f"{method} is not supported at {shown} by the local service.")
+    parts = path.split("/")
+    if parts[1:2] not in (["v1"], ["v1beta1"]) or parts[2:3] != ["projects"]:
+        return ApiError("NOT_FOUND", f"{shown} is not supported by the local service.")
+    collections = [part.partition(":")[0] for part in parts[6:]]
+    feature = next((_FEATURES[part] for part in collections if part in _FEATURES), None)
+    if feature:
+        return ApiError("UNIMPLEMENTED", f"{feature} not imitated by the local service ({method} {shown}).")
+    verb = path.rpartition(":")[2][:100] if ":" in parts[-1] else ""
+    text = f"the method {verb} of {collections[0][:100]}" if verb and collections else f"{method} {shown}"
+    return ApiError("UNIMPLEMENTED", f"{text} is not imitated by the local service.")
