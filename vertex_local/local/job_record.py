@@ -23,6 +23,7 @@ from .store import Store, private_folder
 KINDS = ("customJobs", "hyperparameterTuningJobs", "trainingPipelines", "pipelineJobs")
 SUCCEEDED, FAILED, CANCELLED = ENDED = ("SUCCEEDED", "FAILED", "CANCELLED")
 LOCK = ".lock"
+SERVICE_LOCK = "serve/lock"  # held by the service of a state folder, whose queue the jobs that are PENDING stand in
 KILLED = "the process that ran it was killed"
 
 
@@ -125,8 +126,12 @@ def held(folder: Path) -> Iterator[None]:
 
 def is_held(folder: Path) -> bool:
     """Tell whether a process runs the job of this folder."""
+    return _is_locked(folder / LOCK)
+
+
+def _is_locked(path: Path) -> bool:
     try:
-        with open(folder / LOCK) as file:
+        with open(path) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
@@ -135,17 +140,21 @@ def is_held(folder: Path) -> bool:
     return False
 
 
-def settle(store: Store, state_dir: Path, hint: Callable[[Mapping[str, Any]], str] = lambda document: "") -> list[str]:
+def settle(
+    store: Store, state_dir: Path, hint: Callable[[Mapping[str, Any]], str] = lambda document: "", queued: bool = False
+) -> list[str]:  # fmt: skip
     """End the records of jobs whose process is gone, in the store and in `result.json`; return their names.
 
     Args:
         hint: what to add to the message of a record, such as how to go on with a study.
+        queued: end those that wait in the service's queue, too, though a service is there: for one that has just started.
     """
     lost = []
+    has_queue = not queued and _is_locked(state_dir / SERVICE_LOCK)
     for kind in KINDS:
         for document in store.list(kind):
             folder = state_dir / "jobs" / document["name"].rpartition("/")[2]
-            if is_over(document) or is_held(folder):
+            if is_over(document) or is_held(folder) or (has_queue and plain_state(document) == "PENDING"):
                 continue
             message = KILLED + hint(document)
             end(store, document["name"], FAILED, {"code": 14, "message": message})

@@ -17,18 +17,21 @@ import secrets
 import shlex
 import shutil
 import sqlite3
+import ssl
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from .. import cli
 from ..job import schema, settings
-from . import certificate, job_life, operations, rest, routes
+from ..local.store import FILE, Store
+from . import certificate, grpc_server, jobs, operations, rest, routes
 from .executor import Executor
 from .local import Local
 from .predictor import Predictors
-from .records import Records
-from .server import Server
+from .rpc import Method
+from .server import Route, Server
 
 PORT = 8787
 
@@ -39,10 +42,9 @@ class ServeError(ValueError):
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    serve = cli.Parser(
-        prog="python -m vertex_local serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    serve = cli.Parser(prog="python -m vertex_local serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     serve.add_argument("--port", type=_port, default=PORT, help="port on 127.0.0.1; 0 takes any free one (default: %(default)s)")
+    serve.add_argument("--grpc_port", metavar="PORT", type=_port, help="port for gRPC (default: the one after --port)")
     cli.add_place_flags(serve)
     serve.add_argument("--parallel_jobs", metavar="N", type=cli.whole(1), default=4, help="jobs at once, at most (default: %(default)s)")
     serve.add_argument("--no_token", action="store_true", help="let in everybody who can reach 127.0.0.1: for clients that send no token")
@@ -73,16 +75,18 @@ def _serve(args: argparse.Namespace, cancel: threading.Event) -> int:
         token = None if args.no_token else secrets.token_urlsafe(32)
         certificate.private(own / "token", (token or "").encode())
         tls = certificate.context(own)
-        with open(own / "access.log", "a", encoding="utf-8", errors="backslashreplace") as log:
-            server = _listen(args.port, local, token, tls and tls[0], log)
-            lost = job_life.settle(local)
+        pool = operations.OperationPool(local)
+        methods = routes.methods(local, pool)
+        with open(own / "access.log", "a", encoding="utf-8", errors="backslashreplace") as log, contextlib.ExitStack() as stack:
+            note = _notes(log)
+            server = _listen(args.port, routes.table(local, methods), token, tls and tls[0], note)
+            grpc = _listen_grpc(args, methods, token, own, note) if tls else None
+            stack.callback(_stop, server, grpc, local, pool, own)
+            lost = jobs.settle(local)
             operations.settle(local.records)
             threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True).start()
-            try:
-                print(_lines(args, server.port, own, local, tls is not None, lost), flush=True)
-                cancel.wait()
-            finally:
-                _stop(server, local, own)
+            print(_lines(args, server.port, grpc and grpc.port, own, local, lost), flush=True)
+            cancel.wait()
     return 0
 
 
@@ -129,11 +133,11 @@ def _local(args: argparse.Namespace, state: Path, own: Path) -> Local:
     buckets = Path(os.path.realpath(args.bucket_root or state / "buckets"))
     try:
         buckets.mkdir(parents=True, exist_ok=True)
-        records = Records(own / "records.sqlite")
+        records = Store(state)
     except OSError as error:
         raise ServeError(f"--bucket_root: cannot make {buckets}: {error.strerror}.") from None
     except sqlite3.DatabaseError as error:
-        raise ServeError(f"{own / 'records.sqlite'}: cannot be read ({error}); move it away to start without records.") from None
+        raise ServeError(f"{state / FILE}: cannot be read ({error}); move it away to start without records.") from None
     return Local(
         state=state, buckets=buckets, project_dir=project, python=args.python and shutil.which(args.python), with_index=args.with_index,
         records=records, executor=Executor(args.parallel_jobs),
@@ -146,30 +150,47 @@ def _say(text: str) -> None:
         print(text, flush=True)
 
 
-def _listen(port: int, local: Local, token: str | None, tls: object, log: object) -> Server:
+def _notes(log: TextIO) -> Callable[[str], None]:
     lock = threading.Lock()
 
     def note(text: str) -> None:
         with lock, contextlib.suppress(ValueError):  # closed: the service has ended
             print(rest.stamp(), "".join(letter if letter.isprintable() else "?" for letter in text), file=log, flush=True)
 
+    return note
+
+
+def _listen(port: int, table: Sequence[Route], token: str | None, tls: ssl.SSLContext | None, note: Callable[[str], None]) -> Server:
     try:
-        return Server(port, routes.table(local), token, tls, note)
+        return Server(port, table, token, tls, note)
     except OSError as error:
         raise ServeError(f"--port: 127.0.0.1:{port} cannot be used: {error.strerror}; choose another, or 0 for any free one.") from None
 
 
-def _stop(server: Server, local: Local, own: Path) -> None:
+def _listen_grpc(
+    args: argparse.Namespace, methods: Sequence[Method], token: str | None, own: Path, note: Callable[[str], None]
+) -> grpc_server.GrpcServer:  # fmt: skip
+    port = args.grpc_port if args.grpc_port is not None else args.port and args.port + 1
+    try:
+        return grpc_server.start(methods, port, token, (own / "cert.pem", own / "key.pem"), note)
+    except OSError:
+        raise ServeError(f"--grpc_port: 127.0.0.1:{port} cannot be used; choose another, or 0 for any free one.") from None
+
+
+def _stop(server: Server, grpc: grpc_server.GrpcServer | None, local: Local, pool: operations.OperationPool, own: Path) -> None:
     server.closing = True
     server.shutdown()
     server.server_close()
+    if grpc:
+        grpc.stop()
     local.executor.stop()
     local.predictors.stop_all()
+    pool.stop()
     local.records.close()
     (own / "token").unlink(missing_ok=True)
 
 
-def _lines(args: argparse.Namespace, port: int, own: Path, local: Local, tls: bool, lost: int) -> str:
+def _lines(args: argparse.Namespace, port: int, grpc_port: int | None, own: Path, local: Local, lost: int) -> str:
     """Return what each client has to be told."""
     given = {name: value for name in ("project", "region") if (value := getattr(args, name))}
     known = {"project": "your-project", "region": "us-central1", "bucket": "your-bucket"} | settings.load(local.project_dir / "jobs", given)
@@ -179,7 +200,7 @@ def _lines(args: argparse.Namespace, port: int, own: Path, local: Local, tls: bo
     if not args.no_token:
         credentials = f"google.oauth2.credentials.Credentials(open({str(own / 'token')!r}).read())"
     lines = [
-        f"serving on {base}{f' and https://localhost:{port}' if tls else ''}; state in {local.state}, gs:// in {local.buckets}",
+        f"serving on {base}{f' and https://localhost:{port}' if grpc_port else ''}; state in {local.state}, gs:// in {local.buckets}",
         *["WARNING: --no_token: every program of every user on this machine can run commands as you."] * args.no_token,
         *[f"{lost} job(s) of a service that was killed are marked as failed."] * bool(lost),
         "", "# gcloud",
@@ -191,16 +212,18 @@ def _lines(args: argparse.Namespace, port: int, own: Path, local: Local, tls: bo
         "", "# google-cloud-storage, and what the SDK stages with it",
         f"export STORAGE_EMULATOR_HOST={base}",
     ]  # fmt: skip
-    if not tls:
+    if not grpc_port:
         return "\n".join([*lines, "", "# the Python SDK needs TLS, and that the package cryptography: install it", "", "Ctrl-C ends it."])
     return "\n".join([
         *lines,
         f"export REQUESTS_CA_BUNDLE={shlex.quote(str(own / 'cert.pem'))}",
+        f"export GRPC_DEFAULT_SSL_ROOTS_FILE_PATH={shlex.quote(str(own / 'cert.pem'))}",
         "", "# the Python SDK",
         "import google.auth.credentials, google.oauth2.credentials",
         "from google.cloud import aiplatform",
         f"aiplatform.init(project={known['project']!r}, location={known['region']!r}, staging_bucket={'gs://' + known['bucket']!r},",
         f'    api_transport="rest", api_endpoint="localhost:{port}",',
         f"    credentials={credentials})",
+        f'# over gRPC, its default: leave api_transport out, and give api_endpoint="localhost:{grpc_port}"',
         "", "Ctrl-C ends it, and the jobs with it.",
     ])  # fmt: skip

@@ -19,7 +19,7 @@ import urllib.parse
 from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO
 
-from .records import Taken
+from ..local.store import Taken
 from .rest import Answer, ApiError, Request
 
 ADDRESS = "127.0.0.1"
