@@ -89,7 +89,8 @@ class LogIndex:
                     if len(data) < size:
                         break
                     if data.strip():
-                        time = own_time(data) or round(seconds * 1e6)
+                        own = own_time(data)
+                        time = round(seconds * 1e6) if own is None else own
                         self._base.execute("INSERT INTO lines VALUES (?, ?, ?, ?, ?, ?)", (file, time, count, at, size, stream))
                         count += 1
                     read, at = read + len(line), at + size

@@ -24,7 +24,7 @@ def kind(name: str) -> type[Message]:
     return getattr(schema.api_types(), name).pb()
 
 
-def new(name: str, **fields: Any) -> Message:
+def new(name: str, /, **fields: Any) -> Message:
     """Return a new message of the API's type `name`."""
     return kind(name)(**fields)
 

@@ -16,7 +16,7 @@ from .pipeline_service import PipelineService
 from .prediction_service import PredictionService
 from .rest import Answer
 from .server import Route, route
-from .transcoding import Rest
+from .transcoding import PREFIXES, Rest
 
 
 def methods(local: Local, operations: OperationPool) -> list[rpc.Method]:
@@ -32,9 +32,9 @@ def table(local: Local, methods: list[rpc.Method]) -> list[Route]:
     """Return every route of the service."""
     api = Rest(methods)
     found = [
-        route(verb, f"/{version}/projects/{{rest*}}", api.handle)
+        route(verb, f"/{prefix}/projects/{{rest*}}", api.handle)
         for verb in ("GET", "POST", "PATCH", "DELETE", "PUT")
-        for version in rpc.VERSIONS
+        for prefix in PREFIXES
     ]
     return [*found, *_storage(local), *_others(local)]
 

@@ -34,6 +34,10 @@ class _Rule:
     body: str
 
 
+# What paths begin with: the API's versions, and the prefix by which the SDK asks for operations over REST.
+PREFIXES = (*rpc.VERSIONS, "ui")
+
+
 class Rest:
     """The REST side of RPCs: `handle` answers any request to them."""
 
@@ -51,13 +55,12 @@ class Rest:
 
     def handle(self, request: Request, **_: str) -> dict[str, Any]:
         """Answer a request to a path of the API, of whichever version."""
-        version, path = request.path.split("/")[1], re.sub("^/[^/]+", "/v1", request.path)
-        if version not in rpc.VERSIONS:
-            raise ApiError("NOT_FOUND", f"{request.path[:100]}: the API's versions are {' and '.join(rpc.VERSIONS)}.")
+        _, version, rest = request.path.split("/", 2)
+        path = f"/v1/{rest}"
         for rule in self._rules.get((request.method, *_shape(path)), ()):
             if match := rule.path.fullmatch(path):
                 message = _request(rule, match, request)
-                return _answer(rule.method.call(message), version)
+                return _answer(rule.method.call(message), "v1beta1" if version == "v1beta1" else "v1")
         raise _missing(request.method, path)
 
 
