@@ -150,10 +150,10 @@ def test_a_model_is_trained_uploaded_deployed_and_asked(service, run):
         instance = {{"pickup_datetime": "2010-03-23 06:49:00+00:00", "passenger_count": 1, "pickup_longitude": -73.98,
                      "pickup_latitude": 40.75, "dropoff_longitude": -73.96, "dropoff_latitude": 40.78}}
         answer = endpoint.predict([instance, instance])
-        split = dict(endpoint.traffic_split)
+        split, aliases = dict(endpoint.traffic_split), list(model.version_aliases)
         endpoint.undeploy_all()
         endpoint.delete()
         model.delete()
-        print(json.dumps([answer.predictions, list(split.values()), model.version_aliases, answer.model_version_id]))
+        print(json.dumps([answer.predictions, list(split.values()), aliases, answer.model_version_id]))
     """)
     assert len(answer[0]) == 2 and answer[0][0] == answer[0][1] > 1 and answer[1:] == [[100], ["default", "newBest"], "1"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import io
 import json
+import shlex
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from vertex_local.serve.executor import Executor  # noqa: E402
 from vertex_local.serve.local import Local  # noqa: E402
 from vertex_local.serve.rest import ApiError, Request  # noqa: E402
 from vertex_local.serve.transcoding import Rest  # noqa: E402
+from vertex_local.tuning import tune  # noqa: E402
 
 PARENT = "projects/p/locations/us-central1"
 SLEEP = "import time; time.sleep(300)"
@@ -142,6 +144,25 @@ def test_a_job_that_waits_is_not_lost_while_its_service_is_there(house):
         assert job_record.settle(house.local.records, house.local.state) == []
         assert job_record.settle(house.local.records, house.local.state, queued=True) == [name]
     assert house.local.known(name)["error"]["code"] == 14
+
+
+def test_a_study_whose_service_was_killed_is_continued_by_the_command_that_its_error_names(house, capsys):
+    report = (
+        "import hypertune,sys\nx = float(sys.argv[-1].partition('=')[2])\n"
+        "hypertune.HyperTune().report_hyperparameter_tuning_metric('loss', x, 1)"
+    )
+    parameter = {"parameterId": "x", "scaleType": "UNIT_LINEAR_SCALE", "doubleValueSpec": {"minValue": 0, "maxValue": 1}}
+    study = {"metrics": [{"metricId": "loss", "goal": "MINIMIZE"}], "parameters": [parameter], "algorithm": "RANDOM_SEARCH"}
+    body = {"displayName": "hp", "studySpec": study, "maxTrialCount": 1, "parallelTrialCount": 1, "trialJobSpec": job_spec(report)}
+    name = house.http("POST", f"{PARENT}/hyperparameterTuningJobs", body)["name"]
+    wait_for(lambda: house.state(name) == "SUCCEEDED")
+    house.local.records.change(name, lambda document: document.update(state="JOB_STATE_RUNNING"))  # as a kill leaves it
+    assert jobs.settle(house.local) == 1
+    message = house.local.known(name)["error"]["message"]
+    assert "create it again" in message
+    words = shlex.split(message.partition("continue it: ")[2])
+    assert words[:4] == ["python", "-m", "vertex_local", "tune"]
+    assert tune.main(words[4:]) == 0
 
 
 def test_pages_go_on_where_they_were_though_the_states_change(house):

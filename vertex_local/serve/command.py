@@ -76,10 +76,10 @@ def _serve(args: argparse.Namespace, cancel: threading.Event) -> int:
         certificate.private(own / "token", (token or "").encode())
         tls = certificate.context(own)
         pool = operations.OperationPool(local)
-        methods = routes.methods(local, pool)
+        methods, table = _api(local, pool)
         with open(own / "access.log", "a", encoding="utf-8", errors="backslashreplace") as log, contextlib.ExitStack() as stack:
             note = _notes(log)
-            server = _listen(args.port, routes.table(local, methods), token, tls and tls[0], note)
+            server = _listen(args.port, table, token, tls and tls[0], note)
             grpc = _listen_grpc(args, methods, token, own, note) if tls else None
             stack.callback(_stop, server, grpc, local, pool, own)
             lost = jobs.settle(local)
@@ -148,6 +148,15 @@ def _local(args: argparse.Namespace, state: Path, own: Path) -> Local:
 def _say(text: str) -> None:
     with contextlib.suppress(OSError, ValueError):  # nobody reads it any more: no reason for a job to fail
         print(text, flush=True)
+
+
+def _api(local: Local, pool: operations.OperationPool) -> tuple[list[Method], list[Route]]:
+    """Return the RPCs of the platform's API, and the paths of all that is answered."""
+    methods = routes.methods(local, pool)
+    try:
+        return methods, routes.table(local, methods)
+    except ImportError as error:
+        raise ServeError(str(error)) from None
 
 
 def _notes(log: TextIO) -> Callable[[str], None]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import threading
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..local import job_record
@@ -120,12 +122,14 @@ def check_over(document: Mapping[str, Any]) -> None:
 
 def settle(local: Local) -> int:
     """End what a service, or a run, that was killed left unfinished; return how many jobs that were."""
-    return len(job_record.settle(local.records, local.state, _hint, queued=True))
+    return len(job_record.settle(local.records, local.state, lambda document: _hint(local.state, document), queued=True))
 
 
-def _hint(document: Mapping[str, Any]) -> str:
+def _hint(state: Path, document: Mapping[str, Any]) -> str:
     number = document["name"].rpartition("/")[2]
     hint = ": the job was stopped before its end; create it again"
-    if "studySpec" in document:
-        hint += f", or continue it: python -m vertex_local tune STATE_DIR/jobs/{number}/spec.yaml --job_id {number}"
+    spec = state / "jobs" / number / "spec.yaml"
+    if "studySpec" in document and spec.exists():
+        command = ["python", "-m", "vertex_local", "tune", str(spec), f"--job_id={number}", f"--state_dir={state}"]
+        hint += f", or continue it: {shlex.join(command)}"
     return hint
