@@ -681,7 +681,8 @@ def test_a_deployed_model_outlives_the_service_but_its_process_does_not(tmp_path
     number = first.call("POST", "/trainingPipelines", body)["name"].rpartition("/")[2]
     assert first.ended(number, "trainingPipelines", 120)["state"] == "PIPELINE_STATE_SUCCEEDED"
     first.call("POST", "/endpoints?endpointId=e", {"displayName": "e"})
-    deployed = first.operation(first.call("POST", "/endpoints/e:deployModel", {"deployedModel": {"model": "taxi"}}))
+    request = {"deployedModel": {"model": "taxi"}, "trafficSplit": {"0": 100}}
+    deployed = first.operation(first.call("POST", "/endpoints/e:deployModel", request))
     assert "error" not in deployed and len(mark_of(first.process)) == 1
     instance = {"pickup_datetime": "2010-03-23 06:49:00+00:00", "passenger_count": 1, "pickup_longitude": -73.98, "pickup_latitude": 40.75}
     request = {"instances": [{**instance, "dropoff_longitude": -73.96, "dropoff_latitude": 40.78}]}
