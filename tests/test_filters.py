@@ -27,7 +27,7 @@ def accepts(text: str) -> bool:
         "replica_count>9", "done=true", "labels.stage=dev", "labels:stage", "labels.a:*", 'labels."ml.googleapis.com/trial_id"=3',
         'labels."ml.googleapis.com/trial_id"="3"', "labels.ml.googleapis.com/trial_id=3", 'labels:"ml.googleapis.com/trial_id"',
         "aliases:old", "deployed_models.id:2", "deployed_models.model=m", "state=(JOB_STATE_RUNNING OR JOB_STATE_FAILED)",
-        'labels.a = ("c" OR NOT "d")', "missing!=1", 'display_name="x y"AND(n=7)',
+        'labels.a = ("c" OR NOT "d")', "n=(-7 OR (7 AND 7))", "missing!=1", 'display_name="x y"AND(n=7)',
         'create_time>"2026-01-31T10:00:00Z"', 'create_time<"2026-01-31T10:00:00.6Z"', 'create_time="2026-01-31T12:00:00.5+02:00"',
     ],
 )  # fmt: skip

@@ -84,6 +84,8 @@ def test_what_is_wrong_comes_with_its_code_and_field(service, run):
             lambda: client.create_custom_job(parent=parent, custom_job={"display_name": "x"}),
             lambda: client.create_custom_job(parent=parent, custom_job={"display_name": "a\\0b"}),
             lambda: client.get_custom_job(name=f"{parent}/customJobs/1"),
+            lambda: client.delete_custom_job(name=f"{parent}/datasets/1"),
+            lambda: client.list_custom_jobs(parent="somewhere"),
             lambda: client.list_nas_jobs(parent=parent),
             lambda: MetadataServiceClient(**options).list_contexts(parent=f"{parent}/metadataStores/default"),
         ):
@@ -96,9 +98,11 @@ def test_what_is_wrong_comes_with_its_code_and_field(service, run):
     """)
     assert [each[:2] for each in answer] == [
         ["INVALID_ARGUMENT", ["jobSpec.workerPoolSpecs"]], ["INVALID_ARGUMENT", ["customJob.displayName"]], ["NOT_FOUND", []],
+        ["INVALID_ARGUMENT", ["name"]], ["INVALID_ARGUMENT", ["parent"]],
         ["UNIMPLEMENTED", []], ["UNIMPLEMENTED", []],
     ]  # fmt: skip
-    assert "Neural architecture search" in answer[3][2] and answer[4][2].startswith("Experiments and ML Metadata are not imitated")
+    assert "projects/*/locations/*/customJobs/*; got" in answer[3][2]
+    assert "Neural architecture search" in answer[5][2] and answer[6][2].startswith("Experiments and ML Metadata are not imitated")
 
 
 def test_without_the_token_there_is_no_answer(service, run):

@@ -6,7 +6,7 @@ OR binds tighter than AND in both of them, and what stands side by side is both 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,6 +148,7 @@ class _Reader:
 
     def __init__(self, tokens: list[tuple[str, str]], lookup: Lookup):
         self.tokens, self.lookup, self.at = tokens, lookup, 0
+        self.subject: tuple[str, str] | None = None  # the field and operator of the values that are being read
 
     def _next(self) -> tuple[str, str]:
         return self.tokens[self.at] if self.at < len(self.tokens) else ("end", "nothing")
@@ -178,7 +179,7 @@ class _Reader:
         kind, text = self._next()
         if self._takes("word", "NOT") or self._takes("word", "-"):
             return _Not(self._simple(depth))
-        if kind == "word" and text.startswith("-"):
+        if kind == "word" and text.startswith("-") and not self.subject:
             self.tokens[self.at] = (kind, text[1:])
             return _Not(self._simple(depth))
         return self._simple(depth)
@@ -200,17 +201,21 @@ class _Reader:
             raise FilterError("filter: a parenthesis is not closed.")
 
     def _comparison(self, depth: int) -> Filter:
+        if self.subject:
+            return self._value(*self.subject, self.at)
         start = self.at
         name = self._name()
         kind, operator = self._next()
         if name is None or kind != "op":
             raise self._expected(start)
         self.at += 1
-        if self._takes("mark", "("):  # a=(x OR y)
-            values = self._values(name, operator, self._deeper(depth))
-            self._close()
-            return values
-        return self._one_value(name, operator, start)
+        if not self._takes("mark", "("):
+            return self._value(name, operator, start)
+        self.subject = name, operator  # a=(x OR y): what stands within are values
+        values = self.expression(self._deeper(depth))
+        self.subject = None
+        self._close()
+        return values
 
     def _name(self) -> str | None:
         """Read a field's name, in which a map's key may be quoted."""
@@ -225,27 +230,7 @@ class _Reader:
                     break
         return "".join(parts) or None
 
-    def _values(self, name: str, operator: str, depth: int) -> Filter:
-        """Read the values in parentheses that a field is compared with."""
-        alternatives: list[Filter] = []
-        wanted: list[Filter] = []
-        while True:
-            if self._takes("mark", "("):
-                alternatives.append(self._values(name, operator, self._deeper(depth)))
-                self._close()
-            elif self._takes("word", "NOT"):
-                alternatives.append(_Not(self._one_value(name, operator, self.at)))
-            else:
-                alternatives.append(self._one_value(name, operator, self.at))
-            if self._takes("word", "OR"):
-                continue
-            wanted.append(_Any(alternatives))
-            alternatives = []
-            if self._next()[0] == "end" or self._next() == ("mark", ")"):
-                return _All(wanted)
-            self._takes("word", "AND")
-
-    def _one_value(self, name: str, operator: str, start: int) -> Filter:
+    def _value(self, name: str, operator: str, start: int) -> Filter:
         kind, text = self._next()
         if kind not in ("word", "text"):
             raise self._expected(start)
@@ -318,9 +303,5 @@ def _has(found: Any, value: str) -> bool:
     if isinstance(found, Mapping):
         return value in found
     if isinstance(found, list):
-        return any(_has(each, value) if isinstance(each, (list, Mapping)) else str(each) == value for each in _given(found))
+        return any(_has(each, value) if isinstance(each, (list, Mapping)) else str(each) == value for each in found)
     return value.lower() in str(found).lower()
-
-
-def _given(found: Iterable[Any]) -> Iterable[Any]:
-    return (each for each in found if each is not None)

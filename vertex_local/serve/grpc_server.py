@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import rpc
+from . import rpc, transcoding
 from .rest import STATUSES, ApiError
 
 if TYPE_CHECKING:
@@ -120,6 +120,7 @@ def _Handlers(methods: Iterable[rpc.Method], log: Callable[[str], None]) -> Any:
 def _answer(method: rpc.Method, name: str, log: Callable[[str], None]) -> Callable[[Message, Any], Message]:
     def answer(request: Message, context: Any) -> Message:
         try:
+            transcoding.check_names(method, request)
             message = method.call(request)
         except ApiError as error:
             log(f"gRPC {name} {error.status}")

@@ -35,7 +35,7 @@ class OperationPool:
 
     def __init__(self, local: Local):
         self._local, self._records = local, local.records
-        self._changed, self._running = threading.Condition(), 0
+        self._changed, self._running, self._ending = threading.Condition(), 0, False
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="operation")
 
     def finished(self, parent: str, metadata: str, response: tuple[str, dict[str, Any]] | None) -> operations_pb2.Operation:
@@ -74,14 +74,17 @@ class OperationPool:
         return {"name": self._local.new_name(parent, "operations"), "createTime": now, "metadata": about, "done": False}
 
     def stop(self) -> None:
-        """Drop what waits and wait for what runs, which ends because the service does."""
+        """Drop what waits and wait for what runs, which ends because the service does; let go whoever waits for an operation."""
+        with self._changed:
+            self._ending = True
+            self._changed.notify_all()
         self._threads.shutdown(cancel_futures=True)
 
     def wait(self, name: str, seconds: float) -> None:
         """Return once the operation is done, or after so many seconds."""
         end = time.monotonic() + seconds
         with self._changed:
-            while not self.known(name)["done"] and (left := end - time.monotonic()) > 0:
+            while not self._ending and not self.known(name)["done"] and (left := end - time.monotonic()) > 0:
                 self._changed.wait(left)
 
     def known(self, name: str) -> dict[str, Any]:

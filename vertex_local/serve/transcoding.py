@@ -81,6 +81,30 @@ def _pattern(uri: str) -> tuple[re.Pattern[str], tuple[str, ...]]:
     return re.compile("".join([*pieces, re.escape(uri[end:])])), tuple(fields)
 
 
+def check_names(method: rpc.Method, request: Message) -> None:
+    """Refuse a request that no path of the method could stand for, such as one that gets a custom job by a data set's name."""
+    rules = _names(method)
+    if not any(all(pattern.fullmatch(_text(request, field)) for field, _, pattern in rule) for rule in rules):
+        field, wanted, _ = next(iter(rules[0]))
+        got = _text(request, field)[:100]
+        raise ApiError("INVALID_ARGUMENT", f"{camel(field)} takes {wanted}; got {got!r}.", camel(field))
+
+
+@functools.cache
+def _names(method: rpc.Method) -> list[list[tuple[str, str, re.Pattern[str]]]]:
+    """Return for each path of a method the fields in it, with what they take as text and as a pattern."""
+    return [
+        [(match[1], match[2], _pattern(match[0])[0]) for match in _VARIABLE.finditer(rule["uri"])] for rule in method.http_rules()
+    ]
+
+
+def _text(message: Message, path: str) -> str:
+    *within, last = path.split(".")
+    for name in within:
+        message = getattr(message, name)
+    return getattr(message, last)
+
+
 def _request(rule: _Rule, match: re.Match[str], request: Request) -> Message:
     """Return the message that a REST request stands for."""
     message = rule.method.request()
