@@ -181,6 +181,17 @@ def test_pages_go_on_where_they_were_though_the_states_change(house):
     refused(lambda: house.call("ListCustomJobs", parent=PARENT, page_token="x"), "INVALID_ARGUMENT", "pageToken")
 
 
+def test_what_runs_is_not_lost_for_another_process(house):
+    task = "gs://google-cloud-aiplatform/schema/trainingjob/definition/custom_task_1.0.0.yaml"
+    body = {"displayName": "x", "trainingTaskDefinition": task, "trainingTaskInputs": job_spec(SLEEP)}
+    pipeline = house.http("POST", f"{PARENT}/trainingPipelines", body)["name"]
+    backing = wait_for(lambda: house.local.known(pipeline).get("trainingTaskMetadata", {}).get("backingCustomJob"))
+    wait_for(lambda: house.state(backing) == "RUNNING")
+    assert job_record.settle(house.local.records, house.local.state) == []
+    house.call("CancelTrainingPipeline", name=pipeline)
+    wait_for(lambda: house.state(pipeline) == house.state(backing) == "CANCELLED")
+
+
 @pytest.mark.parametrize("count", [0, "0"])
 def test_no_replicas_are_none(house, count):
     """A message cannot tell 0 from nothing, but a request's text can."""

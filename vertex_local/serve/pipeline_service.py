@@ -43,7 +43,9 @@ class PipelineService:
             self._check_upload(request.parent, pipeline, task.output)
 
         def work(name: str, cancel: threading.Event) -> jobs.End:
-            return self._run(name, cancel, pipeline, task, export)
+            folder = self._local.state / "jobs" / name.rpartition("/")[2]
+            with job_record.held(folder):  # so that no other process takes the pipeline for lost
+                return self._run(name, cancel, pipeline, task, export)
 
         return messages.read(jobs.create(self._local, request.parent, _KIND, pipeline, work), "TrainingPipeline")
 
