@@ -125,11 +125,15 @@ def test_lists_have_pages_filters_and_an_order(service):
         service.ended(number)
     found = service.call("GET", "/customJobs?filter=display_name%3D%22listed-3%22%20AND%20state%3D%22JOB_STATE_SUCCEEDED%22")
     assert [job["displayName"] for job in found["customJobs"]] == ["listed-3"]
-    found = service.call("GET", "/customJobs?orderBy=display_name&filter=display_name:listed")
-    assert [job["displayName"] for job in found["customJobs"]] == [f"listed-{i}" for i in range(5)]
+    for i in (2, 0, 1):
+        service.call("POST", f"/endpoints?endpointId=sorted-{i}", {"displayName": f"sorted-{i}"})
+    found = service.call("GET", "/endpoints?orderBy=display_name&filter=display_name:sorted")
+    assert [each["displayName"] for each in found["endpoints"]] == [f"sorted-{i}" for i in range(3)]
+    for i in range(3):
+        service.call("DELETE", f"/endpoints/sorted-{i}")
     assert service.call("GET", "/customJobs", base="/v1/projects/other/locations/us-central1") == {}
-    for query in ("filter=state%3D", "pageToken=nobody", "pageSize=-1", "orderBy=x"):
-        error = service.call("GET", f"/customJobs?{query}", code=400)["error"]
+    for query in ("filter=state%3D", "pageToken=nobody", "pageSize=-1", "pageSize=%D9%A3", "orderBy=x", "noSuch=1"):
+        error = service.call("GET", f"/endpoints?{query}", code=400)["error"]
         assert error["details"][0]["fieldViolations"][0]["field"] == query.partition("=")[0]
 
 
@@ -677,7 +681,8 @@ def test_a_deployed_model_outlives_the_service_but_its_process_does_not(tmp_path
     number = first.call("POST", "/trainingPipelines", body)["name"].rpartition("/")[2]
     assert first.ended(number, "trainingPipelines", 120)["state"] == "PIPELINE_STATE_SUCCEEDED"
     first.call("POST", "/endpoints?endpointId=e", {"displayName": "e"})
-    deployed = first.operation(first.call("POST", "/endpoints/e:deployModel", {"deployedModel": {"model": "taxi"}}))
+    request = {"deployedModel": {"model": "taxi"}, "trafficSplit": {"0": 100}}
+    deployed = first.operation(first.call("POST", "/endpoints/e:deployModel", request))
     assert "error" not in deployed and len(mark_of(first.process)) == 1
     instance = {"pickup_datetime": "2010-03-23 06:49:00+00:00", "passenger_count": 1, "pickup_longitude": -73.98, "pickup_latitude": 40.75}
     request = {"instances": [{**instance, "dropoff_longitude": -73.96, "dropoff_latitude": 40.78}]}
@@ -752,8 +757,8 @@ def test_a_start_that_cannot_be_is_one_line(service, tmp_path, monkeypatch, caps
         assert main(flags) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and says in error and error.count("\n") == 1
-    (tmp_path / "state" / "serve").mkdir(parents=True)
-    (tmp_path / "state" / "serve" / "records.sqlite").write_text("not a database, but long enough to look like a file that is one" * 9)
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "records.sqlite").write_text("not a database, but long enough to look like a file that is one" * 9)
     assert main(["--state_dir=state"]) == 2
     error = capsys.readouterr().err
     assert "records.sqlite" in error and error.count("\n") == 1

@@ -389,7 +389,7 @@ def test_deleting_a_record_that_was_tampered_with_touches_no_file(service, tmp_p
     number = service.create("pass")
     service.ended(number)
     elsewhere = os.path.relpath(victim, service.state / "jobs")
-    with sqlite3.connect(service.state / "serve" / "records.sqlite") as base:
+    with sqlite3.connect(service.state / "records.sqlite") as base:
         ((name, text),) = base.execute("SELECT name, document FROM resources WHERE name LIKE ?", (f"%/{number}",)).fetchall()
         document = {**json.loads(text), "name": f"{name.rpartition('/')[0]}/{elsewhere}", "folder": str(victim)}
         base.execute("UPDATE resources SET document = ? WHERE name = ?", (json.dumps(document), name))

@@ -13,6 +13,8 @@ from conftest import FIRST_TRAINER, ROOT
 from test_local_support import environ, wait_for
 from test_serve_support import Service
 
+from vertex_local.job import spec
+
 pytestmark = pytest.mark.skipif(shutil.which("gcloud") is None, reason="gcloud is not installed here")
 PARENT = "/v1/projects/my-project/locations/us-central1"
 SLEEP = "import time; print('up', flush=True); time.sleep(300)"
@@ -122,15 +124,18 @@ def test_what_is_wrong_is_told_as_gcloud_tells_it(service, gcloud, tmp_path):
 
 @pytest.mark.parametrize("trainer", FIRST_TRAINER)
 @pytest.mark.parametrize("group, kind", [("custom-jobs", ""), ("hp-tuning-jobs", "-tuning")])
-def test_our_job_files_are_taken(service, gcloud, trainer, group, kind):
-    """The files as they are: the service fills their settings in, and says so. Cancelled once it has begun to run."""
-    file = ROOT / "jobs" / f"{trainer}{kind}.yaml"
+def test_our_job_files_are_taken(service, gcloud, tmp_path, trainer, group, kind):
+    """With their settings filled in, which a request keeps as they are. Cancelled once it has begun to run."""
+    file = tmp_path / "job.yaml"
+    source = ROOT / "jobs" / f"{trainer}{kind}.yaml"
+    error = gcloud("ai", group, "create", "--region=us-central1", "--display-name=x", f"--config={source}", code=1)
+    assert "${" in error and "scripts/submit_job" in error
+    file.write_text(spec.read(source, {"project": "my-project", "region": "us-central1", "bucket": "a-bucket"}))
     name = created(gcloud, group, f"--display-name={trainer}{kind}", f"--config={file}")
     path = name.partition("/locations/us-central1")[2]
     job = service.call("GET", path, base=PARENT)
     pools = (job.get("trialJobSpec") or job["jobSpec"])["workerPoolSpecs"]
     assert pools[0]["containerSpec"]["imageUri"] == f"us-central1-docker.pkg.dev/my-project/trainers/{trainer}:latest"
-    assert wait_for(lambda: any("were filled in from jobs/settings.yaml" in line for line in service.out))
     assert wait_for(lambda: service.call("GET", path, base=PARENT).get("startTime"))
     if "endTime" not in service.call("GET", path, base=PARENT):
         gcloud("ai", group, "cancel", name)

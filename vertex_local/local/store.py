@@ -23,6 +23,7 @@ _TABLES = """
 CREATE TABLE IF NOT EXISTS resources (
   name TEXT PRIMARY KEY, id TEXT NOT NULL, kind TEXT NOT NULL, parent TEXT NOT NULL, created TEXT NOT NULL, document TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS by_parent ON resources (kind, parent, created, name);
+CREATE INDEX IF NOT EXISTS by_state ON resources (kind, parent, json_extract(document, '$.state'), created, name);
 CREATE INDEX IF NOT EXISTS by_id ON resources (id);
 CREATE TABLE IF NOT EXISTS objects (
   bucket TEXT, name TEXT, generation INTEGER, document TEXT NOT NULL, PRIMARY KEY (bucket, name));
@@ -139,7 +140,7 @@ class Store:
 
     def page(
         self, kind: str, parent: str, size: int, token: str = "", *, order: str = "createTime", descending: bool = True,
-        accepts: Callable[[dict[str, Any]], bool] | None = None,
+        state: str | None = None, accepts: Callable[[dict[str, Any]], bool] | None = None,
     ) -> Page:  # fmt: skip
         """Return up to `size` documents that `accepts` lets pass, and the token of those that follow.
 
@@ -148,13 +149,14 @@ class Store:
 
         Args:
             order: one of ORDERS; documents without that field count as having an empty one.
+            state: lets only documents in that state pass, which an index finds.
 
         Raises:
             BadToken: the token is not one of a list in this order.
         """
         after = _decoded(token, order, descending) if token else None
         found, last = Page(), ("", "")
-        for key, document in self._ordered(kind, parent, order, descending, after):
+        for key, document in self._ordered(kind, parent, state, order, descending, after):
             if accepts is not None and not accepts(document):
                 continue
             if len(found.documents) == size:
@@ -165,13 +167,15 @@ class Store:
         return found
 
     def _ordered(
-        self, kind: str, parent: str, order: str, descending: bool, after: tuple[str, str] | None
+        self, kind: str, parent: str, state: str | None, order: str, descending: bool, after: tuple[str, str] | None
     ) -> Iterator[tuple[tuple[str, str], dict[str, Any]]]:
         """Yield ((order's value, name), document), a few rows of the file at a time."""
         value = {"createTime": "created", "name": "name"}.get(order, f"ifnull(json_extract(document, '$.{order}'), '')")
         sign, way = ("<", "DESC") if descending else (">", "ASC")
         while True:
             beyond, values = (f"AND ({value}, name) {sign} (?, ?)", after) if after else ("", ())
+            if state is not None:
+                beyond, values = f"AND json_extract(document, '$.state') = ? {beyond}", (state, *values)
             rows = self._run(
                 f"SELECT {value}, name, document FROM resources WHERE kind = ? AND parent = ? {beyond}"
                 f" ORDER BY {value} {way}, name {way} LIMIT {_ROWS}", kind, parent, *values,

@@ -22,20 +22,20 @@ import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .. import cli
 from ..errors import UserError
 from ..job import schema, settings
-from . import endpoint, job_life, operations, rest, routes, storage_upload, tls
+from ..local.store import FILE, Store
+from . import endpoint, grpc_server, jobs, operations, rest, routes, storage_upload, tls
 from .executor import Executor
 from .guards import ADDRESS
 from .local import Local
 from .predictor import Predictors
-from .records import Records
-from .server import Server, route
+from .rpc import Method
+from .server import Route, Server, route
 
 PORT = 8787
 LOG_BYTES = 10 << 20  # of the access log
@@ -50,6 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
     serve = cli.Parser(prog="python -m vertex_local serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     serve.add_argument("--port", type=_port, default=PORT, help="port on 127.0.0.1; 0 takes any free one (default: %(default)s)")
+    serve.add_argument("--grpc_port", metavar="PORT", type=_port, help="port for gRPC (default: the one after --port)")
     cli.add_place_flags(serve)
     serve.add_argument("--parallel_jobs", metavar="N", type=cli.whole(1), default=4, help="jobs at once, at most (default: %(default)s)")
     serve.add_argument("--no_token", action="store_true", help="let in everybody who can reach 127.0.0.1: for clients that send no token")
@@ -79,19 +80,19 @@ def _serve(args: argparse.Namespace, cancel: threading.Event) -> int:
         files = tls.make(own)
         token, key = ("", "") if args.no_token else (secrets.token_urlsafe(32), secrets.token_urlsafe(32))
         tls.write_private(own / "token", token.encode())
-        with _access_log(own) as note:
-            server = _listen(args, local, files, note, token or None, key)
-            lost = job_life.settle(local)
+        pool = operations.OperationPool(local)
+        methods, table = _api(local, pool, args.testing)
+        with _access_log(own) as note, contextlib.ExitStack() as stack:
+            server = _listen(args, table, files, note, token or None, key)
+            grpc = _listen_grpc(args, methods, token or None, files, note)
+            stack.callback(_stop, server, grpc, local, pool, own)
+            lost = jobs.settle(local)
             operations.settle(local.records)
-            try:
-                # A server of the same API over gRPC starts here: its port goes into the endpoint, its end into _stop.
-                server.start()
-                found = _endpoint(args, local, server.port, key, files)
-                found.save(own)
-                print(_lines(args, found, local, lost), flush=True)
-                cancel.wait()
-            finally:
-                _stop(server, local, own)
+            server.start()
+            found = _endpoint(args, local, server.port, grpc.port, key, files)
+            found.save(own)
+            print(_lines(args, found, local, lost), flush=True)
+            cancel.wait()
     return 0
 
 
@@ -138,21 +139,30 @@ def _local(args: argparse.Namespace, state: Path, own: Path) -> Local:
     buckets = Path(os.path.realpath(args.bucket_root or state / "buckets"))
     try:
         buckets.mkdir(parents=True, exist_ok=True)
-        records = Records(own / "records.sqlite")
+        records = Store(state)
     except OSError as error:
         raise ServeError(f"--bucket_root: cannot make {buckets}: {error.strerror}.") from None
     except sqlite3.DatabaseError as error:
-        raise ServeError(f"{own / 'records.sqlite'}: cannot be read ({error}); move it away to start without records.") from None
+        raise ServeError(f"{state / FILE}: cannot be read ({error}); move it away to start without records.") from None
     return Local(
-        state=state, buckets=buckets, project_dir=project, python=args.python and shutil.which(args.python), with_index=args.with_index,
-        records=records, executor=Executor(args.parallel_jobs),
-        predictors=Predictors(args.python, own / "models"), say=_say,
+        state=state, buckets=buckets, project_dir=project, options=cli.run_options(args), records=records,
+        executor=Executor(args.parallel_jobs), predictors=Predictors(args.python, own / "models"), say=_say,
     )  # fmt: skip
 
 
 def _say(text: str) -> None:
     with contextlib.suppress(OSError, ValueError):  # nobody reads it any more: no reason for a job to fail
         print(text, flush=True)
+
+
+def _api(local: Local, pool: operations.OperationPool, testing: bool) -> tuple[list[Method], list[Route]]:
+    """Return the RPCs of the platform's API, and the paths of all that is answered; in tests, the one that empties it."""
+    methods = routes.methods(local, pool)
+    try:
+        table = routes.table(local, methods)
+    except ImportError as error:
+        raise ServeError(str(error)) from None
+    return methods, [*table, *[route("POST", "/reset", lambda request: _reset(local))] * testing]
 
 
 @contextlib.contextmanager
@@ -171,11 +181,8 @@ def _access_log(own: Path) -> Iterator[Callable[[str], None]]:
 
 
 def _listen(
-    args: argparse.Namespace, local: Local, files: tls.Files, note: Callable[[str], None], token: str | None, key: str
+    args: argparse.Namespace, table: Sequence[Route], files: tls.Files, note: Callable[[str], None], token: str | None, key: str
 ) -> Server:  # fmt: skip
-    table = routes.table(local)
-    if args.testing:
-        table.append(route("POST", "/reset", partial(_reset, local)))
     try:
         return Server(args.port, table, files.context(), note, token, key)
     except OSError as error:
@@ -183,7 +190,17 @@ def _listen(
         raise ServeError(text) from None
 
 
-def _reset(local: Local, request: rest.Request) -> dict[str, Any]:
+def _listen_grpc(
+    args: argparse.Namespace, methods: Sequence[Method], token: str | None, files: tls.Files, note: Callable[[str], None]
+) -> grpc_server.GrpcServer:  # fmt: skip
+    port = args.grpc_port if args.grpc_port is not None else args.port and args.port + 1
+    try:
+        return grpc_server.start(methods, port, token, (files.certificate, files.key), note)
+    except OSError:
+        raise ServeError(f"--grpc_port: 127.0.0.1:{port} cannot be used; choose another, or 0 for any free one.") from None
+
+
+def _reset(local: Local) -> dict[str, Any]:
     """End every job and remove all records and, of the service's own folder, all buckets."""
     local.executor.cancel_all()
     local.predictors.stop_all()
@@ -194,23 +211,25 @@ def _reset(local: Local, request: rest.Request) -> dict[str, Any]:
     return {}
 
 
-def _stop(server: Server, local: Local, own: Path) -> None:
-    for name in ("token", endpoint.FILE):
+def _stop(server: Server, grpc: grpc_server.GrpcServer, local: Local, pool: operations.OperationPool, own: Path) -> None:
+    for name in ("token", *endpoint.FILES):
         (own / name).unlink(missing_ok=True)
     server.refuse()
+    grpc.stop()
     local.executor.stop()
     local.predictors.stop_all()
+    pool.stop()
     server.stop()
     local.records.close()
 
 
-def _endpoint(args: argparse.Namespace, local: Local, port: int, key: str, files: tls.Files) -> endpoint.Endpoint:
+def _endpoint(args: argparse.Namespace, local: Local, port: int, grpc_port: int, key: str, files: tls.Files) -> endpoint.Endpoint:
     given = {name: value for name in ("project", "region") if (value := getattr(args, name))}
     defaults = {"project": "your-project", "region": "us-central1", "bucket": "your-bucket"}
     known = {**defaults, **settings.load(local.project_dir / "jobs", given)}
     token_file = None if args.no_token else str(local.state / "serve" / "token")
     names = {name: known[name] for name in defaults}
-    return endpoint.Endpoint(f"{ADDRESS}:{port}", key, token_file, str(files.bundle), **names)
+    return endpoint.Endpoint(f"{ADDRESS}:{port}", key, token_file, str(files.bundle), grpc=f"{ADDRESS}:{grpc_port}", **names)
 
 
 def _lines(args: argparse.Namespace, found: endpoint.Endpoint, local: Local, lost: int) -> str:

@@ -13,13 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
+from ..local.environment import SERVICE_FILE
 from . import guards
 from .tls import write_private
 
 FILE = "endpoint.json"
+VARIABLES = SERVICE_FILE.name  # the variables, for the replicas of jobs
+FILES = (FILE, VARIABLES)
 
 
-class EndpointError(ValueError):
+class EndpointError(UserError):
     """There is no running service."""
 
 
@@ -60,6 +64,7 @@ class Endpoint:
 
     def save(self, folder: Path) -> None:
         """Write it into the service's folder, for its owner only."""
+        write_private(folder / VARIABLES, json.dumps(self.environment(), indent=1).encode())
         write_private(folder / FILE, json.dumps(dataclasses.asdict(self), indent=1).encode())
 
     def environment(self) -> dict[str, str]:
@@ -108,6 +113,7 @@ class Endpoint:
             "from google.cloud import aiplatform",
             f"aiplatform.init(project={self.project!r}, location={self.region!r}, staging_bucket={'gs://' + self.bucket!r},",
             f'    api_transport="rest", api_endpoint={self.address!r}, credentials={module}.{made})',
+            *[f"# over gRPC, the SDK's default: leave api_transport out, and give api_endpoint={self.grpc!r}"] * bool(self.grpc),
         ])  # fmt: skip
 
     def is_ready(self) -> bool:

@@ -1,84 +1,102 @@
-"""Jobs in threads of the service: at most so many at once, each with its own way to be cancelled."""
+"""Jobs in a pool of threads: at most so many at once, the others wait without one, each with its own way to be cancelled."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 
 from .rest import ApiError
 
+MOST_WAITING = 5_000
+
 
 class Stopped(Exception):
-    """A job that was cancelled before it was its turn."""
+    """Work that ends because it was cancelled."""
+
+
+@dataclass
+class _Job:
+    cancel: threading.Event
+    dropped: Callable[[], None]
+    future: Future | None = None
+    names: list[str] = field(default_factory=list)
 
 
 class Executor:
     """Runs work in threads. `stopping` is set once the service ends: then a cancelled job was not the user's wish."""
 
-    def __init__(self, most: int):
+    def __init__(self, most: int, waiting: int = MOST_WAITING):
         self.stopping = threading.Event()
-        self._places = threading.Semaphore(most)
+        self._most = most + waiting
+        self._pool = ThreadPoolExecutor(most, thread_name_prefix="job")
         self._lock = threading.Lock()
-        self._threads: set[threading.Thread] = set()
-        self._cancels: dict[str, threading.Event] = {}
+        self._jobs: dict[str, _Job] = {}
 
-    def start(self, name: str, work: Callable[[threading.Event], None]) -> None:
-        """Call `work` in a thread of its own with the event that `cancel(name)` sets; it must not raise."""
+    def start(self, name: str, work: Callable[[threading.Event], None], dropped: Callable[[], None]) -> None:
+        """Call `work` when it is its turn, with the event that `cancel(name)` sets; it must not raise.
+
+        Args:
+            dropped: called instead of `work` if that is cancelled while it waits.
+
+        Raises:
+            ApiError: too many wait already, or the service ends.
+        """
+        job = _Job(threading.Event(), dropped, names=[name])
 
         def run() -> None:
             try:
-                work(cancel)
+                work(job.cancel)
             finally:
-                with self._lock:
-                    self._threads.discard(thread)
-                    for known in [known for known, event in self._cancels.items() if event is cancel]:
-                        del self._cancels[known]
+                self._forget(job)
 
-        cancel = threading.Event()
-        thread = threading.Thread(target=run, name=name)
         with self._lock:
             if self.stopping.is_set():
                 raise ApiError("UNAVAILABLE", "the local service is being stopped.")
-            self._threads.add(thread)
-            self._cancels[name] = cancel
-            thread.start()
+            if len(self._jobs) >= self._most:
+                raise ApiError("RESOURCE_EXHAUSTED", f"{len(self._jobs):,} jobs run or wait already; wait for some, or cancel them.")
+            self._jobs[name] = job
+            job.future = self._pool.submit(run)
 
-    def share(self, name: str, cancel: threading.Event) -> None:
-        """Let `cancel(name)` set the event of work that runs already, such as a pipeline's job."""
+    def share(self, name: str, other: str) -> None:
+        """Let `cancel(other)` cancel the running work `name`, too: a pipeline's job and the pipeline end together."""
         with self._lock:
-            self._cancels[name] = cancel
+            job = self._jobs[name]
+            job.names.append(other)
+            self._jobs[other] = job
 
     def cancel(self, name: str) -> bool:
         """Ask the work of that name to end; return whether there is such work."""
         with self._lock:
-            if name in self._cancels:
-                self._cancels[name].set()
-            return name in self._cancels
-
-    def take_turn(self, cancel: threading.Event) -> None:
-        """Wait for a place among those that run; raise Stopped if the job is cancelled meanwhile."""
-        while not self._places.acquire(timeout=0.1):
-            if cancel.is_set():
-                raise Stopped
-        if cancel.is_set():
-            self._places.release()
-            raise Stopped
-
-    def end_turn(self) -> None:
-        """Give the place back."""
-        self._places.release()
+            job = self._jobs.get(name)
+        if job is None:
+            return False
+        self._end(job)
+        return True
 
     def stop(self) -> None:
         """Take no more work, cancel everything and wait for its end."""
         with self._lock:
             self.stopping.set()
         self.cancel_all()
+        self._pool.shutdown()
 
     def cancel_all(self) -> None:
         """Cancel everything and wait for its end."""
         with self._lock:
-            threads = list(self._threads)
-            for cancel in self._cancels.values():
-                cancel.set()
-        for thread in threads:
-            thread.join()
+            known = list(self._jobs.values())
+        for job in reversed(known):  # those that wait before those that run, or they would get their turn
+            self._end(job)
+        wait([job.future for job in known if job.future is not None])
+
+    def _end(self, job: _Job) -> None:
+        job.cancel.set()
+        if job.future is not None and job.future.cancel():
+            self._forget(job)
+            job.dropped()
+
+    def _forget(self, job: _Job) -> None:
+        with self._lock:
+            for name in job.names:
+                self._jobs.pop(name, None)

@@ -1,16 +1,22 @@
-"""The filter language of list calls, as far as clients use it: `a.b="x" AND (c>=1 OR NOT d:y)`."""
+"""The filter language of list calls, as AIP-160 and Cloud Logging define it: `a.b="x" AND (c>=1 OR NOT d:y)`.
+
+OR binds tighter than AND in both of them, and what stands side by side is both wanted. Functions and bare words are refused.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 Lookup = Callable[[Mapping[str, Any], str], Any]
-Accepts = Callable[[Mapping[str, Any]], bool]
 _TOKEN = re.compile(
-    r"""\s*(?:(?P<paren>[()])|(?P<op><=|>=|!=|=|<|>|:)|(?P<text>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')|(?P<word>[^\s()=<>!:"']+))"""
+    r"""\s*(?:(?P<mark>[(),])|(?P<op><=|>=|!=|=|<|>|:)|(?P<text>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')|(?P<word>[^\s()=<>!:"',]+))\s*""",
+    re.DOTALL,
 )
+_NUMBER = re.compile(r"[-+]?[0-9]{1,300}(\.[0-9]{1,300})?([eE][-+]?[0-9]{1,3})?")
+_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?(Z|[-+][0-9]{2}:[0-9]{2})")
 _LONGEST = 20_000  # characters, as Logging's own limit
 _DEEPEST = 50
 
@@ -19,28 +25,104 @@ class FilterError(ValueError):
     """A filter that cannot be read: what was expected, and where."""
 
 
-def parse(text: str, lookup: Lookup) -> Accepts:
-    """Return a function that says whether an item passes the filter `text`; an empty one lets everything pass.
+class Filter:
+    """A filter that has been read; called with an item, it tells whether the item passes. This one lets everything pass."""
+
+    def __call__(self, item: Mapping[str, Any]) -> bool:
+        return True
+
+    def values(self, name: str) -> set[str] | None:
+        """Return the values of which the field must have one in every item that passes; None if the filter leaves it open."""
+        return None
+
+    def least(self, name: str) -> str | None:
+        """Return a value below which the field of no item that passes lies; None if the filter leaves it open."""
+        return None
+
+
+@dataclass
+class _All(Filter):
+    parts: list[Filter]
+
+    def __call__(self, item: Mapping[str, Any]) -> bool:
+        return all(part(item) for part in self.parts)
+
+    def values(self, name: str) -> set[str] | None:
+        known = [found for part in self.parts if (found := part.values(name)) is not None]
+        return set.intersection(*known) if known else None
+
+    def least(self, name: str) -> str | None:
+        return next((found for part in self.parts if (found := part.least(name)) is not None), None)
+
+
+@dataclass
+class _Any(Filter):
+    parts: list[Filter]
+
+    def __call__(self, item: Mapping[str, Any]) -> bool:
+        return any(part(item) for part in self.parts)
+
+    def values(self, name: str) -> set[str] | None:
+        known = [part.values(name) for part in self.parts]
+        return set().union(*known) if None not in known else None
+
+    def least(self, name: str) -> str | None:
+        known = [part.least(name) for part in self.parts]
+        return None if None in known else min(known, key=_sortable)
+
+
+@dataclass
+class _Not(Filter):
+    part: Filter
+
+    def __call__(self, item: Mapping[str, Any]) -> bool:
+        return not self.part(item)
+
+
+@dataclass
+class _Comparison(Filter):
+    lookup: Lookup
+    name: str
+    operator: str
+    value: str
+
+    def __call__(self, item: Mapping[str, Any]) -> bool:
+        return _holds(self.lookup(item, self.name), self.operator, self.value)
+
+    def values(self, name: str) -> set[str] | None:
+        return {self.value} if self.operator == "=" and camel(self.name) == name else None
+
+    def least(self, name: str) -> str | None:
+        return self.value if self.operator in ("=", ">", ">=") and camel(self.name) == name else None
+
+
+def parse(text: str, lookup: Lookup) -> Filter:
+    """Return the filter `text`; an empty one lets everything pass.
 
     Args:
-        lookup: returns the value of an item's field by the name that the filter gives it.
+        lookup: returns the value of an item's field by its dotted name, without quotes: `labels.a.com/b` for `labels."a.com/b"`.
+
+    Raises:
+        FilterError: the text is no filter.
     """
     if len(text) > _LONGEST:
         raise FilterError(f"filter: at most {_LONGEST:,} characters; got {len(text):,}.")
-    tokens, place = [], 0
-    while text[place:].strip():
-        match = _TOKEN.match(text, place)
+    tokens, position = [], 0
+    while position < len(text):
+        match = _TOKEN.match(text, position)
         if not match:
-            raise FilterError(f"filter: cannot be read at {text[place:].strip()[:40]!r}.")
+            if not text.strip():
+                break
+            raise FilterError(f"filter: cannot be read at {text[position : position + 40].strip()!r}.")
         tokens.append((str(match.lastgroup), match[match.lastgroup or 0]))
-        place = match.end()
+        position = match.end()
     if not tokens:
-        return lambda item: True
+        return Filter()
     reader = _Reader(tokens, lookup)
-    accepts = reader.either(0)
-    if reader.tokens:
-        raise FilterError(f"filter: expected AND or OR before {reader.tokens[0][1]!r}.")
-    return accepts
+    found = reader.expression(0)
+    if reader.at < len(tokens):
+        raise FilterError(f"filter: expected AND or OR before {tokens[reader.at][1][:40]!r}.")
+    return found
 
 
 def camel(name: str) -> str:
@@ -48,73 +130,178 @@ def camel(name: str) -> str:
     return re.sub("_([a-z])", lambda match: match[1].upper(), name)
 
 
+def lookup(item: Mapping[str, Any], name: str) -> Any:
+    """Return the value of a field in its JSON form such as `display_name`, `labels.stage` or `labels.ml.googleapis.com/trial_id`."""
+    if name in item:
+        return item[name]  # a map's key may have dots in it
+    first, _, rest = name.partition(".")
+    value = item.get(first, item.get(camel(first)))
+    if not rest:
+        return value
+    if isinstance(value, list):
+        return [lookup(each, rest) for each in value if isinstance(each, Mapping)]
+    return lookup(value, rest) if isinstance(value, Mapping) else None
+
+
 class _Reader:
+    """A reader of the grammar's rules, one method each; every method goes on at the token `at`."""
+
     def __init__(self, tokens: list[tuple[str, str]], lookup: Lookup):
-        self.tokens, self.lookup = tokens, lookup
+        self.tokens, self.lookup, self.at = tokens, lookup, 0
+        self.subject: tuple[str, str] | None = None  # the field and operator of the values that are being read
 
-    def _next_is(self, *words: str) -> bool:
-        return bool(self.tokens) and self.tokens[0][0] in ("word", "paren") and self.tokens[0][1] in words
+    def _next(self) -> tuple[str, str]:
+        return self.tokens[self.at] if self.at < len(self.tokens) else ("end", "nothing")
 
-    def either(self, depth: int) -> Accepts:
-        parts = [self.all_of(depth)]
-        while self._next_is("OR"):
-            self.tokens.pop(0)
-            parts.append(self.all_of(depth))
-        return parts[0] if len(parts) == 1 else lambda item: any(part(item) for part in parts)
+    def _takes(self, kind: str, text: str) -> bool:
+        """Go past the next token if it is this one."""
+        found = self._next() == (kind, text)
+        self.at += found
+        return found
 
-    def all_of(self, depth: int) -> Accepts:
-        parts = [self.one(depth)]
-        while self.tokens and not self._next_is("OR", ")"):
-            if self._next_is("AND"):
-                self.tokens.pop(0)
-            parts.append(self.one(depth))  # two terms side by side are both wanted
-        return parts[0] if len(parts) == 1 else lambda item: all(part(item) for part in parts)
+    def expression(self, depth: int) -> Filter:
+        """Read terms that must all hold, with AND or nothing between them."""
+        parts = [self.factor(depth)]
+        while self.at < len(self.tokens) and self._next() not in (("mark", ")"), ("word", "OR")):
+            self._takes("word", "AND")
+            parts.append(self.factor(depth))
+        return parts[0] if len(parts) == 1 else _All(parts)
 
-    def one(self, depth: int) -> Accepts:
-        if depth > _DEEPEST:
+    def factor(self, depth: int) -> Filter:
+        """Read terms of which one must hold."""
+        parts = [self.term(depth)]
+        while self._takes("word", "OR"):
+            parts.append(self.term(depth))
+        return parts[0] if len(parts) == 1 else _Any(parts)
+
+    def term(self, depth: int) -> Filter:
+        """Read a comparison or what stands in parentheses, perhaps negated by NOT or a minus sign."""
+        kind, text = self._next()
+        if self._takes("word", "NOT") or self._takes("word", "-"):
+            return _Not(self._simple(depth))
+        if kind == "word" and text.startswith("-") and not self.subject:
+            self.tokens[self.at] = (kind, text[1:])
+            return _Not(self._simple(depth))
+        return self._simple(depth)
+
+    def _simple(self, depth: int) -> Filter:
+        if not self._takes("mark", "("):
+            return self._comparison(depth)
+        inner = self.expression(self._deeper(depth))
+        self._close()
+        return inner
+
+    def _deeper(self, depth: int) -> int:
+        if depth >= _DEEPEST:
             raise FilterError(f"filter: at most {_DEEPEST} parentheses within each other.")
-        if self._next_is("NOT"):
-            self.tokens.pop(0)
-            inner = self.one(depth + 1)
-            return lambda item: not inner(item)
-        if self._next_is("("):
-            self.tokens.pop(0)
-            inner = self.either(depth + 1)
-            if not self._next_is(")"):
-                raise FilterError("filter: a parenthesis is not closed.")
-            self.tokens.pop(0)
-            return inner
-        return self._comparison()
+        return depth + 1
 
-    def _comparison(self) -> Accepts:
-        kinds = [kind for kind, _ in self.tokens[:3]]
-        if len(kinds) < 3 or kinds[0] != "word" or kinds[1] != "op" or kinds[2] not in ("word", "text"):
-            got = " ".join(value for _, value in self.tokens[:3]) or "nothing"
-            raise FilterError(f'filter: expected something like state="x"; got {got[:60]!r}.')
-        name, op, value = (value for _, value in self.tokens[:3])
-        del self.tokens[:3]
-        if value[0] in "\"'":
-            value = re.sub(r"\\(.)", r"\1", value[1:-1])
-        return lambda item: _holds(self.lookup(item, name), op, value)
+    def _close(self) -> None:
+        if not self._takes("mark", ")"):
+            raise FilterError("filter: a parenthesis is not closed.")
+
+    def _comparison(self, depth: int) -> Filter:
+        if self.subject:
+            return self._value(*self.subject, self.at)
+        start = self.at
+        name = self._name()
+        kind, operator = self._next()
+        if name is None or kind != "op":
+            raise self._expected(start)
+        self.at += 1
+        if not self._takes("mark", "("):
+            return self._value(name, operator, start)
+        self.subject = name, operator  # a=(x OR y): what stands within are values
+        values = self.expression(self._deeper(depth))
+        self.subject = None
+        self._close()
+        return values
+
+    def _name(self) -> str | None:
+        """Read a field's name, in which a map's key may be quoted."""
+        parts = []
+        while self._next()[0] in ("word", "text"):
+            kind, text = self._next()
+            parts.append(text if kind == "word" else _unquoted(text))
+            self.at += 1
+            if not (kind == "word" and text.endswith(".")):
+                after = self._next()
+                if not (kind == "text" and after[0] == "word" and after[1].startswith(".")):
+                    break
+        return "".join(parts) or None
+
+    def _value(self, name: str, operator: str, start: int) -> Filter:
+        kind, text = self._next()
+        if kind not in ("word", "text"):
+            raise self._expected(start)
+        self.at += 1
+        if kind == "word" and self._next() == ("mark", "("):
+            raise FilterError(f"filter: functions are not supported; got {text[:40]}(…).")
+        return _Comparison(self.lookup, name, operator, text if kind == "word" else _unquoted(text))
+
+    def _expected(self, start: int) -> FilterError:
+        if self.tokens[start + 1 : start + 2] == [("mark", "(")]:
+            return FilterError(f"filter: functions are not supported; got {self.tokens[start][1][:40]}(…).")
+        got = " ".join(value for _, value in self.tokens[start : start + 3])[:60] or "nothing"
+        return FilterError(f'filter: expected something like state="x"; got {got!r}.')
 
 
-def _holds(found: Any, op: str, value: str) -> bool:
-    if op == ":":
-        return found not in (None, "") and (value == "*" or _has(found, value))
+def _unquoted(text: str) -> str:
+    return re.sub(r"\\(.)", r"\1", text[1:-1], flags=re.DOTALL)
+
+
+def _holds(found: Any, operator: str, value: str) -> bool:
+    if operator == ":":
+        return _has(found, value)
+    if isinstance(found, list):
+        return any(_holds(each, operator, value) for each in found)
     if found is None:
-        return op == "!="
-    text = ("true" if found else "false") if isinstance(found, bool) else found if isinstance(found, str) else str(found)
-    if op in ("=", "!="):
-        return (text == value) == (op == "=")
-    less, more = text < value, text > value
-    try:
-        less, more = float(text) < float(value), float(text) > float(value)
-    except ValueError:
-        pass  # text, such as times in RFC 3339, which sort as they stand
-    return {"<": less, ">": more, "<=": not more, ">=": not less}[op]
+        return operator == "!="
+    if isinstance(found, bool):
+        found = "true" if found else "false"
+    if operator in ("=", "!="):
+        return (_is(found, value)) == (operator == "=")
+    order = _order(found, value)
+    return {"<": order < 0, ">": order > 0, "<=": order <= 0, ">=": order >= 0}[operator]
+
+
+def _is(found: Any, value: str) -> bool:
+    return str(found) == value or (not isinstance(found, str) or _TIME.fullmatch(found) is not None) and _order(found, value) == 0
+
+
+def _order(found: Any, value: str) -> int:
+    """Return -1, 0 or 1 for what is before, equal to or after `value`: numbers and times as such, else as text."""
+    if hasattr(found, "compare"):
+        return found.compare(value)
+    mine, other = _sortable(str(found)), _sortable(value)
+    if mine[0] != other[0]:
+        mine, other = (0, str(found)), (0, value)
+    return (mine > other) - (mine < other)
+
+
+def _sortable(text: str) -> tuple[int, Any]:
+    """Return what sorts a text among others of its kind, with that kind before it."""
+    if _NUMBER.fullmatch(text):
+        return 1, float(text)
+    if _TIME.fullmatch(text):
+        from google.protobuf import timestamp_pb2
+
+        moment = timestamp_pb2.Timestamp()
+        try:
+            moment.FromJsonString(text)
+            return 2, moment.ToNanoseconds()
+        except ValueError:
+            pass  # 2026-13-45T…: text
+    return 0, text
 
 
 def _has(found: Any, value: str) -> bool:
-    if isinstance(found, (Mapping, list)):
+    if found in (None, "", [], {}):
+        return False
+    if value == "*":
+        return True
+    if isinstance(found, Mapping):
         return value in found
+    if isinstance(found, list):
+        return any(_has(each, value) if isinstance(each, (list, Mapping)) else str(each) == value for each in found)
     return value.lower() in str(found).lower()

@@ -1,16 +1,21 @@
-"""What the routes of the local service work with."""
+"""What the handlers of the local service work with."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..local import jobs
+from ..local.plan import RunOptions
+from ..local.store import Store
 from .executor import Executor
 from .predictor import Predictors
-from .records import Records
 from .rest import ApiError
+
+_MOST_IDS = 100_000  # ids given out that are remembered beside the records
 
 
 @dataclass
@@ -20,16 +25,33 @@ class Local:
     state: Path
     buckets: Path
     project_dir: Path
-    python: str | None
-    with_index: bool
-    records: Records
+    options: RunOptions
+    records: Store
     executor: Executor
     predictors: Predictors
     say: Callable[[str], None]
+    _given: dict[str, None] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def known(self, name: str) -> dict[str, Any]:
         """Return the record of that name, or answer NOT_FOUND."""
         record = self.records.get(name)
         if record is None:
-            raise ApiError("NOT_FOUND", f"{name} does not exist here.")
+            raise ApiError("NOT_FOUND", f"{name[:200]} does not exist here.")
         return record
+
+    def new_name(self, parent: str, kind: str) -> str:
+        """Return a name for a new resource of `parent`; its id is free among the records and the folders of jobs."""
+        with self._lock:
+            while True:
+                number = jobs.new_id()
+                if number not in self._given and not self.records.has_id(number) and not (self.state / "jobs" / number).exists():
+                    self._given[number] = None
+                    if len(self._given) > _MOST_IDS:
+                        del self._given[next(iter(self._given))]
+                    return f"{parent}/{kind}/{number}"
+
+
+def location_of(name: str) -> str:
+    """Return `projects/P/locations/L` of a resource's full name."""
+    return "/".join(name.split("/")[:4])

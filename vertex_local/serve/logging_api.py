@@ -1,140 +1,208 @@
-"""Cloud Logging's `entries:list` over the log files of jobs: what `gcloud ai custom-jobs stream-logs` asks for.
-
-Beside each log lies a file that says of each of its lines when it was written, to which stream, and how long it is.
-"""
+"""Cloud Logging's `entries:list` over the log files of jobs: what `gcloud ai custom-jobs stream-logs` asks for."""
 
 from __future__ import annotations
 
 import base64
+import datetime
 import heapq
 import json
-import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import filters, lists, log_index
 from .local import Local
-from .rest import ApiError, Request, lookup, parsed_filter, stamp
+from .rest import ApiError, Request
 
 _SEVERITIES = ("DEFAULT", "DEBUG", "INFO", "NOTICE", "WARNING", "ERROR", "CRITICAL", "ALERT", "EMERGENCY")
-_JOB = re.compile(r'resource\.labels\.job_id\s*=\s*"?(\d+)"?')
 _MOST = 1000
-_LONGEST = 256 << 10  # bytes: what the real service takes of one entry
+_LARGEST_PAGE = 8 << 20  # bytes of text, after which a page ends though more entries were asked for
+_KINDS = ("customJobs", "hyperparameterTuningJobs")
 
 
-def entries(local: Local, request: Request) -> dict[str, Any]:
-    """Return one page of log entries that pass the filter, in the order of their time."""
-    body = request.json()
+@dataclass(frozen=True)
+class _Log:
+    """One replica's log: whose it is, and its two files."""
+
+    project: str
+    job: str
+    path: Path
+
+    @property
+    def index(self) -> Path:
+        return self.path.parents[1] / "lines" / self.path.name
+
+    @property
+    def place(self) -> str:
+        """What the ids of its entries begin with."""
+        return f"{self.path.parents[1].name}/{self.path.stem}"
+
+    @property
+    def trial(self) -> str:
+        return self.path.parents[1].name.partition("-trial-")[2].partition("-")[0]  # an attempt has a number behind it
+
+
+@dataclass(frozen=True)
+class _Query:
+    """What a request asks for; `after` is the time and id of the last entry of the page before."""
+
+    accepts: filters.Filter
+    projects: frozenset[str]
+    size: int
+    descending: bool
+    after: tuple[int, str] | None
+
+
+class LogReader:
+    """Answers `entries:list`; it keeps an index of the logs that it has read."""
+
+    def __init__(self, local: Local):
+        self._local, self._index = local, log_index.LogIndex()
+
+    def entries(self, request: Request) -> dict[str, Any]:
+        """Return one page of log entries that pass the filter, in the order of their time."""
+        query = _query(request.json())
+        found, last, more, size = [], None, False, 0
+        for key, log, line in self._lines(query):
+            entry = _entry(log, line)
+            if entry is None or not query.accepts(entry):
+                continue
+            if len(found) == query.size or size > _LARGEST_PAGE:
+                more = True
+                break
+            found.append(entry)
+            last, size = key, size + line.size
+        answer: dict[str, Any] = {"entries": found} if found else {}
+        if more:
+            answer["nextPageToken"] = base64.urlsafe_b64encode(json.dumps(last).encode()).decode()
+        return answer
+
+    def _lines(self, query: _Query) -> Iterator[tuple[tuple[int, str], _Log, log_index.Line]]:
+        """Yield the lines that the query can mean in the order of their time, with what they are sorted by."""
+        least = _microseconds(query.accepts.least("timestamp"))
+        streams = [self._stream(log, query, least) for log in self._logs(query)]
+        return heapq.merge(*streams, key=lambda item: item[0], reverse=query.descending)
+
+    def _stream(self, log: _Log, query: _Query, least: int | None) -> Iterator[tuple[tuple[int, str], _Log, log_index.Line]]:
+        for line in self._index.lines(log.index, log.path, _position(log, query), least, query.descending):
+            yield (line.time, f"{log.place}-{line.number:010d}"), log, line
+
+    def _logs(self, query: _Query) -> Iterator[_Log]:
+        """Yield the logs of the jobs, and of their trials, that the filter can mean."""
+        tasks = query.accepts.values("resource.labels.taskName")
+        for job in self._jobs(query.accepts.values("resource.labels.jobId")):
+            project, number = job["name"].split("/")[1], job["name"].rpartition("/")[2]
+            if query.projects and project not in query.projects or not number.isdecimal():
+                continue
+            folder = self._local.state / "jobs" / number
+            folders = [folder, *(sorted(folder.parent.glob(f"{number}-trial-*")) if "studySpec" in job else ())]
+            for path in (path for each in folders for path in sorted(each.glob("lines/*.log"))):
+                if tasks is None or path.stem in tasks:
+                    yield _Log(project, number, path.parents[1] / "logs" / path.name)
+
+    def _jobs(self, numbers: set[str] | None) -> Iterator[dict[str, Any]]:
+        if numbers is None:
+            for kind in _KINDS:
+                yield from self._local.records.list(kind)
+        else:
+            for number in sorted(numbers):
+                yield from self._local.records.named(number, *_KINDS)
+
+
+def _query(body: Mapping[str, Any]) -> _Query:
     names = body.get("resourceNames", [])
     if not isinstance(names, list) or not all(isinstance(name, str) and name.startswith("projects/") for name in names):
-        raise ApiError("INVALID_ARGUMENT", f"resourceNames takes a list of projects/ID; got {names!r}.", "resourceNames")
+        raise ApiError("INVALID_ARGUMENT", f"resourceNames takes a list of projects/ID; got {str(names)[:100]}.", "resourceNames")
     text, order = body.get("filter", ""), body.get("orderBy", "timestamp asc")
-    if not isinstance(text, str) or order not in ("timestamp asc", "timestamp desc", ""):
-        raise ApiError("INVALID_ARGUMENT", f"orderBy takes 'timestamp asc' or 'timestamp desc'; got {order!r}.", "orderBy")
-    size, after = body.get("pageSize") or 50, body.get("pageToken", "")
-    if not isinstance(size, int) or not 1 <= size <= _MOST:
-        raise ApiError("INVALID_ARGUMENT", f"pageSize takes 1 to {_MOST}; got {size!r}.", "pageSize")
-    accepts, down = parsed_filter(text, _lookup), order.endswith("desc")
-    projects = {name.split("/")[1] for name in names}
-    start = _decode(after) if after else None
-    found: list[dict[str, Any]] = []
-    for entry in _all(local, text, projects):
-        key = _key(entry)
-        if accepts(entry) and (start is None or (key < start if down else key > start)):
-            found.append(entry)
-    best = (heapq.nlargest if down else heapq.nsmallest)(size, found, key=_key)
-    answer: dict[str, Any] = {"entries": best} if best else {}
-    if len(found) > size:
-        answer["nextPageToken"] = base64.urlsafe_b64encode(json.dumps(_key(best[-1])).encode()).decode()
-    return answer
+    if not isinstance(text, str):
+        raise ApiError("INVALID_ARGUMENT", "filter takes text.", "filter")
+    if order not in ("timestamp asc", "timestamp desc", ""):
+        text = f"orderBy takes 'timestamp asc' or 'timestamp desc'; got {str(order)[:100]!r}."
+        raise ApiError("INVALID_ARGUMENT", text, "orderBy")
+    size, token = body.get("pageSize") or 50, body.get("pageToken", "")
+    if type(size) is not int or not 1 <= size <= _MOST:
+        raise ApiError("INVALID_ARGUMENT", f"pageSize takes 1 to {_MOST}; got {str(size)[:100]!r}.", "pageSize")
+    accepts = lists.parsed_filter(text, _lookup)
+    projects = frozenset(name.split("/")[1] for name in names)
+    return _Query(accepts, projects, size, order.endswith("desc"), _decoded(token) if token else None)
 
 
-def _key(entry: Mapping[str, Any]) -> tuple[str, str]:
-    return entry["timestamp"], entry["insertId"]
-
-
-def _decode(token: Any) -> tuple[str, str]:
+def _decoded(token: Any) -> tuple[int, str]:
     try:
-        when, key = json.loads(base64.urlsafe_b64decode(token))
-        return str(when), str(key)
+        time, place = json.loads(base64.urlsafe_b64decode(token))
+        if type(time) is int and abs(time) < 1 << 62 and isinstance(place, str):
+            return time, place
     except (ValueError, TypeError):
-        raise ApiError("INVALID_ARGUMENT", f"pageToken {token!r} is not one of this list's.", "pageToken") from None
+        pass
+    raise ApiError("INVALID_ARGUMENT", f"pageToken {str(token)[:80]!r} is not one of this list's.", "pageToken")
+
+
+def _position(log: _Log, query: _Query) -> tuple[int, int] | None:
+    """Return the time and number in one log behind which the page begins."""
+    if query.after is None:
+        return None
+    time, place = query.after
+    own, _, number = place.rpartition("-")
+    if own == log.place and number.isdecimal():
+        return time, int(number)
+    wants_same_time = (log.place > own) != query.descending  # among entries of one time, those of later logs come later
+    return time, -1 if wants_same_time != query.descending else 1 << 62
+
+
+def _microseconds(text: str | None) -> int | None:
+    if text is None:
+        return None
+    from google.protobuf import timestamp_pb2
+
+    moment = timestamp_pb2.Timestamp()
+    try:
+        moment.FromJsonString(text)
+    except ValueError:
+        return None
+    return moment.ToMicroseconds()
+
+
+def _entry(log: _Log, line: log_index.Line) -> dict[str, Any] | None:
+    """Return a line as Cloud Logging shows it; None if its file has been removed."""
+    try:
+        text = log_index.content(log.path, line)
+    except FileNotFoundError:
+        return None
+    when = _stamp(line.time)
+    entry = {
+        "insertId": f"{log.place}-{line.number:010d}", "logName": f"projects/{log.project}/logs/{log.path.stem}",
+        "resource": {"type": "ml_job", "labels": {"job_id": log.job, "project_id": log.project, "task_name": log.path.stem}},
+        "timestamp": when, "receiveTimestamp": when, **_content(text, line.stream),
+    }  # fmt: skip
+    return {**entry, "labels": {"ml.googleapis.com/trial_id": log.trial}} if log.trial else entry
+
+
+def _stamp(microseconds: int) -> str:
+    when = datetime.datetime(1970, 1, 1) + datetime.timedelta(microseconds=microseconds)
+    return when.isoformat(timespec="microseconds") + "Z"
+
+
+def _content(text: str, stream: str) -> dict[str, Any]:
+    """Return an entry's payload and severity: those of a JSON line, else by the stream, as the service does it."""
+    payload = log_index.payload(text)
+    if payload is None:
+        return {"severity": "ERROR" if stream == "err" else "INFO", "jsonPayload": {"message": text}}
+    severity = str(payload.pop("severity", "DEFAULT")).upper()
+    for name in ("timestampSeconds", "timestampNanos"):
+        payload.pop(name, None)
+    return {"severity": severity if severity in _SEVERITIES else "DEFAULT", "jsonPayload": payload}
 
 
 def _lookup(entry: Mapping[str, Any], name: str) -> Any:
-    value = lookup(entry, name)
-    if name == "severity":
-        return _Severity(value)
-    return value
+    value = filters.lookup(entry, name)
+    return _Severity(value) if name == "severity" else value
 
 
 class _Severity(str):
     """A severity, which sorts by how bad it is."""
 
-    __hash__ = str.__hash__
-
-    def _rank(self, other: str) -> tuple[int, int]:
-        return _SEVERITIES.index(self), _SEVERITIES.index(other) if other in _SEVERITIES else -1
-
-    def __lt__(self, other: str) -> bool:
-        mine, theirs = self._rank(other)
-        return mine < theirs
-
-    def __gt__(self, other: str) -> bool:
-        mine, theirs = self._rank(other)
-        return mine > theirs
-
-
-def _all(local: Local, text: str, projects: set[str]) -> Iterator[dict[str, Any]]:
-    """Yield the entries of the jobs that the filter can mean."""
-    wanted = _JOB.findall(text)
-    for kind in ("customJobs", "hyperparameterTuningJobs"):
-        for job in local.records.list(kind):
-            project, number = job["name"].split("/")[1], job["name"].rpartition("/")[2]
-            if number.isdecimal() and (not wanted or number in wanted) and (not projects or project in projects):
-                yield from _job(local.state / "jobs" / number, project, number)
-
-
-def _job(folder: Path, project: str, number: str) -> Iterator[dict[str, Any]]:
-    """Yield the entries of a job, and those of its trials, whose folders lie beside it."""
-    for lines in sorted([*folder.glob("lines/*.log"), *folder.parent.glob(f"{number}-trial-*/lines/*.log")]):
-        trial = lines.parents[1].name.partition("-trial-")[2].partition("-")[0]  # an attempt has a number behind it
-        labels = {"job_id": number, "project_id": project, "task_name": lines.stem}
-        more = {"ml.googleapis.com/trial_id": trial} if trial else {}
-        place = f"{lines.parents[1].name}/{lines.stem}"
-        for count, (time, kind, text) in enumerate(_read(lines, lines.parents[1] / "logs" / lines.name)):
-            entry = {
-                "insertId": f"{place}-{count:010d}", "logName": f"projects/{project}/logs/{lines.stem}",
-                "resource": {"type": "ml_job", "labels": labels}, "timestamp": stamp(time), "receiveTimestamp": stamp(time),
-            }  # fmt: skip
-            yield {**entry, **({"labels": more} if more else {}), **_content(text, kind)}
-
-
-def _read(lines: Path, log: Path) -> Iterator[tuple[float, str, str]]:
-    try:
-        with open(lines) as index, open(log, "rb") as content:
-            for line in index:
-                time, kind, size = line.split()
-                data = content.read(int(size))
-                if len(data) < int(size):
-                    return  # still being written
-                if data.strip():
-                    yield float(time), kind, data[:_LONGEST].decode("utf-8", "replace").rstrip("\r\n")
-    except (OSError, ValueError):
-        return  # a file that vanished, or that was cut off with the service
-
-
-def _content(text: str, kind: str) -> dict[str, Any]:
-    """Return an entry's payload and severity: those of a JSON line, else by the stream, as the service does it."""
-    if text.lstrip().startswith("{"):
-        try:
-            payload = json.loads(text)
-        except (ValueError, RecursionError):
-            payload = None
-        if isinstance(payload, dict) and "message" in payload:
-            severity = str(payload.pop("severity", "DEFAULT")).upper()
-            severity = severity if severity in _SEVERITIES else "DEFAULT"
-            seconds = payload.pop("timestampSeconds", None), payload.pop("timestampNanos", 0)
-            when = {"timestamp": stamp(seconds[0] + seconds[1] / 1e9)} if all(type(part) is int for part in seconds) else {}
-            return {"severity": severity, "jsonPayload": payload, **when}
-    return {"severity": "ERROR" if kind == "err" else "INFO", "jsonPayload": {"message": text}}
+    def compare(self, other: str) -> int:
+        """Return -1, 0 or 1 for one that is less bad, as bad or worse than `other`."""
+        mine, rank = _SEVERITIES.index(self), _SEVERITIES.index(other.upper()) if other.upper() in _SEVERITIES else -1
+        return (mine > rank) - (mine < rank)

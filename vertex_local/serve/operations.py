@@ -1,56 +1,138 @@
-"""Long-running operations: kept as records, most of them done when they are answered, and names for what is new."""
+"""Long-running operations: kept as records, most of them done when they are answered, the others in a pool of threads."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
-from ..local import jobs
-from .records import Records
-from .rest import ApiError, Request, page, stamp
+from ..local import job_record
+from ..local.store import Store
+from . import lists
+from .local import Local
+from .rest import ApiError
+
+if TYPE_CHECKING:
+    from google.longrunning import operations_pb2
+    from google.protobuf import empty_pb2
+    from google.protobuf.message import Message
 
 _TYPE = "type.googleapis.com/google.cloud.aiplatform.v1."
+_THREADS = 8
+_MOST = 500  # operations that run or wait for a thread
+_WAITERS = 8  # calls of WaitOperation that may hold a thread of the server at once
+LONGEST_WAIT = 60.0  # seconds
 LOST = "the local service was stopped while the operation was under way"
 
-
-def new_name(records: Records, parent: str, kind: str, folder: Path | None = None) -> str:
-    """Return a name for a new resource of `parent`; its id is free among the records, and in `folder` too."""
-    while True:
-        number = jobs.new_id()
-        if not records.has_id(number) and not (folder and (folder / number).exists()):
-            return f"{parent}/{kind}/{number}"
+# What an operation does: it returns its response in JSON form with the name of the type.
+Work = Callable[[], "tuple[str, dict[str, Any]] | None"]
 
 
-def done(records: Records, parent: str, metadata: str, response: tuple[str, dict[str, Any]] | None) -> dict[str, Any]:
-    """Keep and return an operation that has succeeded; `response` is its type's name and fields, None is Empty."""
-    document = _new(records, parent, metadata)
-    return records.add(document["name"], "operations", {**document, **_success(response)})
+class OperationPool:
+    """Makes operations for the services, and does their work in threads."""
 
+    def __init__(self, local: Local):
+        self._local, self._records = local, local.records
+        self._changed, self._running, self._ending = threading.Condition(), 0, False
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="operation")
 
-def start(
-    records: Records, parent: str, metadata: str, work: Callable[[], tuple[str, dict[str, Any]] | None]
-) -> dict[str, Any]:  # fmt: skip
-    """Keep and return an operation that ends as `work`, called in a thread of its own, returns or raises."""
+    def finished(self, parent: str, metadata: str, response: tuple[str, dict[str, Any]] | None) -> operations_pb2.Operation:
+        """Keep and return an operation that has succeeded; `response` is its type's name and fields, None is Empty."""
+        document = {**self._new(parent, metadata), **_success(response)}
+        return _message(self._records.add(document["name"], "operations", document))
 
-    def run() -> None:
+    def begin(self, parent: str, metadata: str, work: Work) -> operations_pb2.Operation:
+        """Keep and return an operation that ends as `work`, called in a thread of the pool, returns or raises."""
+        with self._changed:
+            if self._running >= _MOST:
+                raise ApiError("RESOURCE_EXHAUSTED", f"{self._running} operations are under way already; wait for some.")
+            self._running += 1
+        document = self._new(parent, metadata)
+        self._records.add(document["name"], "operations", document)
+        self._threads.submit(self._run, document["name"], work)
+        return _message(document)
+
+    def _run(self, name: str, work: Work) -> None:
         try:
             outcome = _success(work())
         except ApiError as error:
             outcome = {"done": True, "error": error.rpc}
         except Exception as error:  # a fault of ours: the operation has failed, not the service
             outcome = {"done": True, "error": {"code": 13, "message": f"{type(error).__name__}: {error}"}}
-        records.change(document["name"], lambda operation: operation.update(outcome))
+        try:
+            self._records.change(name, lambda operation: operation.update(outcome))
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
 
-    document = _new(records, parent, metadata)
-    records.add(document["name"], "operations", document)
-    threading.Thread(target=run, daemon=True).start()
-    return document
+    def _new(self, parent: str, metadata: str) -> dict[str, Any]:
+        now = job_record.now()
+        about = {"@type": _TYPE + metadata, "genericMetadata": {"createTime": now, "updateTime": now}}
+        return {"name": self._local.new_name(parent, "operations"), "createTime": now, "metadata": about, "done": False}
+
+    def stop(self) -> None:
+        """Drop what waits and wait for what runs, which ends because the service does; let go whoever waits for an operation."""
+        with self._changed:
+            self._ending = True
+            self._changed.notify_all()
+        self._threads.shutdown(cancel_futures=True)
+
+    def wait(self, name: str, seconds: float) -> None:
+        """Return once the operation is done, or after so many seconds."""
+        end = time.monotonic() + seconds
+        with self._changed:
+            while not self._ending and not self.known(name)["done"] and (left := end - time.monotonic()) > 0:
+                self._changed.wait(left)
+
+    def known(self, name: str) -> dict[str, Any]:
+        """Return an operation's record, given its own name or that under the resource that it belongs to."""
+        parts = name.split("/")
+        return self._local.known("/".join([*parts[:4], *parts[-2:]]))
 
 
-def settle(records: Records) -> None:
+class Operations:
+    """google.longrunning.Operations."""
+
+    def __init__(self, local: Local, pool: OperationPool):
+        self._records, self._pool = local.records, pool
+        self._waiters = threading.Semaphore(_WAITERS)
+
+    def get_operation(self, request: operations_pb2.GetOperationRequest) -> operations_pb2.Operation:
+        """Return an operation, by its own name or under the resource that it belongs to."""
+        return _message(self._pool.known(request.name))
+
+    def wait_operation(self, request: operations_pb2.WaitOperationRequest) -> operations_pb2.Operation:
+        """Return an operation once it is done, or after `timeout`, at most a minute; at once if many wait already."""
+        seconds = request.timeout.ToTimedelta().total_seconds() if request.HasField("timeout") else 30.0
+        if self._waiters.acquire(blocking=False):
+            try:
+                self._pool.wait(request.name, min(seconds, LONGEST_WAIT))
+            finally:
+                self._waiters.release()
+        return _message(self._pool.known(request.name))
+
+    def list_operations(self, request: operations_pb2.ListOperationsRequest) -> operations_pb2.ListOperationsResponse:
+        """Return one page of a location's operations."""
+        from google.longrunning import operations_pb2
+
+        documents, token = lists.page(self._records, "operations", request, parent=request.name)
+        return operations_pb2.ListOperationsResponse(operations=map(_message, documents), next_page_token=token)
+
+    def delete_operation(self, request: operations_pb2.DeleteOperationRequest) -> empty_pb2.Empty:
+        """Forget an operation."""
+        from google.protobuf import empty_pb2
+
+        document = self._pool.known(request.name)
+        if not document["done"]:
+            raise ApiError("FAILED_PRECONDITION", f"{document['name']} is not done yet.")
+        self._records.remove(document["name"])
+        return empty_pb2.Empty()
+
+
+def settle(records: Store) -> None:
     """End what a service that was killed left undone."""
     for document in records.list("operations"):
         if not document["done"]:
@@ -58,65 +140,14 @@ def settle(records: Records) -> None:
             records.change(document["name"], lambda operation: operation.update(done=True, error=error))
 
 
-def _new(records: Records, parent: str, metadata: str) -> dict[str, Any]:
-    now = stamp()
-    about = {"@type": _TYPE + metadata, "genericMetadata": {"createTime": now, "updateTime": now}}
-    return {"name": new_name(records, parent, "operations"), "metadata": about, "done": False}
-
-
 def _success(response: tuple[str, dict[str, Any]] | None) -> dict[str, Any]:
     if response is None:
-        return {"done": True, "response": {"@type": "type.googleapis.com/google.protobuf.Empty", "value": {}}}
+        return {"done": True, "response": {"@type": "type.googleapis.com/google.protobuf.Empty"}}
     return {"done": True, "response": {"@type": _TYPE + response[0], **response[1]}}
 
 
-def for_version(document: dict[str, Any], version: str) -> dict[str, Any]:
-    """Return an operation whose types are those of the API version that the client speaks."""
-    for key in ("metadata", "response"):
-        if key in document:
-            document[key]["@type"] = document[key]["@type"].replace(".v1.", f".{version}.")
-    return document
+def _message(document: dict[str, Any]) -> Message:
+    from google.longrunning import operations_pb2
+    from google.protobuf import json_format
 
-
-# ------------------------------------------------------------------ the routes
-
-
-def get(records: Records, request: Request, project: str, location: str, id: str) -> dict[str, Any]:  # noqa: A002
-    """Return an operation, by its own name or under the resource that it belongs to."""
-    document = records.get(f"projects/{project}/locations/{location}/operations/{id}")
-    if document is None:
-        raise ApiError("NOT_FOUND", f"operation {id} does not exist here.")
-    return for_version(document, request.version)
-
-
-def wait(records: Records, request: Request, project: str, location: str, id: str) -> dict[str, Any]:  # noqa: A002
-    """Return an operation once it is done, or after `timeout` (query or body, such as 10s), at most a minute."""
-    text = request.query.get("timeout") or request.json().get("timeout") or "30s"
-    try:
-        patience = float(str(text).removesuffix("s"))
-    except ValueError:
-        raise ApiError("INVALID_ARGUMENT", f"timeout takes seconds such as 10s; got {text!r}.", "timeout") from None
-    end = time.monotonic() + min(patience, 60.0)
-    while not (document := get(records, request, project, location, id))["done"] and time.monotonic() < end:
-        time.sleep(0.1)
-    return document
-
-
-def listing(records: Records, request: Request, project: str, location: str) -> dict[str, Any]:
-    """Return one page of operations."""
-    found = records.list("operations", f"projects/{project}/locations/{location}")
-    found = [{**document, "createTime": document["metadata"]["genericMetadata"]["createTime"]} for document in found]
-    answer = page(found, request, "operations")
-    for document in answer.get("operations", []):
-        del document["createTime"]
-        for_version(document, request.version)
-    return answer
-
-
-def delete(records: Records, request: Request, project: str, location: str, id: str) -> dict[str, Any]:  # noqa: A002
-    """Forget an operation."""
-    document = get(records, request, project, location, id)
-    if not document["done"]:
-        raise ApiError("FAILED_PRECONDITION", f"operation {id} is not done yet.")
-    records.remove(document["name"])
-    return {}
+    return json_format.ParseDict(document, operations_pb2.Operation(), ignore_unknown_fields=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
+import selectors
 import subprocess
 import sys
 import threading
@@ -17,6 +17,7 @@ from .rest import ApiError
 
 _ROOT = Path(__file__).resolve().parents[2]
 START, ANSWER = 180.0, 60.0  # seconds for TensorFlow and the model; for a prediction, as on a shared endpoint
+MOST_WAITING = 10  # requests that may wait for one process, each of which holds a thread of the server
 
 
 class Predictors:
@@ -45,7 +46,7 @@ class Predictors:
             answer = worker.ask({"instances": instances})
         except _Ended:
             if worker.stopped or not worker.ready:
-                raise  # undeployed meanwhile, or it never came up; a process that was killed since is started again, once
+                raise  # undeployed meanwhile, or it never came up; a process that ended since is started again, once
             answer = self._worker(key, model).ask({"instances": instances})
         if "error" in answer:
             raise ApiError("INVALID_ARGUMENT", f"instances: {answer['error']}", "instances")
@@ -76,7 +77,8 @@ class _Worker:
         env = {**os.environ, "PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "2"}
         log.parent.mkdir(parents=True, exist_ok=True)
         self.log, self._lock, self._rest = log, threading.Lock(), b""
-        self.ready = self.stopped = False
+        self._turns = threading.Semaphore(1 + MOST_WAITING)
+        self.ready = self.stopped = self._closed = False
         command = [python, "-m", "vertex_runtime.predict", model, "--requests"]
         with open(log, "ab") as errors:
             self.process = subprocess.Popen(
@@ -85,35 +87,51 @@ class _Worker:
 
     @property
     def ended(self) -> bool:
-        return self.process.poll() is not None
+        return self._closed or self.process.poll() is not None
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Send one request and return the answer to it."""
-        with self._lock:
+        """Send one request and return the answer to it; requests take turns."""
+        if not self._turns.acquire(blocking=False):
+            raise ApiError("RESOURCE_EXHAUSTED", f"{MOST_WAITING} requests wait for this model already; ask again later.")
+        try:
+            if not self._lock.acquire(timeout=ANSWER if self.ready else START):
+                raise ApiError("UNAVAILABLE", "the model is busy with earlier requests; ask again later.")
             try:
-                self.process.stdin.write(json.dumps(request).encode() + b"\n")
-                patience = ANSWER if self.ready else START
-                line = self._line(time.monotonic() + patience)
-                self.ready = True
-                return json.loads(line)
-            except TimeoutError:
-                self._end()
-                raise ApiError("UNAVAILABLE", f"the model did not answer within {patience:g} s; see {self.log}.") from None
-            except OSError:
-                self._end()
-                lines = self.log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
-                raise _Ended("FAILED_PRECONDITION", f"the model's process ended: {lines[-1].removeprefix('error: ')}") from None
+                return self._exchange(request)
+            finally:
+                self._lock.release()
+        finally:
+            self._turns.release()
+
+    def _exchange(self, request: dict[str, Any]) -> dict[str, Any]:
+        if self._closed:  # whoever was before this one waited in vain
+            raise _Ended("UNAVAILABLE", f"the model's process was ended, as it did not answer; see {self.log}.")
+        patience = ANSWER if self.ready else START
+        try:
+            self.process.stdin.write(json.dumps(request).encode() + b"\n")
+            line = self._line(time.monotonic() + patience)
+            self.ready = True
+            return json.loads(line)
+        except TimeoutError:
+            self._end()
+            raise ApiError("UNAVAILABLE", f"the model did not answer within {patience:g} s; see {self.log}.") from None
+        except (OSError, ValueError):  # its pipe broke, or what came is no answer
+            self._end()
+            lines = self.log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
+            raise _Ended("FAILED_PRECONDITION", f"the model's process ended: {lines[-1].removeprefix('error: ')}") from None
 
     def _line(self, deadline: float) -> bytes:
-        while b"\n" not in self._rest:
-            ready, _, _ = select.select([self.process.stdout], [], [], max(0.0, deadline - time.monotonic()))
-            if not ready:
-                raise TimeoutError
-            data = os.read(self.process.stdout.fileno(), 1 << 20)
-            if not data:
-                raise BrokenPipeError
-            self._rest += data
-        line, _, self._rest = self._rest.partition(b"\n")
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.process.stdout, selectors.EVENT_READ)
+            pieces = [self._rest]
+            while b"\n" not in pieces[-1]:
+                if not selector.select(max(0.0, deadline - time.monotonic())):
+                    raise TimeoutError
+                data = os.read(self.process.stdout.fileno(), 1 << 20)
+                if not data:
+                    raise BrokenPipeError
+                pieces.append(data)
+        line, _, self._rest = b"".join(pieces).partition(b"\n")
         return line
 
     def stop(self) -> None:
@@ -124,6 +142,7 @@ class _Worker:
             self._end()
 
     def _end(self) -> None:
+        self._closed = True
         with contextlib.suppress(OSError):
             self.process.stdin.close()
         try:

@@ -1,17 +1,14 @@
-"""What the routes of the local service share: requests, answers, the API's error form, proto checks, pages, times."""
+"""What the routes of the local service share: requests, answers, the API's error form, times."""
 
 from __future__ import annotations
 
 import datetime
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
-
-from ..job import schema
-from . import filters
 
 STATUSES = {  # of google.rpc.Code: the HTTP code and the number
     "CANCELLED": (499, 1),
@@ -27,10 +24,6 @@ STATUSES = {  # of google.rpc.Code: the HTTP code and the number
     "UNAUTHENTICATED": (401, 16),
 }
 _REASONS = {401: "required", 403: "forbidden", 404: "notFound", 409: "conflict", 412: "conditionNotMet"}  # Storage's
-# Where protobuf's messages name the field at fault.
-_PATH, _NAMED = re.compile(r'at "?\w+\.([\w.\[\]]+)'), re.compile(r'named "(\w+)"')
-_WITHIN = re.compile(r"Failed to parse (\w+) field: ")
-MOST_ITEMS = 1000
 
 
 class ApiError(Exception):
@@ -97,88 +90,6 @@ class Answer:
     headers: dict[str, str] = field(default_factory=dict)
     file: Path | None = None
     part: tuple[int, int] = (0, 0)
-
-
-def checked(body: Mapping[str, Any], kind: str, where: str = "") -> dict[str, Any]:
-    """Return `body` in its JSON form if it is a message of the API's type `kind`, else raise INVALID_ARGUMENT.
-
-    Args:
-        where: the request's field that `body` is, for the error.
-    """
-    from google.protobuf import json_format
-
-    empty = getattr(schema.api_types(), kind).pb()()
-    try:
-        message = json_format.ParseDict(body, empty, ignore_unknown_fields=False)
-        return json_format.MessageToDict(message)
-    except (json_format.ParseError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        text = str(error).partition(" Available Fields")[0].strip().rstrip(".") or type(error).__name__
-        path = max((found[1].rstrip(".") if (found := _PATH.search(text)) else ""), ".".join(_WITHIN.findall(text)), key=len)
-        name = ".".join(filter(None, (where, path, *_NAMED.findall(text))))
-        text = _WITHIN.sub("", text)
-        raise ApiError("INVALID_ARGUMENT", f"{name or kind}: {text}.", name or None) from None
-
-
-def required(body: Mapping[str, Any], *names: str) -> None:
-    """Raise INVALID_ARGUMENT for the first of the dotted `names` that `body` lacks."""
-    for name in names:
-        value: Any = body
-        for part in name.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-        if value in (None, "", [], {}):
-            raise ApiError("INVALID_ARGUMENT", f"{name} is required and must not be empty.", name)
-
-
-def unsupported(body: Mapping[str, Any], names: Iterable[str], where: str = "") -> None:
-    """Raise UNIMPLEMENTED for the first of the fields `names` that `body` sets."""
-    for name in names:
-        if body.get(name):
-            raise ApiError("UNIMPLEMENTED", f"{where}{name} is not supported by the local service; leave it out.", f"{where}{name}")
-
-
-def page(items: list[dict[str, Any]], request: Request, key: str) -> dict[str, Any]:
-    """Return one page of `items`, newest first unless `orderBy` says otherwise, after `filter`, with a `nextPageToken`."""
-    accepts = parsed_filter(request.query.get("filter", ""), lookup)
-    items = [item for item in items if accepts(item)]
-    order, _, way = (request.query.get("orderBy") or "create_time desc").partition(" ")
-    field_name = filters.camel(order)
-    if field_name not in ("createTime", "updateTime", "displayName", "endTime", "startTime", "name") or way not in ("", "asc", "desc"):
-        raise ApiError("INVALID_ARGUMENT", f"orderBy takes create_time, update_time or display_name [desc]; got {order!r}.", "orderBy")
-    items.sort(key=lambda item: (item.get(field_name, ""), _mark(item)), reverse=way == "desc")
-    start, token = 0, request.query.get("pageToken", "")
-    if token:
-        places = [i for i, item in enumerate(items) if _mark(item) == token]
-        if not places:
-            raise ApiError("INVALID_ARGUMENT", f"pageToken {token!r} is not one of this list's.", "pageToken")
-        start = places[0]
-    size = request.number("pageSize", 100, MOST_ITEMS)
-    answer: dict[str, Any] = {key: items[start : start + size]} if items[start:] else {}
-    if items[start + size :]:
-        answer["nextPageToken"] = _mark(items[start + size])
-    return answer
-
-
-def _mark(item: Mapping[str, Any]) -> str:
-    """Return what tells one item of a list from the others: its id, with a model's the version."""
-    return f"{item['name'].rpartition('/')[2]}-{item.get('versionId', ''):>06}"
-
-
-def lookup(item: Mapping[str, Any], name: str) -> Any:
-    """Return the value of a filter's field such as `display_name` or `labels.stage`."""
-    value: Any = item
-    for part in name.split("."):
-        if not isinstance(value, Mapping):
-            return None
-        value = value.get(part, value.get(filters.camel(part)))
-    return value
-
-
-def parsed_filter(text: str, look: filters.Lookup) -> filters.Accepts:
-    """Return what the filter `text` accepts; one that cannot be read is INVALID_ARGUMENT."""
-    try:
-        return filters.parse(text, look)
-    except filters.FilterError as error:
-        raise ApiError("INVALID_ARGUMENT", str(error), "filter") from None
 
 
 def stamp(seconds: float | None = None) -> str:

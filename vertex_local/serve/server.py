@@ -26,8 +26,8 @@ import uvicorn
 from starlette.datastructures import Headers
 from starlette.responses import Response, StreamingResponse
 
+from ..local.store import Taken
 from . import connections, guards
-from .records import Taken
 from .rest import Answer, ApiError, Request
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")

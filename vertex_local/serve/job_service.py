@@ -1,0 +1,92 @@
+"""google.cloud.aiplatform.v1.JobService: custom jobs and hyperparameter tuning jobs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from . import jobs, lists, messages, runs
+from .local import Local, location_of
+from .operations import OperationPool
+
+if TYPE_CHECKING:
+    from google.cloud.aiplatform_v1 import types
+    from google.longrunning import operations_pb2
+    from google.protobuf import empty_pb2
+
+_CUSTOM, _TUNING = "customJobs", "hyperparameterTuningJobs"
+
+
+class JobService:
+    """Jobs as messages; they run as `python -m vertex_local run` and `tune` run them."""
+
+    def __init__(self, local: Local, operations: OperationPool):
+        self._local, self._operations = local, operations
+
+    # ------------------------------------------------------------------ custom jobs
+
+    def create_custom_job(self, request: types.CreateCustomJobRequest) -> types.CustomJob:
+        """Check and keep a new custom job, and let it run when it is its turn."""
+        job = request.custom_job
+        jobs.check_name(job)
+        work = runs.custom(self._local, job.job_spec, "jobSpec")
+        return messages.read(jobs.create(self._local, request.parent, _CUSTOM, job, work), "CustomJob")
+
+    def get_custom_job(self, request: types.GetCustomJobRequest) -> types.CustomJob:
+        """Return a custom job."""
+        return messages.read(self._local.known(request.name), "CustomJob")
+
+    def list_custom_jobs(self, request: types.ListCustomJobsRequest) -> types.ListCustomJobsResponse:
+        """Return one page of custom jobs."""
+        documents, token = lists.page(self._local.records, _CUSTOM, request)
+        found = [messages.read(document, "CustomJob") for document in documents]
+        return messages.new("ListCustomJobsResponse", custom_jobs=found, next_page_token=token)
+
+    def cancel_custom_job(self, request: types.CancelCustomJobRequest) -> empty_pb2.Empty:
+        """Ask a custom job to end; its state tells when it has."""
+        return self._cancel(request.name)
+
+    def delete_custom_job(self, request: types.DeleteCustomJobRequest) -> operations_pb2.Operation:
+        """Forget a custom job that is over; its files stay."""
+        return self._delete(request.name)
+
+    # ------------------------------------------------------------------ hyperparameter tuning jobs
+
+    def create_hyperparameter_tuning_job(self, request: types.CreateHyperparameterTuningJobRequest) -> types.HyperparameterTuningJob:
+        """Check and keep a new tuning job, and let it run when it is its turn."""
+        job = request.hyperparameter_tuning_job
+        jobs.check_name(job)
+        work = runs.tuning(self._local, job)
+        return messages.read(jobs.create(self._local, request.parent, _TUNING, job, work), "HyperparameterTuningJob")
+
+    def get_hyperparameter_tuning_job(self, request: types.GetHyperparameterTuningJobRequest) -> types.HyperparameterTuningJob:
+        """Return a tuning job with its trials."""
+        return messages.read(self._local.known(request.name), "HyperparameterTuningJob")
+
+    def list_hyperparameter_tuning_jobs(
+        self, request: types.ListHyperparameterTuningJobsRequest
+    ) -> types.ListHyperparameterTuningJobsResponse:
+        """Return one page of tuning jobs."""
+        documents, token = lists.page(self._local.records, _TUNING, request)
+        found = [messages.read(document, "HyperparameterTuningJob") for document in documents]
+        return messages.new("ListHyperparameterTuningJobsResponse", hyperparameter_tuning_jobs=found, next_page_token=token)
+
+    def cancel_hyperparameter_tuning_job(self, request: types.CancelHyperparameterTuningJobRequest) -> empty_pb2.Empty:
+        """Ask a tuning job and its trials to end; its state tells when they have."""
+        return self._cancel(request.name)
+
+    def delete_hyperparameter_tuning_job(self, request: types.DeleteHyperparameterTuningJobRequest) -> operations_pb2.Operation:
+        """Forget a tuning job that is over; its files stay."""
+        return self._delete(request.name)
+
+    # ------------------------------------------------------------------ both
+
+    def _cancel(self, name: str) -> empty_pb2.Empty:
+        from google.protobuf import empty_pb2
+
+        jobs.cancel(self._local, name)
+        return empty_pb2.Empty()
+
+    def _delete(self, name: str) -> operations_pb2.Operation:
+        jobs.check_over(self._local.known(name))
+        self._local.records.remove(name)
+        return self._operations.finished(location_of(name), "DeleteOperationMetadata", None)

@@ -1,0 +1,135 @@
+"""What custom jobs, tuning jobs and training pipelines have in common: made, run in their turn, cancelled, forgotten."""
+
+from __future__ import annotations
+
+import shlex
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..local import job_record
+from . import messages
+from .executor import Stopped
+from .local import Local, location_of
+from .rest import ApiError
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+STOPPED = "the local service was stopped while the job was under way; create the job again"
+CANCELED = {"code": 1, "message": "CANCELED"}
+LONGEST_NAME = 128
+# What only the service sets.
+_OUTPUT_ONLY = (
+    "name", "state", "createTime", "startTime", "endTime", "updateTime", "error", "trials", "webAccessUris", "trainingTaskMetadata",
+    "satisfiesPzs", "satisfiesPzi",
+)  # fmt: skip
+
+# How a job ended: its state, and the error of one that failed.
+End = tuple[str, "dict[str, Any] | None"]
+# Runs a job that has been checked, under its name, until the event is set.
+Work = Callable[[str, threading.Event], End]
+
+
+def check_name(job: Message) -> None:
+    """Refuse a job without a display name, or with a long one."""
+    messages.required(job, "display_name")
+    if len(job.display_name) > LONGEST_NAME:
+        raise ApiError("INVALID_ARGUMENT", f"displayName may have {LONGEST_NAME} characters at most.", "displayName")
+
+
+def create(local: Local, parent: str, kind: str, job: Message, work: Work) -> dict[str, Any]:
+    """Keep a new job that has been checked, let it run when it is its turn, and return its record."""
+    name = local.new_name(parent, kind)
+    document = job_record.add(local.records, name, kind, kept(job))
+    try:
+        local.executor.start(
+            name, lambda cancel: _run(local, name, work, cancel), lambda: _end(local, name, *as_seen(local, "CANCELLED", None))
+        )
+    except ApiError:
+        local.records.remove(name)
+        raise
+    local.say(f"{name}: {document['displayName']}")
+    return document
+
+
+def kept(job: Message) -> dict[str, Any]:
+    """Return what a record keeps of the message by which a job is made."""
+    return {key: value for key, value in messages.to_json(job).items() if key not in _OUTPUT_ONLY}
+
+
+def _run(local: Local, name: str, work: Work, cancel: threading.Event) -> None:
+    _end(local, name, *as_seen(local, *outcome(work, name, cancel)))
+
+
+def outcome(work: Work, name: str, cancel: threading.Event) -> End:
+    """Do the work and return how it ended; whatever happens, the job does not stay RUNNING."""
+    try:
+        if cancel.is_set():
+            raise Stopped
+        return work(name, cancel)
+    except Stopped:
+        return "CANCELLED", None
+    except ApiError as failure:
+        return "FAILED", failure.rpc
+    except Exception as failure:  # a job that cannot be started, or a fault of ours: the job has failed, not the service
+        code = 3 if isinstance(failure, ValueError) else 13
+        return "FAILED", {"code": code, "message": str(failure) or type(failure).__name__}
+
+
+def as_seen(local: Local, state: str, error: dict[str, Any] | None) -> End:
+    """Return the end of a job as its user sees it: only what a user cancelled is CANCELLED."""
+    if state != "CANCELLED":
+        return state, error
+    if local.executor.stopping.is_set():
+        return "FAILED", {"code": 14, "message": STOPPED}
+    return state, CANCELED
+
+
+def _end(local: Local, name: str, state: str, error: dict[str, Any] | None) -> None:
+    job_record.end(local.records, name, state, error)
+    local.say(f"{name}: {state}{': ' + error['message'] if error else ''}")
+
+
+def run_backing(local: Local, name: str, kind: str, job: Message, work: Work, cancel: threading.Event) -> tuple[str, End]:
+    """Run the job of the pipeline `name` in the pipeline's own turn; return the job's name and how it ended."""
+    backing = local.new_name(location_of(name), kind)
+    job_record.add(local.records, backing, kind, kept(job))
+    key = "backingCustomJob" if kind == "customJobs" else "backingHyperparameterTuningJob"
+    job_record.update(local.records, name, lambda pipeline: pipeline.update(trainingTaskMetadata={key: backing}))
+    local.executor.share(name, backing)
+    state, error = as_seen(local, *outcome(work, backing, cancel))
+    _end(local, backing, state, error)
+    return backing, (state, None if state == "CANCELLED" else error)
+
+
+def cancel(local: Local, name: str) -> None:
+    """Ask a job to end; its state tells when it has."""
+    document = local.known(name)
+    if job_record.is_over(document):
+        raise ApiError("FAILED_PRECONDITION", f"{name} is over ({document['state']}); there is nothing to cancel.")
+    if not local.executor.cancel(name):
+        raise ApiError("FAILED_PRECONDITION", f"{name} is run by another process than the service; end it there.")
+    job_record.cancelling(local.records, name)
+
+
+def check_over(document: Mapping[str, Any]) -> None:
+    """Refuse to forget a job that is not over."""
+    if not job_record.is_over(document):
+        raise ApiError("FAILED_PRECONDITION", f"{document['name']} is in {document['state']}; cancel it first.")
+
+
+def settle(local: Local) -> int:
+    """End what a service, or a run, that was killed left unfinished; return how many jobs that were."""
+    return len(job_record.settle(local.records, local.state, lambda document: _hint(local.state, document), queued=True))
+
+
+def _hint(state: Path, document: Mapping[str, Any]) -> str:
+    number = document["name"].rpartition("/")[2]
+    hint = ": the job was stopped before its end; create it again"
+    spec = state / "jobs" / number / "spec.yaml"
+    if "studySpec" in document and spec.exists():
+        command = ["python", "-m", "vertex_local", "tune", str(spec), f"--job_id={number}", f"--state_dir={state}"]
+        hint += f", or continue it: {shlex.join(command)}"
+    return hint

@@ -1,0 +1,63 @@
+"""What the List RPCs share: a page of records after filter and order, by a token that survives changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..local import store
+from . import filters
+from .rest import ApiError
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+DEFAULT_SIZE, LARGEST_SIZE = 100, 1000
+
+
+def page(
+    records: store.Store, kind: str, request: Message, parent: str = "", shown: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None
+) -> tuple[list[dict[str, Any]], str]:  # fmt: skip
+    """Return the records of one page of a list, newest first unless the request has another order, and the next page's token.
+
+    Args:
+        request: a List request: `parent`, `filter`, `page_size`, `page_token` and perhaps `order_by`.
+        parent: whose records to list, by default the request's `parent`.
+        shown: returns of a record what the filter looks at, by default the record itself.
+    """
+    accepts = parsed_filter(request.filter)
+    order, descending = _order(getattr(request, "order_by", ""))
+    states = accepts.values("state")
+    state = next(iter(states)) if states is not None and len(states) == 1 else None
+    try:
+        found = records.page(
+            kind, parent or request.parent, size(request), request.page_token, order=order, descending=descending, state=state,
+            accepts=None if type(accepts) is filters.Filter else lambda document: accepts(shown(document) if shown else document),
+        )  # fmt: skip
+    except store.BadToken as error:
+        raise ApiError("INVALID_ARGUMENT", f"pageToken: {error}.", "pageToken") from None
+    return found.documents, found.token
+
+
+def size(request: Message) -> int:
+    """Return how many items a page of the request may have."""
+    if request.page_size < 0:
+        raise ApiError("INVALID_ARGUMENT", f"pageSize takes a whole number from 0 on; got {request.page_size}.", "pageSize")
+    return min(request.page_size or DEFAULT_SIZE, LARGEST_SIZE)
+
+
+def parsed_filter(text: str, lookup: filters.Lookup = filters.lookup) -> filters.Filter:
+    """Return a request's filter; one that cannot be read is INVALID_ARGUMENT."""
+    try:
+        return filters.parse(text, lookup)
+    except filters.FilterError as error:
+        raise ApiError("INVALID_ARGUMENT", str(error), "filter") from None
+
+
+def _order(text: str) -> tuple[str, bool]:
+    name, _, way = (text or "create_time desc").partition(" ")
+    field = filters.camel(name)
+    if field not in store.ORDERS or way not in ("", "asc", "desc"):
+        known = "create_time, update_time or display_name, with desc behind it or not"
+        raise ApiError("INVALID_ARGUMENT", f"orderBy takes {known}; got {text[:100]!r}.", "orderBy")
+    return field, way == "desc"

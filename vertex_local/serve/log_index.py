@@ -1,0 +1,139 @@
+"""An index of the log lines of jobs: when each was written, and where it lies; what has been read is not read again.
+
+Beside each log lies a file that says of each of its lines when it was written, to which stream, and how long it is. A line in
+JSON may bring a time of its own. The index is SQLite's own temporary file: it ends with the service.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+LONGEST = 256 << 10  # bytes: what the real service takes of one entry
+_ROWS = 200  # lines of one file that are looked up at a time
+_LATEST = 253_402_300_799  # seconds since 1970: the end of the year 9999, the last time that can be written
+_TABLES = """
+CREATE TABLE files (id INTEGER PRIMARY KEY, path TEXT UNIQUE, read INTEGER, at INTEGER, count INTEGER);
+CREATE TABLE lines (
+  file INTEGER, time INTEGER, number INTEGER, at INTEGER, size INTEGER, stream TEXT, PRIMARY KEY (file, time, number)) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a log: its time in microseconds since 1970, its number in the file, where it lies, and its stream."""
+
+    time: int
+    number: int
+    at: int
+    size: int
+    stream: str
+
+
+class LogIndex:
+    """The lines of all logs that somebody has asked for."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._base = sqlite3.connect("", check_same_thread=False, isolation_level=None)
+        self._base.executescript(_TABLES)
+
+    def lines(
+        self, index: Path, log: Path, after: tuple[int, int] | None = None, least: int | None = None, descending: bool = False
+    ) -> Iterator[Line]:
+        """Yield the lines of a log in the order of their times; those that came since the last call are added first.
+
+        Args:
+            index: the file that lies beside the log.
+            after: the time and number of the line behind which to go on.
+            least: a time before which no line is wanted.
+        """
+        with self._lock:
+            file = self._updated(index, log)
+        sign, way = ("<", "DESC") if descending else (">", "ASC")
+        while True:
+            beyond, values = (f"AND (time, number) {sign} (?, ?)", after) if after else ("", ())
+            statement = f"SELECT time, number, at, size, stream FROM lines WHERE file = ? AND time >= ? {beyond}"
+            with self._lock:
+                rows = self._base.execute(
+                    f"{statement} ORDER BY time {way}, number {way} LIMIT {_ROWS}", (file, least or 0, *values)
+                ).fetchall()
+            for row in rows:
+                yield Line(*row)
+            if len(rows) < _ROWS:
+                return
+            after = rows[-1][:2]
+
+    def _updated(self, index: Path, log: Path) -> int:
+        """Add what a log has got since it was read last and return the file's number."""
+        known = self._base.execute("SELECT id, read, at, count FROM files WHERE path = ?", (str(index),)).fetchone()
+        file, read, at, count = known or (None, 0, 0, 0)
+        if file is None:
+            file = self._base.execute("INSERT INTO files (path, read, at, count) VALUES (?, 0, 0, 0)", (str(index),)).lastrowid
+        self._base.execute("BEGIN")
+        try:
+            with open(index, "rb") as lines, open(log, "rb") as content:
+                lines.seek(read)
+                content.seek(at)
+                for line in lines:
+                    found = _parsed(line)
+                    if found is None:
+                        break  # still being written, or cut off with the service
+                    seconds, stream, size = found
+                    data = content.read(size)
+                    if len(data) < size:
+                        break
+                    if data.strip():
+                        own = own_time(data)
+                        time = round(seconds * 1e6) if own is None else own
+                        self._base.execute("INSERT INTO lines VALUES (?, ?, ?, ?, ?, ?)", (file, time, count, at, size, stream))
+                        count += 1
+                    read, at = read + len(line), at + size
+        except FileNotFoundError:
+            pass  # a job's folder that somebody removed
+        finally:
+            self._base.execute("UPDATE files SET read = ?, at = ?, count = ? WHERE id = ?", (read, at, count, file))
+            self._base.execute("COMMIT")
+        return file
+
+
+def _parsed(line: bytes) -> tuple[float, str, int] | None:
+    try:
+        seconds, stream, size = line.decode("ascii").split()
+        return (float(seconds), stream, int(size)) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+
+
+def content(log: Path, line: Line) -> str:
+    """Return a line's text without its end, and at most as much of it as the real service takes."""
+    with open(log, "rb") as file:
+        file.seek(line.at)
+        return file.read(min(line.size, LONGEST)).decode("utf-8", "replace").rstrip("\r\n")
+
+
+def payload(text: str) -> dict[str, Any] | None:
+    """Return the object that a line in JSON holds, if it is one that the service takes for a structured entry."""
+    if not text.lstrip().startswith("{"):
+        return None
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) and "message" in found else None
+
+
+def own_time(data: bytes) -> int | None:
+    """Return the time that a line in JSON gives itself, in microseconds since 1970; None without one that can be."""
+    if b'"timestampSeconds"' not in data[:LONGEST]:
+        return None
+    found = payload(data[:LONGEST].decode("utf-8", "replace")) or {}
+    seconds, nanos = found.get("timestampSeconds"), found.get("timestampNanos", 0)
+    if type(seconds) is not int or type(nanos) is not int or not (0 <= seconds <= _LATEST and 0 <= nanos < 10**9):
+        return None  # milliseconds, for one, are read as a year that does not exist
+    return seconds * 1_000_000 + nanos // 1000

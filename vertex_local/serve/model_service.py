@@ -1,0 +1,104 @@
+"""google.cloud.aiplatform.v1.ModelService: a model is one record with all its versions, each of them in the API's form."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..local import job_record
+from . import lists, messages, models
+from .local import Local, location_of
+from .operations import OperationPool
+from .rest import ApiError
+
+if TYPE_CHECKING:
+    from google.cloud.aiplatform_v1 import types
+    from google.longrunning import operations_pb2
+
+_CHANGEABLE = ("display_name", "description", "labels", "version_description", "version_aliases")
+
+
+class ModelService:
+    """Models, their versions and aliases."""
+
+    def __init__(self, local: Local, operations: OperationPool):
+        self._local, self._operations = local, operations
+
+    def upload_model(self, request: types.UploadModelRequest) -> operations_pb2.Operation:
+        """Keep a model, or a new version of `parent_model`; the operation is done at once."""
+        messages.required(request, "model")
+        model = models.upload(self._local, request.parent, request.model, request.model_id, request.parent_model)
+        response = {"model": model["name"], "modelVersionId": model["versionId"]}
+        return self._operations.finished(request.parent, "UploadModelOperationMetadata", ("UploadModelResponse", response))
+
+    def get_model(self, request: types.GetModelRequest) -> types.Model:
+        """Return a model, by default its default version."""
+        return messages.read(models.version(self._local, request.name), "Model")
+
+    def list_models(self, request: types.ListModelsRequest) -> types.ListModelsResponse:
+        """Return one page of models, each as its default version."""
+        records, token = lists.page(self._local.records, "models", request, shown=models.default_version)
+        found = [messages.read(models.default_version(record), "Model") for record in records]
+        return messages.new("ListModelsResponse", models=found, next_page_token=token)
+
+    def list_model_versions(self, request: types.ListModelVersionsRequest) -> types.ListModelVersionsResponse:
+        """Return one page of a model's versions, the newest first."""
+        record = self._local.known(request.name.partition("@")[0])
+        accepts, size = lists.parsed_filter(request.filter), lists.size(request)
+        token = request.page_token
+        if token and token not in record["versions"]:
+            raise ApiError("INVALID_ARGUMENT", f"pageToken: {token[:80]!r} is not a token of this list.", "pageToken")
+        found = [each for number, each in record["versions"].items() if accepts(each) and (not token or int(number) < int(token))]
+        found.sort(key=lambda each: int(each["versionId"]), reverse=True)
+        after = found[size - 1]["versionId"] if len(found) > size else ""
+        shown = [messages.read(each, "Model") for each in found[:size]]
+        return messages.new("ListModelVersionsResponse", models=shown, next_page_token=after)
+
+    def update_model(self, request: types.UpdateModelRequest) -> types.Model:
+        """Change a version's texts and labels."""
+        version = models.version(self._local, request.model.name)
+        changed = messages.changes(request.model, request.update_mask, _CHANGEABLE)
+
+        def change(record: dict[str, Any]) -> None:
+            each = record["versions"][version["versionId"]]
+            messages.apply(each, changed)
+            each["updateTime"] = job_record.now()
+
+        models.change(self._local, version["name"], change)
+        return self.get_model(messages.new("GetModelRequest", name=request.model.name))
+
+    def merge_version_aliases(self, request: types.MergeVersionAliasesRequest) -> types.Model:
+        """Give a version aliases, and take from it those that are written with a leading '-'."""
+        version = models.version(self._local, request.name)
+        messages.required(request, "version_aliases")
+        new = [alias for alias in request.version_aliases if not alias.startswith("-")]
+        gone = {alias[1:] for alias in request.version_aliases if alias.startswith("-")}
+        for alias in (*new, *gone):
+            models.check_alias(alias, "versionAliases")
+        if "default" in gone:
+            raise ApiError("INVALID_ARGUMENT", "'default' can only be given to another version.", "versionAliases")
+
+        def merge(record: dict[str, Any]) -> None:
+            for each in record["versions"].values():
+                mine = each["versionId"] == version["versionId"]
+                kept = [alias for alias in each["versionAliases"] if alias not in (gone if mine else new)]
+                each["versionAliases"] = list(dict.fromkeys([*kept, *new])) if mine else kept
+
+        record = models.change(self._local, version["name"], merge)
+        return messages.read(record["versions"][version["versionId"]], "Model")
+
+    def delete_model(self, request: types.DeleteModelRequest) -> operations_pb2.Operation:
+        """Forget a model with all its versions; its files stay."""
+        name = self._local.known(request.name.partition("@")[0])["name"]
+        models.check_not_deployed(self._local, name, None)
+        self._local.records.remove(name)
+        return self._operations.finished(location_of(name), "DeleteOperationMetadata", None)
+
+    def delete_model_version(self, request: types.DeleteModelVersionRequest) -> operations_pb2.Operation:
+        """Forget one version of a model; its files stay."""
+        version = models.version(self._local, request.name)
+        if "default" in version["versionAliases"]:
+            text = f"version {version['versionId']} is the default one; give 'default' to another first, or delete the model."
+            raise ApiError("FAILED_PRECONDITION", text)
+        models.check_not_deployed(self._local, version["name"], version["versionId"])
+        models.change(self._local, version["name"], lambda record: record["versions"].pop(version["versionId"], None))
+        return self._operations.finished(location_of(version["name"]), "DeleteOperationMetadata", None)

@@ -1,0 +1,137 @@
+"""Records of models: one each, with all its versions in the API's form; by whom a version is uploaded does not matter."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..job import buckets
+from ..local import job_record
+from . import messages
+from .local import Local
+from .rest import ApiError
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+# As the API's reference gives it for `Model.version_aliases`.
+_ALIAS = re.compile("[a-z][a-zA-Z0-9-]{0,126}[a-z0-9]")
+_MODEL_ID = re.compile("[a-z_][a-z0-9_-]{0,62}")
+
+
+def check_alias(alias: str, field: str) -> None:
+    """Refuse what cannot be an alias of a version."""
+    if not _ALIAS.fullmatch(alias):
+        text = "an alias has 2 to 128 letters, digits and '-', begins with a small letter and ends with that or a digit"
+        raise ApiError("INVALID_ARGUMENT", f"{text}; got {alias[:130]!r}.", field)
+
+
+def check_upload(local: Local, parent: str, model: Message, model_id: str, parent_model: str) -> None:
+    """Check a Model that is to be uploaded, but not whether its files are there yet."""
+    messages.required(model, "display_name", "container_spec.image_uri", where="model.")
+    messages.unsupported(model, ("explanation_spec",), where="model.")
+    for alias in model.version_aliases:
+        check_alias(alias, "model.versionAliases")
+    if model_id and not _MODEL_ID.fullmatch(model_id):
+        text = f"modelId has up to 63 of a-z, 0-9, '_' and '-' and does not start with a digit or '-'; got {model_id[:80]!r}."
+        raise ApiError("INVALID_ARGUMENT", text, "modelId")
+    if parent_model:
+        local.known(_base_name(parent, parent_model))
+    elif model_id and local.records.get(f"{parent}/models/{model_id}"):
+        raise ApiError("ALREADY_EXISTS", f"{parent}/models/{model_id} exists already; give parentModel for a new version of it.")
+
+
+def upload(local: Local, parent: str, model: Message, model_id: str, parent_model: str) -> dict[str, Any]:
+    """Keep a model, or a new version of `parent_model`, and return it as the API shows it."""
+    check_upload(local, parent, model, model_id, parent_model)
+    document = messages.to_json(model)
+    _check_files(local, document)
+    name = f"{parent}/models/{model_id}" if model_id else local.new_name(parent, "models")
+    name = _base_name(parent, parent_model) if parent_model else name
+    now = job_record.now()
+    if not parent_model:
+        local.records.add(name, "models", {"name": name, "versions": {}, "createTime": now, "updateTime": now})
+    record = change(local, name, lambda record: _add_version(record, document, now))
+    return record["versions"][str(record["last"])]
+
+
+def _add_version(record: dict[str, Any], document: Mapping[str, Any], now: str) -> None:
+    record["last"] = record.get("last", 0) + 1
+    version = str(record["last"])
+    first = [] if record["versions"] else ["default"]
+    aliases = list(dict.fromkeys([*first, *document.get("versionAliases", [])]))
+    for other in record["versions"].values():  # an alias belongs to one version
+        other["versionAliases"] = [alias for alias in other["versionAliases"] if alias not in aliases]
+    record["versions"][version] = {
+        **document, "name": record["name"], "versionId": version, "versionAliases": aliases, "createTime": record["createTime"],
+        "updateTime": now, "versionCreateTime": now, "versionUpdateTime": now,
+        "supportedDeploymentResourcesTypes": ["DEDICATED_RESOURCES"], "supportedInputStorageFormats": ["jsonl"],
+        "supportedOutputStorageFormats": ["jsonl"],
+    }  # fmt: skip
+
+
+def change(local: Local, name: str, change: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+    """Change a model's record in one step and return it."""
+
+    def changed(record: dict[str, Any]) -> None:
+        change(record)
+        record["displayName"] = default_version(record).get("displayName", "")  # by which models are sorted
+
+    record = job_record.update(local.records, name, changed)
+    if record is None:
+        raise ApiError("NOT_FOUND", f"{name} has been deleted meanwhile.")
+    return record
+
+
+def default_version(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the default version of a model's record."""
+    return next((each for each in record["versions"].values() if "default" in each["versionAliases"]), {})
+
+
+def version(local: Local, name: str) -> dict[str, Any]:
+    """Return one version of a model: `…/models/ID` is the default one, `@` is followed by a version or an alias."""
+    base, _, wanted = name.partition("@")
+    record = local.known(base)
+    for each in record["versions"].values():
+        if each["versionId"] == wanted or (wanted or "default") in each["versionAliases"]:
+            return each
+    raise ApiError("NOT_FOUND", f"{base} has no version {wanted[:130]!r}; it has {', '.join(record['versions'])}.")
+
+
+def full_name(parent: str, model: str) -> str:
+    """Return a model's name in full, given that or the id."""
+    return model if "/" in model else f"{parent}/models/{model}"
+
+
+def _base_name(parent: str, model: str) -> str:
+    return full_name(parent, model).partition("@")[0]
+
+
+def _check_files(local: Local, document: Mapping[str, Any]) -> None:
+    if not document.get("artifactUri"):
+        raise ApiError("INVALID_ARGUMENT", "model.artifactUri is required and must not be empty.", "model.artifactUri")
+    path = folder(local, document)
+    if not (path / "saved_model.pb").is_file():
+        text = f"there is no saved_model.pb directly in {document['artifactUri']} ({path}); the trainer's chief must leave it there."
+        raise ApiError("FAILED_PRECONDITION", text, "model.artifactUri")
+
+
+def folder(local: Local, document: Mapping[str, Any]) -> Path:
+    """Return the folder of a version's artifactUri."""
+    uri = document["artifactUri"]
+    if not uri.startswith("gs://"):
+        raise ApiError("INVALID_ARGUMENT", f"artifactUri takes gs://bucket/folder; got {uri[:100]!r}.", "model.artifactUri")
+    try:
+        return Path(buckets.to_path(uri, local.buckets))
+    except buckets.BucketError as error:
+        raise ApiError("INVALID_ARGUMENT", str(error), "model.artifactUri") from None
+
+
+def check_not_deployed(local: Local, name: str, version: str | None) -> None:
+    """Refuse to forget a model, or one version of it, that answers predictions."""
+    for endpoint in local.records.list("endpoints"):
+        for deployed in endpoint.get("deployedModels", []):
+            if deployed["model"].partition("@")[0] == name and version in (None, deployed["modelVersionId"]):
+                raise ApiError("FAILED_PRECONDITION", f"{name} is deployed on {endpoint['name']}; undeploy it first.")

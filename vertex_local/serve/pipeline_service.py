@@ -1,0 +1,159 @@
+"""google.cloud.aiplatform.v1.PipelineService: training pipelines, which are the data's export, the job, the model's upload."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..local import job_record
+from . import exports, jobs, lists, messages, models, runs
+from .local import Local, location_of
+from .operations import OperationPool
+from .rest import ApiError
+
+if TYPE_CHECKING:
+    from google.cloud.aiplatform_v1 import types
+    from google.longrunning import operations_pb2
+    from google.protobuf import empty_pb2
+    from google.protobuf.message import Message
+
+_KIND = "trainingPipelines"
+_DEFINITION = re.compile(r"gs://google-cloud-aiplatform/schema/trainingjob/definition/(custom|hyperparameter_tuning)_task_1\.0\.0\.yaml")
+
+
+class PipelineService:
+    """Training pipelines of custom jobs and of tuning jobs."""
+
+    def __init__(self, local: Local, operations: OperationPool):
+        self._local, self._operations = local, operations
+
+    def create_training_pipeline(self, request: types.CreateTrainingPipelineRequest) -> types.TrainingPipeline:
+        """Check and keep a new pipeline, and let it run when it is its turn."""
+        pipeline = request.training_pipeline
+        jobs.check_name(pipeline)
+        task = _task(pipeline)
+        task.check(self._local)
+        export = None
+        if pipeline.HasField("input_data_config"):
+            export = exports.planned(self._local, request.parent, pipeline.input_data_config)
+        if pipeline.HasField("model_to_upload"):
+            self._check_upload(request.parent, pipeline, task.output)
+
+        def work(name: str, cancel: threading.Event) -> jobs.End:
+            folder = self._local.state / "jobs" / name.rpartition("/")[2]
+            with job_record.held(folder):  # so that no other process takes the pipeline for lost
+                return self._run(name, cancel, pipeline, task, export)
+
+        return messages.read(jobs.create(self._local, request.parent, _KIND, pipeline, work), "TrainingPipeline")
+
+    def get_training_pipeline(self, request: types.GetTrainingPipelineRequest) -> types.TrainingPipeline:
+        """Return a pipeline; its metadata names its job, as soon as there is one."""
+        return messages.read(self._local.known(request.name), "TrainingPipeline")
+
+    def list_training_pipelines(self, request: types.ListTrainingPipelinesRequest) -> types.ListTrainingPipelinesResponse:
+        """Return one page of pipelines."""
+        documents, token = lists.page(self._local.records, _KIND, request)
+        found = [messages.read(document, "TrainingPipeline") for document in documents]
+        return messages.new("ListTrainingPipelinesResponse", training_pipelines=found, next_page_token=token)
+
+    def cancel_training_pipeline(self, request: types.CancelTrainingPipelineRequest) -> empty_pb2.Empty:
+        """Ask a pipeline and its job to end; its state tells when they have."""
+        from google.protobuf import empty_pb2
+
+        jobs.cancel(self._local, request.name)
+        return empty_pb2.Empty()
+
+    def delete_training_pipeline(self, request: types.DeleteTrainingPipelineRequest) -> operations_pb2.Operation:
+        """Forget a pipeline that is over; its job, its model and all files stay."""
+        jobs.check_over(self._local.known(request.name))
+        self._local.records.remove(request.name)
+        return self._operations.finished(location_of(request.name), "DeleteOperationMetadata", None)
+
+    def _check_upload(self, parent: str, pipeline: Message, output: str) -> None:
+        model = pipeline.model_to_upload
+        models.check_upload(self._local, parent, model, pipeline.model_id, pipeline.parent_model)
+        if not output and not model.artifact_uri:
+            text = "modelToUpload needs baseOutputDirectory in the task's inputs, or an artifactUri."
+            raise ApiError("INVALID_ARGUMENT", text, "trainingTaskInputs.baseOutputDirectory")
+
+    def _run(
+        self, name: str, cancel: threading.Event, pipeline: Message, task: _Task,
+        export: Callable[[threading.Event], dict[str, str]] | None,
+    ) -> jobs.End:  # fmt: skip
+        """Export the data, run the job, upload the model."""
+        job_record.running(self._local.records, name)
+        work = task.work(self._local, export(cancel) if export else {})
+        backing, (state, error) = jobs.run_backing(self._local, name, task.kind, task.job, work, cancel)
+        if state == "SUCCEEDED" and pipeline.HasField("model_to_upload"):
+            model = messages.kind("Model")()
+            model.CopyFrom(pipeline.model_to_upload)
+            model.artifact_uri = model.artifact_uri or task.model_folder(self._local.known(backing))
+            model.training_pipeline = name
+            uploaded = models.upload(self._local, location_of(name), model, pipeline.model_id, pipeline.parent_model)
+            job_record.update(self._local.records, name, lambda document: document.update(modelToUpload=uploaded))
+        return state, error
+
+
+@dataclass(frozen=True)
+class _Task:
+    """The job of a pipeline: of which kind, and its message with the pipeline's display name."""
+
+    kind: str
+    job: Message
+
+    @property
+    def _spec(self) -> Message:
+        return self.job.job_spec if self.kind == "customJobs" else self.job.trial_job_spec
+
+    @property
+    def output(self) -> str:
+        """Where the job leaves its results; "" if that is not said."""
+        return self._spec.base_output_directory.output_uri_prefix
+
+    def check(self, local: Local) -> None:
+        """Refuse a job that cannot run."""
+        self.work(local, {})
+
+    def work(self, local: Local, variables: Mapping[str, str]) -> jobs.Work:
+        """Return what runs the job, whose replicas see `variables`."""
+        if self.kind == "customJobs":
+            return runs.custom(local, self.job.job_spec, "trainingTaskInputs", variables)
+        return runs.tuning(local, self.job, "trainingTaskInputs", variables)
+
+    def model_folder(self, document: Mapping[str, Any]) -> str:
+        """Return where the trained model lies: AIP_MODEL_DIR, in a study that of the best trial."""
+        base = self.output.rstrip("/")
+        if self.kind == "customJobs":
+            return f"{base}/model"
+        metric = self.job.study_spec.metrics[0]
+        sign = 1 if metric.goal == metric.MINIMIZE else -1
+        values = {}
+        for trial in document.get("trials", []):
+            for measured in trial.get("finalMeasurement", {}).get("metrics", []):
+                if measured["metricId"] == metric.metric_id and trial["state"] == "SUCCEEDED":
+                    values[trial["id"]] = sign * measured.get("value", 0.0)
+        if not values:
+            raise ApiError("FAILED_PRECONDITION", "no trial succeeded with a measurement; there is no model to upload.")
+        return f"{base}/{min(values, key=values.__getitem__)}/model"
+
+
+def _task(pipeline: Message) -> _Task:
+    """Return the job that a pipeline's definition and inputs stand for."""
+    messages.required(pipeline, "training_task_definition", "training_task_inputs")
+    task = _DEFINITION.fullmatch(pipeline.training_task_definition)
+    if not task:
+        known = "custom_task_1.0.0.yaml and hyperparameter_tuning_task_1.0.0.yaml"
+        text = f"the local service runs {known}; got {pipeline.training_task_definition[:100]!r}."
+        raise ApiError("UNIMPLEMENTED", text, "trainingTaskDefinition")
+    inputs = messages.plain(pipeline.training_task_inputs)
+    if not isinstance(inputs, Mapping):
+        raise ApiError("INVALID_ARGUMENT", "trainingTaskInputs takes an object.", "trainingTaskInputs")
+    if task[1] == "custom":
+        spec = messages.parse(inputs, messages.new("CustomJobSpec"), "trainingTaskInputs")
+        return _Task("customJobs", messages.new("CustomJob", display_name=pipeline.display_name, job_spec=spec))
+    job = messages.parse(inputs, messages.new("HyperparameterTuningJob"), "trainingTaskInputs")
+    job.display_name = pipeline.display_name
+    return _Task("hyperparameterTuningJobs", job)

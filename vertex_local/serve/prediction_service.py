@@ -1,0 +1,48 @@
+"""google.cloud.aiplatform.v1.PredictionService: predictions come from the exported model itself."""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING
+
+from . import messages, models
+from .local import Local
+from .rest import ApiError
+
+if TYPE_CHECKING:
+    from google.cloud.aiplatform_v1 import types
+
+LARGEST_REQUEST = 1_500_000  # bytes: what a shared public endpoint takes
+
+
+class PredictionService:
+    """Predictions of deployed models."""
+
+    def __init__(self, local: Local):
+        self._local = local
+
+    def predict(self, request: types.PredictRequest) -> types.PredictResponse:
+        """Answer instances with the deployed model that the traffic split draws."""
+        endpoint = self._local.known(request.endpoint)
+        size = request.ByteSize()
+        if size > LARGEST_REQUEST:
+            raise ApiError("INVALID_ARGUMENT", f"a request may have {LARGEST_REQUEST:,} bytes; got {size:,}: send fewer instances.")
+        if not request.instances:
+            raise ApiError("INVALID_ARGUMENT", "instances takes a list with at least one instance.", "instances")
+        if messages.plain(request.parameters):
+            raise ApiError("UNIMPLEMENTED", "parameters are not supported: the exported model takes none.", "parameters")
+        deployed = {each["id"]: each for each in endpoint.get("deployedModels", [])}
+        shares = {key: share for key, share in endpoint.get("trafficSplit", {}).items() if key in deployed and share}
+        if not shares:
+            text = f"{endpoint['name']} has no deployed model that gets traffic; deploy one with a trafficSplit, or update that."
+            raise ApiError("FAILED_PRECONDITION", text)
+        chosen = deployed[random.choices(list(shares), list(shares.values()))[0]]
+        model = models.version(self._local, f"{chosen['model']}@{chosen['modelVersionId']}")
+        predictions = self._local.predictors.ask(
+            f"{endpoint['name']}/deployedModels/{chosen['id']}", str(models.folder(self._local, model)),
+            [messages.plain(each) for each in request.instances],
+        )  # fmt: skip
+        return messages.new(
+            "PredictResponse", predictions=[messages.value(each) for each in predictions], deployed_model_id=chosen["id"],
+            model=chosen["model"], model_display_name=model["displayName"], model_version_id=chosen["modelVersionId"],
+        )  # fmt: skip

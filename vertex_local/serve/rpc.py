@@ -1,0 +1,141 @@
+"""The platform API's RPCs: which there are, and how one is called, whether it came as REST or as gRPC.
+
+A service is a class named as the API's, its methods are the RPCs in snake_case: `JobService.create_custom_job`. A method takes
+the request's message and returns the response's.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..local import store
+from . import messages
+from .rest import ApiError
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+OPERATIONS = "Operations"  # google.longrunning's service, which every service of the API has beside its own methods
+VERSIONS = ("v1", "v1beta1")  # the messages of both are alike on the wire, as far as v1 has their fields
+NEEDS = "the local service takes the API's paths from google-cloud-aiplatform 1.72 or newer: install it"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One RPC: its service and name as the API writes them, the handler, and the request's class."""
+
+    service: str
+    name: str
+    handler: Callable[[Message], Message]
+    request: type[Message]
+
+    def full_names(self) -> list[str]:
+        """Return the paths of the method in gRPC, one for each version of the API."""
+        if self.service == OPERATIONS:
+            return [f"/google.longrunning.{OPERATIONS}/{self.name}"]
+        return [f"/google.cloud.aiplatform.{version}.{self.service}/{self.name}" for version in VERSIONS]
+
+    def http_rules(self) -> list[dict[str, str]]:
+        """Return the SDK's table of the verbs, paths and bodies by which REST reaches the method."""
+        return http_rules("JobService" if self.service == OPERATIONS else self.service, self.name)
+
+    def call(self, request: Message) -> Message:
+        """Answer one request; whatever goes wrong is an ApiError."""
+        try:
+            messages.check_text(request)
+            return self.handler(request)
+        except store.Taken as error:
+            raise ApiError("ALREADY_EXISTS", f"{error} exists already.") from None
+
+
+def methods(services: Iterable[Any]) -> Iterator[Method]:
+    """Yield the RPCs that objects of the services' classes answer."""
+    from google.longrunning import operations_pb2
+
+    for service in services:
+        for attribute, handler in inspect.getmembers(service, inspect.ismethod):
+            if attribute.startswith("_"):
+                continue
+            name, service_name = pascal(attribute), type(service).__name__
+            own = getattr(operations_pb2, f"{name}Request", None) if service_name == OPERATIONS else messages.kind(f"{name}Request")
+            yield Method(service_name, name, handler, own)
+
+
+def http_rules(service: str, name: str) -> list[dict[str, str]]:
+    """Return the SDK's rules for REST of one RPC: `method`, `uri` and perhaps `body`."""
+    return getattr(_transport(service), f"_Base{name}")._get_http_options()
+
+
+def every_rule() -> Iterator[tuple[str, str, dict[str, str]]]:
+    """Yield service, RPC and rule for all that the SDK knows of the API, whether it is answered here or not."""
+    from google.cloud.aiplatform_v1 import services
+
+    names = sorted(name for name in dir(importlib.import_module("google.cloud.aiplatform_v1")) if name.endswith("ServiceClient"))
+    for service in (name.removesuffix("Client") for name in names):
+        if not hasattr(services, snake(service)):
+            continue
+        base = _transport(service)
+        for attribute in dir(base):
+            if attribute.startswith("_Base") and hasattr(getattr(base, attribute), "_get_http_options"):
+                for rule in getattr(base, attribute)._get_http_options():
+                    yield service, attribute.removeprefix("_Base"), rule
+
+
+def _transport(service: str) -> Any:
+    try:
+        module = importlib.import_module(f"google.cloud.aiplatform_v1.services.{snake(service)}.transports.rest_base")
+    except ImportError as error:
+        raise ImportError(f"{NEEDS} ({error})") from None
+    return getattr(module, f"_Base{service}RestTransport")
+
+
+def snake(name: str) -> str:
+    """Return `JobService` as `job_service`."""
+    return re.sub("(?<!^)([A-Z])", r"_\1", name).lower()
+
+
+def pascal(name: str) -> str:
+    """Return `create_custom_job` as `CreateCustomJob`."""
+    return "".join(part.capitalize() for part in name.split("_"))
+
+
+# ------------------------------------------------------------------ what is not answered
+
+# What the API's services are called in its documents; a service that is not named here is called by its own name.
+_FEATURES = {
+    "MetadataService": "Experiments and ML Metadata", "TensorboardService": "Vertex AI TensorBoard instances",
+    "FeaturestoreService": "Feature Store", "IndexService": "Vector Search", "MatchService": "Vector Search",
+    "IndexEndpointService": "Vector Search", "VizierService": "Vizier studies", "MigrationService": "Resource migration",
+    "PersistentResourceService": "Persistent resources", "SpecialistPoolService": "Data labeling",
+    "LlmUtilityService": "Generative models",
+    "GenAiTuningService": "Tuning of generative models", "NotebookService": "Notebooks", "ModelGardenService": "Model Garden",
+}  # fmt: skip
+# The same for parts of the services that are answered here otherwise.
+_PARTS = {
+    "Explain": "Explanations", "BatchPredictionJob": "Batch predictions", "DataLabelingJob": "Data labeling",
+    "NasJob": "Neural architecture search",
+    "NasTrial": "Neural architecture search", "ModelDeploymentMonitoring": "Model monitoring", "ModelMonitoring": "Model monitoring",
+    "PipelineJob": "Pipeline jobs", "ModelEvaluation": "Model evaluations", "EvaluatedAnnotation": "Model evaluations",
+    "RawPredict": "Raw predictions", "StreamingPredict": "Streaming predictions", "GenerateContent": "Generative models",
+    "DatasetVersion": "Versions of data sets", "Annotation": "Annotations of data sets", "DataItem": "Items of data sets",
+    "SavedQuer": "Saved queries", "Location": "Locations", "Iam": "Access policies",
+}  # fmt: skip
+
+
+def feature(service: str, name: str) -> str:
+    """Return what the API's documents call the feature to which an RPC belongs."""
+    for part, title in _PARTS.items():
+        if part in name:
+            return title
+    words = re.sub("(?<!^)([A-Z])", r" \1", service.removesuffix("Service"))
+    return _FEATURES.get(service) or f"{words} requests of the kind {name}"
+
+
+def not_answered(service: str, name: str) -> ApiError:
+    """Return the error for an RPC of the API that the local service does not have."""
+    return ApiError("UNIMPLEMENTED", f"{feature(service, name)} are not imitated by the local service ({service}.{name}).")

@@ -1,0 +1,147 @@
+"""The two ways in which a job of the service runs on this machine; everything else asks for them here."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..job import job_file
+from ..job.schema import SpecError
+from ..local import cluster, job_record, report
+from ..local.plan import RunOptions
+from . import messages
+from .jobs import End, Work
+from .local import Local
+from .rest import ApiError
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+
+
+def custom(local: Local, job: Message, field: str, variables: Mapping[str, str] | None = None) -> Work:
+    """Check a CustomJobSpec and return what runs it.
+
+    Args:
+        field: where a request has the spec, for errors.
+        variables: of a training pipeline, for every replica.
+    """
+    messages.required(job, "worker_pool_specs", where=f"{field}.")
+    with _errors_of(field, "jobSpec"):
+        checked = job_file.of_message(_with_counts(job), "job")
+
+    def work(name: str, cancel: threading.Event) -> End:
+        options = _options(local, name)
+        log = _Log(local.state / "jobs" / str(options.job_id), lambda: job_record.running(local.records, name))
+        result = cluster.run(checked, options, variables=variables, report=log, cancel=cancel)
+        log.say(f"job {result.job_id}: {result.state}")
+        return _end(result)
+
+    return work
+
+
+def tuning(local: Local, job: Message, field: str = "", variables: Mapping[str, str] | None = None) -> Work:
+    """Check a HyperparameterTuningJob and return what runs it; arguments as for `custom`."""
+    from ..tuning import runner, study
+
+    where = f"{field}." if field else ""
+    messages.required(job, "study_spec", "trial_job_spec.worker_pool_specs", where=where)
+    with _errors_of(field, ""):
+        search = study.of(job_file.of_message(_with_counts(_with_env(job, variables or {})), "job"))
+
+    def work(name: str, cancel: threading.Event) -> End:
+        def on_trial(trial: Mapping[str, Any]) -> None:
+            job_record.running(local.records, name)
+            job_record.update(local.records, name, lambda kept: kept.update(trials=_with(kept.get("trials", []), _shown(trial))))
+
+        result = runner.run(search, _options(local, name), cancel=cancel, on_trial=on_trial)
+        trials = [_shown(trial) for trial in result.trials]
+        job_record.update(local.records, name, lambda kept: kept.update(trials=trials))
+        return _end(result)
+
+    return work
+
+
+def _options(local: Local, name: str) -> RunOptions:
+    """Return how the job of that name runs: under its own project and region, kept in the store by the service itself."""
+    _, project, _, region, *_, number = name.split("/")
+    return dataclasses.replace(local.options, job_id=number, google_project=project, region=region)
+
+
+def _with_counts(job: Message) -> Message:
+    """Return a copy whose pools have one replica where no number is given; REST's reader has refused a 0 that is written out."""
+    copy = type(job)()
+    copy.CopyFrom(job)
+    spec = copy.trial_job_spec if "trial_job_spec" in copy.DESCRIPTOR.fields_by_name else copy
+    for pool in spec.worker_pool_specs:
+        if pool.WhichOneof("task") and not pool.replica_count:
+            pool.replica_count = 1
+    return copy
+
+
+def _with_env(job: Message, variables: Mapping[str, str]) -> Message:
+    """Return a tuning job whose trials see `variables`."""
+    copy = type(job)()
+    copy.CopyFrom(job)
+    for pool in copy.trial_job_spec.worker_pool_specs:
+        task = pool.container_spec if pool.HasField("container_spec") else pool.python_package_spec
+        if pool.WhichOneof("task"):
+            for name, value in variables.items():
+                task.env.add(name=name, value=value)
+    return copy
+
+
+def _shown(trial: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a trial without the name of its job, which is a folder here and no customJob that could be asked for."""
+    return {key: value for key, value in trial.items() if key != "customJob"}
+
+
+def _with(trials: list[dict[str, Any]], trial: dict[str, Any]) -> list[dict[str, Any]]:
+    return sorted([*(other for other in trials if other["id"] != trial["id"]), trial], key=lambda each: int(each["id"]))
+
+
+def _end(result: Any) -> End:
+    state = job_record.plain_state({"state": result.state})
+    return state, {"code": 3, "message": result.error or "the job failed"} if state == "FAILED" else None
+
+
+@contextlib.contextmanager
+def _errors_of(field: str, own: str) -> Iterator[None]:
+    """Turn a rule that a job breaks into the API's error with its field.
+
+    Args:
+        field: where the request has the message, of which the rule's field is a part; "" if it is the request's own.
+        own: what the rule's field begins with where the message is a part of a CustomJob.
+    """
+    try:
+        yield
+    except SpecError as error:
+        path = re.sub(rf"^{own}(\.|$)", "", error.field) if own else error.field
+        where = ".".join(filter(None, (field, path)))
+        raise ApiError("INVALID_ARGUMENT", f"{where}: {error.problem}" if where else error.problem, where) from None
+
+
+class _Log(report.Quiet):
+    """Keeps what is said about the job as a whole beside its replicas' logs; the first update means that they run."""
+
+    def __init__(self, folder: Path, started: Callable[[], None]):
+        self.folder, self.started = folder, started
+
+    def say(self, text: str) -> None:
+        for name in ("logs", "lines"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        data = (text.replace("\n", " ") + "\n").encode("utf-8", "replace")
+        with open(self.folder / "logs" / "service.log", "ab") as log, open(self.folder / "lines" / "service.log", "a") as lines:
+            log.write(data)
+            lines.write(f"{time.time():.6f} out {len(data)}\n")
+
+    def update(self, replicas: Any) -> None:
+        if self.started:
+            started, self.started = self.started, None
+            started()

@@ -1,0 +1,187 @@
+"""REST to RPC and back: paths, verbs and bodies come from the SDK's own tables, values from protobuf's JSON."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from . import messages, rpc
+from .filters import camel
+from .rest import ApiError, Request
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+_VARIABLE = re.compile(r"\{([\w.]+)=([^{}]+)\}")
+_INTEGER = re.compile("-?[0-9]{1,19}")
+# Parameters that every method of Google's APIs takes and that say nothing to it.
+_SYSTEM = {
+    "alt", "$alt", "callback", "fields", "$fields", "key", "access_token", "oauth_token", "prettyPrint", "quotaUser", "userIp",
+    "uploadType", "upload_protocol", "$.xgafv", "xgafv", "trace",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """A path and verb by which a method is reached: the fields that stand in the path, and the one that the body is."""
+
+    method: Any
+    path: re.Pattern[str]
+    fields: tuple[str, ...]
+    body: str
+
+
+# What paths begin with: the API's versions, and the prefix by which the SDK asks for operations over REST.
+PREFIXES = (*rpc.VERSIONS, "ui")
+
+
+class Rest:
+    """The REST side of RPCs: `handle` answers any request to them."""
+
+    def __init__(self, methods: Iterable[rpc.Method]):
+        self._rules: dict[tuple, list[_Rule]] = {}
+        for method in methods:
+            for rule in method.http_rules():
+                if rule["uri"].startswith("/v1/"):
+                    self._add(method, rule)
+
+    def _add(self, method: Any, rule: Mapping[str, str]) -> None:
+        path, fields = _pattern(rule["uri"])
+        key = (rule["method"].upper(), *_shape(rule["uri"]))
+        self._rules.setdefault(key, []).append(_Rule(method, path, fields, rule.get("body", "")))
+
+    def handle(self, request: Request, **_: str) -> dict[str, Any]:
+        """Answer a request to a path of the API, of whichever version."""
+        _, version, rest = request.path.split("/", 2)
+        path = f"/v1/{rest}"
+        for rule in self._rules.get((request.method, *_shape(path)), ()):
+            if match := rule.path.fullmatch(path):
+                message = _request(rule, match, request)
+                return _answer(rule.method.call(message), "v1beta1" if version == "v1beta1" else "v1")
+        raise _missing(request.method, path)
+
+
+def _shape(path: str) -> tuple[int, str]:
+    """Return what tells most paths from each other: the number of parts, and the verb behind a colon."""
+    plain = _VARIABLE.sub(lambda match: match[2], path)
+    return plain.count("/"), plain.rpartition("/")[2].partition(":")[2]
+
+
+def _pattern(uri: str) -> tuple[re.Pattern[str], tuple[str, ...]]:
+    """Return what a path such as `/v1/{name=projects/*/locations/*}:wait` matches, and the fields in it."""
+    pieces, fields, end = [], [], 0
+    for match in _VARIABLE.finditer(uri):
+        inner = re.escape(match[2]).replace(r"\*\*", "[^:]+").replace(r"\*", "[^/:]+")
+        pieces += [re.escape(uri[end : match.start()]), f"({inner})"]
+        fields.append(match[1])
+        end = match.end()
+    return re.compile("".join([*pieces, re.escape(uri[end:])])), tuple(fields)
+
+
+def check_names(method: rpc.Method, request: Message) -> None:
+    """Refuse a request that no path of the method could stand for, such as one that gets a custom job by a data set's name."""
+    rules = _names(method)
+    if not any(all(pattern.fullmatch(_text(request, field)) for field, _, pattern in rule) for rule in rules):
+        field, wanted, _ = next(iter(rules[0]))
+        got = _text(request, field)[:100]
+        raise ApiError("INVALID_ARGUMENT", f"{camel(field)} takes {wanted}; got {got!r}.", camel(field))
+
+
+@functools.cache
+def _names(method: rpc.Method) -> list[list[tuple[str, str, re.Pattern[str]]]]:
+    """Return for each path of a method the fields in it, with what they take as text and as a pattern."""
+    return [
+        [(match[1], match[2], _pattern(match[0])[0]) for match in _VARIABLE.finditer(rule["uri"])] for rule in method.http_rules()
+    ]
+
+
+def _text(message: Message, path: str) -> str:
+    *within, last = path.split(".")
+    for name in within:
+        message = getattr(message, name)
+    return getattr(message, last)
+
+
+def _request(rule: _Rule, match: re.Match[str], request: Request) -> Message:
+    """Return the message that a REST request stands for."""
+    message = rule.method.request()
+    body = request.json()
+    if rule.body and rule.body != "*":
+        messages.parse(body, _member(message, rule.body))
+    elif body:
+        messages.parse(body, message)
+    for name, text in request.query.items():
+        if name not in _SYSTEM:
+            _set(message, name, text)
+    for name, text in zip(rule.fields, match.groups(), strict=True):
+        _set(message, name, text)
+    return message
+
+
+def _member(message: Message, name: str) -> Message:
+    member = getattr(message, name)
+    member.SetInParent()
+    return member
+
+
+def _set(message: Message, name: str, text: str) -> None:
+    """Put the text of a parameter or of a part of the path into its field, which may be one of a message within."""
+    first, _, rest = name.partition(".")
+    field = next((each for each in message.DESCRIPTOR.fields if first in (each.name, each.json_name)), None)
+    if field is None:
+        raise ApiError("INVALID_ARGUMENT", f"{name[:100]}: {message.DESCRIPTOR.name} has no such field.", name[:100])
+    if rest and field.message_type:
+        return _set(getattr(message, field.name), rest, text)
+    if field.message_type and field.message_type.full_name == "google.protobuf.FieldMask":
+        getattr(message, field.name).paths[:] = [re.sub("([A-Z])", r"_\1", part).lower() for part in text.split(",") if part]
+        return None
+    if field.cpp_type in (field.CPPTYPE_INT32, field.CPPTYPE_INT64, field.CPPTYPE_UINT32, field.CPPTYPE_UINT64):
+        if text and not _INTEGER.fullmatch(text):
+            raise ApiError("INVALID_ARGUMENT", f"{name} takes a whole number; got {text[:100]!r}.", name)
+    if text:
+        value: Any = {"true": True, "false": False}.get(text, text) if field.cpp_type == field.CPPTYPE_BOOL else text
+        repeated = hasattr(getattr(message, field.name), "append")
+        messages.parse({field.json_name: [value] if repeated else value}, message)
+    return None
+
+
+def _answer(message: Message, version: str) -> dict[str, Any]:
+    document = messages.to_json(message)
+    if message.DESCRIPTOR.name == "Operation":
+        document.setdefault("done", False)
+    if version != "v1":
+        for operation in (document, *document.get("operations", ())):
+            _speak(operation, version)
+    return document
+
+
+def _speak(operation: dict[str, Any], version: str) -> None:
+    """Name an operation's types as in the client's version of the API."""
+    for key in ("metadata", "response"):
+        content = operation.get(key)
+        if isinstance(content, dict) and "@type" in content:
+            content["@type"] = content["@type"].replace(".v1.", f".{version}.")
+
+
+# ------------------------------------------------------------------ what is not answered
+
+
+def _missing(verb: str, path: str) -> ApiError:
+    """Return the error for a path that is not answered: it names the feature, as far as the SDK knows the path."""
+    for service, name, wanted, pattern in _known():
+        if wanted == verb and pattern.fullmatch(path):
+            return rpc.not_answered(service, name)
+    last = next((part for part in reversed(path.split("/")[::2][1:]) if part), "") or path
+    return ApiError("UNIMPLEMENTED", f"{camel(last)[:60]}: {verb} is not imitated by the local service.")
+
+
+@functools.cache
+def _known() -> list[tuple[str, str, str, re.Pattern[str]]]:
+    return [
+        (service, name, rule["method"].upper(), _pattern(rule["uri"])[0])
+        for service, name, rule in rpc.every_rule()
+        if rule["uri"].startswith("/v1/")
+    ]
