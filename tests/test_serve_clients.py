@@ -150,9 +150,11 @@ def test_the_next_test_finds_neither(service):  # noqa: F811
 
 def test_what_is_missing_is_named(service):  # noqa: F811
     for path, says in (
-        ("/metadataStores/default", "Experiments are not imitated"), ("/tensorboards", "TensorBoard is not imitated"),
-        ("/featurestores/x/entityTypes", "Feature Store is not imitated"), ("/endpoints/1:explain", "explain of endpoints is not imitated"),
-    ):  # fmt: skip
+        ("/metadataStores/default", "Experiments and ML Metadata are not imitated"),
+        ("/tensorboards", "Vertex AI TensorBoard instances are not imitated"),
+        ("/featurestores/x/entityTypes", "Feature Store are not imitated"),
+        ("/endpoints/1:fly", "is not"),
+    ):
         code, _, text = Service.raw(service, "GET", PARENT + path, headers={"Authorization": f"Bearer {service.token}"})
         assert code == 501 and says in text.decode(), text
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 import textwrap
@@ -27,21 +26,16 @@ def service(tmp_path_factory):
     assert started.stop() == 0
 
 
-def grpc_port(service) -> str:
-    return re.search(r'api_endpoint="localhost:(\d+)"$', "\n".join(service.out), re.MULTILINE)[1]
-
-
 @pytest.fixture
 def run(service):
-    """Run a program of a user as it is written for the cloud, with the printed lines exported; return what it prints as JSON."""
-    exports = [line.removeprefix("export ") for line in service.out if line.startswith("export ")]
-    exported = dict(word.partition("=")[::2] for line in exports for word in line.split())
+    """Run a program of a user as it is written for the cloud, with what `env` prints exported; return what it prints as JSON."""
+    exported = service.endpoint.environment()
     head = f"""
         import json, google.oauth2.credentials
         from google.cloud import aiplatform
         credentials = google.oauth2.credentials.Credentials(open({str(service.state / "serve" / "token")!r}).read())
         aiplatform.init(project="my-project", location="us-central1", staging_bucket="gs://staging", credentials=credentials,
-                        api_endpoint="localhost:{grpc_port(service)}")
+                        api_endpoint="{service.endpoint.grpc}")
     """
 
     def run(source: str) -> object:

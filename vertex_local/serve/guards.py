@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hmac
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers
@@ -89,53 +89,8 @@ def _check_body(path: str, headers: Headers, length: int) -> None:
         raise ApiError("INVALID_ARGUMENT", f"a body may have {most:,} bytes here; got {length:,}.", code=413)
 
 
-# What clients of the platform's API ask for and this service does not have, by the collection in the path.
-_FEATURES: Mapping[str, str] = {
-    "artifacts": "Experiments are",
-    "batchPredictionJobs": "Batch prediction is",
-    "contexts": "Experiments are",
-    "dataItems": "Data labeling is",
-    "dataLabelingJobs": "Data labeling is",
-    "deploymentResourcePools": "Deployment resource pools are",
-    "evaluations": "Model evaluation is",
-    "executions": "Experiments are",
-    "featureGroups": "Feature Store is",
-    "featureOnlineStores": "Feature Store is",
-    "featurestores": "Feature Store is",
-    "indexEndpoints": "Vector Search is",
-    "indexes": "Vector Search is",
-    "metadataStores": "Experiments are",
-    "modelDeploymentMonitoringJobs": "Model monitoring is",
-    "modelMonitors": "Model monitoring is",
-    "nasJobs": "Neural architecture search is",
-    "notebookExecutionJobs": "Notebook executions are",
-    "notebookRuntimes": "Notebook runtimes are",
-    "persistentResources": "Persistent resources are",
-    "pipelineJobs": "Pipelines are",
-    "publishers": "Generative models are",
-    "schedules": "Schedules are",
-    "specialistPools": "Data labeling is",
-    "studies": "Vizier studies are",
-    "tensorboards": "Vertex AI TensorBoard is",
-    "tuningJobs": "Tuning of generative models is",
-}  # fmt: skip
-
-
 def unknown_path(method: str, path: str, methods: Sequence[str]) -> ApiError:
-    """Return the error for a path that no handler takes; `methods` are those that handlers take there.
-
-    A path of the platform's API is UNIMPLEMENTED and names the feature that is missing, any other is NOT_FOUND.
-    """
-    shown = path[:100]
+    """Return the error for a path that no handler takes; `methods` are those that handlers take there."""
     if methods:
-        return ApiError("UNIMPLEMENTED", f"{method} is not supported at {shown} by the local service.")
-    parts = path.split("/")
-    if parts[1:2] not in (["v1"], ["v1beta1"]) or parts[2:3] != ["projects"]:
-        return ApiError("NOT_FOUND", f"{shown} is not supported by the local service.")
-    collections = [part.partition(":")[0] for part in parts[6:]]
-    feature = next((_FEATURES[part] for part in collections if part in _FEATURES), None)
-    if feature:
-        return ApiError("UNIMPLEMENTED", f"{feature} not imitated by the local service ({method} {shown}).")
-    verb = path.rpartition(":")[2][:100] if ":" in parts[-1] else ""
-    text = f"the method {verb} of {collections[0][:100]}" if verb and collections else f"{method} {shown}"
-    return ApiError("UNIMPLEMENTED", f"{text} is not imitated by the local service.")
+        return ApiError("UNIMPLEMENTED", f"{method} is not supported at {path[:100]} by the local service.")
+    return ApiError("NOT_FOUND", f"{path[:100]} is not supported by the local service.")
