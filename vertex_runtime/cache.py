@@ -24,7 +24,9 @@ import numpy as np
 import pyarrow as pa
 import tensorflow as tf
 
+from . import data
 from .errors import UserError
+from .formats import partition_of
 from .reporting import log
 
 SPARE_BYTES = 256 << 20  # left free on the disk
@@ -241,6 +243,27 @@ def _lock_file(folder: str, name: str) -> IO[str]:
 
 def _not_writable(folder: str, error: OSError) -> UserError:
     return UserError(f"--cache_dir: cannot write to {folder}: {error.strerror}. Name a folder on a local disk with room.")
+
+
+def content_of(described: Mapping[str, Any], whole: bool, by_path: bool) -> list[Any]:
+    """Return what tells the rows of a file (folder, table) from others, in JSON's types, wherever it lies.
+
+    Args:
+        described: as `data.fingerprint` returns it; `whole` tells whether it has seen all bytes.
+        by_path: the path counts, too, as where a reader of the trainer's own may look at it.
+    """
+    path = described["path"]
+    file, part = data.split_part(path)
+    found = [described["bytes"], described["sha256"], part]
+    if data.is_table(path):
+        return found
+    if data.is_folder(path):  # the names in it are labels
+        found.append([name[len(path) :] for name in data.walk(path)])
+    if by_path or partition_of(path):
+        found.append(path)
+    if not whole and tf.io.gfile.exists(file):  # bytes between its ends may have changed
+        found += [path, tf.io.gfile.stat(file).mtime_nsec]
+    return found
 
 
 def content_key(value: Any) -> str:

@@ -17,16 +17,19 @@ import numpy as np
 import tensorflow as tf
 
 from . import data, export, formats, sources
+from .ahead import CORES, one_after_another
 from .arguments import RunOptions
 from .blocks import CsvBlocks, csv_blocks, is_plain_csv
-from .cache import Cache, Layout, content_key, only_one, room
+from .cache import Cache, Layout, content_key, content_of, only_one, room
 from .columns import Category, Image, Text
 from .contract import Contract, source_fingerprint
 from .environment import Environment
 from .errors import UserError
 from .formats import Reading
+from .learnt import kept
 from .locations import data_paths
 from .order import block_rows
+from .outputs import versions
 from .reporting import log
 from .rows import AnyRows, CachedRows, DatasetRows, IndexedRows, MemoryRows, Preparer, Rows, count_rows, fill, prepared_bytes, rows_of
 from .splits import Split, make_split
@@ -56,10 +59,11 @@ class Inputs:
         self.reading = Reading(env.data_format, options.row_filter)
         contract = contract.with_reading(self.reading)
         train, evaluation, test, self.synthetic = data_paths(contract, hp, options, env)
-        whole = data.total_bytes(train) <= HASHED_BYTES
-        self.descriptions: list[Future] = [
-            background.submit(data.fingerprint, path, whole, self.reading) for path in dict.fromkeys([*train, *evaluation])
-        ]
+        self.whole = data.total_bytes(train) <= HASHED_BYTES
+        self.descriptions: dict[str, Future] = {
+            path: background.submit(data.fingerprint, path, self.whole, self.reading)
+            for path in dict.fromkeys([*train, *evaluation, *test])
+        }
         self.watch = data.Watch([*train, *evaluation, *test])
         self.held = held
         self.reported: set[str] = set()
@@ -72,7 +76,7 @@ class Inputs:
         self._infer_inputs()
         images = any(isinstance(column, Image) for column in self.contract.columns)
         rows = LEARN_IMAGES if images else LEARN_ROWS
-        self.facts = learn(self.contract, hp, lambda: data.rechunk(self._part("training"), rows), self._label_chunks())
+        self.facts = self._facts(lambda: data.rechunk(self._part("training"), rows))
         self.prepare = Preparer(self.contract, hp, self.facts, self.bad)
         sampler = export.Sampler(hp.seed, self.contract.inputs)
         self.train = self._rows("training")
@@ -110,7 +114,9 @@ class Inputs:
         """Yield the raw chunks of a part, before any split."""
         source, paths, rows = self._source(name), self._paths(name), 0
         bad = self.bad if source is not None else data.BadRows(self.options.bad_rows)
-        for chunk in source.chunks() if source is not None else (c for path in paths for c in self.contract.read(path, bad)):
+        threads = 1 if "read" in self.contract.given or any(map(data.is_table, paths)) else CORES  # a reader of one's own may not bear it
+        read = one_after_another(lambda path: self.contract.read(path, bad), paths, threads)
+        for chunk in source.chunks() if source is not None else read:
             self.beat()
             rows += rows_of(chunk)
             yield chunk
@@ -138,6 +144,20 @@ class Inputs:
             own = {"encode_labels": sources.dataset_labels, "weigh": sources.dataset_weights}
             kept = {name: part for name, part in own.items() if name not in self.contract.given}
             self.contract = dataclasses.replace(self.contract, functions={**self.contract.functions, **kept})
+
+    def _facts(self, chunks: Callable[[], Iterator[data.Chunk]]) -> Any:
+        """Return what is learnt of the training rows; with --cache_dir, what an earlier run has learnt of the same ones."""
+        contract, labels = self.contract, self._label_chunks()
+        if not self.options.cache_dir or ("learn" not in contract.given and (labels or not learns_classes(contract))):
+            return learn(contract, self.hp, chunks, labels)
+        folder = os.path.abspath(self.options.cache_dir)
+
+        def learn_now(hp: Any) -> Any:
+            found = learn(contract, hp, chunks, labels)
+            self.watch.see()  # what is kept belongs to the files as they were hashed
+            return found
+
+        return kept(folder, contract.name, self._made_of("training") | {"versions": versions()}, self.hp, learn_now, self.beat)
 
     def _label_chunks(self) -> Callable[[], Iterable[data.Chunk]] | None:
         """Return a cheap way to the labels of all training rows, where there is one."""
@@ -233,17 +253,26 @@ class Inputs:
 
     def _cache_key(self, name: str) -> str:
         """Name the rows by all that they are made of: data, columns, the graph that prepares them, and what was learnt."""
-        contract, options = self.contract, self.options
-        made_of = {
-            "part": name, "data": self.described(), "split": str(self.split), "bad_rows": options.bad_rows,
-            "columns": str(contract.columns), "labels": contract.labels, "weight": contract.weight,
-            "source": source_fingerprint(contract.module), "facts": content_key(self.facts), "class_weight": self.prepare.class_weight,
+        made_of = self._made_of(name) | {
+            "part": name, "facts": content_key(self.facts), "class_weight": self.prepare.class_weight,
             "graph": hashlib.sha256(self.prepare.run.graph.as_graph_def().SerializeToString(deterministic=True)).hexdigest(),
-            "hyperparameters": dataclasses.asdict(self.hp) if contract.given & {"weigh", "read", "source", "dataset"} else {},
+            "weighed by": dataclasses.asdict(self.hp) if "weigh" in self.contract.given else {},
             "versions": [tf.__version__, np.__version__],
         }  # fmt: skip
         text = json.dumps(made_of, sort_keys=True, default=str)
-        return f"{contract.name}-{name}-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
+        return f"{self.contract.name}-{name}-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
+
+    def _made_of(self, name: str) -> dict[str, Any]:
+        """Return all that the raw rows of a part follow from, and what the trainer's source makes of them."""
+        contract = self.contract
+        own = bool(contract.given & {"read", "source", "dataset", "find"})
+        return {
+            "data": [content_of(self.descriptions[path].result(), self.whole, own) for path in self._paths(name)],
+            "split": str(self.split), "bad_rows": self.options.bad_rows, "format": self.reading.format,
+            "columns": str(contract.columns), "labels": contract.labels, "weight": contract.weight,
+            "source": source_fingerprint(contract.module),
+            "hyperparameters": dataclasses.asdict(self.hp) if contract.given & {"read", "source", "dataset"} else {},
+        }  # fmt: skip
 
     def _places(self, name: str, source: Any) -> np.ndarray:
         """Return which rows of a source belong to a part."""
@@ -280,7 +309,8 @@ class Inputs:
         return self._source(name) is None and all(map(is_plain_csv, self._paths(name))) and name == "training" and not self.split
 
     def described(self) -> list[dict[str, Any]]:
-        return [description.result() for description in self.descriptions]
+        """Return what the training and evaluation data are, file by file."""
+        return [self.descriptions[path].result() for path in dict.fromkeys([*self.paths["training"], *self.paths["evaluation"]])]
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what a run must have in common with a checkpoint to go on from it."""
@@ -302,7 +332,7 @@ def learn(
         chunks: starts reading the training rows.
         labels: starts reading their labels alone, where that is cheaper.
     """
-    texts = [c.name for c in contract.columns if c.name in contract.labels and isinstance(c, (Category, Text))]
+    texts = text_labels(contract)
     if not contract.columns and "encode_labels" not in contract.given and contract.labels and "dataset" not in contract.given:
         first = next(chunks(), None)
         texts = [label for label in contract.labels if first is not None and first[label].dtype == object]
@@ -330,6 +360,16 @@ def learn(
         raise UserError("learn must return a dict where the classes of a text label are to be added; or write encode_labels.")
     names = {label: [name.decode("utf-8", "replace") for name in sorted(found)] for label, found in seen.items()}
     return dict(facts) | {"class_names": names if len(contract.labels) > 1 else names[texts[0]]}
+
+
+def text_labels(contract: Contract) -> list[str]:
+    """Return the labels that COLUMNS say are texts."""
+    return [c.name for c in contract.columns if c.name in contract.labels and isinstance(c, (Category, Text))]
+
+
+def learns_classes(contract: Contract) -> bool:
+    """Tell whether the classes of the labels may have to be found in the training rows."""
+    return "encode_labels" not in contract.given and bool(text_labels(contract) or not contract.columns)
 
 
 def prepared_size(
