@@ -20,7 +20,7 @@ from . import data, export, formats, sources
 from .ahead import CORES, one_after_another
 from .arguments import RunOptions
 from .blocks import CsvBlocks, csv_blocks, is_plain_csv
-from .cache import Cache, Layout, content_key, content_of, only_one, room
+from .cache import FORMAT, Cache, Layout, content_key, content_of, only_one, room
 from .columns import Category, Image, Text
 from .contract import Contract, source_fingerprint
 from .environment import Environment
@@ -32,6 +32,7 @@ from .order import block_rows
 from .outputs import versions
 from .reporting import log
 from .rows import AnyRows, CachedRows, DatasetRows, IndexedRows, MemoryRows, Preparer, Rows, count_rows, fill, prepared_bytes, rows_of
+from .shares import Filling, Part, flat
 from .splits import Split, make_split
 
 IN_MEMORY_BYTES = 2 << 30
@@ -39,6 +40,7 @@ WINDOWS_BYTES = 256 << 20  # what training from disk holds in memory anyway
 HASHED_BYTES = 512 << 20  # of larger data only the ends are hashed
 LEARN_ROWS, LEARN_IMAGES = 32_768, 256  # rows of the chunks that `learn` gets
 PREPARED_ROWS = 16_384  # prepared at a time, about
+PIECE_BYTES = 64 << 20  # of prepared rows that one process prepares, before it looks what others have done
 SIZE_ROWS = 256  # from which the size of a prepared row is told
 
 
@@ -55,7 +57,7 @@ class Inputs:
         held: ExitStack,
         beat: Callable[[], None] = lambda: None,
     ):
-        self.hp, self.options, self.beat = hp, options, beat
+        self.hp, self.options, self.env, self.beat = hp, options, env, beat
         self.reading = Reading(env.data_format, options.row_filter)
         contract = contract.with_reading(self.reading)
         train, evaluation, test, self.synthetic = data_paths(contract, hp, options, env)
@@ -70,6 +72,8 @@ class Inputs:
         self.bad = data.BadRows(options.bad_rows)
         self.contract, self.paths = contract, {"training": train, "evaluation": evaluation, "test": test}
         self.sources: dict[str, Any] = {}
+        self.places: dict[str, np.ndarray] = {}
+        self.counts: dict[str, list[int] | None] = {}
         self.split: Split | None = None
         if hp.eval_fraction and not evaluation:
             self.split = make_split(hp.eval_fraction, hp.split_by, hp.seed, self._read("training"))
@@ -110,9 +114,9 @@ class Inputs:
         """Return the files that a part's rows come from."""
         return self.paths["training" if name == "evaluation" and self.split else name]
 
-    def _read(self, name: str) -> Iterator[data.Chunk]:
-        """Yield the raw chunks of a part, before any split."""
-        source, paths, rows = self._source(name), self._paths(name), 0
+    def _read(self, name: str, first: int = 0) -> Iterator[data.Chunk]:
+        """Yield the raw chunks of a part, before any split, of files from the `first` on."""
+        source, paths, rows = self._source(name), self._paths(name)[first:], 0
         bad = self.bad if source is not None else data.BadRows(self.options.bad_rows)
         threads = 1 if "read" in self.contract.given or any(map(data.is_table, paths)) else CORES  # a reader of one's own may not bear it
         read = one_after_another(lambda path: self.contract.read(path, bad), paths, threads)
@@ -121,16 +125,16 @@ class Inputs:
             rows += rows_of(chunk)
             yield chunk
         where = paths[0] + (f" and {len(paths) - 1} more files" if len(paths) > 1 else "") if paths else ""
-        if paths and not rows:
+        if paths and not rows and not first:
             found = f"{bad} and no others" if bad.reasons else "no rows"
             raise UserError(f"the {name} data holds {found}: {where}. Name files with rows.")
         if bad is not self.bad and bad.reasons and (key := "|".join(paths)) not in self.reported:
             self.reported.add(key)
             log("WARNING", f"{bad} in {where}")
 
-    def _part(self, name: str) -> Iterator[data.Chunk]:
-        """Yield a part's raw chunks."""
-        chunks = self._read(name)
+    def _part(self, name: str, first: int = 0) -> Iterator[data.Chunk]:
+        """Yield a part's raw chunks, of files from the `first` on."""
+        chunks = self._read(name, first)
         return self.split.part(chunks, name == "evaluation") if self.split and name != "test" else chunks
 
     def _infer_inputs(self) -> None:
@@ -201,13 +205,15 @@ class Inputs:
             UserError: the disk has no room.
         """
         folder = os.path.abspath(self.options.cache_dir or tempfile.gettempdir())
-        key = self._cache_key(name) if self.options.cache_dir else None
+        key = self._cache_key(name, each) if self.options.cache_dir else None
         layout = Layout.of(self.example(next(self._read(name))))
-        with only_one(folder, key, self.beat) if key else nullcontext():
+        self._sample(self._part(name), sampler)
+        # With --bad_rows=skip only reading tells which row is which: one process prepares them, and the others wait.
+        alone = self.options.bad_rows == "skip"
+        with only_one(folder, key, self.beat) if key and alone else nullcontext():
             if key and (found := Cache.open(layout, folder, key)):
                 log("INFO", f"cache: {found.count} {name} rows, prepared by an earlier run, are taken from {folder}")
                 self.held.callback(found.close)
-                self._sample(self._part(name), sampler)
                 return CachedRows(found, found.count, each, see=self.watch.see)
             if size > (free := room(folder)):
                 raise UserError(
@@ -218,16 +224,75 @@ class Inputs:
             cache = Cache(layout, folder, key)
             self.held.callback(cache.close)
             if (source := self._blocks(name, each)) is not None:
-                self._sample(self._part(name), sampler)
-                return CachedRows(cache, source.index.count, each, source, self.watch.see)
+                return CachedRows(cache, source.index.count, each, source, self.watch.see, self._share(0.05))
             started = time.monotonic()
-            fill(cache, self.prepare.ahead(self._whole(name, each, sampler), name == "training"), block_rows(each))
+            if alone:
+                fill(cache, self.prepare.ahead(self._whole(name, each, None), name == "training"), block_rows(each))
+            else:
+                self._fill(cache, name, each)
             if not cache.count:
                 raise UserError(f"the {name} data has no rows.")
             self.watch.see()
             cache.finish()
-            log("INFO", f"cache: {cache.count} rows in {cache.end / 2**30:.2f} GiB, {time.monotonic() - started:.1f} s")
+            log("INFO", f"cache: {cache.count} rows in {cache.bytes / 2**30:.2f} GiB, {time.monotonic() - started:.1f} s")
         return CachedRows(cache, cache.count, each, see=self.watch.see)
+
+    def _share(self, seconds: float) -> Part:
+        """Return this process's part of work that is shared by way of --cache_dir."""
+        if not self.options.cache_dir:
+            return Part()
+        return Part(self.env.worker_index, self.env.worker_count, lambda: (self.beat(), time.sleep(seconds)))
+
+    def _fill(self, cache: Cache, name: str, each: float) -> None:
+        """Prepare the rows of a part, but for those that other processes prepare in the same folder."""
+        block, training = block_rows(each), name == "training"
+        images = any(isinstance(column, Image) for column in self.contract.columns)  # large, and decoded one by one
+        chunk = block * -(-(LEARN_IMAGES if images else PREPARED_ROWS) // block)
+        piece = chunk * max(1, int(PIECE_BYTES // (chunk * max(1.0, each))))
+
+        def prepare(chunks: Iterable[data.Chunk]) -> Iterator[list[np.ndarray]]:
+            return (flat(rows) for rows in self.prepare.ahead(chunks, training, whole=True))
+
+        filling = Filling(
+            cache, lambda row: self._rows_from(name, row), prepare, self._known_count(name), block, chunk, piece, self._share(0.2)
+        )
+        filling.run()
+        if cache.name is not None:
+            log("INFO", f"cache: of {filling.pieces} pieces of the {name} rows this process prepared {filling.made}")
+
+    def _known_count(self, name: str) -> int | None:
+        """Return how many rows a part has, None where only reading tells."""
+        source = self._source(name)
+        if source is not None:
+            return None if isinstance(source, sources.DatasetSource) else len(self._places(name, source))
+        counts = self._counts(name)
+        return None if counts is None else sum(counts)
+
+    def _counts(self, name: str) -> list[int] | None:
+        """Return the rows of each file, where all say so themselves."""
+        if self.split or "read" in self.contract.given:
+            return None
+        if name not in self.counts:
+            counts = [formats.rows_of_file(path, self.reading) for path in self._paths(name)]
+            self.counts[name] = None if None in counts else counts
+        return self.counts[name]
+
+    def _rows_from(self, name: str, row: int) -> Iterator[data.Chunk]:
+        """Yield the raw rows of a part from a given one on, in chunks of any size."""
+        source, file = self._source(name), 0
+        if isinstance(source, (sources.IndexedSource, sources.FolderSource)):
+            places = self._places(name, source)[row:]
+            yield from (source.take(places[start : start + LEARN_IMAGES]) for start in range(0, len(places), LEARN_IMAGES))
+            return
+        for count in self._counts(name) or () if row else ():
+            if row < count:
+                break
+            row, file = row - count, file + 1
+        for chunk in self._part(name, file):
+            rows = rows_of(chunk)
+            if row < rows:
+                yield data.take(chunk, slice(row, None)) if row else chunk
+            row = max(0, row - rows)
 
     def _blocks(self, name: str, each: float) -> CsvBlocks | None:
         """Return a way to prepare rows block by block, while training goes on; None where all must be read beforehand."""
@@ -242,7 +307,7 @@ class Inputs:
                 pass
 
         def prepare(chunk: data.Chunk) -> list[np.ndarray]:
-            return [tensor.numpy() for tensor in tf.nest.flatten(self.prepare(chunk, True))]
+            return flat(self.prepare(chunk, True))
 
         started = time.monotonic()
         found = csv_blocks(paths, contract.columns, block_rows(each), PREPARED_ROWS, prepare, name_fault, self.beat)
@@ -251,10 +316,10 @@ class Inputs:
             log("INFO", f"cache: {found.index.count} {name} rows found in {took}; the first epoch prepares them")
         return found
 
-    def _cache_key(self, name: str) -> str:
+    def _cache_key(self, name: str, each: float) -> str:
         """Name the rows by all that they are made of: data, columns, the graph that prepares them, and what was learnt."""
         made_of = self._made_of(name) | {
-            "part": name, "facts": content_key(self.facts), "class_weight": self.prepare.class_weight,
+            "part": name, "blocks": [FORMAT, block_rows(each)], "facts": content_key(self.facts), "class_weight": self.prepare.class_weight,
             "graph": hashlib.sha256(self.prepare.run.graph.as_graph_def().SerializeToString(deterministic=True)).hexdigest(),
             "weighed by": dataclasses.asdict(self.hp) if "weigh" in self.contract.given else {},
             "versions": [tf.__version__, np.__version__],
@@ -276,10 +341,12 @@ class Inputs:
 
     def _places(self, name: str, source: Any) -> np.ndarray:
         """Return which rows of a source belong to a part."""
-        if not self.split or name == "test":
-            return np.arange(source.count)
-        masks = [self.split.evaluates(chunk) == (name == "evaluation") for chunk in source.chunks()]
-        return np.flatnonzero(np.concatenate(masks))
+        if name not in self.places:
+            self.places[name] = np.arange(source.count)
+            if self.split and name != "test":
+                masks = [self.split.evaluates(chunk) == (name == "evaluation") for chunk in source.chunks()]
+                self.places[name] = np.flatnonzero(np.concatenate(masks))
+        return self.places[name]
 
     def _sampled(self, chunks: Iterable[data.Chunk], sampler: export.Sampler | None) -> Iterator[data.Chunk]:
         for chunk in chunks:

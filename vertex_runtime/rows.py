@@ -23,6 +23,7 @@ from .data import PATH, BadRows, Chunk, concatenate, take
 from .errors import UserError
 from .order import WINDOW_BLOCKS, Order
 from .reporting import log
+from .shares import Part, complete
 from .sources import DatasetSource, FolderSource, IndexedSource
 
 Rows = tuple  # prepared rows: (features, labels) or (features, labels, weights), nests of tensors [rows, ...]
@@ -289,12 +290,16 @@ class CachedRows:
         cache: the blocks that are there already.
         source: prepares blocks that are not; None where all are.
         see: called at every window; raises where the files have changed since they were read.
+        part: this process's part in preparing blocks, where others look into the same folder.
     """
 
     def __init__(
-        self, cache: Cache, count: int, row_bytes: float, source: BlockSource | None = None, see: Callable[[], None] = lambda: None
-    ):
-        self.cache, self.count, self.row_bytes, self.source, self.see = cache, count, row_bytes, source, see
+        self, cache: Cache, count: int, row_bytes: float, source: BlockSource | None = None, see: Callable[[], None] = lambda: None,
+        part: Part | None = None,
+    ):  # fmt: skip
+        self.cache, self.count, self.row_bytes, self.source, self.see, self.part = (
+            cache, count, row_bytes, source, see, part or Part()
+        )  # fmt: skip
 
     def feed(self, batch_size: int, seed: int, step: int, share: Share) -> Iterator[tuple[Rows, np.ndarray]]:
         """As `MemoryRows.feed`, with the tensors of a window at a time."""
@@ -319,9 +324,8 @@ class CachedRows:
     def _read(self, blocks: np.ndarray, first: list[np.ndarray] | None = None, room: int = 0) -> list[np.ndarray]:
         """Return the rows of some blocks, those of `first` before them, tensor by tensor: [rows, or `room`, ...]."""
         self.see()
-        if self.source is not None and (missing := [int(block) for block in blocks if block not in self.cache]):
-            for block, values in self.source.prepared(missing):
-                self.cache.write(block, values)
+        if self.source is not None and not self.cache.finished:
+            complete(self.cache, [int(block) for block in blocks], self.source.prepared, self.part)
             if len(self.cache.places) == Order.of(0, self.count, self.row_bytes).blocks:
                 self.cache.finish()
         waiting = len(first[0]) if first else 0

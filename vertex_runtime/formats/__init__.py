@@ -218,6 +218,12 @@ def partition_of(path: str) -> dict[str, str]:
     return {name: "" if value == "__HIVE_DEFAULT_PARTITION__" else unquote(value) for name, _, value in pairs if name}
 
 
+def rows_of_file(path: str, reading: Reading) -> int | None:
+    """Return how many rows a file has, good or bad; None where it does not say so itself."""
+    count = None if scheme_of(path) else getattr(choose(path, reading), "count_rows", None)
+    return None if count is None else count(path)
+
+
 def block_bytes(path: str, rows: int) -> int:
     """Return about how many bytes of a file hold the first block of rows that its reader yields, for estimates."""
     module = choose(path, Reading())
