@@ -31,8 +31,21 @@ from .locations import data_paths
 from .order import block_rows
 from .outputs import versions
 from .reporting import log
-from .rows import AnyRows, CachedRows, DatasetRows, IndexedRows, MemoryRows, Preparer, Rows, count_rows, fill, prepared_bytes, rows_of
-from .shares import Filling, Part, flat
+from .rows import (
+    AnyRows,
+    CachedRows,
+    DatasetRows,
+    IndexedRows,
+    MemoryRows,
+    Preparer,
+    Rows,
+    count_rows,
+    fill,
+    flat,
+    prepared_bytes,
+    rows_of,
+)  # fmt: skip
+from .shares import Filling, Part
 from .splits import Split, make_split
 
 IN_MEMORY_BYTES = 2 << 30
@@ -58,7 +71,8 @@ class Inputs:
         beat: Callable[[], None] = lambda: None,
     ):
         self.hp, self.options, self.env, self.beat = hp, options, env, beat
-        self.reading = Reading(env.data_format, options.row_filter)
+        folder = os.path.abspath(options.cache_dir) if options.cache_dir else ""
+        self.reading = Reading(env.data_format, options.row_filter, folder=folder, part=self._share(0.2), job=env.job)
         contract = contract.with_reading(self.reading)
         train, evaluation, test, self.synthetic = data_paths(contract, hp, options, env)
         self.whole = data.total_bytes(train) <= HASHED_BYTES
@@ -385,6 +399,11 @@ class Inputs:
         found = {"hyperparameters": dataclasses.asdict(self.hp), "source": source, "data": self.described()}
         return json.loads(json.dumps(found))
 
+    def each_worker(self, workers: int) -> list[str]:
+        """Return what each of several workers reads and keeps, in a line or two."""
+        tables = any(map(data.is_table, self.paths["training"]))
+        return each_worker(workers, self.options, tables, type(self.train), self._source("training") is not None)
+
     def example(self, chunk: data.Chunk | None = None) -> Rows:
         """Return a prepared row, for its shapes."""
         return self.prepare(data.take(self.sample if chunk is None else chunk, slice(0, 1)))
@@ -437,6 +456,36 @@ def text_labels(contract: Contract) -> list[str]:
 def learns_classes(contract: Contract) -> bool:
     """Tell whether the classes of the labels may have to be found in the training rows."""
     return "encode_labels" not in contract.given and bool(text_labels(contract) or not contract.columns)
+
+
+def each_worker(workers: int, options: RunOptions, tables: bool, kind: type, random_access: bool) -> list[str]:
+    """Return what each of several workers reads and keeps, in a line or two.
+
+    Args:
+        tables: whether rows come from tables rather than from files.
+        kind: the class that holds the training rows.
+        random_access: whether they come from a source with random access, or a folder of images.
+    """
+    each, folder = f"each of {workers} workers", options.cache_dir
+    sees = f"{each} that sees {folder}"
+    found = []
+    if tables:
+        whole = f"{each} reads all of the table: --cache_dir, a folder that all of them see, lets each read a share of its streams"
+        found.append(f"{sees} reads a share of the streams of the table, and all rows from there" if folder else whole)
+    if kind is DatasetRows:
+        found.append(f"{each} runs through the whole dataset, of which it keeps nothing")
+    elif kind is IndexedRows:
+        found.append(f"{each} reads and prepares its own rows of each batch, as they are needed, and keeps nothing")
+    elif kind is MemoryRows:
+        found.append(f"{each} reads and prepares all rows, and keeps them in memory")
+    elif not folder:
+        found.append(f"{each} reads and prepares all rows, and keeps them in a temporary file: --cache_dir lets workers share that")
+    elif options.bad_rows == "skip":
+        found.append(f"one worker of those that see {folder} reads and prepares all rows, which the others read from there")
+    else:
+        reads = "reads and prepares" if random_access else "prepares"
+        found.append(f"{sees} {reads} a share of the rows there, and reads the rest of them from there; one that does not, all rows")
+    return found
 
 
 def prepared_size(

@@ -133,6 +133,11 @@ def count_rows(rows: Rows) -> int:
     return int(tf.nest.flatten(rows)[0].shape[0])
 
 
+def flat(rows: Rows) -> list[np.ndarray]:
+    """Return prepared rows as a flat list of arrays, [rows, ...] each."""
+    return [tensor.numpy() for tensor in tf.nest.flatten(rows)]
+
+
 def prepared_bytes(rows: Rows) -> int:
     """Return the memory that prepared rows take."""
     total = 0
@@ -355,7 +360,7 @@ def fill(cache: Cache, prepared: Iterable[Rows], block_rows: int) -> None:
     left: list[np.ndarray] = []
     block = 0
     for rows in prepared:
-        values = [tensor.numpy() for tensor in tf.nest.flatten(rows)]
+        values = flat(rows)
         values = [np.concatenate(pair) for pair in zip(left, values)] if left else values
         whole = len(values[0]) // block_rows * block_rows
         for start in range(0, whole, block_rows):

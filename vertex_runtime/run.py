@@ -383,9 +383,10 @@ def describe_run(run: Run, inputs: Inputs, plan: Plan, trainer: Trainer) -> None
     compiled = ", compiled by XLA" if trainer.plan.jit_compile else ""
     log("INFO", f"steps: {plan.total_steps} of global batch {plan.batch_size} ({plan.batch_size // replicas} per replica){compiled}")
     if plan.share.workers > 1:
-        keeps = f"keeps all rows {kind}" if isinstance(inputs.train, (MemoryRows, CachedRows)) else f"reads its own rows, {kind}"
         part = "its part of each batch, which are those of one process"
-        log("INFO", f"plan: each of {plan.share.workers} workers {keeps} and takes {part}; {plan.total_steps} steps for all")
+        takes = f"each of {plan.share.workers} workers takes {part}; {plan.total_steps} steps for all"
+        for line in (*inputs.each_worker(plan.share.workers), takes):
+            log("INFO", f"plan: {line}")
     log("INFO", f"outputs: model {run.outputs.model}, checkpoints {run.outputs.checkpoints}, logs {run.outputs.logs}")
 
 

@@ -8,15 +8,16 @@ whoever does it, and none is seen before it is whole, so that a folder on which 
 from __future__ import annotations
 
 import collections
+import contextlib
 import fcntl
 import os
 import struct
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import tensorflow as tf
 
 from .data import Chunk, rechunk
 
@@ -31,9 +32,18 @@ class Claims:
             OSError: it cannot be made.
         """
         self.file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        self.held: set[int] = set()  # what other threads that use this object have taken: no lock keeps those apart
+        self.lock = threading.Lock()
 
     def take(self, piece: int) -> bool:
-        """Take a piece, unless somebody else has it."""
+        """Take a piece, unless somebody else has it, be it another thread."""
+        with self.lock:
+            if piece in self.held or not self._take(piece):
+                return False
+            self.held.add(piece)
+            return True
+
+    def _take(self, piece: int) -> bool:
         try:
             self._lock(fcntl.F_WRLCK, piece)
         except (BlockingIOError, PermissionError):
@@ -44,10 +54,9 @@ class Claims:
 
     def give_back(self, piece: int) -> None:
         """Let others take a piece, if its result is not there."""
-        try:
+        with self.lock, contextlib.suppress(OSError):  # there may never have been a lock
+            self.held.discard(piece)
             self._lock(fcntl.F_UNLCK, piece)
-        except OSError:  # there never was a lock
-            pass
 
     def _lock(self, kind: int, piece: int) -> None:
         if hasattr(fcntl, "F_OFD_SETLK"):  # belongs to this open file, not to all of the process
@@ -213,8 +222,3 @@ class Filling:
             self.count = total if self.count is None else self.count
         if hasattr(rows, "close"):
             rows.close()
-
-
-def flat(rows: Any) -> list[np.ndarray]:
-    """Return prepared rows as a flat list of arrays."""
-    return [tensor.numpy() for tensor in tf.nest.flatten(rows)]

@@ -21,7 +21,7 @@ import importlib
 import os
 import pkgutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
@@ -34,6 +34,7 @@ from ..columns import Column
 from ..data import PATH, ROW, BadRows, Chunk, split_part
 from ..errors import UserError
 from ..reporting import log
+from ..shares import Part
 from . import _streams
 
 _NEAR = 50_000  # rows of a file, up to which the line of a bad row is looked for though nobody stops at it
@@ -62,12 +63,18 @@ class Reading:
         row_filter: a condition that the place of the rows applies itself, such as BigQuery's row restriction.
         project: the cloud project that pays for the reading.
         labels: the columns to predict; `record_batches` fills them in.
+        folder: where rows that are not in files may be kept, for other processes, too; empty: nowhere.
+        part: this process's part of the reading, where others look into the same folder.
+        job: what those have in common that read at the same time; None where nobody said.
     """
 
     format: str | None = None
     row_filter: str = ""
     project: str | None = None
     labels: tuple[str, ...] = ()
+    folder: str = ""
+    part: Part = field(default_factory=Part)
+    job: str | None = None
 
 
 @functools.lru_cache(None)
