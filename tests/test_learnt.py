@@ -240,3 +240,34 @@ def test_the_fault_of_a_later_file_is_raised_in_its_turn():
     assert [next(items) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(ValueError, match="bad"):
         next(items)
+
+
+def test_an_evaluator_prepares_no_training_row(tmp_path, monkeypatch):
+    """It reads those for what `learn` needs alone, and with --cache_dir not even for that."""
+    from concurrent.futures import ThreadPoolExecutor
+    from contextlib import ExitStack
+
+    from taxifare.trainer.hyperparameters import Hyperparameters as Taxi
+    from vertex_runtime import contract, data, rows
+    from vertex_runtime.arguments import RunOptions
+    from vertex_runtime.environment import Environment
+    from vertex_runtime.inputs import Inputs
+
+    prepared, opened = [], []
+    call, read = rows.Preparer.__call__, data.read
+    noting = lambda self, chunk, training=False: prepared.append(training) or call(self, chunk, training)  # noqa: E731
+    monkeypatch.setattr(rows.Preparer, "__call__", noting)
+    monkeypatch.setattr(data, "read", lambda path, *args: opened.append(path) or read(path, *args))
+    paths = {"train_data_path": (TAXI,), "eval_data_path": ("taxifare/tests/data/taxi-valid.csv",), "cache_dir": str(tmp_path)}
+
+    def inputs(trains: bool) -> Inputs:
+        opened.clear(), prepared.clear()
+        model = contract.load_module("taxifare.trainer.model", Taxi)
+        with ExitStack() as held, ThreadPoolExecutor(1) as background:
+            return Inputs(model, Taxi(), RunOptions(**paths), Environment(), background, held, trains=trains)
+
+    evaluator = inputs(False)
+    assert opened.count(TAXI) == 1 and not any(prepared) and evaluator.train is None and evaluator.evaluation.count == 400
+    again = inputs(False)
+    assert TAXI not in opened and not any(prepared) and same(again.facts, evaluator.facts)
+    assert inputs(True).train.count == 1600 and any(prepared)

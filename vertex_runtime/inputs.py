@@ -69,7 +69,9 @@ class Inputs:
         background: ThreadPoolExecutor,
         held: ExitStack,
         beat: Callable[[], None] = lambda: None,
+        trains: bool = True,
     ):
+        """Find and prepare the rows; those to train and to test on only where this replica `trains`."""
         self.hp, self.options, self.env, self.beat = hp, options, env, beat
         folder = os.path.abspath(options.cache_dir) if options.cache_dir else ""
         self.reading = Reading(env.data_format, options.row_filter, folder=folder, part=self._share(0.2), job=env.job)
@@ -97,9 +99,9 @@ class Inputs:
         self.facts = self._facts(lambda: data.rechunk(self._part("training"), rows))
         self.prepare = Preparer(self.contract, hp, self.facts, self.bad)
         sampler = export.Sampler(hp.seed, self.contract.inputs)
-        self.train = self._rows("training")
+        self.train = self._rows("training") if trains else None
         self.evaluation = self._rows("evaluation", sampler)
-        self.test = self._rows("test") if test else None
+        self.test = self._rows("test") if test and trains else None
         self.sample = sampler.sample()
         self.watch.see()
         if self.bad.reasons:
