@@ -482,6 +482,31 @@ def test_the_services_lines_of_text(tmp_path, monkeypatch):
         read(path)
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "tfrecord"])
+def test_a_column_may_be_called_otherwise_in_files(kind, tmp_path):
+    """Messages name it as the file does; all else as requests do."""
+    writer = {"csv": as_csv, "jsonl": as_jsonl, "parquet": as_parquet, "tfrecord": as_tfrecord}[kind]
+    columns = (Number("area", low=0, header="Living area (m²)"), Category("label", header="Kind of house"))
+    path = write(tmp_path, f"f.{kind}", writer([[1.5, "a"], [2.5, "b"]], ["Living area (m²)", "Kind of house"]))
+    assert read(path, columns, ("label",)).to_pydict() == {"area": [1.5, 2.5], "label": [b"a", b"b"]}
+    path = write(tmp_path, f"g.{kind}", writer([[1.5, "a"], [-2.5, "b"]], ["Living area (m²)", "Kind of house"]))
+    with pytest.raises(UserError, match=r"[23]: Living area \(m²\) must be a number"):
+        read(path, columns, ("label",))
+    plain = write(tmp_path, f"h.{kind}", writer([[1.5, "a"]], ["area", "label"]))
+    with pytest.raises(UserError, match=r"Living area \(m²\)"):
+        read(plain, columns, ("label",))
+
+
+def test_blocks_of_csv_files_know_such_columns_too(tmp_path):
+    from vertex_runtime.blocks import csv_blocks
+
+    path = write(tmp_path, "f.csv", "x y,z\n" + "".join(f"{i},{-i}\n" for i in range(300)))
+    columns = (Number("x", header="x y"), Number("z"))
+    found = csv_blocks([str(path)], columns, 64, 128, lambda chunk: [chunk["x"], chunk["z"]], lambda: None, lambda: None)
+    blocks = dict(found.prepared([1, 4]))
+    assert blocks[1][0].tolist() == list(range(64, 128)) and blocks[4][1].tolist() == [-i for i in range(256, 300)]
+
+
 USES = ["training"] * 5 + ["validation"] * 3 + ["test"] * 2
 
 

@@ -8,7 +8,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
 from typing import Any
@@ -21,12 +21,12 @@ from .ahead import CORES, one_after_another
 from .arguments import RunOptions
 from .blocks import CsvBlocks, csv_blocks, is_plain_csv
 from .cache import FORMAT, Cache, Layout, content_key, content_of, only_one, room
-from .columns import Category, Image, Text
+from .columns import Image
 from .contract import Contract, source_fingerprint
 from .environment import Environment
 from .errors import UserError
 from .formats import Reading
-from .learnt import kept
+from .learnt import kept, learn, learns_classes
 from .locations import data_paths
 from .order import block_rows
 from .outputs import versions
@@ -40,6 +40,7 @@ from .rows import (
     Preparer,
     Rows,
     count_rows,
+    each_worker,
     fill,
     flat,
     prepared_bytes,
@@ -409,85 +410,6 @@ class Inputs:
     def example(self, chunk: data.Chunk | None = None) -> Rows:
         """Return a prepared row, for its shapes."""
         return self.prepare(data.take(self.sample if chunk is None else chunk, slice(0, 1)))
-
-
-def learn(
-    contract: Contract, hp: Any, chunks: Callable[[], Iterator[data.Chunk]], labels: Callable[[], Iterable[data.Chunk]] | None = None
-) -> Any:
-    """Return what the trainer learns of its training rows, with the classes of text labels where the defaults need them.
-
-    Args:
-        chunks: starts reading the training rows.
-        labels: starts reading their labels alone, where that is cheaper.
-    """
-    texts = text_labels(contract)
-    if not contract.columns and "encode_labels" not in contract.given and contract.labels and "dataset" not in contract.given:
-        first = next(chunks(), None)
-        texts = [label for label in contract.labels if first is not None and first[label].dtype == object]
-    wanted = bool(texts) and not {"encode_labels"} & contract.given
-    seen: dict[str, set[bytes]] = {label: set() for label in texts}
-
-    def watch(rows: Iterable[data.Chunk]) -> Iterator[data.Chunk]:
-        for chunk in rows:
-            for label in texts:
-                seen[label].update(np.unique(chunk[label].astype(bytes)).tolist())
-            yield chunk
-
-    if "learn" in contract.given:
-        watched = watch(chunks()) if wanted else chunks()
-        facts = contract.learn(watched, hp)
-        for _ in watched if wanted else ():  # what `learn` left unread
-            pass
-    else:
-        facts = {}
-        for _ in watch((labels or chunks)()) if wanted else ():
-            pass
-    if not wanted or (isinstance(facts, Mapping) and "class_names" in facts):
-        return facts
-    if not isinstance(facts, Mapping):
-        raise UserError("learn must return a dict where the classes of a text label are to be added; or write encode_labels.")
-    names = {label: [name.decode("utf-8", "replace") for name in sorted(found)] for label, found in seen.items()}
-    return dict(facts) | {"class_names": names if len(contract.labels) > 1 else names[texts[0]]}
-
-
-def text_labels(contract: Contract) -> list[str]:
-    """Return the labels that COLUMNS say are texts."""
-    return [c.name for c in contract.columns if c.name in contract.labels and isinstance(c, (Category, Text))]
-
-
-def learns_classes(contract: Contract) -> bool:
-    """Tell whether the classes of the labels may have to be found in the training rows."""
-    return "encode_labels" not in contract.given and bool(text_labels(contract) or not contract.columns)
-
-
-def each_worker(workers: int, options: RunOptions, tables: bool, kind: type, random_access: bool) -> list[str]:
-    """Return what each of several workers reads and keeps, in a line or two.
-
-    Args:
-        tables: whether rows come from tables rather than from files.
-        kind: the class that holds the training rows.
-        random_access: whether they come from a source with random access, or a folder of images.
-    """
-    each, folder = f"each of {workers} workers", options.cache_dir
-    sees = f"{each} that sees {folder}"
-    found = []
-    if tables:
-        whole = f"{each} reads all of the table: --cache_dir, a folder that all of them see, lets each read a share of its streams"
-        found.append(f"{sees} reads a share of the streams of the table, and all rows from there" if folder else whole)
-    if kind is DatasetRows:
-        found.append(f"{each} runs through the whole dataset, of which it keeps nothing")
-    elif kind is IndexedRows:
-        found.append(f"{each} reads and prepares its own rows of each batch, as they are needed, and keeps nothing")
-    elif kind is MemoryRows:
-        found.append(f"{each} reads and prepares all rows, and keeps them in memory")
-    elif not folder:
-        found.append(f"{each} reads and prepares all rows, and keeps them in a temporary file: --cache_dir lets workers share that")
-    elif options.bad_rows == "skip":
-        found.append(f"one worker of those that see {folder} reads and prepares all rows, which the others read from there")
-    else:
-        reads = "reads and prepares" if random_access else "prepares"
-        found.append(f"{sees} {reads} a share of the rows there, and reads the rest of them from there; one that does not, all rows")
-    return found
 
 
 def prepared_size(

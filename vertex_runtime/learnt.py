@@ -1,4 +1,4 @@
-"""What `learn` returned, kept in `--cache_dir` by what it was learnt of, so that later runs do not read the rows for it again.
+"""What is learnt of the training rows, and is kept in `--cache_dir`, so that later runs do not read the rows for it again.
 
 An entry belongs to the rows' content, the trainer's source and those hyperparameters that `learn` has read: trials of a study
 that differ in others share it. It holds arrays and JSON, and never code: what has no such form is learnt anew by every run.
@@ -14,20 +14,72 @@ import json
 import os
 import random
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from . import data
 from .cache import only_one
+from .columns import Category, Text
+from .contract import Contract
+from .errors import UserError
 from .reporting import log
 
 PLAIN = (type(None), bool, int, float, str)
 
 
-class NoForm(Exception):
-    """A value that neither JSON nor an array holds."""
+def learn(
+    contract: Contract, hp: Any, chunks: Callable[[], Iterator[data.Chunk]], labels: Callable[[], Iterable[data.Chunk]] | None = None
+) -> Any:
+    """Return what the trainer learns of its training rows, with the classes of text labels where the defaults need them.
+
+    Args:
+        chunks: starts reading the training rows.
+        labels: starts reading their labels alone, where that is cheaper.
+    """
+    texts = text_labels(contract)
+    if not contract.columns and "encode_labels" not in contract.given and contract.labels and "dataset" not in contract.given:
+        first = next(chunks(), None)
+        texts = [label for label in contract.labels if first is not None and first[label].dtype == object]
+    wanted = bool(texts) and not {"encode_labels"} & contract.given
+    seen: dict[str, set[bytes]] = {label: set() for label in texts}
+
+    def watch(rows: Iterable[data.Chunk]) -> Iterator[data.Chunk]:
+        for chunk in rows:
+            for label in texts:
+                seen[label].update(np.unique(chunk[label].astype(bytes)).tolist())
+            yield chunk
+
+    if "learn" in contract.given:
+        watched = watch(chunks()) if wanted else chunks()
+        facts = contract.learn(watched, hp)
+        for _ in watched if wanted else ():  # what `learn` left unread
+            pass
+    else:
+        facts = {}
+        for _ in watch((labels or chunks)()) if wanted else ():
+            pass
+    if not wanted or (isinstance(facts, Mapping) and "class_names" in facts):
+        return facts
+    if not isinstance(facts, Mapping):
+        raise UserError("learn must return a dict where the classes of a text label are to be added; or write encode_labels.")
+    names = {label: [name.decode("utf-8", "replace") for name in sorted(found)] for label, found in seen.items()}
+    return dict(facts) | {"class_names": names if len(contract.labels) > 1 else names[texts[0]]}
+
+
+def text_labels(contract: Contract) -> list[str]:
+    """Return the labels that COLUMNS say are texts."""
+    return [c.name for c in contract.columns if c.name in contract.labels and isinstance(c, (Category, Text))]
+
+
+def learns_classes(contract: Contract) -> bool:
+    """Tell whether the classes of the labels may have to be found in the training rows."""
+    return "encode_labels" not in contract.given and bool(text_labels(contract) or not contract.columns)
+
+
+# ------------------------------------------------------------------ what is kept
 
 
 def kept(folder: str, name: str, made_of: Mapping[str, Any], hp: Any, learn: Callable[[Any], Any], beat: Callable[[], None]) -> Any:
@@ -99,6 +151,10 @@ def _draws() -> str:
 
 
 # ------------------------------------------------------------------ the form
+
+
+class NoForm(Exception):
+    """A value that neither JSON nor an array holds."""
 
 
 def pack(value: Any) -> tuple[Any, list[np.ndarray]]:

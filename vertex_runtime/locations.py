@@ -17,7 +17,7 @@ from .reporting import log
 
 
 def data_paths(contract: Contract, hp: Any, options: RunOptions, env: Environment) -> tuple[list[str], list[str], list[str], bool]:
-    """Return the files (training, evaluation, test) and whether they are the bundled sample: flag, then variable, then that.
+    """Return the files (training, evaluation, test), by flag, then variable, and whether they are the bundled sample, made up.
 
     A file of the service's text lines that is given for several of them, or alone, is parted by its rows' `ml_use`.
 
@@ -26,11 +26,12 @@ def data_paths(contract: Contract, hp: Any, options: RunOptions, env: Environmen
     """
     if not (options.train_data_path or env.training_data or env.in_job):
         train, evaluation = sample_paths(contract)
-        log("INFO", "training on synthetic sample data, which ships with the project (no --train_data_path given)")
+        kind = "synthetic sample data" if contract.synthetic_samples else "sample data"
+        log("INFO", f"training on {kind}, which ships with the project (no --train_data_path given)")
         if options.eval_data_path:
             evaluation = contract.find(options.eval_data_path, "--eval_data_path")
         test = contract.find(options.test_data_path, "--test_data_path") if options.test_data_path else []
-        return train, evaluation, test, not (options.eval_data_path or options.test_data_path)
+        return train, evaluation, test, contract.synthetic_samples and not (options.eval_data_path or options.test_data_path)
     chosen, parted_test = [], []
     for flag, variable, given, uri in (
         ("--train_data_path", "AIP_TRAINING_DATA_URI", options.train_data_path, env.training_data),
@@ -102,7 +103,7 @@ def _shared(contract: Contract, chosen: list[list[str]], said: str | None) -> li
 
 
 def sample_paths(contract: Contract) -> tuple[list[str], list[str]]:
-    """Return the bundled synthetic (training, evaluation) files of a trainer, wherever it is installed."""
+    """Return the bundled (training, evaluation) files of a trainer, wherever it is installed."""
     package = importlib.util.find_spec(contract.name)
     own = os.path.dirname(os.path.dirname(os.path.abspath(contract.module.__file__ or "")))
     folder = os.path.join(list(package.submodule_search_locations or [own])[0] if package else own, "tests", "data")

@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from .ahead import CORES, in_threads
+from .arguments import RunOptions
 from .cache import Cache
 from .columns import Image
 from .contract import Contract
@@ -369,3 +370,33 @@ def fill(cache: Cache, prepared: Iterable[Rows], block_rows: int) -> None:
         left = [column[whole:] for column in values]
     if left and len(left[0]):
         cache.write(block, left)
+
+
+def each_worker(workers: int, options: RunOptions, tables: bool, kind: type, random_access: bool) -> list[str]:
+    """Return what each of several workers reads and keeps, in a line or two.
+
+    Args:
+        tables: whether rows come from tables rather than from files.
+        kind: the class that holds the training rows.
+        random_access: whether they come from a source with random access, or a folder of images.
+    """
+    each, folder = f"each of {workers} workers", options.cache_dir
+    sees = f"{each} that sees {folder}"
+    found = []
+    if tables:
+        whole = f"{each} reads all of the table: --cache_dir, a folder that all of them see, lets each read a share of its streams"
+        found.append(f"{sees} reads a share of the streams of the table, and all rows from there" if folder else whole)
+    if kind is DatasetRows:
+        found.append(f"{each} runs through the whole dataset, of which it keeps nothing")
+    elif kind is IndexedRows:
+        found.append(f"{each} reads and prepares its own rows of each batch, as they are needed, and keeps nothing")
+    elif kind is MemoryRows:
+        found.append(f"{each} reads and prepares all rows, and keeps them in memory")
+    elif not folder:
+        found.append(f"{each} reads and prepares all rows, and keeps them in a temporary file: --cache_dir lets workers share that")
+    elif options.bad_rows == "skip":
+        found.append(f"one worker of those that see {folder} reads and prepares all rows, which the others read from there")
+    else:
+        reads = "reads and prepares" if random_access else "prepares"
+        found.append(f"{sees} {reads} a share of the rows there, and reads the rest of them from there; one that does not, all rows")
+    return found

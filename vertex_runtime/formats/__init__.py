@@ -150,7 +150,10 @@ def record_batches(
     Raises:
         UserError: the file is not of its format or lacks a column, or (policy "error") a row is bad.
     """
-    reading = dataclasses.replace(reading or Reading(), labels=tuple(labels))
+    renamed = {column.header: column.name for column in columns if column.header}
+    headers = {name: header for header, name in renamed.items()}
+    columns = [column.in_files() for column in columns]
+    reading = dataclasses.replace(reading or Reading(), labels=tuple(headers.get(label, label) for label in labels))
     module = choose(path, reading)
     if reading.row_filter and not hasattr(module, "SCHEMES"):
         raise UserError(f"{path}: rows of {module.NAMES[0]} files cannot be filtered, only tables; got {reading.row_filter[:60]!r}.")
@@ -159,6 +162,8 @@ def record_batches(
     for raw in ahead(module.read(path, columns, bad, reading)):  # a core reads while another checks
         batch = _check(path, raw, wanted, bad, rows)
         rows += raw.batch.num_rows
+        if batch.num_rows and renamed:
+            batch = pa.RecordBatch.from_arrays(batch.columns, [renamed.get(name, name) for name in batch.schema.names])
         if batch.num_rows:
             yield batch
     if not rows and path not in _without_rows and not bad.reasons:
