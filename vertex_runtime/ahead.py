@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+FILES = min(4, CORES)  # read side by side: each holds some chunks
 
 
 def in_threads(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
@@ -29,8 +30,8 @@ def in_threads(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[
             yield waiting.popleft().result()
 
 
-def one_after_another(read: Callable[[Item], Iterator[Made]], files: Sequence[Item], threads: int = CORES) -> Iterator[Made]:
-    """Yield what is read of each file, in their order, while as many files are being read, some items of each ahead.
+def one_after_another(read: Callable[[Item], Iterator[Made]], files: Sequence[Item], threads: int) -> Iterator[Made]:
+    """Yield what is read of each file, in their order, while so many threads read one file each, some items ahead.
 
     The second file is opened once somebody wants more than the first item: many ask for that one alone.
     """
@@ -42,11 +43,11 @@ def one_after_another(read: Callable[[Item], Iterator[Made]], files: Sequence[It
         return
     yield from itertools.islice(first, 1)
     with ExitStack() as held:
-        waiting = collections.deque([held.enter_context(closing(_Ahead(first, 4)))])
+        waiting = collections.deque([held.enter_context(closing(_Ahead(first, 2)))])
         left = iter(files[1:])
         while waiting:
             for file in itertools.islice(left, threads - len(waiting)):
-                waiting.append(held.enter_context(closing(_Ahead(read(file), 4))))
+                waiting.append(held.enter_context(closing(_Ahead(read(file), 2))))
             yield from waiting.popleft()
 
 

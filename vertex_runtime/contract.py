@@ -74,7 +74,8 @@ class ModelModule(Protocol):
     def learn(self, chunks: Iterable[data.Chunk], hp: Any) -> Facts:
         """Return what has to be known of the training rows: means, vocabularies, adapted layers. Default: nothing.
 
-        The classes of a text label are added as `facts["class_names"]` where the default `encode_labels` is used.
+        The classes of a text label are added as `facts["class_names"]` where the default `encode_labels` is used. With
+        --cache_dir, a later run on the same rows takes what was returned and does not call it: nothing else may be left behind.
         """
 
     def preprocess(self, raw: Mapping[str, tf.Tensor], hp: Any, facts: Facts) -> Features:

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from . import data, export, formats, sources
-from .ahead import CORES, one_after_another
+from .ahead import FILES, one_after_another
 from .arguments import RunOptions
 from .blocks import CsvBlocks, csv_blocks, is_plain_csv
 from .cache import FORMAT, Cache, Layout, content_key, content_of, only_one, room
@@ -135,7 +135,7 @@ class Inputs:
         """Yield the raw chunks of a part, before any split, of files from the `first` on."""
         source, paths, rows = self._source(name), self._paths(name)[first:], 0
         bad = self.bad if source is not None else data.BadRows(self.options.bad_rows)
-        threads = 1 if "read" in self.contract.given or any(map(data.is_table, paths)) else CORES  # a reader of one's own may not bear it
+        threads = 1 if "read" in self.contract.given or any(map(data.is_table, paths)) else FILES  # a reader of one's own may not bear it
         read = one_after_another(lambda path: self.contract.read(path, bad), paths, threads)
         for chunk in source.chunks() if source is not None else read:
             self.beat()

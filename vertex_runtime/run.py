@@ -120,7 +120,7 @@ def try_on_example(run: Run) -> None:
     contract, rows = run.contract, contracts.example_rows(run.contract)
     if rows is None:
         return
-    from .inputs import learn
+    from .learnt import learn
     from .rows import Preparer
 
     keras.utils.set_random_seed(run.hp.seed)
