@@ -233,7 +233,7 @@ def workers(folder: object, count: int, bucket_bytes: int) -> list[subprocess.Po
 
 def rows_of(process: subprocess.Popen[str]) -> list[tuple]:
     """Return what a worker has read, twice the same."""
-    out, _ = process.communicate(timeout=120)
+    out, _ = process.communicate(timeout=300)
     assert process.returncode == 0
     found = [eval(line) for line in out.splitlines() if line.startswith("[")]  # noqa: S307 - our own tuples
     assert len(found) == 2 and found[0] == found[1]
@@ -625,7 +625,7 @@ def test_two_workers_train_on_a_table_that_is_read_once(service, tmp_path, memor
             bigquery._kept.clear()
             main([f"--output_dir={tmp_path / name}", "--eval_data_path=taxifare/tests/data/taxi-valid.csv", *flags, *own])
         processes = [replica(i, ports, tmp_path / name, *flags, *own) for i in range(workers)] if ports else []
-        said = [process.communicate(timeout=200) for process in processes]
+        said = [process.communicate(timeout=400) for process in processes]
         assert not any(process.returncode for process in processes), said
         fed: dict[int, list[str]] = {}
         for (_, step), rows in sorted(drills.fed_rows(tmp_path / f"{name}.ledger").items()):

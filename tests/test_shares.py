@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -40,9 +41,12 @@ def end(process: subprocess.Popen[str]) -> None:
 
 
 def at_once(*works: Callable[[], object]) -> list[object]:
-    """Run some functions in threads of their own; return what they return."""
+    """Run some functions in threads of their own; return what they return, or raise what the first to fail has raised."""
     with ThreadPoolExecutor(len(works)) as pool:
-        return [future.result(120) for future in [pool.submit(work) for work in works]]
+        futures = [pool.submit(work) for work in works]
+        for future in as_completed(futures, 600):
+            future.result()
+        return [future.result() for future in futures]
 
 
 def test_a_piece_has_one_holder(tmp_path):
@@ -113,7 +117,7 @@ class Work:
     def prepare(self, chunks):
         for chunk in chunks:
             if not self.done:
-                self.first.wait(60)
+                self.first.wait(300)
             self.done.append(int(chunk["x"][0]))
             yield [tensor.numpy() for tensor in numbers(int(chunk["x"][0]), int(chunk["x"][-1]) + 1)]
 
@@ -189,7 +193,7 @@ def test_blocks_are_prepared_once_in_any_order(workers, tmp_path):
     def work(worker: int) -> None:
         def prepared(wanted):
             if not done[worker]:
-                barrier.wait(60)
+                barrier.wait(300)
             for block in wanted:
                 done[worker].append(block)
                 yield block, [tensor.numpy() for tensor in numbers(block * BLOCK, block * BLOCK + BLOCK)]
@@ -213,6 +217,9 @@ def small(monkeypatch):
     """Blocks, windows and pieces of a few rows."""
     from vertex_runtime import inputs, order
 
+    # Threads stand for workers here, and Python 3.11's `ast` may fail in two of them at once.
+    source = inputs.source_fingerprint(taxifare().module)
+    monkeypatch.setattr(inputs, "source_fingerprint", lambda module: source)
     monkeypatch.setattr(order, "WINDOW_BYTES", 32 << 10)
     monkeypatch.setattr(order, "WINDOW_BLOCKS", 4)
     monkeypatch.setattr(inputs, "PREPARED_ROWS", 64)
@@ -246,21 +253,27 @@ def files_of(kind: str, folder: Path) -> list[str]:
     return paths
 
 
+@functools.cache
+def taxifare():
+    from taxifare.trainer.hyperparameters import Hyperparameters
+    from vertex_runtime import contract
+
+    return contract.load_module("taxifare.trainer.model", Hyperparameters)
+
+
 def inputs_of(paths: list[str], held: ExitStack, worker: int = 0, workers: int = 1, **options: object):
     """Return the rows of a run as one of some workers has them."""
     from taxifare.trainer.hyperparameters import Hyperparameters
-    from vertex_runtime import contract
     from vertex_runtime.arguments import RunOptions
     from vertex_runtime.environment import Environment
     from vertex_runtime.inputs import Inputs
 
     cluster = {"chief": ("h:1",), "worker": tuple(f"h:{i + 2}" for i in range(workers - 1))} if workers > 1 else {}
     env = Environment(role="worker" if worker else "chief", index=max(0, worker - 1), cluster=cluster)
-    model = contract.load_module("taxifare.trainer.model", Hyperparameters)
     chosen = RunOptions(
         train_data_path=tuple(paths), eval_data_path=("taxifare/tests/data/taxi-valid.csv",), in_memory="no", **options
     )
-    return Inputs(model, Hyperparameters(), chosen, env, held.enter_context(ThreadPoolExecutor(1)), held)
+    return Inputs(taxifare(), Hyperparameters(), chosen, env, held.enter_context(ThreadPoolExecutor(1)), held)
 
 
 def fed(rows, steps: int = 60) -> list[np.ndarray]:
@@ -297,12 +310,16 @@ def test_two_workers_prepare_a_share_each(kind, small, tmp_path, monkeypatch):
         monkeypatch.setattr(Preparer, "__call__", count)
         barrier = threading.Barrier(2)
         meet = {id(barrier): Filling.run}
-        monkeypatch.setattr(Filling, "run", lambda self: (barrier.wait(60), meet[id(barrier)](self))[1])
+        monkeypatch.setattr(Filling, "run", lambda self: (barrier.wait(300), meet[id(barrier)](self))[1])
 
         def work(worker: int):
-            rows = inputs_of(paths, held, worker, 2, cache_dir=str(tmp_path / "cache")).train
-            barrier.wait(60)
-            return fed(rows)
+            try:
+                rows = inputs_of(paths, held, worker, 2, cache_dir=str(tmp_path / "cache")).train
+                barrier.wait(300)
+                return fed(rows)
+            except BaseException:
+                barrier.abort()  # nobody waits for one that has failed
+                raise
 
         for found in at_once(lambda: work(0), lambda: work(1)):
             for one, other in zip(alone, found):
