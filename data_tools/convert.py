@@ -92,10 +92,13 @@ def columns_of(trainer: str) -> tuple[tuple[Column, ...], tuple[str, ...]]:
     own = [value for value in vars(task).values() if isinstance(value, type) and issubclass(value, CommonHyperparameters)]
     hyperparameters = next((value for value in own if value is not CommonHyperparameters), CommonHyperparameters)
     model = contract.load_module(f"{trainer.rstrip('/')}.trainer.model", hyperparameters)
-    columns = tuple(column.keeping_gaps() for column in model.columns)  # it means the same to a trainer whose COLUMNS change later
+    headers = {column.name: column.header or column.name for column in model.columns}
+    labels = tuple(headers.get(label, label) for label in model.labels)
+    # Names and gaps as in the files: they mean the same to a trainer whose COLUMNS change later.
+    columns = tuple(column.keeping_gaps().in_files() for column in model.columns)
     if not columns or not model.labels:
         raise UserError(f"{trainer} reads its rows in a way of its own, not by COLUMNS and LABEL. Name a trainer that has them.")
-    return columns, model.labels
+    return columns, labels
 
 
 def convert(options: argparse.Namespace) -> dict[str, Any]:

@@ -11,8 +11,8 @@ import re
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -48,6 +48,7 @@ class Found:
     time: bool = False
     length: float = 0.0  # of its texts, on average
     note: str = ""
+    header: str = ""  # its name in the file, where requests cannot have that
 
     def source(self) -> str:
         """Return the column as Python writes it."""
@@ -58,6 +59,7 @@ class Found:
             words.append("required=False")
         else:
             words += ["time=True"] * self.time + ['missing=""'] * self.missing
+        words += [f"header={repr_of(self.header)}"] * bool(self.header)
         line = f"    {self.kind}({', '.join(words)}),"
         return line if len(line) <= 140 else f"{line}  # noqa: E501"
 
@@ -213,7 +215,6 @@ class Choice:
     columns: list[Found]  # by the file's order
     label: Found
     text: Found | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)  # the file's names of columns that are called otherwise in requests
 
     @property
     def is_regression(self) -> bool:
@@ -248,8 +249,8 @@ def choose(table: Table, kind: str, label: str | None) -> Choice:
         raise CsvError(f"{table.path}: nothing to predict {name!r} by: no other column holds numbers, dates or categories.")
     headers = _headers(chosen, name)
     plain = {header: name for name, header in headers.items()}
-    chosen = [replace(column, name=plain.get(column.name, column.name)) for column in chosen]
-    return Choice(chosen, found, text and replace(text, name=plain.get(text.name, text.name)), headers)
+    chosen = [replace(column, name=plain[column.name], header=column.name) if column.name in plain else column for column in chosen]
+    return Choice(chosen, found, text and replace(text, name=plain.get(text.name, text.name)))
 
 
 def _is_plain(name: str) -> bool:

@@ -16,7 +16,7 @@ import runpy
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -89,7 +89,7 @@ def _is_installed(name: str) -> bool:
 
 def plan_sample(name: str, kind: str) -> Plan:
     """Plan a trainer on made-up data."""
-    values = {"NAME": name, **_read({}, str)}
+    values = {"NAME": name, "SAMPLES": ""}
     if kind == "image":
         return Plan(values | _evaluated("val_accuracy", 0.9, classes=True) | _places("train", "valid"), None)
     values |= {"COLUMNS": _template(kind, "columns")}
@@ -120,8 +120,9 @@ def plan_from(path: str, name: str, kind: str, label: str | None) -> Plan:
     except columns.CsvError as error:
         raise UserError(str(error)) from None
     names = list(table.cells)
+    own = "SYNTHETIC_SAMPLES = False  # it is rows of a file of yours\n"
     source = "\n".join(found.source() for found in choice.columns)
-    values = {"NAME": name, "COLUMNS": source, **_read(choice.headers, columns.repr_of)} | _places("train.csv", "valid.csv")
+    values = {"NAME": name, "COLUMNS": source, "SAMPLES": own} | _places("train.csv", "valid.csv")
     label_source = columns.repr_of(choice.label.name)
     if choice.text:
         values |= {"TEXT": columns.repr_of(choice.text.name), "LABEL": label_source} | _evaluated("val_accuracy", None, classes=True)
@@ -134,23 +135,12 @@ def plan_from(path: str, name: str, kind: str, label: str | None) -> Plan:
     if choice.text:
         said.append(f"reads the texts of {choice.text.name!r}")
     for found in choice.columns:
-        header = choice.headers.get(found.name)
-        notes = list(filter(None, (f"{header!r} in the file" if header else "", found.note)))
-        said.append(found.source().strip().rstrip(",") + ("  # " + "; ".join(notes) if notes else ""))
+        said.append(found.source().strip().rstrip(",") + (f"  # {found.note}" if found.note else ""))
     if without:
         said.append(f"left out {without} rows without {choice.label.name!r}")
     said.append(f"sample data: {len(train)} rows to train on, {len(valid)} to evaluate on, of {table.rows} in {path}")
     rows = {"train": [names, *train], "valid": [names, *valid]}
     return Plan(values, columns.instance(choice, names, valid[0]), rows, said)
-
-
-def _read(headers: Mapping[str, str], shown: Callable[[str], str]) -> dict[str, str]:
-    """Return what a model.py needs where requests call columns otherwise than files do."""
-    if not headers:
-        return {"READ": "", "DATACLASSES": "", "TYPES": "Iterable, Mapping", "TEXT_TYPES": "Mapping", "DATA": ""}
-    lines = "\n".join(f"    {shown(name)}: {shown(header)}," for name, header in headers.items())
-    values = {"READ": "\n" + fill(_template("common", "read"), {"HEADERS": lines}) + "\n", "DATACLASSES": "import dataclasses\n"}
-    return values | {"TYPES": "Iterable, Iterator, Mapping", "TEXT_TYPES": "Iterator, Mapping", "DATA": "from vertex_runtime import data\n"}
 
 
 def _template(kind: str, name: str) -> str:

@@ -41,6 +41,7 @@ class Behaviour:
     sessions: list[types.CreateReadSessionRequest] = field(default_factory=list)
     reads: list[tuple[int, int]] = field(default_factory=list)  # (stream, offset)
     rows_sent: int = 0
+    hold: threading.Event | None = None  # streams go on after their first batch once it is set
 
 
 class StandIn:
@@ -118,6 +119,8 @@ class StandIn:
                 self.behaviour.rows_sent += batch.num_rows
             content = types.ArrowRecordBatch(serialized_record_batch=batch.serialize().to_pybytes())
             yield types.ReadRowsResponse(arrow_record_batch=content, row_count=batch.num_rows)
+            if self.behaviour.hold is not None:
+                self.behaviour.hold.wait(60)
         if code is not None:
             context.abort(code, "cut by the test")
 

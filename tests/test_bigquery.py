@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import decimal
 import errno
+import os
 import re
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 
 import grpc
@@ -191,6 +195,113 @@ def test_a_reader_that_is_left_ends_its_threads(service):
     assert next(reading).batch.num_rows
     reading.close()
     assert by_value(rows()) == expected(trips())
+
+
+# ------------------------------------------------------------------ several processes with a common folder
+
+WORKER = """
+import sys, time
+from test_bigquery import COLUMNS, TABLE, bigquery, Reading
+from vertex_runtime.formats import _shared
+from vertex_runtime.shares import Part
+worker, workers, folder, bucket_bytes = *map(int, sys.argv[1:3]), sys.argv[3], int(sys.argv[4])
+_shared.BUCKET_BYTES, bigquery.WAIT = bucket_bytes, 0.01
+print("ready", flush=True)
+sys.stdin.readline()
+reading = Reading(folder=folder, part=Part(worker, workers, lambda: time.sleep(0.01)))
+for _ in range(2):
+    print([tuple(row.values()) for raw in bigquery.read(TABLE, COLUMNS, None, reading) for row in raw.batch.to_pylist()], flush=True)
+"""
+
+
+def workers(folder: object, count: int, bucket_bytes: int) -> list[subprocess.Popen[str]]:
+    """Start processes that read the table as the workers of a job, all at once."""
+    found = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(i), str(count), str(folder), str(bucket_bytes)], cwd=ROOT, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        )
+        for i in range(count)
+    ]  # fmt: skip
+    for process in found:
+        assert process.stdout.readline() == "ready\n"
+    for process in found:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    return found
+
+
+def rows_of(process: subprocess.Popen[str]) -> list[tuple]:
+    """Return what a worker has read, twice the same."""
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0
+    found = [eval(line) for line in out.splitlines() if line.startswith("[")]  # noqa: S307 - our own tuples
+    assert len(found) == 2 and found[0] == found[1]
+    return found[0]
+
+
+@pytest.mark.parametrize("bucket_bytes", [1 << 26, 1 << 12])
+def test_each_stream_is_read_by_one_worker(service, tmp_path, bucket_bytes):
+    """Together they read the table once, and all have its rows in the order of one process; so has a later run."""
+    whole = rows()
+    service.streams, service.deal, service.batch_rows = 8, 1, 7
+    service.reads.clear(), service.sessions.clear()
+    both = workers(tmp_path, 2, bucket_bytes)
+    assert [rows_of(process) for process in both] == [whole, whole]
+    assert sorted(service.reads) == [(stream, 0) for stream in range(8)] and len(service.sessions) == 1
+    (later,) = workers(tmp_path, 1, bucket_bytes)
+    assert rows_of(later) == whole and len(service.sessions) == 1 and len(service.reads) == 8
+    (folder,) = tmp_path.iterdir()
+    assert {path.name.split("-")[0] for path in folder.iterdir()} == {"claims", "session.json", "sorted"}
+
+
+def test_without_a_common_folder_each_reads_all(service, tmp_path):
+    whole = rows()
+    service.streams = 3
+    service.reads.clear(), service.sessions.clear()
+    found = [rows_of(workers(tmp_path / str(i), 1, 1 << 26)[0]) for i in range(2)]
+    assert found == [whole, whole] and len(service.sessions) == 2 and len(service.reads) == 6
+
+
+def test_streams_of_a_killed_worker_are_read_by_another(service, tmp_path):
+    whole = rows()
+    service.streams, service.batch_rows = 4, 10
+    service.reads.clear(), service.sessions.clear()
+    service.hold = threading.Event()  # after the first rows
+    first, second = workers(tmp_path, 2, 1 << 26)
+    while len(service.reads) < 4:
+        time.sleep(0.01)
+    first.kill()
+    first.communicate()
+    service.hold.set()
+    assert rows_of(second) == whole
+    assert len(service.sessions) == 1 and {stream for stream, _ in service.reads} == set(range(4))
+
+
+def test_another_table_filter_or_column_has_a_folder_of_its_own(service, tmp_path):
+    def read(columns: tuple = COLUMNS, **how: str) -> int:
+        bigquery._kept.clear()
+        return sum(raw.batch.num_rows for raw in bigquery.read(TABLE, columns, None, Reading(folder=str(tmp_path), **how)))
+
+    assert read() == read() == ROWS and len(service.sessions) == 1
+    assert 0 < read(row_filter="fare > 10") < ROWS and read(COLUMNS[:2]) == ROWS and len(service.sessions) == 3
+    service.tables["p", "taxi", "trips"] = trips(rows=900)
+    assert read() == 900 and len(service.sessions) == 4
+
+
+def test_rows_that_the_metadata_do_not_count_yet_are_not_kept_for_others(service, tmp_path, monkeypatch):
+    checked = bigquery._checked
+    monkeypatch.setattr(bigquery, "_checked", lambda *args: dataclasses.replace(checked(*args), rows=None))
+    for job, sessions in [(None, 1), (None, 2), ("1", 3), ("1", 3), ("2", 4)]:
+        bigquery._kept.clear()
+        assert sum(raw.batch.num_rows for raw in bigquery.read(TABLE, COLUMNS, None, Reading(folder=str(tmp_path), job=job))) == ROWS
+        assert len(service.sessions) == sessions
+
+
+def test_a_folder_without_room_is_named(service, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot keep its rows in .*file/bigquery-.* Name a folder with room: --cache_dir"):
+        list(bigquery.read(TABLE, COLUMNS, None, Reading(folder=str(tmp_path / "file"))))
 
 
 # ------------------------------------------------------------------ streams that are cut
@@ -483,3 +594,49 @@ def test_the_module_needs_neither_the_client_library_nor_tensorflow():
     code = f"import sys, vertex_runtime.formats.bigquery; print(sorted({set(names)} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+# ------------------------------------------------------------------ whole runs
+
+
+@pytest.mark.multiworker
+@pytest.mark.parametrize("memory", ["auto", "no"])
+def test_two_workers_train_on_a_table_that_is_read_once(service, tmp_path, memory):
+    """Each stream is read by one of them, and every step is fed the rows of one process; without a common folder each reads all."""
+    from pyarrow import csv
+    from test_multiworker import free_ports, replica
+
+    from benchmarks import drills
+    from taxifare.trainer.model import COLUMNS as TAXI
+
+    names = csv.ReadOptions(column_names=[column.name for column in TAXI])
+    kinds = csv.ConvertOptions(column_types={"key": pa.string(), "pickup_datetime": pa.string()})
+    service.tables["p", "taxi", "trips"] = csv.read_csv(ROOT / "taxifare/tests/data/taxi-train.csv", names, None, kinds)
+    service.streams, service.batch_rows = 6, 50
+    flags = ["--batch_size=100", "--epochs=1", "--num_evals=1", f"--in_memory={memory}", f"--train_data_path={TABLE}"]
+
+    def run(name: str, workers: int, *more: str) -> tuple[dict[int, list[str]], str]:
+        service.reads.clear(), service.sessions.clear()
+        own = ["--ledger=" + str(tmp_path / f"{name}.ledger"), *more]
+        ports = free_ports(workers) if workers > 1 else []
+        if not ports:
+            from taxifare.trainer.task import main
+
+            bigquery._kept.clear()
+            main([f"--output_dir={tmp_path / name}", "--eval_data_path=taxifare/tests/data/taxi-valid.csv", *flags, *own])
+        processes = [replica(i, ports, tmp_path / name, *flags, *own) for i in range(workers)] if ports else []
+        said = [process.communicate(timeout=400) for process in processes]
+        assert not any(process.returncode for process in processes), said
+        fed: dict[int, list[str]] = {}
+        for (_, step), rows in sorted(drills.fed_rows(tmp_path / f"{name}.ledger").items()):
+            fed.setdefault(step, []).extend(rows)
+        return fed, "".join(out for out, _ in said)
+
+    alone, _ = run("alone", 1)
+    assert len(alone) == 16 and len(service.reads) == 6
+    both, said = run("both", 2, f"--cache_dir={tmp_path / 'cache'}")
+    assert both == alone
+    assert sorted(service.reads) == [(stream, 0) for stream in range(6)] and len(service.sessions) == 1
+    assert "a share of the streams" in said
+    apart, said = run("apart", 2)
+    assert apart == alone and len(service.reads) == 12 and "each of 2 workers reads all of the table" in said

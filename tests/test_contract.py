@@ -61,6 +61,10 @@ WRONG = {
     "no columns": (GOOD + "del COLUMNS\n", "lacks COLUMNS"),
     "a column that is none": (GOOD + 'COLUMNS = ("age",)\n', "COLUMNS must hold Number"),
     "a column twice": (GOOD + 'COLUMNS += (Number("age"),)\n', "COLUMNS names age twice"),
+    "a header twice": (GOOD + 'COLUMNS += (Number("years", header="age"),)\n', "two of COLUMNS are 'age' in files"),
+    "a header that is none": (GOOD + 'COLUMNS += (Number("years", header=3),)\n', "column years: header= must be a text"),
+    "samples of no kind": (GOOD + 'SYNTHETIC_SAMPLES = "no"\n', "SYNTHETIC_SAMPLES must be True or False"),
+    "an input with blanks": (GOOD + 'COLUMNS += (Number("a b"),)\n', "'a b' cannot be the name of a served input.*header='a b'"),
     "wrong signature": (
         GOOD.replace("def preprocess(raw, hp, facts)", "def preprocess(raw)"),
         r"preprocess must take \(raw, hp, facts\); it takes \(raw\)",

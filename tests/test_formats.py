@@ -482,6 +482,95 @@ def test_the_services_lines_of_text(tmp_path, monkeypatch):
         read(path)
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "tfrecord"])
+def test_a_column_may_be_called_otherwise_in_files(kind, tmp_path):
+    """Messages name it as the file does; all else as requests do."""
+    writer = {"csv": as_csv, "jsonl": as_jsonl, "parquet": as_parquet, "tfrecord": as_tfrecord}[kind]
+    columns = (Number("area", low=0, header="Living area (m²)"), Category("label", header="Kind of house"))
+    path = write(tmp_path, f"f.{kind}", writer([[1.5, "a"], [2.5, "b"]], ["Living area (m²)", "Kind of house"]))
+    assert read(path, columns, ("label",)).to_pydict() == {"area": [1.5, 2.5], "label": [b"a", b"b"]}
+    path = write(tmp_path, f"g.{kind}", writer([[1.5, "a"], [-2.5, "b"]], ["Living area (m²)", "Kind of house"]))
+    with pytest.raises(UserError, match=r"[23]: Living area \(m²\) must be a number"):
+        read(path, columns, ("label",))
+    plain = write(tmp_path, f"h.{kind}", writer([[1.5, "a"]], ["area", "label"]))
+    with pytest.raises(UserError, match=r"Living area \(m²\)"):
+        read(plain, columns, ("label",))
+
+
+def test_blocks_of_csv_files_know_such_columns_too(tmp_path):
+    from vertex_runtime.blocks import csv_blocks
+
+    path = write(tmp_path, "f.csv", "x y,z\n" + "".join(f"{i},{-i}\n" for i in range(300)))
+    columns = (Number("x", header="x y"), Number("z"))
+    found = csv_blocks([str(path)], columns, 64, 128, lambda chunk: [chunk["x"], chunk["z"]], lambda: None, lambda: None)
+    blocks = dict(found.prepared([1, 4]))
+    assert blocks[1][0].tolist() == list(range(64, 128)) and blocks[4][1].tolist() == [-i for i in range(256, 300)]
+
+
+USES = ["training"] * 5 + ["validation"] * 3 + ["test"] * 2
+
+
+def items(folder: Path, uses: Sequence[str | None], name: str = "items.jsonl") -> str:
+    """Write lines of text whose uses are given; each text tells its use."""
+    return str(write(folder, name, "".join(line(f"{use} {i}", labels=["ab"[i % 2]], use=use) for i, use in enumerate(uses))))
+
+
+def parts_of(tmp_path: Path, *flags: str, **variables: str) -> list[list[str]]:
+    """Return the texts that a run with such flags trains on, evaluates on and tests on, each without its number."""
+    from types import SimpleNamespace
+
+    from vertex_runtime.arguments import CommonHyperparameters, parse
+    from vertex_runtime.environment import Environment
+    from vertex_runtime.locations import data_paths
+
+    hp, options = parse(CommonHyperparameters, flags, "")
+    find = lambda paths, flag: data.find(paths, flag, TEXTS, ("label",))  # noqa: E731
+    contract = SimpleNamespace(given=frozenset(), columns=TEXTS, labels=("label",), find=find)
+    *parts, _ = data_paths(contract, hp, options, Environment.from_mapping(variables))
+    read_one = lambda path: [text.split()[0].decode() for text in read(Path(path), TEXTS, ("label",)).to_pydict()["text"]]  # noqa: E731
+    return [[text for path in paths for text in read_one(path)] for paths in parts]
+
+
+def test_one_file_of_items_is_parted_by_their_use(tmp_path, capsys):
+    path = items(tmp_path, USES)
+    parted = [USES[:5], USES[5:8], USES[8:]]
+    assert parts_of(tmp_path, f"--train_data_path={path}") == parted
+    assert parts_of(tmp_path, AIP_TRAINING_DATA_URI=path) == parted
+    assert parts_of(tmp_path, f"--train_data_path={path}", f"--eval_data_path={path}") == [*parted[:2], []]
+    assert parts_of(tmp_path, *(f"--{name}_data_path={path}" for name in ("train", "eval", "test"))) == parted
+    assert "items.jsonl: its rows are parted by what their ml_use says: 5 training, 3 validation, 2 test" in capsys.readouterr().out
+    assert parts_of(tmp_path, f"--train_data_path={path}:ml_use=test", f"--eval_data_path={path}") == [USES[8:], USES, []]
+
+
+def test_other_files_are_left_as_they_are(tmp_path):
+    """Files of their own for each use, one whose rows are all for one use, rows without any, and a fraction that was asked for."""
+    path, other = items(tmp_path, USES), items(tmp_path, ["training", "validation"], "other.jsonl")
+    assert parts_of(tmp_path, f"--train_data_path={path}", f"--eval_data_path={other}") == [USES, ["training", "validation"], []]
+    alike = items(tmp_path, ["training"] * 4, "alike.jsonl")
+    assert parts_of(tmp_path, f"--train_data_path={alike}", f"--eval_data_path={alike}") == [["training"] * 4] * 2 + [[]]
+    none = items(tmp_path, [None] * 4, "none.jsonl")
+    assert parts_of(tmp_path, f"--train_data_path={none}", f"--eval_data_path={none}") == [["None"] * 4] * 2 + [[]]
+    for unparted in (alike, none):
+        with pytest.raises(UserError, match="no data: give --eval_data_path"):
+            parts_of(tmp_path, f"--train_data_path={unparted}")
+    assert parts_of(tmp_path, f"--train_data_path={path}", "--eval_fraction=0.2") == [USES, [], []]
+
+
+def test_items_without_a_use_are_left_out_with_a_warning(tmp_path, capsys):
+    path = items(tmp_path, [*USES, None, "TRAIN", ""])
+    assert parts_of(tmp_path, f"--train_data_path={path}") == [USES[:5], USES[5:8], USES[8:]]
+    assert "items.jsonl: 3 rows have none of these as their ml_use: they are left out" in capsys.readouterr().err
+
+
+def test_bad_rows_of_a_use_are_named_by_their_line(tmp_path):
+    lines = [line("one", labels=["a"], use="training"), line("two", labels=["a", "b"], use="test"), line("", labels=["a"], use="training")]
+    path = write(tmp_path, "f.jsonl", "".join(lines))
+    with pytest.raises(UserError, match="f.jsonl, line 3: text must be given"):
+        read(Path(f"{path}:ml_use=training"), TEXTS, ("label",))
+    with pytest.raises(UserError, match="f.jsonl, line 2: the row has several labels"):
+        read(Path(f"{path}:ml_use=test"), TEXTS, ("label",))
+
+
 # ------------------------------------------------------------------ what paths name
 
 

@@ -234,12 +234,14 @@ def test_a_users_rows_are_split_and_its_columns_kept(root, tmp_path):
     assert [len(part) for part in parts] == [1600, 400] and not {row[0] for row in parts[0]} & {row[0] for row in parts[1]}
     model = (root / NAME / "trainer" / "model.py").read_text()
     for line in (
-        'Text("house_id", required=False),', 'Number("Living_area_m2", low=0, high=400, missing=math.nan),',
-        'Number("class_", low=0, high=11),',
-        'Date("sold_on", time=True, missing=""),', 'Text("remark", required=False),', 'Category("kind", missing=""),',
-        '"Living_area_m2": "Living area (m²)",', '"class_": "class",', '"a_b_2": "a b",',
+        'Text("house_id", required=False),',
+        'Number("Living_area_m2", low=0, high=400, missing=math.nan, header="Living area (m²)"),',
+        'Number("class_", low=0, high=11, header="class"),',
+        'Date("sold_on", time=True, missing="", header="sold on"),', 'Text("remark", required=False),', 'Category("kind", missing=""),',
     ):  # fmt: skip
         assert f"    {line}\n" in model, line
+    assert ' header="a b"),\n' in model and "def read" not in model
+    assert "SYNTHETIC_SAMPLES = False" in model
 
 
 def test_every_class_is_trained_on(root, tmp_path):

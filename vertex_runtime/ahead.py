@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+FILES = min(4, CORES)  # read side by side: each holds some chunks
 
 
 def in_threads(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
@@ -27,40 +30,66 @@ def in_threads(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[
             yield waiting.popleft().result()
 
 
+def one_after_another(read: Callable[[Item], Iterator[Made]], files: Sequence[Item], threads: int) -> Iterator[Made]:
+    """Yield what is read of each file, in their order, while so many threads read one file each, some items ahead.
+
+    The second file is opened once somebody wants more than the first item: many ask for that one alone.
+    """
+    first = read(files[0]) if files else iter(())
+    if threads < 2 or len(files) < 2:
+        yield from first
+        for file in files[1:]:
+            yield from read(file)
+        return
+    yield from itertools.islice(first, 1)
+    with ExitStack() as held:
+        waiting = collections.deque([held.enter_context(closing(_Ahead(first, 2)))])
+        left = iter(files[1:])
+        while waiting:
+            for file in itertools.islice(left, threads - len(waiting)):
+                waiting.append(held.enter_context(closing(_Ahead(read(file), 2))))
+            yield from waiting.popleft()
+
+
 def ahead(items: Iterator[Item], depth: int = 2) -> Iterator[Item]:
     """Iterate in a thread of its own, `depth` items ahead. An exception is raised where the item would have been taken.
 
     Once nobody takes items any more, the iterator is closed, and the thread has ended.
     """
-    slots: queue.Queue = queue.Queue(depth)
-    ended = threading.Event()
+    with closing(_Ahead(items, depth)) as found:
+        yield from found
 
-    def work() -> None:
+
+class _Ahead(Iterator[Item]):
+    """What `ahead` does, from now on rather than from the first item on, until it is closed."""
+
+    def __init__(self, items: Iterator[Item], depth: int):
+        self.items, self.slots, self.ended = items, queue.Queue(depth), threading.Event()
+        self.thread = threading.Thread(target=self._work, name="ahead", daemon=True)
+        self.thread.start()
+
+    def _work(self) -> None:
         try:
-            for item in items:
-                if _put(slots, (item, None), ended):
+            for item in self.items:
+                if _put(self.slots, (item, None), self.ended):
                     break
             else:
-                _put(slots, (None, StopIteration()), ended)
+                _put(self.slots, (None, StopIteration()), self.ended)
         except BaseException as error:  # noqa: BLE001 - raised again where the items are taken
-            _put(slots, (None, error), ended)
+            _put(self.slots, (None, error), self.ended)
         finally:
-            if hasattr(items, "close"):
-                items.close()
+            if hasattr(self.items, "close"):
+                self.items.close()
 
-    thread = threading.Thread(target=work, name="ahead", daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, error = slots.get()
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
-            yield item
-    finally:
-        ended.set()
-        thread.join()
+    def __next__(self) -> Item:
+        item, error = self.slots.get()
+        if error is not None:
+            raise error
+        return item
+
+    def close(self) -> None:
+        self.ended.set()
+        self.thread.join()
 
 
 def _put(slots: queue.Queue, item: Any, ended: threading.Event) -> bool:

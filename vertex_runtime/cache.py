@@ -1,13 +1,16 @@
 """Prepared rows on a local disk: Arrow IPC messages, one for each block of rows, in whatever order the blocks came.
 
 A cache without a name has no file name either, so that it goes with the process, however that ends. A named one
-(`--cache_dir`) is complete once its index is there, and serves every later run whose rows have the same key.
+(`--cache_dir`) is filled by all processes that need rows of the same key, at the same time or one after the other: what one
+that was killed has finished is kept. It serves every later run once its index is there.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
+import glob
 import hashlib
 import json
 import mmap
@@ -24,11 +27,14 @@ import numpy as np
 import pyarrow as pa
 import tensorflow as tf
 
+from . import data
 from .errors import UserError
+from .formats import partition_of
 from .reporting import log
+from .shares import Claims
 
 SPARE_BYTES = 256 << 20  # left free on the disk
-FORMAT = 1  # raised when an older cache is not to be read any more
+FORMAT = 2  # raised when an older cache is not to be read any more
 
 
 @dataclass(frozen=True)
@@ -96,46 +102,54 @@ class Layout:
 
 
 class Cache:
-    """Blocks of prepared rows in one file, by number."""
+    """Blocks of prepared rows in files, by number.
+
+    One without a name is a file that nobody else sees. A named one is filled by any number of processes: each writes a file of
+    its own, and says beside it (`.blocks`) what is in it, once that is on the disk. The index (`.json`) comes when all is there.
+    """
 
     def __init__(self, layout: Layout, folder: str, name: str | None = None):
-        """Open a new cache: in a file of its own that nobody else sees until `finish`, or in one without a name.
+        """Open a new cache, or one that others fill or have left unfinished.
 
         Raises:
             UserError: the folder cannot be written to.
         """
         self.layout, self.schema, self.folder, self.name = layout, layout.schema(), folder, name
-        self.places: dict[int, tuple[int, int]] = {}  # block -> (offset, bytes)
+        self.places: dict[int, tuple[str, int, int]] = {}  # block -> (file, offset, bytes)
         self.rows: dict[int, int] = {}
-        self.end = 0
+        self.files: dict[str, int] = {}
+        self.heard: dict[str, int] = {}  # how much of what others said was read
+        self.untold: list[int] = []  # blocks in our own file that nobody has heard of
+        self.own, self.end, self.finished = "", 0, False
+        self.indexed: set[str] = set()  # the files that the index names
+        self.claims: Claims | None = None
+        if name is None:
+            self._start_file()
+            os.unlink(self._path(self.own))
+            return
         try:
-            self.file, self.path = tempfile.mkstemp(".arrow", "rows-", folder)
+            os.makedirs(folder, exist_ok=True)
+            self.claims = Claims(self._path(f"{name}.claims"))
+            if not os.access(folder, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except OSError as error:
             raise _not_writable(folder, error) from None
-        if name is None:
-            os.unlink(self.path)
-        self._append(self.schema.serialize())
+        self.refresh()
 
     @classmethod
     def open(cls, layout: Layout, folder: str, name: str) -> Cache | None:
         """Return the finished cache of that name; None where there is none, or one that is not whole."""
-        index = os.path.join(folder, f"{name}.json")
-        try:
-            with open(index) as file:
-                said = json.load(file)
-            handle = os.open(os.path.join(folder, f"{name}.arrow"), os.O_RDONLY)
-        except (OSError, ValueError):
+        if not os.path.exists(os.path.join(folder, f"{name}.json")):
             return None
-        if said.get("format") != FORMAT or os.fstat(handle).st_size != said["bytes"]:
-            os.close(handle)
-            return None
-        found = cls.__new__(cls)
-        found.layout, found.schema, found.folder, found.name = layout, layout.schema(), folder, name
-        found.places = {block: (offset, size) for block, offset, size, _ in said["blocks"]}
-        found.rows = {block: rows for block, _, _, rows in said["blocks"]}
-        found.file, found.end, found.path = handle, said["bytes"], ""
-        os.utime(index)  # tells which caches are still in use
-        return found
+        found = cls(layout, folder, name)
+        if found.finished:
+            os.utime(found._path(f"{name}.json"))  # tells which caches are still in use
+            return found
+        found.close()
+        return None
+
+    def _path(self, file: str) -> str:
+        return os.path.join(self.folder, file)
 
     def __contains__(self, block: int) -> bool:
         return block in self.places
@@ -145,26 +159,117 @@ class Cache:
         """How many rows there are."""
         return sum(self.rows.values())
 
+    @property
+    def bytes(self) -> int:
+        """How many bytes the blocks take."""
+        return sum(size for _, _, size in self.places.values())
+
+    # -------------------------------------------------------------- what others have done
+
+    def take(self, piece: int) -> bool:
+        """Take a piece of the work, unless another process has it."""
+        return self.claims is None or self.claims.take(piece)
+
+    def give_back(self, piece: int) -> None:
+        """Let others take a piece of the work."""
+        if self.claims is not None:
+            self.claims.give_back(piece)
+
+    def refresh(self) -> None:
+        """Find the blocks that others have finished meanwhile, or left behind."""
+        if self.name is None or self.finished or self._take_index():
+            return
+        for path in sorted(glob.glob(os.path.join(glob.escape(self.folder), f"{self.name}.*.blocks"))):
+            file = os.path.basename(path).removesuffix(".blocks")
+            if file == self.own:
+                continue
+            try:
+                with open(path, "rb") as said:
+                    said.seek(self.heard.get(file, 0))
+                    lines = said.read()
+                lines = lines[: lines.rfind(b"\n") + 1]
+                blocks = [json.loads(line) for line in lines.splitlines()]
+                size = os.fstat(self._handle(file)).st_size
+            except FileNotFoundError:  # all is there, and the index says where
+                self._take_index()
+                return
+            except ValueError:  # damaged: what it says of is prepared anew
+                continue
+            self.heard[file] = self.heard.get(file, 0) + len(lines)
+            for block, offset, length, rows in blocks:
+                if offset + length <= size and block not in self.places:
+                    self.places[block], self.rows[block] = (file, offset, length), rows
+
+    def _take_index(self) -> bool:
+        index = self._path(f"{self.name}.json")
+        try:
+            with open(index) as file:
+                said = json.load(file)
+            files = said["files"]
+            whole = said["format"] == FORMAT and all(os.fstat(self._handle(name)).st_size >= size for name, size in files)
+        except FileNotFoundError:
+            whole = False
+        except (OSError, ValueError, KeyError, TypeError):
+            whole = False
+        if not whole:
+            with contextlib.suppress(OSError):
+                os.unlink(index)
+            return False
+        for block, file, offset, size, rows in said["blocks"]:
+            self.places.setdefault(block, (files[file][0], offset, size))
+            self.rows[block] = rows
+        self.indexed, self.finished = {name for name, _ in files}, True
+        return True
+
+    def _handle(self, file: str) -> int:
+        if file not in self.files:
+            self.files[file] = os.open(self._path(file), os.O_RDONLY)
+        return self.files[file]
+
+    # -------------------------------------------------------------- our own
+
+    def _start_file(self) -> None:
+        try:
+            handle, path = tempfile.mkstemp(".arrow", f"{self.name}." if self.name else "rows-", self.folder)
+        except OSError as error:
+            raise _not_writable(self.folder, error) from None
+        self.own = os.path.basename(path)
+        self.files[self.own] = handle
+        self._append(self.schema.serialize())
+
     def write(self, block: int, values: Sequence[np.ndarray]) -> None:
         """Keep a block: one array for each tensor of the layout, [rows, ...].
 
         Raises:
             UserError: the disk is full.
         """
+        if not self.own:
+            self._start_file()
         message = self.layout.batch(values).serialize()
         offset = self._append(message)
-        self.places[block], self.rows[block] = (offset, message.size), len(values[0])
+        self.places[block], self.rows[block] = (self.own, offset, message.size), len(values[0])
+        self.untold.append(block)
 
     def _append(self, message: pa.Buffer) -> int:
         offset, view = self.end, memoryview(message)
         try:
             while view:
-                written = os.pwrite(self.file, view, self.end)
+                written = os.pwrite(self.files[self.own], view, self.end)
                 self.end, view = self.end + written, view[written:]
         except OSError as error:
             text = f"cannot keep prepared rows in {self.folder}: {error.strerror} after {self.end:,} bytes"
             raise UserError(f"{text}. Name a folder with room: --cache_dir.") from None
         return offset
+
+    def publish(self) -> None:
+        """Tell others of the blocks that were written since, which are on the disk by then."""
+        if self.name is not None and self.untold:
+            os.fsync(self.files[self.own])
+            said = [json.dumps([block, *self.places[block][1:], self.rows[block]]) + "\n" for block in self.untold]
+            with open(self._path(f"{self.own}.blocks"), "ab", buffering=0) as file:
+                file.write("".join(said).encode())
+                os.fsync(file.fileno())
+        self.untold.clear()
 
     def read(self, blocks: Sequence[int], columns: Sequence[np.ndarray], start: int) -> None:
         """Read blocks one after the other into arrays, from row `start` on.
@@ -173,8 +278,8 @@ class Cache:
             UserError: the file is not whole any more.
         """
         for block in map(int, blocks):
-            offset, size = self.places[block]
-            found = os.pread(self.file, size, offset)
+            file, offset, size = self.places[block]
+            found = os.pread(self.files[file], size, offset)
             if len(found) < size:
                 raise UserError(f"the cache in {self.folder} was cut short by somebody. Remove it, or name another --cache_dir.")
             batch = pa.ipc.read_record_batch(pa.py_buffer(found), self.schema)
@@ -184,26 +289,52 @@ class Cache:
             start = end
 
     def finish(self) -> None:
-        """Give a named cache its name and its index, the index last, so that half a cache is never taken for one."""
-        if self.name is None:
+        """Write the index of a named cache in which all blocks are, unless another process has done that."""
+        if self.name is None or self.finished:
             return
-        self._append(pa.py_buffer(b"\xff\xff\xff\xff\0\0\0\0"))  # the end of an Arrow IPC stream
-        os.fsync(self.file)
-        blocks = [[block, *self.places[block], self.rows[block]] for block in self.places]
-        said = {"format": FORMAT, "bytes": self.end, "rows": self.count, "blocks": blocks}
-        index = os.path.join(self.folder, f"{self.name}.json")
-        os.rename(self.path, os.path.join(self.folder, f"{self.name}.arrow"))
-        with open(f"{self.path}.json", "w") as file:
-            json.dump(said, file)
-        os.rename(f"{self.path}.json", index)
-        self.path = ""
+        self.publish()
+        self.refresh()
+        if self.finished:
+            return
+        files = sorted({file for file, _, _ in self.places.values()})
+        if self.own in files:
+            self._append(pa.py_buffer(b"\xff\xff\xff\xff\0\0\0\0"))  # the end of an Arrow IPC stream
+            os.fsync(self.files[self.own])
+        blocks = [[block, files.index(file), offset, size, self.rows[block]] for block, (file, offset, size) in self.places.items()]
+        sizes = [[file, os.fstat(self._handle(file)).st_size] for file in files]
+        handle, part = tempfile.mkstemp(".part", f"{self.name}.", self.folder)
+        with open(handle, "w") as file:
+            json.dump({"format": FORMAT, "files": sizes, "rows": self.count, "blocks": blocks}, file)
+        try:
+            os.link(part, self._path(f"{self.name}.json"))  # fails where it is there: then that one's files count
+        except FileExistsError:
+            os.unlink(part)
+        except OSError:  # no links on this file system
+            os.replace(part, self._path(f"{self.name}.json"))
+        else:
+            os.unlink(part)
+            self._sweep(set(files))
+        self.indexed, self.finished = set(files), True
+
+    def _sweep(self, used: set[str]) -> None:
+        """Remove what the index makes superfluous; whoever still reads there has the files open, or looks at the index first."""
+        pattern = os.path.join(glob.escape(self.folder), f"{glob.escape(self.name or '')}.*")
+        for path in glob.glob(f"{pattern}.blocks") + [path for path in glob.glob(f"{pattern}.arrow") if os.path.basename(path) not in used]:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
 
     def close(self) -> None:
-        """Give back the disk, where the cache has no name or is not finished."""
-        os.close(self.file)
-        if self.name is not None and self.path:
+        """Give back the disk, where nobody else can have use for what is there."""
+        for handle in self.files.values():
+            os.close(handle)
+        if self.claims is not None:
+            self.claims.close()
+        said = f"{self.own}.blocks"
+        if self.name is None or not self.own or self.own in self.indexed or (os.path.exists(self._path(said)) and not self.finished):
+            return
+        for file in (self.own, said):
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(self.path)
+                os.unlink(self._path(file))
 
 
 def room(folder: str) -> int:
@@ -241,6 +372,27 @@ def _lock_file(folder: str, name: str) -> IO[str]:
 
 def _not_writable(folder: str, error: OSError) -> UserError:
     return UserError(f"--cache_dir: cannot write to {folder}: {error.strerror}. Name a folder on a local disk with room.")
+
+
+def content_of(described: Mapping[str, Any], whole: bool, by_path: bool) -> list[Any]:
+    """Return what tells the rows of a file (folder, table) from others, in JSON's types, wherever it lies.
+
+    Args:
+        described: as `data.fingerprint` returns it; `whole` tells whether it has seen all bytes.
+        by_path: the path counts, too, as where a reader of the trainer's own may look at it.
+    """
+    path = described["path"]
+    file, part = data.split_part(path)
+    found = [described["bytes"], described["sha256"], part]
+    if data.is_table(path):
+        return found
+    if data.is_folder(path):  # the names in it are labels
+        found.append([name[len(path) :] for name in data.walk(path)])
+    if by_path or partition_of(path):
+        found.append(path)
+    if not whole and tf.io.gfile.exists(file):  # bytes between its ends may have changed
+        found += [path, tf.io.gfile.stat(file).mtime_nsec]
+    return found
 
 
 def content_key(value: Any) -> str:

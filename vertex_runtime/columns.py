@@ -27,22 +27,26 @@ class Column:
     """What all columns have.
 
     Args:
-        name: the column's name in files, chunks and requests.
+        name: the column's name in chunks and requests, and in files where `header` says nothing else.
         missing: what stands for a missing cell; None: a missing cell is an error.
         default: what stands for one in a request, where files must have it: what the model answers to nothing at all.
         required: False for columns that a file may have and nobody reads (keys, comments).
+        header: the column's name in files, where that is no plain identifier, which an input's name must be: "Age (years)".
     """
 
     name: str
     missing: Any = None
     default: Any = None
     required: bool = True
+    header: str = dataclasses.field(default="", kw_only=True)
 
     is_text = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
             raise TypeError(f"a column's name must be a text; got {self.name!r}")
+        if not isinstance(self.header, str):
+            raise TypeError(f"column {self.name}: header= must be a text, the column's name in files; got {self.header!r}")
         for field in ("missing", "default"):
             value = getattr(self, field)
             if value is not None and isinstance(value, str) != self.is_text:
@@ -62,6 +66,10 @@ class Column:
     def answered(self) -> Any:
         """What stands for a missing cell in a request; None: nothing does."""
         return self.default if self.missing is None else self.missing
+
+    def in_files(self) -> Column:
+        """Return the column by the name that it has in files."""
+        return dataclasses.replace(self, name=self.header, header="") if self.header else self
 
     def keeping_gaps(self) -> Column:
         """Return a column whose missing cells stay what they are, NaN or an empty text, whatever takes their place otherwise."""

@@ -45,6 +45,7 @@ class ModelModule(Protocol):
 
     NAME: str  # the trainer's package, for messages and the sample data; default: the folder's name
     SAMPLE_FILES: Sequence[str]  # (training, evaluation) in tests/data; default: what is named *train* and *valid* or *eval*
+    SYNTHETIC_SAMPLES: bool  # whether that sample data is made up; default: yes
     COLUMNS: Sequence[Column]  # what a row holds, the label among it: see columns.py
     LABEL: str | Sequence[str]  # the column, or columns, to predict
     WEIGHT: str  # a column of numbers from 0: how much a row counts in training and evaluation; default: all alike
@@ -73,7 +74,8 @@ class ModelModule(Protocol):
     def learn(self, chunks: Iterable[data.Chunk], hp: Any) -> Facts:
         """Return what has to be known of the training rows: means, vocabularies, adapted layers. Default: nothing.
 
-        The classes of a text label are added as `facts["class_names"]` where the default `encode_labels` is used.
+        The classes of a text label are added as `facts["class_names"]` where the default `encode_labels` is used. With
+        --cache_dir, a later run on the same rows takes what was returned and does not call it: nothing else may be left behind.
         """
 
     def preprocess(self, raw: Mapping[str, tf.Tensor], hp: Any, facts: Facts) -> Features:
@@ -129,6 +131,7 @@ class Contract:
     maximize: bool
     given: frozenset[str]  # the parts that the module has of its own
     functions: Mapping[str, Callable[..., Any]]
+    synthetic_samples: bool = True
     resources: Sequence[Any] = ()  # lookup tables and the like that the trainer's code has made so far; see `made_resources`
 
     def __getattr__(self, part: str) -> Callable[..., Any]:
@@ -262,9 +265,12 @@ def load(module: ModuleType, hyperparameters: type, resources: Sequence[Any] = (
         if not (input_name.isidentifier() and input_name.isascii()) or keyword.iskeyword(input_name) or input_name == "self":
             raise UserError(
                 f"{where}: the input {input_name!r} cannot be the name of a served input, which must be a plain identifier. "
-                "Rename the column, or read the file with a read(path, bad) of your own that does."
+                f"Give the column another name, and keep the file's: header={input_name!r}."
             )
-    return Contract(name, module, tuple(samples), columns, labels, weight, inputs, objective, maximize, frozenset(given), parts, resources)
+    synthetic = _value(module, "SYNTHETIC_SAMPLES", bool, where) is not False
+    return Contract(
+        name, module, tuple(samples), columns, labels, weight, inputs, objective, maximize, frozenset(given), parts, synthetic, resources
+    )
 
 
 def _check_names(module: ModuleType, where: str, given: set[str]) -> None:
@@ -291,6 +297,9 @@ def _check_rows(module: ModuleType, where: str, given: set[str]) -> tuple[tuple[
     names = [column.name for column in columns]
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"{where}: COLUMNS names {doubled[0]} twice. Keep one.")
+    headers = [column.header or column.name for column in columns]
+    if doubled := sorted({name for name in headers if headers.count(name) > 1}):
+        raise UserError(f"{where}: two of COLUMNS are {doubled[0]!r} in files. Keep one, or mend its header=.")
     if not {"COLUMNS", "read", "source", "dataset"} & given:
         raise UserError(f"{where} lacks COLUMNS, the columns of its files (or read, source or dataset for rows from elsewhere). Add it.")
     if "dataset" in given:

@@ -154,7 +154,8 @@ class Watch:
     """
 
     def __init__(self, paths: Iterable[str]):
-        local = dict.fromkeys(path for path in paths if "://" not in path and os.path.exists(path))
+        files = (split_part(path)[0] for path in paths)
+        local = dict.fromkeys(path for path in files if "://" not in path and os.path.exists(path))
         self.known = {path: self._look(path) for path in local}
 
     def _look(self, path: str) -> tuple[int, int, int] | None:
@@ -216,9 +217,10 @@ def find(paths: Sequence[str], flag: str, columns: Sequence[Column], labels: Seq
 
 
 def split_part(path: str) -> tuple[str, str]:
-    """Return (file, part) of a path such as `archive.tar.gz:train`; the part is empty where none is named."""
+    """Return (file, part) of a path such as `archive.tar.gz:train` or `items.jsonl:ml_use=test`; the part is empty where none is named."""
     file, _, part = path.rpartition(":")
-    return (file, part) if file and re.search(r"\.(tar|tar\.gz|tgz)$", file, re.IGNORECASE) else (path, "")
+    kind = r"\.jsonl?(\.\w+)?$" if part.startswith("ml_use=") else r"\.(tar|tar\.gz|tgz)$"
+    return (file, part) if file and re.search(kind, file, re.IGNORECASE) else (path, "")
 
 
 def is_table(path: str) -> bool:
@@ -305,9 +307,9 @@ def locate(paths: Sequence[str], label: str) -> str:
             if os.path.isdir(os.path.join(path, label)):
                 return os.path.join(path, label)
             continue
-        line_of = getattr(formats.choose(path, formats.Reading()), "line_of", None)
-        if line_of and (line := line_of(path, label)):
-            return f"{path}, line {line}"
+        line_of, file = getattr(formats.choose(path, formats.Reading()), "line_of", None), split_part(path)[0]
+        if line_of and (line := line_of(file, label)):
+            return f"{file}, line {line}"
     return ", ".join(paths)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +16,8 @@ from .errors import UserError
 from .inputs import Inputs
 from .reporting import Scalars, format_metrics, log
 from .rows import Share
-from .run import Run, make_plan
-from .steps import Steps
+from .run import Run
+from .steps import Plan, Steps
 
 POLL_SECONDS = 1.0
 
@@ -32,13 +31,9 @@ def follow(run: Run) -> dict[str, float]:
     contract, outputs = run.contract, run.outputs
     held = ExitStack()  # until the process ends
     with ThreadPoolExecutor(1) as background:
-        inputs = Inputs(contract, run.hp, run.options, run.env, background, held, lambda: run.beat("data"))
+        inputs = Inputs(contract, run.hp, run.options, run.env, background, held, lambda: run.beat("data"), trains=False)
     run.contract = inputs.contract
-    plan = dataclasses.replace(make_plan(run, inputs), share=Share(), jit_compile=False)  # it takes every row itself
-    network = contract.build_model(run.hp, inputs.facts, plan.total_steps)
-    steps = Steps(network, run.strategy, plan, inputs.example(), False)
-    check_metrics(contract, steps.metric_names())
-    variables = named_variables(model=network.variables)
+    built: tuple[Steps, dict[str, Any]] | None = None
     checkpointer = Checkpointer(outputs.checkpoints, outputs.records, run.events, writes=False)
     scalars = Scalars(f"{outputs.logs}/eval")
     log("INFO", f"evaluator: following {outputs.checkpoints}")
@@ -46,6 +41,7 @@ def follow(run: Run) -> dict[str, float]:
     while True:
         newest = (checkpointer.steps() or [0])[-1]
         if newest > seen and (found := _try(checkpointer.load, newest)):
+            built = steps, variables = built or _build(run, inputs, found[1].get("total_steps", newest))
             assign(variables, found[0], outputs.checkpoints)
             run.events.enter("evaluation", newest)
             metrics = {f"val_{name}": value for name, value in steps.evaluate(inputs.evaluation).items()}
@@ -57,6 +53,17 @@ def follow(run: Run) -> dict[str, float]:
             return metrics
         run.beat("waiting for a checkpoint")
         time.sleep(POLL_SECONDS)
+
+
+def _build(run: Run, inputs: Inputs, total_steps: int) -> tuple[Steps, dict[str, Any]]:
+    """Return the network's evaluation and its variables by name; the training replicas' checkpoint says how long they train."""
+    hp, options = run.hp, run.options
+    # It takes every row of the evaluation data itself.
+    plan = Plan(total_steps, hp.batch_size, hp.num_evals, options.checkpoint_steps, options.steps_per_call, False, hp.seed, None, Share())
+    network = run.contract.build_model(hp, inputs.facts, total_steps)
+    steps = Steps(network, run.strategy, plan, inputs.example(), False)
+    check_metrics(run.contract, steps.metric_names())
+    return steps, named_variables(model=network.variables)
 
 
 def _try(read: Callable[[int], Any], step: int) -> Any:

@@ -8,7 +8,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
 from typing import Any
@@ -17,18 +17,36 @@ import numpy as np
 import tensorflow as tf
 
 from . import data, export, formats, sources
+from .ahead import FILES, one_after_another
 from .arguments import RunOptions
 from .blocks import CsvBlocks, csv_blocks, is_plain_csv
-from .cache import Cache, Layout, content_key, only_one, room
-from .columns import Category, Image, Text
+from .cache import FORMAT, Cache, Layout, content_key, content_of, only_one, room
+from .columns import Image
 from .contract import Contract, source_fingerprint
 from .environment import Environment
 from .errors import UserError
 from .formats import Reading
+from .learnt import kept, learn, learns_classes
 from .locations import data_paths
 from .order import block_rows
+from .outputs import versions
 from .reporting import log
-from .rows import AnyRows, CachedRows, DatasetRows, IndexedRows, MemoryRows, Preparer, Rows, count_rows, fill, prepared_bytes, rows_of
+from .rows import (
+    AnyRows,
+    CachedRows,
+    DatasetRows,
+    IndexedRows,
+    MemoryRows,
+    Preparer,
+    Rows,
+    count_rows,
+    each_worker,
+    fill,
+    flat,
+    prepared_bytes,
+    rows_of,
+)  # fmt: skip
+from .shares import Filling, Part
 from .splits import Split, make_split
 
 IN_MEMORY_BYTES = 2 << 30
@@ -36,6 +54,7 @@ WINDOWS_BYTES = 256 << 20  # what training from disk holds in memory anyway
 HASHED_BYTES = 512 << 20  # of larger data only the ends are hashed
 LEARN_ROWS, LEARN_IMAGES = 32_768, 256  # rows of the chunks that `learn` gets
 PREPARED_ROWS = 16_384  # prepared at a time, about
+PIECE_BYTES = 64 << 20  # of prepared rows that one process prepares, before it looks what others have done
 SIZE_ROWS = 256  # from which the size of a prepared row is told
 
 
@@ -51,33 +70,39 @@ class Inputs:
         background: ThreadPoolExecutor,
         held: ExitStack,
         beat: Callable[[], None] = lambda: None,
+        trains: bool = True,
     ):
-        self.hp, self.options, self.beat = hp, options, beat
-        self.reading = Reading(env.data_format, options.row_filter)
+        """Find and prepare the rows; those to train and to test on only where this replica `trains`."""
+        self.hp, self.options, self.env, self.beat = hp, options, env, beat
+        folder = os.path.abspath(options.cache_dir) if options.cache_dir else ""
+        self.reading = Reading(env.data_format, options.row_filter, folder=folder, part=self._share(0.2), job=env.job)
         contract = contract.with_reading(self.reading)
         train, evaluation, test, self.synthetic = data_paths(contract, hp, options, env)
-        whole = data.total_bytes(train) <= HASHED_BYTES
-        self.descriptions: list[Future] = [
-            background.submit(data.fingerprint, path, whole, self.reading) for path in dict.fromkeys([*train, *evaluation])
-        ]
+        self.whole = data.total_bytes(train) <= HASHED_BYTES
+        self.descriptions: dict[str, Future] = {
+            path: background.submit(data.fingerprint, path, self.whole, self.reading)
+            for path in dict.fromkeys([*train, *evaluation, *test])
+        }
         self.watch = data.Watch([*train, *evaluation, *test])
         self.held = held
         self.reported: set[str] = set()
         self.bad = data.BadRows(options.bad_rows)
         self.contract, self.paths = contract, {"training": train, "evaluation": evaluation, "test": test}
         self.sources: dict[str, Any] = {}
+        self.places: dict[str, np.ndarray] = {}
+        self.counts: dict[str, list[int] | None] = {}
         self.split: Split | None = None
         if hp.eval_fraction and not evaluation:
             self.split = make_split(hp.eval_fraction, hp.split_by, hp.seed, self._read("training"))
         self._infer_inputs()
         images = any(isinstance(column, Image) for column in self.contract.columns)
         rows = LEARN_IMAGES if images else LEARN_ROWS
-        self.facts = learn(self.contract, hp, lambda: data.rechunk(self._part("training"), rows), self._label_chunks())
+        self.facts = self._facts(lambda: data.rechunk(self._part("training"), rows))
         self.prepare = Preparer(self.contract, hp, self.facts, self.bad)
         sampler = export.Sampler(hp.seed, self.contract.inputs)
-        self.train = self._rows("training")
+        self.train = self._rows("training") if trains else None
         self.evaluation = self._rows("evaluation", sampler)
-        self.test = self._rows("test") if test else None
+        self.test = self._rows("test") if test and trains else None
         self.sample = sampler.sample()
         self.watch.see()
         if self.bad.reasons:
@@ -106,25 +131,27 @@ class Inputs:
         """Return the files that a part's rows come from."""
         return self.paths["training" if name == "evaluation" and self.split else name]
 
-    def _read(self, name: str) -> Iterator[data.Chunk]:
-        """Yield the raw chunks of a part, before any split."""
-        source, paths, rows = self._source(name), self._paths(name), 0
+    def _read(self, name: str, first: int = 0) -> Iterator[data.Chunk]:
+        """Yield the raw chunks of a part, before any split, of files from the `first` on."""
+        source, paths, rows = self._source(name), self._paths(name)[first:], 0
         bad = self.bad if source is not None else data.BadRows(self.options.bad_rows)
-        for chunk in source.chunks() if source is not None else (c for path in paths for c in self.contract.read(path, bad)):
+        threads = 1 if "read" in self.contract.given or any(map(data.is_table, paths)) else FILES  # a reader of one's own may not bear it
+        read = one_after_another(lambda path: self.contract.read(path, bad), paths, threads)
+        for chunk in source.chunks() if source is not None else read:
             self.beat()
             rows += rows_of(chunk)
             yield chunk
         where = paths[0] + (f" and {len(paths) - 1} more files" if len(paths) > 1 else "") if paths else ""
-        if paths and not rows:
+        if paths and not rows and not first:
             found = f"{bad} and no others" if bad.reasons else "no rows"
             raise UserError(f"the {name} data holds {found}: {where}. Name files with rows.")
         if bad is not self.bad and bad.reasons and (key := "|".join(paths)) not in self.reported:
             self.reported.add(key)
             log("WARNING", f"{bad} in {where}")
 
-    def _part(self, name: str) -> Iterator[data.Chunk]:
-        """Yield a part's raw chunks."""
-        chunks = self._read(name)
+    def _part(self, name: str, first: int = 0) -> Iterator[data.Chunk]:
+        """Yield a part's raw chunks, of files from the `first` on."""
+        chunks = self._read(name, first)
         return self.split.part(chunks, name == "evaluation") if self.split and name != "test" else chunks
 
     def _infer_inputs(self) -> None:
@@ -138,6 +165,20 @@ class Inputs:
             own = {"encode_labels": sources.dataset_labels, "weigh": sources.dataset_weights}
             kept = {name: part for name, part in own.items() if name not in self.contract.given}
             self.contract = dataclasses.replace(self.contract, functions={**self.contract.functions, **kept})
+
+    def _facts(self, chunks: Callable[[], Iterator[data.Chunk]]) -> Any:
+        """Return what is learnt of the training rows; with --cache_dir, what an earlier run has learnt of the same ones."""
+        contract, labels = self.contract, self._label_chunks()
+        if not self.options.cache_dir or ("learn" not in contract.given and (labels or not learns_classes(contract))):
+            return learn(contract, self.hp, chunks, labels)
+        folder = os.path.abspath(self.options.cache_dir)
+
+        def learn_now(hp: Any) -> Any:
+            found = learn(contract, hp, chunks, labels)
+            self.watch.see()  # what is kept belongs to the files as they were hashed
+            return found
+
+        return kept(folder, contract.name, self._made_of("training") | {"versions": versions()}, self.hp, learn_now, self.beat)
 
     def _label_chunks(self) -> Callable[[], Iterable[data.Chunk]] | None:
         """Return a cheap way to the labels of all training rows, where there is one."""
@@ -181,13 +222,15 @@ class Inputs:
             UserError: the disk has no room.
         """
         folder = os.path.abspath(self.options.cache_dir or tempfile.gettempdir())
-        key = self._cache_key(name) if self.options.cache_dir else None
+        key = self._cache_key(name, each) if self.options.cache_dir else None
         layout = Layout.of(self.example(next(self._read(name))))
-        with only_one(folder, key, self.beat) if key else nullcontext():
+        self._sample(self._part(name), sampler)
+        # With --bad_rows=skip only reading tells which row is which: one process prepares them, and the others wait.
+        alone = self.options.bad_rows == "skip"
+        with only_one(folder, key, self.beat) if key and alone else nullcontext():
             if key and (found := Cache.open(layout, folder, key)):
                 log("INFO", f"cache: {found.count} {name} rows, prepared by an earlier run, are taken from {folder}")
                 self.held.callback(found.close)
-                self._sample(self._part(name), sampler)
                 return CachedRows(found, found.count, each, see=self.watch.see)
             if size > (free := room(folder)):
                 raise UserError(
@@ -198,16 +241,75 @@ class Inputs:
             cache = Cache(layout, folder, key)
             self.held.callback(cache.close)
             if (source := self._blocks(name, each)) is not None:
-                self._sample(self._part(name), sampler)
-                return CachedRows(cache, source.index.count, each, source, self.watch.see)
+                return CachedRows(cache, source.index.count, each, source, self.watch.see, self._share(0.05))
             started = time.monotonic()
-            fill(cache, self.prepare.ahead(self._whole(name, each, sampler), name == "training"), block_rows(each))
+            if alone:
+                fill(cache, self.prepare.ahead(self._whole(name, each, None), name == "training"), block_rows(each))
+            else:
+                self._fill(cache, name, each)
             if not cache.count:
                 raise UserError(f"the {name} data has no rows.")
             self.watch.see()
             cache.finish()
-            log("INFO", f"cache: {cache.count} rows in {cache.end / 2**30:.2f} GiB, {time.monotonic() - started:.1f} s")
+            log("INFO", f"cache: {cache.count} rows in {cache.bytes / 2**30:.2f} GiB, {time.monotonic() - started:.1f} s")
         return CachedRows(cache, cache.count, each, see=self.watch.see)
+
+    def _share(self, seconds: float) -> Part:
+        """Return this process's part of work that is shared by way of --cache_dir."""
+        if not self.options.cache_dir:
+            return Part()
+        return Part(self.env.worker_index, self.env.worker_count, lambda: (self.beat(), time.sleep(seconds)))
+
+    def _fill(self, cache: Cache, name: str, each: float) -> None:
+        """Prepare the rows of a part, but for those that other processes prepare in the same folder."""
+        block, training = block_rows(each), name == "training"
+        images = any(isinstance(column, Image) for column in self.contract.columns)  # large, and decoded one by one
+        chunk = block * -(-(LEARN_IMAGES if images else PREPARED_ROWS) // block)
+        piece = chunk * max(1, int(PIECE_BYTES // (chunk * max(1.0, each))))
+
+        def prepare(chunks: Iterable[data.Chunk]) -> Iterator[list[np.ndarray]]:
+            return (flat(rows) for rows in self.prepare.ahead(chunks, training, whole=True))
+
+        filling = Filling(
+            cache, lambda row: self._rows_from(name, row), prepare, self._known_count(name), block, chunk, piece, self._share(0.2)
+        )
+        filling.run()
+        if cache.name is not None:
+            log("INFO", f"cache: of {filling.pieces} pieces of the {name} rows this process prepared {filling.made}")
+
+    def _known_count(self, name: str) -> int | None:
+        """Return how many rows a part has, None where only reading tells."""
+        source = self._source(name)
+        if source is not None:
+            return None if isinstance(source, sources.DatasetSource) else len(self._places(name, source))
+        counts = self._counts(name)
+        return None if counts is None else sum(counts)
+
+    def _counts(self, name: str) -> list[int] | None:
+        """Return the rows of each file, where all say so themselves."""
+        if self.split or "read" in self.contract.given:
+            return None
+        if name not in self.counts:
+            counts = [formats.rows_of_file(path, self.reading) for path in self._paths(name)]
+            self.counts[name] = None if None in counts else counts
+        return self.counts[name]
+
+    def _rows_from(self, name: str, row: int) -> Iterator[data.Chunk]:
+        """Yield the raw rows of a part from a given one on, in chunks of any size."""
+        source, file = self._source(name), 0
+        if isinstance(source, (sources.IndexedSource, sources.FolderSource)):
+            places = self._places(name, source)[row:]
+            yield from (source.take(places[start : start + LEARN_IMAGES]) for start in range(0, len(places), LEARN_IMAGES))
+            return
+        for count in self._counts(name) or () if row else ():
+            if row < count:
+                break
+            row, file = row - count, file + 1
+        for chunk in self._part(name, file):
+            rows = rows_of(chunk)
+            if row < rows:
+                yield data.take(chunk, slice(row, None)) if row else chunk
+            row = max(0, row - rows)
 
     def _blocks(self, name: str, each: float) -> CsvBlocks | None:
         """Return a way to prepare rows block by block, while training goes on; None where all must be read beforehand."""
@@ -222,7 +324,7 @@ class Inputs:
                 pass
 
         def prepare(chunk: data.Chunk) -> list[np.ndarray]:
-            return [tensor.numpy() for tensor in tf.nest.flatten(self.prepare(chunk, True))]
+            return flat(self.prepare(chunk, True))
 
         started = time.monotonic()
         found = csv_blocks(paths, contract.columns, block_rows(each), PREPARED_ROWS, prepare, name_fault, self.beat)
@@ -231,26 +333,37 @@ class Inputs:
             log("INFO", f"cache: {found.index.count} {name} rows found in {took}; the first epoch prepares them")
         return found
 
-    def _cache_key(self, name: str) -> str:
+    def _cache_key(self, name: str, each: float) -> str:
         """Name the rows by all that they are made of: data, columns, the graph that prepares them, and what was learnt."""
-        contract, options = self.contract, self.options
-        made_of = {
-            "part": name, "data": self.described(), "split": str(self.split), "bad_rows": options.bad_rows,
-            "columns": str(contract.columns), "labels": contract.labels, "weight": contract.weight,
-            "source": source_fingerprint(contract.module), "facts": content_key(self.facts), "class_weight": self.prepare.class_weight,
+        made_of = self._made_of(name) | {
+            "part": name, "blocks": [FORMAT, block_rows(each)], "facts": content_key(self.facts), "class_weight": self.prepare.class_weight,
             "graph": hashlib.sha256(self.prepare.run.graph.as_graph_def().SerializeToString(deterministic=True)).hexdigest(),
-            "hyperparameters": dataclasses.asdict(self.hp) if contract.given & {"weigh", "read", "source", "dataset"} else {},
+            "weighed by": dataclasses.asdict(self.hp) if "weigh" in self.contract.given else {},
             "versions": [tf.__version__, np.__version__],
         }  # fmt: skip
         text = json.dumps(made_of, sort_keys=True, default=str)
-        return f"{contract.name}-{name}-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
+        return f"{self.contract.name}-{name}-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
+
+    def _made_of(self, name: str) -> dict[str, Any]:
+        """Return all that the raw rows of a part follow from, and what the trainer's source makes of them."""
+        contract = self.contract
+        own = bool(contract.given & {"read", "source", "dataset", "find"})
+        return {
+            "data": [content_of(self.descriptions[path].result(), self.whole, own) for path in self._paths(name)],
+            "split": str(self.split), "bad_rows": self.options.bad_rows, "format": self.reading.format,
+            "columns": str(contract.columns), "labels": contract.labels, "weight": contract.weight,
+            "source": source_fingerprint(contract.module),
+            "hyperparameters": dataclasses.asdict(self.hp) if contract.given & {"read", "source", "dataset"} else {},
+        }  # fmt: skip
 
     def _places(self, name: str, source: Any) -> np.ndarray:
         """Return which rows of a source belong to a part."""
-        if not self.split or name == "test":
-            return np.arange(source.count)
-        masks = [self.split.evaluates(chunk) == (name == "evaluation") for chunk in source.chunks()]
-        return np.flatnonzero(np.concatenate(masks))
+        if name not in self.places:
+            self.places[name] = np.arange(source.count)
+            if self.split and name != "test":
+                masks = [self.split.evaluates(chunk) == (name == "evaluation") for chunk in source.chunks()]
+                self.places[name] = np.flatnonzero(np.concatenate(masks))
+        return self.places[name]
 
     def _sampled(self, chunks: Iterable[data.Chunk], sampler: export.Sampler | None) -> Iterator[data.Chunk]:
         for chunk in chunks:
@@ -280,7 +393,8 @@ class Inputs:
         return self._source(name) is None and all(map(is_plain_csv, self._paths(name))) and name == "training" and not self.split
 
     def described(self) -> list[dict[str, Any]]:
-        return [description.result() for description in self.descriptions]
+        """Return what the training and evaluation data are, file by file."""
+        return [self.descriptions[path].result() for path in dict.fromkeys([*self.paths["training"], *self.paths["evaluation"]])]
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what a run must have in common with a checkpoint to go on from it."""
@@ -288,48 +402,14 @@ class Inputs:
         found = {"hyperparameters": dataclasses.asdict(self.hp), "source": source, "data": self.described()}
         return json.loads(json.dumps(found))
 
+    def each_worker(self, workers: int) -> list[str]:
+        """Return what each of several workers reads and keeps, in a line or two."""
+        tables = any(map(data.is_table, self.paths["training"]))
+        return each_worker(workers, self.options, tables, type(self.train), self._source("training") is not None)
+
     def example(self, chunk: data.Chunk | None = None) -> Rows:
         """Return a prepared row, for its shapes."""
         return self.prepare(data.take(self.sample if chunk is None else chunk, slice(0, 1)))
-
-
-def learn(
-    contract: Contract, hp: Any, chunks: Callable[[], Iterator[data.Chunk]], labels: Callable[[], Iterable[data.Chunk]] | None = None
-) -> Any:
-    """Return what the trainer learns of its training rows, with the classes of text labels where the defaults need them.
-
-    Args:
-        chunks: starts reading the training rows.
-        labels: starts reading their labels alone, where that is cheaper.
-    """
-    texts = [c.name for c in contract.columns if c.name in contract.labels and isinstance(c, (Category, Text))]
-    if not contract.columns and "encode_labels" not in contract.given and contract.labels and "dataset" not in contract.given:
-        first = next(chunks(), None)
-        texts = [label for label in contract.labels if first is not None and first[label].dtype == object]
-    wanted = bool(texts) and not {"encode_labels"} & contract.given
-    seen: dict[str, set[bytes]] = {label: set() for label in texts}
-
-    def watch(rows: Iterable[data.Chunk]) -> Iterator[data.Chunk]:
-        for chunk in rows:
-            for label in texts:
-                seen[label].update(np.unique(chunk[label].astype(bytes)).tolist())
-            yield chunk
-
-    if "learn" in contract.given:
-        watched = watch(chunks()) if wanted else chunks()
-        facts = contract.learn(watched, hp)
-        for _ in watched if wanted else ():  # what `learn` left unread
-            pass
-    else:
-        facts = {}
-        for _ in watch((labels or chunks)()) if wanted else ():
-            pass
-    if not wanted or (isinstance(facts, Mapping) and "class_names" in facts):
-        return facts
-    if not isinstance(facts, Mapping):
-        raise UserError("learn must return a dict where the classes of a text label are to be added; or write encode_labels.")
-    names = {label: [name.decode("utf-8", "replace") for name in sorted(found)] for label, found in seen.items()}
-    return dict(facts) | {"class_names": names if len(contract.labels) > 1 else names[texts[0]]}
 
 
 def prepared_size(

@@ -121,6 +121,7 @@ class Trainer:
         kind, keys, *rest = np.random.get_state()
         extra = {
             "callbacks": plain, "random": random.getstate(), "numpy_random": [kind, keys.tolist(), *rest],
+            "total_steps": self.plan.total_steps,
             "fingerprint": self.fingerprint, "stopped": bool(self.model.stop_training), "jit_compile": bool(self.plan.jit_compile),
         }
         tensors = snapshot(variables) | {name: tf.constant(value) for name, value in arrays.items()}

@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from .ahead import CORES, in_threads
+from .arguments import RunOptions
 from .cache import Cache
 from .columns import Image
 from .contract import Contract
@@ -23,6 +24,7 @@ from .data import PATH, BadRows, Chunk, concatenate, take
 from .errors import UserError
 from .order import WINDOW_BLOCKS, Order
 from .reporting import log
+from .shares import Part, complete
 from .sources import DatasetSource, FolderSource, IndexedSource
 
 Rows = tuple  # prepared rows: (features, labels) or (features, labels, weights), nests of tensors [rows, ...]
@@ -130,6 +132,11 @@ def rows_of(chunk: Chunk) -> int:
 def count_rows(rows: Rows) -> int:
     """Return how many rows some prepared rows are."""
     return int(tf.nest.flatten(rows)[0].shape[0])
+
+
+def flat(rows: Rows) -> list[np.ndarray]:
+    """Return prepared rows as a flat list of arrays, [rows, ...] each."""
+    return [tensor.numpy() for tensor in tf.nest.flatten(rows)]
 
 
 def prepared_bytes(rows: Rows) -> int:
@@ -289,12 +296,16 @@ class CachedRows:
         cache: the blocks that are there already.
         source: prepares blocks that are not; None where all are.
         see: called at every window; raises where the files have changed since they were read.
+        part: this process's part in preparing blocks, where others look into the same folder.
     """
 
     def __init__(
-        self, cache: Cache, count: int, row_bytes: float, source: BlockSource | None = None, see: Callable[[], None] = lambda: None
-    ):
-        self.cache, self.count, self.row_bytes, self.source, self.see = cache, count, row_bytes, source, see
+        self, cache: Cache, count: int, row_bytes: float, source: BlockSource | None = None, see: Callable[[], None] = lambda: None,
+        part: Part | None = None,
+    ):  # fmt: skip
+        self.cache, self.count, self.row_bytes, self.source, self.see, self.part = (
+            cache, count, row_bytes, source, see, part or Part()
+        )  # fmt: skip
 
     def feed(self, batch_size: int, seed: int, step: int, share: Share) -> Iterator[tuple[Rows, np.ndarray]]:
         """As `MemoryRows.feed`, with the tensors of a window at a time."""
@@ -319,9 +330,8 @@ class CachedRows:
     def _read(self, blocks: np.ndarray, first: list[np.ndarray] | None = None, room: int = 0) -> list[np.ndarray]:
         """Return the rows of some blocks, those of `first` before them, tensor by tensor: [rows, or `room`, ...]."""
         self.see()
-        if self.source is not None and (missing := [int(block) for block in blocks if block not in self.cache]):
-            for block, values in self.source.prepared(missing):
-                self.cache.write(block, values)
+        if self.source is not None and not self.cache.finished:
+            complete(self.cache, [int(block) for block in blocks], self.source.prepared, self.part)
             if len(self.cache.places) == Order.of(0, self.count, self.row_bytes).blocks:
                 self.cache.finish()
         waiting = len(first[0]) if first else 0
@@ -351,7 +361,7 @@ def fill(cache: Cache, prepared: Iterable[Rows], block_rows: int) -> None:
     left: list[np.ndarray] = []
     block = 0
     for rows in prepared:
-        values = [tensor.numpy() for tensor in tf.nest.flatten(rows)]
+        values = flat(rows)
         values = [np.concatenate(pair) for pair in zip(left, values)] if left else values
         whole = len(values[0]) // block_rows * block_rows
         for start in range(0, whole, block_rows):
@@ -360,3 +370,33 @@ def fill(cache: Cache, prepared: Iterable[Rows], block_rows: int) -> None:
         left = [column[whole:] for column in values]
     if left and len(left[0]):
         cache.write(block, left)
+
+
+def each_worker(workers: int, options: RunOptions, tables: bool, kind: type, random_access: bool) -> list[str]:
+    """Return what each of several workers reads and keeps, in a line or two.
+
+    Args:
+        tables: whether rows come from tables rather than from files.
+        kind: the class that holds the training rows.
+        random_access: whether they come from a source with random access, or a folder of images.
+    """
+    each, folder = f"each of {workers} workers", options.cache_dir
+    sees = f"{each} that sees {folder}"
+    found = []
+    if tables:
+        whole = f"{each} reads all of the table: --cache_dir, a folder that all of them see, lets each read a share of its streams"
+        found.append(f"{sees} reads a share of the streams of the table, and all rows from there" if folder else whole)
+    if kind is DatasetRows:
+        found.append(f"{each} runs through the whole dataset, of which it keeps nothing")
+    elif kind is IndexedRows:
+        found.append(f"{each} reads and prepares its own rows of each batch, as they are needed, and keeps nothing")
+    elif kind is MemoryRows:
+        found.append(f"{each} reads and prepares all rows, and keeps them in memory")
+    elif not folder:
+        found.append(f"{each} reads and prepares all rows, and keeps them in a temporary file: --cache_dir lets workers share that")
+    elif options.bad_rows == "skip":
+        found.append(f"one worker of those that see {folder} reads and prepares all rows, which the others read from there")
+    else:
+        reads = "reads and prepares" if random_access else "prepares"
+        found.append(f"{sees} {reads} a share of the rows there, and reads the rest of them from there; one that does not, all rows")
+    return found

@@ -120,7 +120,7 @@ def try_on_example(run: Run) -> None:
     contract, rows = run.contract, contracts.example_rows(run.contract)
     if rows is None:
         return
-    from .inputs import learn
+    from .learnt import learn
     from .rows import Preparer
 
     keras.utils.set_random_seed(run.hp.seed)
@@ -383,9 +383,10 @@ def describe_run(run: Run, inputs: Inputs, plan: Plan, trainer: Trainer) -> None
     compiled = ", compiled by XLA" if trainer.plan.jit_compile else ""
     log("INFO", f"steps: {plan.total_steps} of global batch {plan.batch_size} ({plan.batch_size // replicas} per replica){compiled}")
     if plan.share.workers > 1:
-        keeps = f"keeps all rows {kind}" if isinstance(inputs.train, (MemoryRows, CachedRows)) else f"reads its own rows, {kind}"
         part = "its part of each batch, which are those of one process"
-        log("INFO", f"plan: each of {plan.share.workers} workers {keeps} and takes {part}; {plan.total_steps} steps for all")
+        takes = f"each of {plan.share.workers} workers takes {part}; {plan.total_steps} steps for all"
+        for line in (*inputs.each_worker(plan.share.workers), takes):
+            log("INFO", f"plan: {line}")
     log("INFO", f"outputs: model {run.outputs.model}, checkpoints {run.outputs.checkpoints}, logs {run.outputs.logs}")
 
 

@@ -21,7 +21,7 @@ import importlib
 import os
 import pkgutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
@@ -34,6 +34,7 @@ from ..columns import Column
 from ..data import PATH, ROW, BadRows, Chunk, split_part
 from ..errors import UserError
 from ..reporting import log
+from ..shares import Part
 from . import _streams
 
 _NEAR = 50_000  # rows of a file, up to which the line of a bad row is looked for though nobody stops at it
@@ -62,12 +63,18 @@ class Reading:
         row_filter: a condition that the place of the rows applies itself, such as BigQuery's row restriction.
         project: the cloud project that pays for the reading.
         labels: the columns to predict; `record_batches` fills them in.
+        folder: where rows that are not in files may be kept, for other processes, too; empty: nowhere.
+        part: this process's part of the reading, where others look into the same folder.
+        job: what those have in common that read at the same time; None where nobody said.
     """
 
     format: str | None = None
     row_filter: str = ""
     project: str | None = None
     labels: tuple[str, ...] = ()
+    folder: str = ""
+    part: Part = field(default_factory=Part)
+    job: str | None = None
 
 
 @functools.lru_cache(None)
@@ -143,7 +150,10 @@ def record_batches(
     Raises:
         UserError: the file is not of its format or lacks a column, or (policy "error") a row is bad.
     """
-    reading = dataclasses.replace(reading or Reading(), labels=tuple(labels))
+    renamed = {column.header: column.name for column in columns if column.header}
+    headers = {name: header for header, name in renamed.items()}
+    columns = [column.in_files() for column in columns]
+    reading = dataclasses.replace(reading or Reading(), labels=tuple(headers.get(label, label) for label in labels))
     module = choose(path, reading)
     if reading.row_filter and not hasattr(module, "SCHEMES"):
         raise UserError(f"{path}: rows of {module.NAMES[0]} files cannot be filtered, only tables; got {reading.row_filter[:60]!r}.")
@@ -152,6 +162,8 @@ def record_batches(
     for raw in ahead(module.read(path, columns, bad, reading)):  # a core reads while another checks
         batch = _check(path, raw, wanted, bad, rows)
         rows += raw.batch.num_rows
+        if batch.num_rows and renamed:
+            batch = pa.RecordBatch.from_arrays(batch.columns, [renamed.get(name, name) for name in batch.schema.names])
         if batch.num_rows:
             yield batch
     if not rows and path not in _without_rows and not bad.reasons:
@@ -216,6 +228,12 @@ def partition_of(path: str) -> dict[str, str]:
 
     pairs = (part.partition("=") for part in path.split("/")[:-1] if "=" in part)
     return {name: "" if value == "__HIVE_DEFAULT_PARTITION__" else unquote(value) for name, _, value in pairs if name}
+
+
+def rows_of_file(path: str, reading: Reading) -> int | None:
+    """Return how many rows a file has, good or bad; None where it does not say so itself."""
+    count = None if scheme_of(path) else getattr(choose(path, reading), "count_rows", None)
+    return None if count is None else count(path)
 
 
 def block_bytes(path: str, rows: int) -> int:

@@ -4,6 +4,7 @@ Columns and `row_filter` are pushed down: the service sends nothing else. How it
 day to day, so rows are put into an order of their own, by a hash of their cells: the same rows always come in the same
 order. Up to `LIMIT` bytes are sorted in memory; more go to a temporary folder (TMPDIR names another) in buckets by hash.
 What was read whole is kept there, too, for this process: a second pass asks for nothing, and finds the same rows.
+Processes with a common folder (`Reading.folder`) open one session, read a share of its streams each, and keep the rows there.
 
 For tests, BIGQUERY_EMULATOR_HOST (`http://127.0.0.1:9050`, as google-cloud-bigquery has it) and
 BIGQUERY_STORAGE_EMULATOR_HOST (`127.0.0.1:9060`, plain gRPC) name a service on this machine, which is asked without
@@ -12,8 +13,10 @@ credentials. Forms and rules are those of "BigQuery Storage Read API" in the ser
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import mmap
@@ -37,7 +40,7 @@ from ..environment import quoted
 from ..errors import FAILED, UserError
 from ..hashing import mix
 from ..reporting import log
-from . import Raw, Reading
+from . import Raw, Reading, _shared
 from ._by_content import HASH, hash_cells, in_order
 
 NAMES = ("bigquery",)
@@ -99,22 +102,37 @@ def read(path: str, columns: Sequence[Column], bad: object, reading: Reading) ->
     key = (path, reading.row_filter, _project(reading), tuple((column.name, isinstance(column, Number)) for column in wanted))
     first = 0
     with _explained(path, reading):
-        for batch in _reread(_kept[key]) if key in _kept else _keeping(key, _rows(path, wanted, reading)):
+        for batch in _kept[key]() if key in _kept else _rows(path, key, wanted, reading):
             yield Raw(batch, lambda i, first=first: f"{path}, row {first + i + 1}")
             first += batch.num_rows
     if not first and reading.row_filter:
         log("WARNING", f"{path}: no row meets --row_filter={quoted(reading.row_filter)}")
 
 
-def _rows(path: str, wanted: Sequence[Column], reading: Reading) -> Iterator[pa.RecordBatch]:
-    """Yield the rows that a path names, in their order."""
+def _rows(path: str, key: tuple, wanted: Sequence[Column], reading: Reading) -> Iterator[pa.RecordBatch]:
+    """Yield the rows that a path names, in their order, and keep them."""
     billed, rest = _rest_client(path, reading)
     tables = _find(rest, path, reading, wanted)
+    folder = _folder(tables, key, reading)
     storage = _storage_client()
     try:
-        yield from in_order(_download(storage, path, tables, wanted, billed, reading.row_filter), LIMIT)
+        if folder:
+            yield from _in_shares(storage, path, folder, tables, wanted, billed, reading)
+            _kept[key] = functools.partial(_shared.kept, folder, sum(table.size for table in tables))
+        else:
+            yield from _keeping(key, in_order(_download(storage, path, tables, wanted, billed, reading.row_filter), LIMIT))
     finally:
         storage.transport.close()  # also ends the calls of streams that nobody reads on
+
+
+def _folder(tables: Sequence[_Table], key: tuple, reading: Reading) -> str | None:
+    """Return the folder of these very rows, as the tables' metadata tell; None where they are not to be kept for others."""
+    streamed = any(table.rows is None for table in tables)  # there are rows of which the metadata know nothing yet
+    if not reading.folder or (streamed and not reading.job):
+        return None
+    made_of = [_facts(tables), key[1:], [(table.names, table.kinds) for table in tables], reading.job if streamed else None]
+    name = hashlib.sha256(json.dumps(made_of, default=dict).encode()).hexdigest()[:24]
+    return os.path.join(reading.folder, f"bigquery-{name}")
 
 
 def count(path: str, reading: Reading) -> int | None:
@@ -134,14 +152,17 @@ def fingerprint(path: str, reading: Reading) -> dict[str, Any]:
     """Describe tables as `data.fingerprint` does files: path, bytes and a SHA-256 of what their metadata says (not of their rows)."""
     with _explained(path, reading):
         tables = _find(_rest_client(path, reading)[1], path, reading, ())
-    facts = [(str(table), table.rows, table.size, table.modified) for table in tables]
-    digest = hashlib.sha256(json.dumps([facts, reading.row_filter]).encode())
+    digest = hashlib.sha256(json.dumps([_facts(tables), reading.row_filter]).encode())
     return {"path": path, "bytes": sum(table.size for table in tables), "sha256": digest.hexdigest()}
+
+
+def _facts(tables: Sequence[_Table]) -> list[tuple]:
+    return [(str(table), table.rows, table.size, table.modified) for table in tables]
 
 
 # ------------------------------------------------------------------ rows that were read before
 
-_kept: dict[tuple, mmap.mmap] = {}
+_kept: dict[tuple, Callable[[], Iterator[pa.RecordBatch]]] = {}
 
 
 def _keeping(key: tuple, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -157,7 +178,7 @@ def _keeping(key: tuple, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Recor
                 room = _fits(file, lambda: writer.write_batch(batch))
             yield batch
         if writer is not None and room and _fits(file, lambda: (writer.close(), file.flush())):
-            _kept[key] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            _kept[key] = functools.partial(_reread, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def _fits(file: Any, write: Callable[[], object]) -> bool:
@@ -393,20 +414,10 @@ def _download(
     client: Any, path: str, tables: Sequence[_Table], wanted: Sequence[Column], billed: str, row_filter: str
 ) -> Iterator[pa.RecordBatch]:
     """Yield the rows of tables in no order, with their hashes, while threads read as many streams as the service gives."""
-
-    def session(table: _Table) -> Any:
-        with _explained(str(table), Reading(row_filter=row_filter, project=billed)):
-            return _session(client, table, billed, row_filter)
-
-    with ThreadPoolExecutor(8) as pool:  # all sessions at once: each shows its table as it is now
-        sessions = list(pool.map(session, tables))
-    known = [table.rows for table in tables]
-    total = None if row_filter or None in known else sum(known)
+    streams, _ = _streams(client, tables, billed, row_filter)
+    total = _total(tables, row_filter)
     of = "" if total is None else f" of {total:,}"
     stop = threading.Event()
-    streams = [
-        (table, made.arrow_schema.serialized_schema, stream.name) for table, made in zip(tables, sessions) for stream in made.streams
-    ]
     jobs = [lambda job=job: (_converted(batch, job[0], wanted) for batch in _stream(client, *job, stop)) for job in streams]
     rows, said = 0, time.monotonic()
     for batch in _in_threads(jobs, MOST_STREAMS, stop):
@@ -415,8 +426,66 @@ def _download(
             log("INFO", f"{path}: {rows:,}{of} rows read in {len(streams)} streams")
             said = time.monotonic()
         yield batch
+    _see_total(path, rows, total)
+
+
+def _total(tables: Sequence[_Table], row_filter: str) -> int | None:
+    known = [table.rows for table in tables]
+    return None if row_filter or None in known else sum(known)
+
+
+def _see_total(path: str, rows: int, total: int | None) -> None:
     if total not in (None, rows):
         log("WARNING", f"{path}: {rows:,} rows came, and the table had {total:,} when its schema was read. Was it written to meanwhile?")
+
+
+def _in_shares(
+    client: Any, path: str, folder: str, tables: Sequence[_Table], wanted: Sequence[Column], billed: str, reading: Reading
+) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of tables in their order; this process reads a share of them, or none where others have read all."""
+    stop, read = threading.Event(), []
+
+    def begin() -> dict[str, Any]:
+        found, expires = _streams(client, tables, billed, reading.row_filter)
+        streams = [(tables.index(table), base64.b64encode(schema).decode(), name) for table, schema, name in found]
+        return {"streams": streams, "expires": expires}
+
+    def rows(session: Mapping[str, Any], i: int) -> Iterator[pa.RecordBatch]:
+        place, schema, name = session["streams"][i]
+        read.append(i)
+        for batch in _stream(client, tables[place], base64.b64decode(schema), name, stop):
+            yield _converted(batch, tables[place], wanted)
+
+    total = 0
+    try:
+        for batch in _shared.in_shares(folder, reading.part, begin, rows, sum(table.size for table in tables), LIMIT, stop):
+            total += batch.num_rows
+            yield batch
+    except OSError as error:
+        if _is_network(error):
+            raise
+        raise UserError(f"{path}: cannot keep its rows in {folder} ({_line(error)[:120]}). Name a folder with room: --cache_dir.") from None
+    finally:
+        stop.set()
+    if read:
+        log("INFO", f"{path}: of its streams this process has read {len(read)}; all {total:,} rows are kept in {folder}")
+        _see_total(path, total, _total(tables, reading.row_filter))
+
+
+def _streams(client: Any, tables: Sequence[_Table], billed: str, row_filter: str) -> tuple[list[tuple[_Table, bytes, str]], float]:
+    """Open the sessions of tables; return (table, schema, name) of each stream, and when the first session expires, 0 if never."""
+
+    def session(table: _Table) -> Any:
+        with _explained(str(table), Reading(row_filter=row_filter, project=billed)):
+            return _session(client, table, billed, row_filter)
+
+    with ThreadPoolExecutor(8) as pool:  # all sessions at once: each shows its table as it is now
+        sessions = list(pool.map(session, tables))
+    streams = [
+        (table, made.arrow_schema.serialized_schema, stream.name) for table, made in zip(tables, sessions) for stream in made.streams
+    ]
+    ends = [made.expire_time.timestamp() for made in sessions if made.expire_time]
+    return streams, min((end for end in ends if end > 0), default=0.0)
 
 
 def _session(client: Any, table: _Table, billed: str, row_filter: str) -> Any:

@@ -4,21 +4,23 @@
      "dataItemResourceLabels": {"aiplatform.googleapis.com/ml_use": "training"}}
 
 Several labels (`classificationAnnotations`) are a bad row: the trainers here predict one. `Raw` keeps the row's use
-(`ML_USE`) as a column of its own.
+(`ML_USE`) as a column of its own; of `items.jsonl:ml_use=test` it is the rows of that use alone.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..columns import Column
-from ..data import BadRows, file_column, open_binary
+from ..data import BadRows, file_column, open_binary, split_part
 from ..environment import resolve_uri
 from ..errors import UserError
 from . import Raw, Reading, jsonl, shown
@@ -48,6 +50,7 @@ def read(path: str, columns: Sequence[Column], bad: BadRows, reading: Reading) -
     Raises:
         UserError: the columns are not one text and its label, or (policy "error") a line is bad.
     """
+    path, use = split_part(path)
     column = file_column(columns, reading.labels)
     if column is None:
         raise UserError(f"{path} holds texts with a label each, and COLUMNS are not one Text and its label. Name another file.")
@@ -74,7 +77,29 @@ def read(path: str, columns: Sequence[Column], bad: BadRows, reading: Reading) -
         return pa.RecordBatch.from_arrays(arrays, [text, label, ML_USE, _URI])
 
     for raw in jsonl.read_objects(path, _SCHEMA, flat, cells, bad):
-        yield from _resolved(raw, bad)
+        yield from _resolved(_of_use(raw, use.removeprefix("ml_use=")) if use else raw, bad)
+
+
+def uses(path: str) -> Counter[str]:
+    """Count a file's rows by their `ml_use`, an empty text for those that have none."""
+
+    def flat(batch: pa.RecordBatch) -> pa.RecordBatch:
+        return pa.RecordBatch.from_arrays([pc.struct_field(batch.column(0), [0])], [ML_USE])
+
+    def cells(row: dict[str, Any]) -> dict[str, Any]:
+        labels = row.get("dataItemResourceLabels")
+        return {ML_USE: labels.get(ML_USE) if isinstance(labels, dict) else None}
+
+    found: Counter[str] = Counter()
+    for raw in jsonl.read_objects(path, pa.schema([_SCHEMA.field("dataItemResourceLabels")]), flat, cells, BadRows("skip")):
+        found.update(text or "" for text in raw.batch.column(0).cast(pa.string()).to_pylist())
+    return found
+
+
+def _of_use(raw: Raw, use: str) -> Raw:
+    """Return the rows of a block that are for one use."""
+    kept = np.flatnonzero(pc.equal(raw.batch.column(2).cast(pa.string()), use).fill_null(False).to_numpy(zero_copy_only=False))
+    return Raw(raw.batch.take(pa.array(kept)), lambda i: raw.place(int(kept[i])))
 
 
 def _resolved(raw: Raw, bad: BadRows) -> Iterator[Raw]:
