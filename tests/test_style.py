@@ -78,10 +78,11 @@ def test_the_files_that_users_edit_are_short(trainer, name, budget):
 def test_the_runtime_can_be_read_in_one_sitting():
     sizes = {path.name: lines_of_code(path) for path in SOURCES if path.parent.name == "vertex_runtime"}
     assert sum(sizes[f"{name}.py"] for name in CORE) <= 1150, sizes
-    report = {name: size for name, size in sizes.items() if name.startswith("data_")}  # no part of a run: it has a sitting of its own
-    assert sum(report.values()) <= 1200, report
-    assert sum(size for name, size in sizes.items() if name not in READERS and name not in report) <= 4900, sizes
+    assert sum(size for name, size in sizes.items() if name not in READERS) <= 4900, sizes
     assert not {name: size for name, size in sizes.items() if size > LARGEST_FILES.get(name, RUNTIME_FILE)}
+    report = {path.name: lines_of_code(path) for path in SOURCES if path.parent.name == "data_report"}  # no part of a run
+    assert sum(report.values()) <= 1200, report
+    assert not {name: size for name, size in report.items() if size > RUNTIME_FILE}
     formats = {path.name: lines_of_code(path) for path in SOURCES if path.parent.name == "formats"}
     assert formats.pop("bigquery.py") <= 380  # a service, not a file
     assert not {name: size for name, size in formats.items() if size > RUNTIME_FILE}
@@ -116,7 +117,7 @@ def test_what_answers_at_once_imports_no_tensorflow(module):
 
 
 def test_the_runtime_knows_no_trainer_and_no_local_service():
-    for path in (ROOT / "vertex_runtime").glob("*.py"):
+    for path in (ROOT / "vertex_runtime").rglob("*.py"):
         assert not {name.partition(".")[0] for name in imports(path)} & {*TRAINERS, "vertex_local", "trainer"}, path.name
 
 
