@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 
 from vertex_local.commands import trainers
@@ -70,19 +71,22 @@ def run_trainer(tmp_path_factory: pytest.TempPathFactory) -> RunTrainer:
     """Run a trainer's command line as a process: `run_trainer("taxifare", "--num_evals=1", env={…}, cwd=…)`.
 
     Without `cwd` it starts in a new folder, so that `--output_dir=out` is the caller's own. `code` is what it must end
-    with; None takes any.
+    with; None takes any. The process is a fork of one that has imported TensorFlow, unless `fresh`: see forked.py.
     """
 
     def run(
         trainer: str, *flags: object, env: Mapping[str, str] | None = None, cwd: Path | None = None, code: int | None = 0,
-        timeout: float = 300,
+        timeout: float = 300, fresh: bool = False,
     ) -> subprocess.CompletedProcess[str]:  # fmt: skip
-        done = subprocess.run(
-            [sys.executable, "-m", f"{trainer}.trainer.task", *map(str, flags)],
-            env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
-            cwd=cwd or tmp_path_factory.mktemp(trainer),
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout,
-        )  # fmt: skip
+        module, words, folder = f"{trainer}.trainer.task", [str(flag) for flag in flags], cwd or tmp_path_factory.mktemp(trainer)
+        variables = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
+        if fresh:
+            command = [sys.executable, "-m", module, *words]
+            done = subprocess.run(
+                command, env=variables, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout
+            )
+        else:
+            done = forked.run(module, words, variables, folder, timeout)
         assert code is None or done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 

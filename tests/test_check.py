@@ -398,7 +398,8 @@ def test_the_command_can_be_stopped_while_it_measures(tmp_path):
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_flags_are_parsed_without_tensorflow(trainer, tmp_path, run_trainer):
     (tmp_path / "tensorflow.py").write_text("raise ImportError('not needed')")
-    done = run_trainer(trainer, "--plan=flags", "--batch-size=128.0", env={"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}, cwd=tmp_path)
+    env = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    done = run_trainer(trainer, "--plan=flags", "--batch-size=128.0", env=env, cwd=tmp_path, fresh=True)
     plan = json.loads(done.stdout.splitlines()[-1])["plan"]
     assert plan["hyperparameters"]["batch_size"] == 128 and "metrics" not in plan
     assert [path.name for path in tmp_path.iterdir() if path.name != "__pycache__"] == ["tensorflow.py"]

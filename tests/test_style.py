@@ -208,7 +208,7 @@ def test_the_command_in_a_trainers_docstring_runs(trainer, tmp_path, run_trainer
     command = re.search(rf"^    python -m {trainer}\.trainer\.task (.*)$", text, re.MULTILINE)
     assert command, "the docstring opens with a command that works on the sample data"
     flags = re.sub(r"--output_dir=\S+", "--output_dir=out", command[1]).split()
-    run_trainer(trainer, *flags, cwd=tmp_path)
+    run_trainer(trainer, *flags, cwd=tmp_path, fresh=True)
     assert (tmp_path / "out" / "model" / "saved_model.pb").is_file()
 
 
