@@ -69,6 +69,7 @@ def _become(flags: Sequence[str], env: Mapping[str, str], cwd: str, out: str, er
         opened = os.open(path, mode)
         os.dup2(opened, descriptor)
         os.close(opened)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs, and so the tests, may ignore
     sys.argv = ["", *flags]
     sys.path[0] = cwd
     sys.path[1:1] = [path for path in env.get("PYTHONPATH", "").split(os.pathsep) if path]
