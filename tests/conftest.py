@@ -24,12 +24,23 @@ SERVICE_VARIABLES = ("AIP_", "CLOUD_ML_", "CLUSTER_SPEC", "TF_CONFIG", "TPU_ML_"
 # Where one trainer shows what there is to see, the other one's turn comes with the slow tests.
 FIRST_TRAINER = ("taxifare", pytest.param("stackoverflow", marks=pytest.mark.slow))
 
+# In this order, then the others: a file that takes long must not be what the other processes of scripts/test wait for.
+LONGEST = (
+    "test_compat", "test_any_model", "test_multiworker", "test_packaging", "test_serve_sdk", "test_serve", "test_tune", "test_submit",
+    "test_autopackaging", "test_check", "test_new_trainer", "test_storage", "test_resume", "test_contract", "test_training",
+)  # fmt: skip
+
 RunTrainer = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Forget the service's variables before any module or fixture sees them."""
     _forget_service_variables()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(autouse=True)
