@@ -4,7 +4,8 @@
     VERTEX_TRAINER=taxifare python setup.py sdist --formats=gztar  # that, or:   python3 -m trainer.task
 
 A trainer is a folder with a trainer/task.py in it, and is listed nowhere. The narrowed distribution holds it and
-vertex_runtime, which it runs on, and not vertex_local, which only stands in for the service on one's own machine.
+vertex_runtime, which it runs on: neither vertex_local, which stands in for the service on one's own machine, nor
+vertex_submit, which sends jobs to it.
 
 The training service runs this file again when it installs the sdist, without VERTEX_TRAINER, and gcloud's generated
 Dockerfile runs it with no other file beside it: so it reads no file and decides by the folders that are there.
@@ -36,7 +37,7 @@ wanted = os.environ.get("VERTEX_TRAINER")
 if wanted and wanted not in trainers:
     raise SystemExit(f"VERTEX_TRAINER must be one of {', '.join(trainers) or 'no trainer: there is none here'}; got {wanted!r}.")
 kept = [wanted] if wanted else trainers
-ours = ["vertex_runtime"] if wanted else ["vertex_runtime", "vertex_local"]
+ours = ["vertex_runtime"] if wanted else ["vertex_runtime", "vertex_local", "vertex_submit"]
 packages = find_packages(include=[pattern for name in ours for pattern in (name, f"{name}.*")])
 for name in kept:
     inner = {"trainer", *find_packages(name, exclude=["tests", "tests.*"])}
@@ -68,7 +69,7 @@ setup(
     extras_require=EXTRAS,
     packages=packages,
     package_dir=alias,
-    package_data={**{trainer: ["tests/data/*", "tests/data/**/*"] for trainer in kept}, "vertex_local.checking": ["*.yaml"]},
+    package_data={**{trainer: ["tests/data/*", "tests/data/**/*"] for trainer in kept}, "vertex_local.check": ["*.yaml"]},
     cmdclass={"egg_info": FreshEggInfo},
     zip_safe=False,
 )

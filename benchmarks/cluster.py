@@ -176,7 +176,7 @@ def startup(bench: Bench) -> None:
     import yaml
 
     sys.path.insert(0, str(ROOT))
-    from vertex_local import spec as job_files
+    from vertex_local.job import spec as job_files
 
     job = yaml.safe_load(job_files.read(ROOT / "jobs" / "taxifare-2-workers.yaml"))
     job["workerPoolSpecs"][1]["replicaCount"] = 2

@@ -17,11 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from vertex_local import cli, spec
-from vertex_local.commands import trainers
-from vertex_local.drill import run
-from vertex_local.jobs import Result
-from vertex_local.report import Quiet
+from vertex_local import cli
+from vertex_local.job import spec
+from vertex_local.local.commands import trainers
+from vertex_local.local.drill import run
+from vertex_local.local.jobs import Result
+from vertex_local.local.report import Quiet
 from vertex_runtime.strategy import import_tensorflow
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -20,7 +20,7 @@ WORKERS = (1, 8, 64, 512)
 HOP, GATHER_HOP, BYTES = 0.892 / 2, 1.955 / 3, 0.43e6
 # n1-standard-8, the page "Network bandwidth" of Compute Engine's documentation: 16 Gbps. It is not the limit.
 NETWORK = 16e9 / 8 / 1e3
-# n1-standard-4 in us-central1, USD an hour; vertex_local/checking/prices.yaml has the source and its date.
+# n1-standard-4 in us-central1, USD an hour; vertex_local/check/prices.yaml has the source and its date.
 PRICE = 0.21849885
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import forked
 import pytest
 
-from vertex_local.commands import trainers
+from vertex_local.local.commands import trainers
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAINERS = tuple(trainers(ROOT))  # for the rules that every trainer keeps, yours too

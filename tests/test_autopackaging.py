@@ -15,8 +15,8 @@ from conftest import FIRST_TRAINER, ROOT
 from test_cloud_support import REAL, gcloud_variables, needs_gcloud, script, serving
 from test_docker_support import build, instructions, start
 
-from vertex_local import spec
-from vertex_local.submitting.image_build import autopackage
+from vertex_local.job import spec
+from vertex_submit.image_build import autopackage
 
 PACKAGES = Path(sysconfig.get_path("purelib"))
 IMAGE = "europe-west4-docker.pkg.dev/real-project-1/trainers/{}-autopackaged:latest"

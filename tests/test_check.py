@@ -20,7 +20,7 @@ from conftest import ROOT, TRAINERS
 from test_local_support import environ, wait_for
 
 from vertex_local.__main__ import main
-from vertex_local.checking import checks
+from vertex_local.check import rules as checks
 
 JOBS = sorted(path.name for path in (ROOT / "jobs").glob("*.yaml") if path.stem not in ("settings", "kubernetes-tfjob"))
 TODAY = "--today=2026-08-22"

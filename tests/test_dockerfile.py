@@ -19,7 +19,8 @@ import pytest
 from conftest import FIRST_TRAINER, ROOT, TRAINERS
 from test_docker_support import Stage, build, ignored, instructions, start
 
-from vertex_local import commands, spec
+from vertex_local.job import spec
+from vertex_local.local import commands
 
 TEXT = (ROOT / "Dockerfile").read_text(encoding="utf-8")
 PACKAGES = Path(sysconfig.get_path("purelib"))

@@ -12,8 +12,10 @@ import pytest
 from conftest import ROOT
 
 from vertex_local.__main__ import main
-from vertex_local.checking import checks, estimate, machines
-from vertex_local.checking.probe import Measured
+from vertex_local.check import estimate
+from vertex_local.check import rules as checks
+from vertex_local.check.probe import Measured
+from vertex_local.job import machines
 
 PRICES = """\
 currency: EUR

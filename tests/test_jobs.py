@@ -18,7 +18,7 @@ from conftest import ROOT
 from test_cloud_support import REAL, gcloud_variables, needs_gcloud, plain, script, serving
 
 import vertex_runtime
-from vertex_local import images, settings, spec
+from vertex_local.job import images, settings, spec
 from vertex_local.tuning import study
 from vertex_runtime import arguments
 
@@ -297,7 +297,7 @@ def test_what_the_warning_says(uri, today, expected):
 
 
 def test_the_readme_shows_the_table_of_images():
-    """Each image of vertex_local/images.py with the end of its availability, and no other."""
+    """Each image of vertex_local/job/images.py with the end of its availability, and no other."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     shown = set(re.findall(r"`((?:tf|tf2|tf_opt)-\*\.[\w.-]+)` ([\w-]+)", text))
     names = {image: re.sub("-(cpu|gpu|tpu)[.]", "-*.", image.uri.rpartition("/")[2]) for image in images.IMAGES}

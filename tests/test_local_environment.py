@@ -9,7 +9,8 @@ import re
 import pytest
 from test_local_support import call, environ, run, write_job
 
-from vertex_local import cluster, spec
+from vertex_local.job import spec
+from vertex_local.local import cluster
 
 OURS = re.compile("AIP_|CLOUD_ML_|TRAINER_|VERTEX_|TF_CONFIG|CLUSTER_SPEC|TPU_")
 SHOW = """\

@@ -9,7 +9,7 @@ import signal
 import pytest
 from test_local_support import attempts, call, result, write_job, write_script
 
-from vertex_local import kills
+from vertex_local.local import kills
 
 TRAINER = """\
 order = dict(part.split("=") for part in os.environ.get("TRAINER_KILL", "").split(",") if part)
@@ -46,7 +46,7 @@ def folder(tmp_path):
 
 
 def test_kills_hit_their_place_in_the_first_attempt_only(folder, monkeypatch):
-    monkeypatch.setattr("vertex_local.lifecycle.SETTLE", 2.0)  # two kills at once stay two on a busy machine
+    monkeypatch.setattr("vertex_local.local.lifecycle.SETTLE", 2.0)  # two kills at once stay two on a busy machine
     wanted = ["workerpool0-0@evaluation=2,signal=ABRT", "workerpool1-1@step=20,signal=KILL"]
     done = call(folder, "job.yaml", "--job_id=a", "--kill", wanted[0], "--kill", wanted[1])
     assert done.returncode == 0, done.stdout + done.stderr

@@ -10,7 +10,7 @@ import zipfile
 import pytest
 from test_local_support import ROOT, call, environ, run, write_job
 
-from vertex_local import commands
+from vertex_local.local import commands
 
 
 def build(folder, requires: str = "") -> str:

@@ -15,7 +15,8 @@ import time
 import pytest
 from test_local_support import ROOT, alive, attempts, call, result, run, start, wait_for, write_job, write_script
 
-from vertex_local import cluster, jobs, restarts, spec
+from vertex_local.job import spec
+from vertex_local.local import cluster, jobs, restarts
 
 TOGETHER = {"scheduling": {"restartJobOnWorkerRestart": True}}
 SLEEP = "time.sleep(60)\n"
@@ -89,7 +90,7 @@ def test_shell_codes_of_signals_are_transient_and_a_loss_of_several_is_one_incid
 
 
 def test_restarts_and_retries_have_an_end(tmp_path, monkeypatch):
-    monkeypatch.setattr("vertex_local.lifecycle.SETTLE", 0)
+    monkeypatch.setattr("vertex_local.local.lifecycle.SETTLE", 0)
     monkeypatch.chdir(tmp_path)
     write_script(tmp_path, "chief.py", "os.kill(os.getpid(), 11)\n")
     done = cluster.run(spec.load(write_job(tmp_path, [("chief.py", 1)])), job_id="a")

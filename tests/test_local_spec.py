@@ -7,7 +7,7 @@ import json
 import pytest
 from test_local_support import ROOT, call, run
 
-from vertex_local import buckets, spec
+from vertex_local.job import buckets, spec
 
 GOOD = """\
 workerPoolSpecs:

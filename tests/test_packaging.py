@@ -22,7 +22,8 @@ import pytest
 from conftest import FIRST_TRAINER, ROOT, TRAINERS
 
 import vertex_runtime
-from vertex_local import commands, spec
+from vertex_local.job import spec
+from vertex_local.local import commands
 
 TINY = ("--num_examples_to_train_on=512", "--num_evals=1")
 NOT_SOURCES = (".git", ".venv*", "__pycache__", "*.egg-info", "build", "dist", ".*_cache", ".vertex_local", "*-run-*", "*-model*")
@@ -101,7 +102,7 @@ def folders(files: set[str]) -> set[str]:
 
 def test_full_sdist_holds_what_a_job_needs_and_nothing_else(sdists):
     files = files_of(sdists[None])
-    assert {"LICENSE", "setup.py", "vertex_runtime/run.py", "vertex_local/run.py", "vertex_local/checking/prices.yaml"} <= files
+    assert {"LICENSE", "setup.py", "vertex_runtime/run.py", "vertex_local/local/run.py", "vertex_local/check/prices.yaml"} <= files
     for trainer in TRAINERS:
         assert {f"{trainer}/trainer/{name}.py" for name in ("task", "model", "hyperparameters")} <= files
         assert {f"{trainer}/tests/data/{file.name}" for file in (ROOT / trainer / "tests" / "data").iterdir()} <= files

@@ -16,9 +16,9 @@ from conftest import ROOT
 from test_local_support import wait_for
 from test_serve_support import PARENT, Service, gone, job_spec, mark_of, pool, write_object
 
-from vertex_local import spec
-from vertex_local.service import filters
-from vertex_local.service.serve import main
+from vertex_local.job import spec
+from vertex_local.serve import filters
+from vertex_local.serve.command import main
 
 SLEEP = "import os,time; print(os.getpid(), flush=True); time.sleep(300)"
 CUSTOM = "gs://google-cloud-aiplatform/schema/trainingjob/definition/custom_task_1.0.0.yaml"

@@ -18,7 +18,7 @@ from google.api_core import exceptions  # noqa: E402
 from google.cloud import aiplatform  # noqa: E402
 from test_serve_sdk import BUCKET, SERVING, TRAINING, sdk, service  # noqa: E402, F401
 
-from vertex_local.submitting import pipeline_options  # noqa: E402
+from vertex_submit import pipeline_options
 
 ML_USE = "aiplatform.googleapis.com/ml_use"
 SINGLE = aiplatform.schema.dataset.ioformat.text.single_label_classification

@@ -26,10 +26,11 @@ from test_serve_support import Service
 
 storage = pytest.importorskip("google.cloud.storage")
 
-from vertex_local import copying, transfer  # noqa: E402
 from vertex_runtime import bucket_lock, bucket_manifest, outputs  # noqa: E402
 from vertex_runtime.environment import Environment  # noqa: E402
 from vertex_runtime.errors import UserError  # noqa: E402
+from vertex_submit import copy_files as copying  # noqa: E402
+from vertex_submit import transfer  # noqa: E402
 
 NUMBERS = itertools.count(1)
 # What may befall requests on the way up and down; the client, or another attempt, must mend it.

@@ -9,7 +9,7 @@ import statistics
 import pytest
 from test_local_support import ROOT
 
-from vertex_local import buckets, spec
+from vertex_local.job import buckets, spec
 from vertex_local.tuning import search, study
 from vertex_runtime.arguments import parse
 

@@ -16,7 +16,7 @@ import pytest
 from conftest import FIRST_TRAINER, ROOT, TRAINERS
 
 BUNDLED = ("taxifare", "stackoverflow")
-PACKAGES = ("vertex_runtime", "vertex_local", "data_tools", *TRAINERS)
+PACKAGES = ("vertex_runtime", "vertex_local", "vertex_submit", "data_tools", *TRAINERS)
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 SCRIPTS = [path for folder in ("scripts", ".ci") for path in sorted((ROOT / folder).iterdir()) if path.is_file()]
 READERS = ("data.py", "rows.py")
@@ -215,5 +215,5 @@ def test_the_command_in_a_trainers_docstring_runs(trainer, tmp_path, run_trainer
 def test_the_predictions_are_what_the_script_prints():
     printed = subprocess.run([sys.executable, ROOT / "benchmarks" / "scaling.py"], capture_output=True, text=True, check=True).stdout
     assert printed.strip() in (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
-    prices = (ROOT / "vertex_local" / "checking" / "prices.yaml").read_text(encoding="utf-8")
+    prices = (ROOT / "vertex_local" / "check" / "prices.yaml").read_text(encoding="utf-8")
     assert "machine: n1-standard-4\n  region: us-central1\n  price: 0.21849885" in prices

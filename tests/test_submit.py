@@ -25,8 +25,8 @@ import yaml
 from conftest import ROOT, running
 from test_cloud_support import REAL, Service, call, gcloud_variables, needs_gcloud, plain, script, serving
 
-from vertex_local import spec
-from vertex_local.submitting import cloud, deploy, package, pipeline, pipeline_options, submit
+from vertex_local.job import spec
+from vertex_submit import cloud, deploy, package, pipeline, pipeline_options, submit
 
 JOBS = ROOT / "jobs"
 FLAGS = (*REAL, "--no_check", "--poll=0.1")
@@ -193,7 +193,7 @@ def test_gclouds_failure_and_its_absence_are_one_line(tmp_path, fake_gcloud):
     bare = tmp_path / "bare"
     bare.mkdir()
     done = subprocess.run(
-        [sys.executable, "-m", "vertex_local.submitting.submit", "job", JOBS / "taxifare.yaml", *FLAGS], cwd=tmp_path,
+        [sys.executable, "-m", "vertex_submit.submit", "job", JOBS / "taxifare.yaml", *FLAGS], cwd=tmp_path,
         env={**os.environ, "PATH": str(bare), "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 1 and done.stderr.startswith("error: gcloud is not on PATH: install it, or give --dry_run")
@@ -366,7 +366,7 @@ def test_an_upload_is_verified_and_never_replaces_another_package(tmp_path, buck
 
 def test_a_bucket_that_does_not_answer_is_one_line(tmp_path):
     # In a process of its own: the storage client leaves a thread that asks on for two minutes.
-    patient = "import sys; from vertex_local.submitting import package as p; p.transfer.RETRY_SECONDS = 1; sys.exit(p.main(sys.argv[1:]))"
+    patient = "import sys; from vertex_submit import package as p; p.transfer.RETRY_SECONDS = 1; sys.exit(p.main(sys.argv[1:]))"
     done = subprocess.run(
         [sys.executable, "-c", patient, "--trainer=taxifare", "--upload", *REAL], cwd=tmp_path, capture_output=True, text=True,
         env={**os.environ, "STORAGE_EMULATOR_HOST": "http://127.0.0.1:9", "PYTHONPATH": str(ROOT)}, timeout=120,

@@ -10,7 +10,7 @@ import yaml
 from conftest import ROOT
 
 from taxifare.trainer.hyperparameters import Hyperparameters
-from vertex_local import spec as job_files
+from vertex_local.job import spec as job_files
 from vertex_runtime.arguments import parse
 from vertex_runtime.environment import Environment
 from vertex_runtime.outputs import resolve_outputs

@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 from test_local_support import ROOT, alive, environ, wait_for
 
-from vertex_local import supervise
 from vertex_local.__main__ import main
+from vertex_local.local import supervise
 from vertex_local.tuning import measurements, search, study, trials, tuner, tuning_report
 from vertex_local.tuning import runner as tuning
 

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Sequence
 
 COMMANDS = {
-    "run": ("run", "run a custom job's file: every replica a process with the service's environment"),
-    "check": ("checking.check", "look at a job's file, package, flags, data, machines, images before you pay; time and price"),
-    "tune": ("tuning.tune", "run a hyperparameter tuning job's file: trials in parallel, searched by Optuna"),
-    "copy": ("copying", "copy files to Cloud Storage or from there: parallel, resumed, compared by checksum"),
-    "serve": ("service.serve", "a job service on this machine that answers gcloud and the Python SDK"),
+    "run": ("vertex_local.local.run", "run a custom job's file: every replica a process with the service's environment"),
+    "check": ("vertex_local.check.command", "look at a job's file, package, flags, data, machines, images before you pay; time and price"),
+    "tune": ("vertex_local.tuning.tune", "run a hyperparameter tuning job's file: trials in parallel, searched by Optuna"),
+    "copy": ("vertex_submit.copy_files", "copy files to Cloud Storage or from there: parallel, resumed, compared by checksum"),
+    "serve": ("vertex_local.serve.command", "a job service on this machine that answers gcloud and the Python SDK"),
 }
 
 
@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that the first word names and return its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv and argv[0] in COMMANDS:
-        return importlib.import_module(f".{COMMANDS[argv[0]][0]}", __package__).main(argv[1:])
+        return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:])
     lines = "\n".join(f"  {name:8s} {what}" for name, (_, what) in COMMANDS.items())
     usage = f"usage: python -m vertex_local COMMAND [--help] …\n\n{__doc__}\n\n{lines}"
     if argv and argv[0] in ("-h", "--help"):

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import buckets, schema, spec
+from ..job import buckets, schema, spec
 
 TABULAR, TEXT = "tabular", "text"
 SETS = ("training", "validation", "test")

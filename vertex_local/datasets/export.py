@@ -17,7 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TextIO
 
-from .. import buckets
+from ..job import buckets
 from . import bigquery, splits
 from .dataset import ML_USE, SETS, TABULAR, Dataset, DatasetError, Stopped
 from .rows import CsvSource, Row, TextSource

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .. import settings
-from ..spec import JobSpec
+from ..job import settings
+from ..job.spec import JobSpec
 from . import dataset, export, splits
 
 _SPLITS = "fractions=0.8,0.1,0.1 | column=NAME | time=NAME[,0.8,0.1,0.1] | strata=NAME[,0.8,0.1,0.1] | filter=TRAIN;VALID;TEST"

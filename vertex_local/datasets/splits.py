@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
-from ..service import filters
+from ..serve import filters
 from .dataset import ML_USE, SETS, TABULAR, DatasetError
 from .rows import Row
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..report import Follower
+from ..local.report import Follower
 from .study import Metric, Study
 
 _OTHER = {"global_step", "timestamp", "trial", "checkpoint_path"}

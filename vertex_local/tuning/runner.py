@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .. import buckets, jobs
+from ..job import buckets
+from ..local import jobs
 from .search import Search, import_optuna
 from .study import Study
 from .trials import Trial

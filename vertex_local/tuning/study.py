@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .. import spec
-from ..schema import SpecError, Tree, parse, top_keys
+from ..job import spec
+from ..job.schema import SpecError, Tree, parse, top_keys
 
 DOUBLE, INTEGER, DISCRETE, CATEGORICAL = KINDS = ("double", "integer", "discrete", "categorical")
 LINEAR, LOG, REVERSE_LOG = (f"UNIT_{name}_SCALE" for name in ("LINEAR", "LOG", "REVERSE_LOG"))

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .. import commands
-from ..spec import JobSpec, Pool
+from ..job.spec import JobSpec, Pool
+from ..local import commands
 from .measurements import value_of
 from .study import Study
 

@@ -15,8 +15,9 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from .. import buckets, cli, settings
-from ..schema import SpecError
+from .. import cli
+from ..job import buckets, settings
+from ..job.schema import SpecError
 from . import runner as tuning
 from . import study, tuning_report
 

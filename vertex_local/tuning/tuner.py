@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .. import buckets, cluster, jobs
-from ..spec import JobSpec
+from ..job import buckets
+from ..job.spec import JobSpec
+from ..local import cluster, jobs
 from . import measurements, trials, tuning_page
 from .search import Search, grid_size
 from .study import Study, to_seconds

@@ -1,0 +1,314 @@
+"""Ask a job's own trainer, as a process with a replica's environment: what it makes of its flags and data, how fast it is.
+
+A program that imports vertex_runtime answers `--plan` with a line of JSON and stops. Any other program is only imported,
+and that only where its code stands under `if __name__ == "__main__"`: else an import would train.
+"""
+
+from __future__ import annotations
+
+import ast
+import ctypes
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..job import buckets
+from ..local import commands, environment, restarts
+from .rules import Case
+
+_PLAN, _FINDINGS = '{"plan": ', '{"findings": '
+_FIND = "import importlib.util, sys; found = importlib.util.find_spec(sys.argv[1]); print(found.origin if found else '')"
+_IMPORT = "import importlib, sys; importlib.import_module(sys.argv[1])"
+_OF_THE_IMAGE = ("TF_PLUGGABLE_DEVICE_LIBRARY_PATH", "NEXT_PLUGGABLE_DEVICE_USE_C_API")  # libraries that are in there only
+HEAD_BYTES = 32 << 20  # of larger training data, so much of the first file is measured with
+
+
+Stop = Callable[[], bool]
+
+
+def never() -> bool:
+    """Tell that nobody wants to stop."""
+    return False
+
+
+class ProbeError(ValueError):
+    """The trainer said no, in one line of its own, or nothing in time. `kind` is import, absent, arguments, run or time.
+
+    `findings` are what it found in its data until then.
+    """
+
+    def __init__(self, message: str, kind: str, findings: Sequence[Mapping[str, str]] = ()):
+        super().__init__(message)
+        self.kind, self.findings = kind, findings
+
+
+@dataclass(frozen=True)
+class Program:
+    """A replica's program: Python with `-m MODULE` or a script; `source` is its file, `ours` whether it knows `--plan`."""
+
+    argv: tuple[str, ...]
+    start: int
+    env: Mapping[str, str]
+    cwd: Path
+    source: Path
+    ours: bool
+
+    @property
+    def name(self) -> str:
+        """The module or script."""
+        return self.argv[self.start - 1]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One short training on this machine, in seconds: until its first step, per evaluation, and from the last one to the end.
+
+    `reading` is the part of `startup` in which `read` bytes of data were read; `on` says what was trained on, `model` is
+    the folder of the exported model, if it came to that.
+    """
+
+    startup: float
+    examples_per_second: float
+    evaluation: float
+    finish: float
+    reading: float
+    read: int
+    steps: int
+    on: str
+    model: str | None = None
+
+
+def program(case: Case, number: int, site: Path | None, scratch: Path) -> Program:
+    """Return what the replicas of a pool run; `site` holds the installed package of a pythonPackageSpec.
+
+    Raises:
+        ProbeError: the module cannot be found or imported; CommandError: the image is not the project's own.
+    """
+    pool = case.job.pools[number]
+    command = commands.for_pool(pool, case.python, case.project, case.buckets)
+    members = [environment.Member(i, n, f"localhost:{2222 + n}", 3333) for i, p, _ in case.pools for n in range(p.replicas)]
+    member = next(member for member in members if member.pool == number)
+    output = None if case.job.output is None else buckets.to_path(case.job.output, case.buckets)
+    service = environment.service_variables(case.job, members, member, "0", output, "1" if case.study else None) | case.variables
+    env = {**environment.inherited(os.environ), **command.env, **service, "VERTEX_LOCAL_BUCKET_ROOT": str(case.buckets)}
+    env = {name: value for name, value in env.items() if name not in _OF_THE_IMAGE}
+    env |= {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    if case.study:
+        env["CLOUD_ML_HP_METRIC_FILE"] = str(scratch / "output.metrics")
+    if site:
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(site), env.get("PYTHONPATH"))))
+    argv, cwd = command.argv, command.cwd or scratch
+    start = 3 if argv[1:2] == ("-m",) else 2
+    if not re.match("python", os.path.basename(argv[0])) or len(argv) < start or argv[start - 1].startswith("-"):
+        raise commands.CommandError(f"{' '.join(argv[:3])} is not a Python program: it was not asked about its flags and data.")
+    source = _source(argv, start, env, cwd, site is not None, bool(pool.command))
+    return Program(argv, start, env, cwd, source, "vertex_runtime" in source.read_text(encoding="utf-8", errors="replace"))
+
+
+def _source(argv: Sequence[str], start: int, env: Mapping[str, str], cwd: Path, packaged: bool, foreign: bool) -> Path:
+    name = argv[start - 1]
+    if start == 2:
+        found = cwd / name
+    else:
+        done = _run([argv[0], "-c", _FIND, name], env, cwd, 60)
+        found = Path(done.stdout.strip() or "?") if done.returncode == 0 else Path("?")
+        if done.returncode:
+            raise ProbeError(f"{name} cannot be imported: {_last_error(done.stderr)}", "import")
+    if not found.is_file():
+        what = f"there is no {'module' if start == 3 else 'script'} {name}"
+        if foreign:
+            raise ProbeError(f"{what} in {cwd}: it is the image's own, and was not looked at.", "absent")
+        where = "in the job's package" if packaged else f"in {cwd}, where the container starts"
+        raise ProbeError(f"{what} {where}; mend its name.", "import")
+    return found
+
+
+def ask(found: Program, plan: str, seconds: float, *more: str, devices: int = 1) -> dict[str, Any]:
+    """Return what the trainer says to `--plan`; `more` goes before it, where a trial's parameters would stand.
+
+    Raises:
+        ProbeError: it ended with an error, whose one line is the message, or took longer than `seconds` (kind `time`).
+    """
+    env = {**found.env, "TRAINER_DEVICES": str(devices)}
+    done = _run([*found.argv, *more, f"--plan={plan}"], env, found.cwd, seconds)
+    said = [line for line in done.stdout.splitlines() if line.startswith(_PLAN)]
+    found_in_data = [line for line in done.stdout.splitlines() if line.startswith(_FINDINGS)]
+    findings = json.loads(found_in_data[-1])["findings"] if found_in_data else []
+    if done.returncode or not said:
+        message, crashed = _why(done), "Traceback" in done.stderr
+        if crashed:
+            raise ProbeError(f"{found.name} stopped with {message}", "import")
+        raise ProbeError(message, "arguments" if plan == "flags" else "run", findings)
+    return {**json.loads(said[-1])["plan"], "findings": findings}
+
+
+def import_plain(found: Program) -> str:
+    """Import a program that does not know `--plan`, where that trains nothing; return what was done, in words."""
+    try:
+        tree = ast.parse(found.source.read_text(encoding="utf-8"))
+    except (SyntaxError, UnicodeDecodeError) as error:
+        raise ProbeError(f"{found.source}:{getattr(error, 'lineno', 1)}: is not Python: {error}", "import") from None
+    guarded = any(isinstance(node, ast.If) and "__name__" in ast.dump(node.test) for node in tree.body)
+    if not guarded or found.start == 2:
+        return "compiled, not imported, which might train"
+    done = _run([found.argv[0], "-c", _IMPORT, found.name], found.env, found.cwd, 60)
+    if done.returncode:
+        raise ProbeError(f"{found.name} cannot be imported: {_last_error(done.stderr)}", "import")
+    return "imported"
+
+
+def measure(found: Program, plan: Mapping[str, Any] | None, scratch: Path, steps: int, seconds: float, stop: Stop = never) -> Measured:
+    """Train up to `steps` steps on this machine and time them; without a `plan`, on the trainer's sample data.
+
+    Raises:
+        ProbeError: it failed, or no step was done within `seconds`; KeyboardInterrupt: `stop` became true.
+    """
+    cluster = ("TF_CONFIG", "CLUSTER_SPEC", "AIP_MODEL_DIR", "AIP_CHECKPOINT_DIR", "AIP_TENSORBOARD_LOG_DIR")
+    env = {name: value for name, value in found.env.items() if name not in cluster}
+    events, output = scratch / "events.jsonl", scratch / "measured"
+    argv, data, on = list(found.argv), [], "its own data"
+    if plan is None:
+        argv, on = _without_data(argv), "its sample data, since the job's is not on this machine"
+        env = {name: value for name, value in env.items() if not name.startswith("CLOUD_ML_")}
+        plan = ask(Program(tuple(argv), found.start, env, found.cwd, found.source, True), "data", seconds)
+    read, batch, total, evaluated = plan["bytes"], plan["batch_size"], plan["total_steps"], 1.0
+    if read > HEAD_BYTES:
+        if not os.path.isfile(plan["files"][0]):
+            raise ProbeError(f"its data is too much to measure with ({read:,} bytes in folders).", "run")
+        head = _head(Path(plan["files"][0]), scratch)
+        data, read = [f"--train_data_path={head}", f"--eval_data_path={head}", "--bad_rows=skip"], head.stat().st_size
+        evaluated = plan["evaluation_rows"] / (plan["rows"] * read / plan["bytes"])  # as much of it as the job evaluates on
+        on = f"the first {read:,} bytes of {plan['files'][0]}"
+    count = min(steps, total)
+    argv += [*data, f"--num_examples_to_train_on={count * batch}", "--num_evals=2", "--strategy=auto", "--in_memory=yes"]
+    argv += [f"--output_dir={output}", f"--jit_compile={'yes' if plan['jit_compile'] else 'no'}", "--profile=", "--plan=no"]
+    start, ended = time.time(), None
+    try:
+        done = _run(argv, {**env, "TRAINER_EVENTS": str(events)}, found.cwd, seconds, stop)
+        ended = time.time()
+        if done.returncode:
+            raise ProbeError(f"a short training failed here: {_why(done)}", "run")
+    except ProbeError as error:
+        if error.kind != "time":
+            raise
+    folder = next((folder for folder in (output / "model", output / "1" / "model") if (folder / "saved_model.pb").is_file()), None)
+    timed = _timed(_events(events), start, ended, batch, read, on, seconds, str(folder) if folder else None)
+    return dataclasses.replace(timed, evaluation=timed.evaluation * evaluated)
+
+
+def _timed(
+    events: list[dict[str, Any]], start: float, ended: float | None, batch: int, read: int, on: str, seconds: float, model: str | None
+) -> Measured:
+    steps = [event for event in events if event["phase"] == "step"]
+    if len(steps) < 2:
+        raise ProbeError(f"not two calls of the compiled steps were done within {seconds:g} s.", "run")
+    phases = {event["phase"]: event["time"] for event in reversed(events)}  # the first of each
+    # Rates over calls one after the other: an evaluation between two of them is not training.
+    pairs = [(a, b) for a, b in zip(events, events[1:]) if a["phase"] == b["phase"] == "step"]
+    trained, spent = sum(b["step"] - a["step"] for a, b in pairs), sum(b["time"] - a["time"] for a, b in pairs)
+    rate = trained * batch / spent if spent else 0.0
+    if not rate:
+        raise ProbeError("too few steps to measure: the job itself is as short as that.", "run")
+    evaluation = _evaluation(events)
+    last = max(event["time"] for event in events if event["phase"] in ("step", "evaluation"))
+    return Measured(
+        startup=steps[0]["time"] - start, examples_per_second=rate, evaluation=evaluation,
+        finish=max(0.0, ended - last - evaluation) if ended else 0.0,
+        reading=phases.get("build", start) - phases.get("data", start), read=read, steps=steps[-1]["step"], on=on, model=model,
+    )  # fmt: skip
+
+
+def _evaluation(events: Sequence[Mapping[str, Any]]) -> float:
+    """Return how long the last evaluation took: the next step or its own checkpoint follows; an older one may lie between."""
+    for i in reversed(range(len(events))):
+        if events[i]["phase"] == "evaluation":
+            after = (e for e in events[i + 1 :] if e["phase"] == "step" or e["phase"] == "checkpoint" and e["step"] >= events[i]["step"])
+            if (following := next(after, None)) is not None:
+                return following["time"] - events[i]["time"]
+    return 0.0
+
+
+def _events(path: Path) -> list[dict[str, Any]]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    return [event for event in map(json.loads, (line for line in lines if line.endswith("}"))) if "phase" in event]
+
+
+def _without_data(argv: Sequence[str]) -> list[str]:
+    """Return the command line without the flags that name data, and their values."""
+    kept, dropping = [], False
+    for word in argv:
+        if word.startswith("--"):
+            dropping = bool(re.match("--(train|eval|test)[_-]data[_-]path", word))
+        if not dropping:
+            kept.append(word)
+    return kept
+
+
+def _head(file: Path, scratch: Path) -> Path:
+    """Write the first part of a file, up to a line's end, to a file of its own."""
+    head = scratch / f"head-{file.name}"
+    with open(file, "rb") as source:
+        data = source.read(HEAD_BYTES)
+    head.write_bytes(data[: data.rfind(b"\n") + 1])
+    return head
+
+
+def _run(
+    argv: Sequence[str], env: Mapping[str, str], cwd: Path, seconds: float, stop: Stop = never
+) -> subprocess.CompletedProcess[str]:
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    end = time.monotonic() + seconds
+    with subprocess.Popen(argv, env=dict(env), cwd=cwd, preexec_fn=_die_with_parent, errors="replace", **pipes) as process:
+        while True:
+            try:
+                out, err = process.communicate(timeout=0.2)
+                return subprocess.CompletedProcess(argv, process.returncode, out, err)
+            except subprocess.TimeoutExpired:
+                if stop() or time.monotonic() > end:
+                    process.kill()
+                    process.communicate()
+                    if stop():
+                        raise KeyboardInterrupt from None
+                    raise ProbeError(f"gave no answer within {seconds:.0f} s.", "time") from None
+            except BaseException:
+                process.kill()
+                raise
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: killed as this process is, it leaves no training behind
+
+
+def _why(done: subprocess.CompletedProcess[str]) -> str:
+    """Return why a program ended, in one line."""
+    if done.returncode < 0:
+        return f"it ended by {restarts.describe(done.returncode)}, as for want of memory."
+    return _last_error(done.stderr or done.stdout)
+
+
+def _last_error(text: str) -> str:
+    """Return the line that says why: of JSON lines the message of the last error, else the last line."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    for line in reversed(lines):
+        if line.startswith("{"):
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue
+            if entry.get("severity") in ("ERROR", "CRITICAL"):
+                return str(entry["message"])
+    plain = [line.strip() for line in lines if not line.startswith("{")]
+    return plain[-1].removeprefix("error: ") if plain else "it said nothing"

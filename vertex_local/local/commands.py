@@ -1,0 +1,148 @@
+"""What to run for a pool: a Python module, a container's command, or what the project's own Dockerfile starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..job import buckets
+from ..job.spec import Pool
+
+# These describe the image's own file system, not the program.
+_IMAGE_ONLY = {"PATH", "HOME", "LD_LIBRARY_PATH", "VIRTUAL_ENV"}
+_VARIABLE = re.compile(r"\$(?:\{(\w+)(?::-([^}]*))?\}|(\w+))")
+
+
+class CommandError(ValueError):
+    """A pool that cannot be started here, with what is missing."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A program with its arguments; `env` is what its image and the spec set. `cwd` None: a folder of the job's own."""
+
+    argv: tuple[str, ...]
+    env: dict[str, str]
+    cwd: Path | None
+
+
+@dataclass
+class _Stage:
+    env: dict[str, str] = field(default_factory=dict)
+    entrypoint: list[str] = field(default_factory=list)
+    cmd: list[str] = field(default_factory=list)
+    workdir: str = "/"
+
+
+def for_pool(pool: Pool, python: str, project: Path, bucket_root: Path) -> Command:
+    """Return the command of one replica of `pool`, paths for `gs://…` and `python` for `python` and `python3`."""
+    args = [buckets.localize(arg, bucket_root) for arg in pool.args]
+    env = {name: buckets.localize(value, bucket_root) for name, value in pool.env}
+    if pool.module:
+        return Command((python, "-m", pool.module, *args), env, None)
+    command = [buckets.localize(word, bucket_root) for word in pool.command]
+    if not command:
+        stage = _image(pool.image, project)
+        command, args, env = stage.entrypoint, args or stage.cmd, {**_on_disk(stage, project), **env}
+    argv = [*command, *args]
+    if argv[0] in ("python", "python3"):
+        argv[0] = python
+    return Command(tuple(argv), env, project)
+
+
+def _image(image: str, project: Path) -> _Stage:
+    """Return what the project's Dockerfile makes of `image`, which must be the project's own."""
+    path = project / "Dockerfile"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError:
+        problem = f"image {image} is not the project's own, for there is no {path}"
+        raise CommandError(f"{problem}: give containerSpec.command, or --project_dir.") from None
+    build_args = {}
+    if re.search(r"^\s*ARG\s+TRAINER\b", text, re.MULTILINE | re.IGNORECASE):
+        known = trainers(project)
+        named = trainer_in(image, known)
+        if named is None:
+            problem = f"image {image} does not name one of this project's trainers ({', '.join(known)})"
+            raise CommandError(f"{problem}: give containerSpec.command if the image is another's.")
+        build_args["TRAINER"] = named
+    stage = parse_dockerfile(text, build_args)
+    command = stage.entrypoint or stage.cmd
+    if not command:
+        raise CommandError(f"{path} ends without ENTRYPOINT and CMD: give containerSpec.command.")
+    if os.path.basename(command[0]) not in ("sh", "bash") and any(map(_VARIABLE.search, command)):
+        raise CommandError(f"{path}: Docker puts no variables into {json.dumps(command)}; use the shell form, or ENV.")
+    return stage
+
+
+def trainers(project: Path) -> list[str]:
+    """Return the names of a checkout's trainers: its folders with a trainer/task.py that Python can import."""
+    return sorted(name for path in project.glob("*/trainer/task.py") if (name := path.parts[-3]).isidentifier())
+
+
+def trainer_in(image: str, known: Sequence[str]) -> str | None:
+    """Return which of the trainers `known` an image's address names, as in …/taxifare-gpu:v1; None if it is not just one."""
+    base = re.split("[:@]", image.rpartition("/")[2])[0]
+    named = [name for name in known if re.search(rf"(^|[-_.]){re.escape(name)}([-_.]|$)", base)]
+    # taxifare_v2:latest is taxifare_v2's where taxifare is another trainer.
+    named = [name for name in named if not any(name != other and name in other for other in named)]
+    return named[0] if len(named) == 1 else None
+
+
+def parse_dockerfile(text: str, build_args: Mapping[str, str]) -> _Stage:
+    """Return the last stage of a Dockerfile: FROM, ARG, ENV, WORKDIR, ENTRYPOINT and CMD as Docker reads them."""
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+    stages: dict[str, _Stage] = {}
+    stage, shared, args = _Stage(), {}, {}
+    started = False
+    for line in re.sub(r"\\[ \t]*\n", " ", "\n".join(lines)).splitlines():
+        word, _, rest = line.strip().partition(" ")
+        word, rest = word.upper(), rest.strip()
+        if word == "FROM":
+            parts = _expand(rest, shared).split()
+            parts = [part for part in parts if not part.startswith("--")]
+            known, args, started = stages.get(parts[0], _Stage()), {}, True
+            stage = _Stage(dict(known.env), known.entrypoint, known.cmd, known.workdir)
+            stages[parts[-1]] = stage
+        elif word == "ARG":
+            name, _, default = rest.partition("=")
+            value = build_args.get(name, _expand(default.strip("\"'"), {**args, **stage.env}) or shared.get(name, ""))
+            (args if started else shared)[name] = value
+        elif word == "ENV":
+            pairs = shlex.split(rest) if "=" in rest.split()[0] else [rest.replace(" ", "=", 1)]
+            seen = {**args, **stage.env}
+            stage.env.update((pair.partition("=")[0], _expand(pair.partition("=")[2], seen)) for pair in pairs)
+        elif word == "WORKDIR":
+            stage.workdir = _expand(rest, {**args, **stage.env})
+        elif word in ("ENTRYPOINT", "CMD"):
+            words = _words(rest)
+            stage.entrypoint, stage.cmd = (words, []) if word == "ENTRYPOINT" else (stage.entrypoint, words)
+    return stage
+
+
+def _words(text: str) -> list[str]:
+    try:
+        words = json.loads(text)
+        if isinstance(words, list) and all(isinstance(word, str) for word in words):
+            return words
+    except ValueError:
+        pass  # what is not the exec form is the shell form
+    return ["/bin/sh", "-c", text]
+
+
+def _expand(text: str, variables: Mapping[str, str]) -> str:
+    return _VARIABLE.sub(lambda match: variables.get(match[1] or match[3]) or match[2] or "", text)
+
+
+def _on_disk(stage: _Stage, project: Path) -> dict[str, str]:
+    """Return the image's ENV with its working directory, where the checkout is copied to, turned into the checkout."""
+    inside = rf"(^|(?<=:)){re.escape(stage.workdir.rstrip('/'))}(?=/|:|$)"
+    found = {name: value for name, value in stage.env.items() if name not in _IMAGE_ONLY}
+    if stage.workdir.rstrip("/"):
+        found = {name: re.sub(inside, lambda _: str(project), value) for name, value in found.items()}
+    return found

@@ -1,0 +1,163 @@
+"""A job's record from its creation to its end: the one state machine of custom jobs, tuning jobs and pipelines.
+
+    PENDING -> RUNNING -> SUCCEEDED | FAILED | CANCELLED, with CANCELLING in between where somebody asked for it
+
+Whoever runs a job holds a lock on its folder. The lock is the kernel's and ends with the process, however that ends: a
+record that says RUNNING while nobody holds the lock is of a job that was killed, and `settle` says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from .store import Store, private_folder
+
+KINDS = ("customJobs", "hyperparameterTuningJobs", "trainingPipelines", "pipelineJobs")
+SUCCEEDED, FAILED, CANCELLED = ENDED = ("SUCCEEDED", "FAILED", "CANCELLED")
+LOCK = ".lock"
+KILLED = "the process that ran it was killed"
+
+
+class InUse(Exception):
+    """Another process runs this job."""
+
+
+def now() -> str:
+    """Return the time as the API writes it: RFC 3339 in UTC with microseconds."""
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def prefix(kind: str) -> str:
+    """Return what a kind's states begin with: JOB_STATE_ or PIPELINE_STATE_."""
+    return "PIPELINE_STATE_" if kind in ("trainingPipelines", "pipelineJobs") else "JOB_STATE_"
+
+
+def plain_state(document: Mapping[str, Any]) -> str:
+    """Return a record's state without its prefix, such as RUNNING."""
+    return re.sub("^(JOB|PIPELINE)_STATE_", "", document.get("state", ""))
+
+
+def is_over(document: Mapping[str, Any]) -> bool:
+    """Tell whether a job has ended."""
+    return plain_state(document) in ENDED
+
+
+def add(store: Store, name: str, kind: str, document: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep a new job as PENDING and return its record; raise `store.Taken` if there is one of that name."""
+    when = now()
+    return store.add(name, kind, {"name": name, **document, "state": f"{prefix(kind)}PENDING", "createTime": when, "updateTime": when})
+
+
+def update(store: Store, name: str, change: Callable[[dict[str, Any]], Any]) -> dict[str, Any] | None:
+    """Change a job's record, and its time."""
+
+    def touched(document: dict[str, Any]) -> None:
+        change(document)
+        document["updateTime"] = now()
+
+    return store.change(name, touched)
+
+
+def running(store: Store, name: str) -> None:
+    """Note that a job runs, unless it is being cancelled or is over."""
+
+    def change(document: dict[str, Any]) -> None:
+        document.setdefault("startTime", now())
+        if plain_state(document) == "PENDING":
+            _set_state(document, "RUNNING")
+
+    update(store, name, change)
+
+
+def cancelling(store: Store, name: str) -> None:
+    """Note that somebody asked a job to end, unless it is over."""
+    update(store, name, lambda document: is_over(document) or _set_state(document, "CANCELLING"))
+
+
+def end(store: Store, name: str, state: str, error: Mapping[str, Any] | None = None) -> None:
+    """Note how a job ended; the first end counts.
+
+    Args:
+        error: a google.rpc.Status: {"code": …, "message": …}.
+    """
+
+    def change(document: dict[str, Any]) -> None:
+        if is_over(document):
+            return
+        _set_state(document, state)
+        document["endTime"] = now()
+        if error:
+            document["error"] = dict(error)
+
+    update(store, name, change)
+
+
+def _set_state(document: dict[str, Any], state: str) -> None:
+    before = document["state"]
+    document["state"] = before[: len(before) - len(plain_state(document))] + state
+
+
+# ------------------------------------------------------------------ who runs it
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold the job whose folder this is for this process, as long as the context lasts; raise InUse if another one does."""
+    private_folder(folder)
+    with open(folder / LOCK, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InUse(str(folder)) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+def is_held(folder: Path) -> bool:
+    """Tell whether a process runs the job of this folder."""
+    try:
+        with open(folder / LOCK) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def settle(store: Store, state_dir: Path, hint: Callable[[Mapping[str, Any]], str] = lambda document: "") -> list[str]:
+    """End the records of jobs whose process is gone, in the store and in `result.json`; return their names.
+
+    Args:
+        hint: what to add to the message of a record, such as how to go on with a study.
+    """
+    lost = []
+    for kind in KINDS:
+        for document in store.list(kind):
+            folder = state_dir / "jobs" / document["name"].rpartition("/")[2]
+            if is_over(document) or is_held(folder):
+                continue
+            message = KILLED + hint(document)
+            end(store, document["name"], FAILED, {"code": 14, "message": message})
+            _settle_result(folder / "result.json", message)
+            lost.append(document["name"])
+    return lost
+
+
+def _settle_result(path: Path, message: str) -> None:
+    with contextlib.suppress(OSError, ValueError, KeyError):  # there is none, or it is not ours
+        result = json.loads(path.read_text())
+        if result["state"] == "JOB_STATE_RUNNING":
+            new = path.with_name("result.json.new")
+            new.write_text(json.dumps({**result, "state": "JOB_STATE_FAILED", "error": message}, indent=1) + "\n")
+            new.replace(path)

@@ -1,0 +1,207 @@
+"""The state of everything on this machine, in SQLite: jobs, trials, pipelines, data sets, models, endpoints, operations.
+
+A resource is one JSON document in the API's form under its full name. Folders hold logs and artefacts; what is asked for
+by name, listed or changed stands here, and the commands and the service read the same file.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+FILE = "records.sqlite"
+ORDERS = ("createTime", "updateTime", "startTime", "endTime", "displayName", "name")
+_ROWS = 200  # documents that are read at a time while a page is filled
+_TABLES = """
+CREATE TABLE IF NOT EXISTS resources (
+  name TEXT PRIMARY KEY, id TEXT NOT NULL, kind TEXT NOT NULL, parent TEXT NOT NULL, created TEXT NOT NULL, document TEXT NOT NULL);
+CREATE INDEX IF NOT EXISTS by_parent ON resources (kind, parent, created, name);
+CREATE INDEX IF NOT EXISTS by_id ON resources (id);
+CREATE TABLE IF NOT EXISTS objects (
+  bucket TEXT, name TEXT, generation INTEGER, document TEXT NOT NULL, PRIMARY KEY (bucket, name));
+"""
+
+
+class Taken(Exception):
+    """A name that exists already."""
+
+
+class BadToken(ValueError):
+    """A page token that this list did not give."""
+
+
+@dataclass
+class Page:
+    """Documents in the order asked for, and the token of the next page; "" after the last."""
+
+    documents: list[dict[str, Any]] = field(default_factory=list)
+    token: str = ""
+
+
+def private_folder(path: Path) -> Path:
+    """Make a folder that only its owner can look into, if it is not there, and return it; others above it are made as usual."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.mkdir(mode=0o700, exist_ok=True)
+    return path
+
+
+class Store:
+    """All records of one state folder; safe to use from several threads and processes."""
+
+    def __init__(self, state_dir: Path):
+        path = private_folder(state_dir) / FILE
+        self._lock = threading.RLock()
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # before SQLite makes it readable for everybody
+        self._base = sqlite3.connect(path, timeout=60, check_same_thread=False, isolation_level=None)
+        for setting in ("journal_mode=WAL", "synchronous=NORMAL"):  # safe from kill -9
+            self._base.execute(f"PRAGMA {setting}")
+        self._base.executescript(_TABLES)
+
+    def close(self) -> None:
+        """Write what is left and close the file."""
+        with self._lock:
+            self._base.close()
+
+    def _run(self, statement: str, *values: Any) -> list[tuple]:
+        with self._lock:
+            return self._base.execute(statement, values).fetchall()
+
+    # ------------------------------------------------------------------ one resource
+
+    def add(self, name: str, kind: str, document: Mapping[str, Any]) -> dict[str, Any]:
+        """Keep a new document and return it; raise Taken if there is one of that name."""
+        parent, number = name.rpartition(f"/{kind}/")[0], name.rpartition("/")[2]
+        values = (name, number, kind, parent, document.get("createTime", ""), json.dumps(document))
+        try:
+            self._run("INSERT INTO resources VALUES (?, ?, ?, ?, ?, ?)", *values)
+        except sqlite3.IntegrityError:
+            raise Taken(name) from None
+        return dict(document)
+
+    def get(self, name: str) -> dict[str, Any] | None:
+        """Return the document of that name, or None."""
+        rows = self._run("SELECT document FROM resources WHERE name = ?", name)
+        return json.loads(rows[0][0]) if rows else None
+
+    def named(self, number: str, *kinds: str) -> list[dict[str, Any]]:
+        """Return the documents of these kinds, by default of any, whose id, the last part of the name, is `number`."""
+        rows = self._run("SELECT kind, document FROM resources WHERE id = ?", number)
+        return [json.loads(document) for kind, document in rows if not kinds or kind in kinds]
+
+    def has_id(self, number: str) -> bool:
+        """Return whether any resource has that id, which is the last part of its name."""
+        return bool(self._run("SELECT 1 FROM resources WHERE id = ? LIMIT 1", number))
+
+    def change(self, name: str, change: Callable[[dict[str, Any]], Any]) -> dict[str, Any] | None:
+        """Let `change` alter the document in one step and return it; None if it has been deleted meanwhile.
+
+        Nobody else, in this process or another one, changes it in between; what `change` raises leaves it as it was.
+        """
+        with self._lock:
+            self._base.execute("BEGIN IMMEDIATE")
+            try:
+                document = self.get(name)
+                if document is not None:
+                    change(document)
+                    self._run("UPDATE resources SET document = ? WHERE name = ?", json.dumps(document), name)
+            except BaseException:
+                self._base.execute("ROLLBACK")
+                raise
+            self._base.execute("COMMIT")
+            return document
+
+    def remove(self, name: str) -> bool:
+        """Forget the record, and nothing else; return whether there was one."""
+        return bool(self._run("DELETE FROM resources WHERE name = ? RETURNING 1", name))
+
+    # ------------------------------------------------------------------ many
+
+    def list(self, kind: str, parent: str | None = None) -> list[dict[str, Any]]:
+        """Return all documents of a kind, of all parents or of one, the oldest first."""
+        where = "kind = ? AND ifnull(parent = ?, 1) ORDER BY created, name"
+        return [json.loads(row[0]) for row in self._run(f"SELECT document FROM resources WHERE {where}", kind, parent)]
+
+    def count(self, kind: str, parent: str | None = None) -> int:
+        """Return how many documents of a kind there are, of all parents or of one."""
+        return self._run("SELECT count(*) FROM resources WHERE kind = ? AND ifnull(parent = ?, 1)", kind, parent)[0][0]
+
+    def page(
+        self, kind: str, parent: str, size: int, token: str = "", *, order: str = "createTime", descending: bool = True,
+        accepts: Callable[[dict[str, Any]], bool] | None = None,
+    ) -> Page:  # fmt: skip
+        """Return up to `size` documents that `accepts` lets pass, and the token of those that follow.
+
+        A token names the last document of its page, so that what is made, changed or removed meanwhile moves nothing else.
+        Only as many documents are read as the page needs.
+
+        Args:
+            order: one of ORDERS; documents without that field count as having an empty one.
+
+        Raises:
+            BadToken: the token is not one of a list in this order.
+        """
+        after = _decoded(token, order, descending) if token else None
+        found, last = Page(), ("", "")
+        for key, document in self._ordered(kind, parent, order, descending, after):
+            if accepts is not None and not accepts(document):
+                continue
+            if len(found.documents) == size:
+                found.token = _encoded(last, order, descending)
+                break
+            found.documents.append(document)
+            last = key
+        return found
+
+    def _ordered(
+        self, kind: str, parent: str, order: str, descending: bool, after: tuple[str, str] | None
+    ) -> Iterator[tuple[tuple[str, str], dict[str, Any]]]:
+        """Yield ((order's value, name), document), a few rows of the file at a time."""
+        value = {"createTime": "created", "name": "name"}.get(order, f"ifnull(json_extract(document, '$.{order}'), '')")
+        sign, way = ("<", "DESC") if descending else (">", "ASC")
+        while True:
+            beyond, values = (f"AND ({value}, name) {sign} (?, ?)", after) if after else ("", ())
+            rows = self._run(
+                f"SELECT {value}, name, document FROM resources WHERE kind = ? AND parent = ? {beyond}"
+                f" ORDER BY {value} {way}, name {way} LIMIT {_ROWS}", kind, parent, *values,
+            )  # fmt: skip
+            for key, name, document in rows:
+                yield (key, name), json.loads(document)
+            if len(rows) < _ROWS:
+                return
+            after = rows[-1][:2]
+
+    # ------------------------------------------------------------------ stored objects
+
+    def object(self, bucket: str, name: str, generation: int) -> dict[str, Any]:
+        """Return what is kept of a stored object (type, checksums): nothing if the file has changed since."""
+        rows = self._run("SELECT document FROM objects WHERE (bucket, name, generation) = (?, ?, ?)", bucket, name, generation)
+        return json.loads(rows[0][0]) if rows else {}
+
+    def set_object(self, bucket: str, name: str, generation: int, document: Mapping[str, Any]) -> None:
+        """Keep `document` for that generation of a stored object, instead of an earlier one's."""
+        self._run("INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?)", bucket, name, generation, json.dumps(document))
+
+    def remove_object(self, bucket: str, name: str) -> None:
+        """Forget what is kept of a stored object."""
+        self._run("DELETE FROM objects WHERE bucket = ? AND name = ?", bucket, name)
+
+
+def _encoded(key: tuple[str, str], order: str, descending: bool) -> str:
+    return base64.urlsafe_b64encode(json.dumps([order, descending, *key]).encode()).decode()
+
+
+def _decoded(token: str, order: str, descending: bool) -> tuple[str, str]:
+    try:
+        kept, way, value, name = json.loads(base64.urlsafe_b64decode(token))
+        if (kept, way) == (order, descending) and isinstance(value, str) and isinstance(name, str):
+            return value, name
+    except (ValueError, TypeError):
+        pass  # said below
+    raise BadToken(f"{token[:80]!r} is not a token of this list in this order")

@@ -1,0 +1,33 @@
+"""The checkout that the submitting scripts belong to: its folders, a pool's trainer, its Dockerfile's defaults."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from vertex_local.job.spec import Pool
+from vertex_local.local.commands import trainer_in, trainers
+
+ROOT = Path(__file__).resolve().parents[1]
+SETTINGS = ROOT / "jobs"
+
+
+class BuildError(ValueError):
+    """What cannot be built or stored as asked, and the remedy."""
+
+
+def trainer_of(pool: Pool, name: str, root: Path = ROOT) -> str:
+    """Return which trainer a pool runs, by its module or its image; raise a BuildError naming the job file `name`."""
+    known = trainers(root)
+    found = trainer_in(pool.module.partition(".")[0] if pool.module else pool.image, known)
+    if found is None:
+        raise BuildError(f"{name}: {pool.module or pool.image} names none of the trainers here, {', '.join(known)}.")
+    return found
+
+
+def dockerfile_default(name: str, root: Path = ROOT) -> str:
+    """Return the default of one of the Dockerfile's ARGs."""
+    found = re.search(rf'^ARG {name}="?([^"\s]+)"?$', (root / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
+    if not found:
+        raise BuildError(f"{root / 'Dockerfile'}: there is no line ARG {name}=….")
+    return found[1]

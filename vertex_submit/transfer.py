@@ -1,0 +1,297 @@
+"""Files to Cloud Storage and back by google-cloud-storage: in parallel, resumed where they broke off, compared by CRC32C.
+
+Nothing half-written is taken for whole: an object appears in its bucket in one step, a download gets its name when it is
+all there and its checksum is right, and what says that a folder is complete (saved_model.pb, a run's manifest.json) goes
+last. Nothing else's is replaced without `overwrite`, nor what came there meanwhile (generation preconditions).
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import glob
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from vertex_local.job import buckets
+
+from .progress import Cancelled, Progress, Watched
+
+WORKERS = 8
+ATTEMPTS = 3  # of a whole file, each with the client's own retries of every request
+RETRY_SECONDS = 60.0  # for which a service that does not answer is asked again
+PIECE = 8 << 20  # of a resumable upload; smaller files go in one request
+LAST = ("saved_model.pb", "manifest.json")  # in this order after all others: with them a folder counts as complete
+LEFT_OUT = (".lock",)  # of a run that is going on
+
+
+class TransferError(OSError):
+    """What could not be copied, why, and what to do, in one line."""
+
+
+class NotReplaced(ValueError):
+    """Something else has the name already."""
+
+
+def open_client(project: str = "", token_file: str | None = None) -> Any:
+    """Return a client with the credentials that gcloud or Google's libraries would take."""
+    try:
+        from google.auth.exceptions import GoogleAuthError
+        from google.cloud import storage
+    except ImportError:
+        raise TransferError("google-cloud-storage is not installed: pip install '.[cloud]'.") from None
+    from . import sdk
+
+    try:
+        return storage.Client(project=project or None, credentials=sdk.credentials(token_file))
+    except GoogleAuthError as error:
+        remedy = "run `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS"
+        raise TransferError(f"Cloud Storage: no credentials ({sdk.reason(error)}): {remedy}.") from None
+
+
+def crc32c(path: Path) -> str:
+    """Return a file's CRC32C as Cloud Storage writes it."""
+    import google_crc32c  # comes with google-cloud-storage
+
+    found = google_crc32c.Checksum()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            found.update(piece)
+    return base64.b64encode(found.digest()).decode()
+
+
+def _retry() -> Any:
+    from google.cloud.storage.retry import DEFAULT_RETRY
+
+    return DEFAULT_RETRY.with_delay(initial=0.25, multiplier=2.0, maximum=8.0).with_timeout(RETRY_SECONDS)
+
+
+@contextlib.contextmanager
+def _one_line(what: str) -> Iterator[None]:
+    """Turn what the client raises into a TransferError."""
+    from google.api_core.exceptions import GoogleAPIError
+    from google.auth.exceptions import GoogleAuthError
+
+    from . import sdk
+
+    try:
+        yield
+    except (TransferError, Cancelled):
+        raise
+    except (GoogleAPIError, GoogleAuthError, OSError) as error:
+        raise TransferError(f"{what}: {sdk.reason(error)}") from None
+
+
+def _transient() -> tuple[type[Exception], ...]:
+    """Return what another attempt at a whole file may mend: a damaged one, and a session that broke."""
+    from google.api_core.exceptions import ServerError
+    from google.cloud.storage import exceptions
+    from requests.exceptions import RequestException
+
+    return (exceptions.DataCorruption, exceptions.InvalidResponse, ServerError, RequestException, _Damaged)
+
+
+class _Damaged(Exception):
+    """What arrived has another checksum than what was sent."""
+
+
+def _attempts(what: str, once: Callable[[], Any]) -> Any:
+    from google.api_core.exceptions import RetryError
+
+    from . import sdk
+
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return once()
+        except (*_transient(), RetryError) as error:
+            if attempt == ATTEMPTS or isinstance(error, RetryError):  # the client has asked for RETRY_SECONDS already
+                raise TransferError(f"{what}: {sdk.reason(error)}. Start again; what is whole is kept.") from None
+            time.sleep(0.2 * attempt)
+
+
+def _in_parallel(work: Mapping[str, Callable[[], Any]], workers: int) -> Iterator[Any]:
+    """Do the work of each name in threads, what completes a folder last; yield the results in order, or raise the first error."""
+    rank = lambda name: LAST.index(name.rpartition("/")[2]) + 1 if name.rpartition("/")[2] in LAST else 0  # noqa: E731
+    for turn in range(len(LAST) + 1):
+        with ThreadPoolExecutor(workers) as pool:
+            futures: list[Future[Any]] = [pool.submit(do) for name, do in work.items() if rank(name) == turn]
+            done, open_ones = wait(futures, return_when=FIRST_EXCEPTION)
+            for future in open_ones:
+                future.cancel()
+        yield from (future.result() for future in futures if not future.cancelled())
+
+
+# ------------------------------------------------------------------ up
+
+
+def upload(
+    client: Any, files: Mapping[Path, str], overwrite: bool = False, workers: int = WORKERS, cancel: threading.Event | None = None
+) -> Iterator[str]:
+    """Copy files to their `gs://…` and yield what was done with each.
+
+    Raises:
+        NotReplaced: something else has that name. TransferError: the service refused, or holds other bytes in the end.
+    """
+    with Progress("up", sum(path.stat().st_size for path in files), cancel) as progress:
+        work = {uri: lambda p=path, u=uri: _upload_one(client, p, u, overwrite, progress) for path, uri in files.items()}
+        yield from _in_parallel(work, workers)
+
+
+def _upload_one(client: Any, path: Path, uri: str, overwrite: bool, progress: Progress) -> str:
+    bucket, _, name = uri[len("gs://") :].partition("/")
+    own, size = crc32c(path), path.stat().st_size
+    sent: set[int] = set()  # generations that are our own, of an attempt that failed later
+
+    def once() -> str:
+        blobs, retry = client.bucket(bucket), _retry()
+        there = blobs.get_blob(name, retry=retry)
+        if there is not None and (there.crc32c, there.size) == (own, size):
+            progress.at(uri, size)
+            return f"uploaded to {uri}, crc32c {own} on both sides" if sent else f"{uri} is there already, the same bytes"
+        if there is not None and not overwrite and there.generation not in sent:
+            raise NotReplaced(f"{uri} holds something else: raise the version, or give --overwrite.")
+        blob = blobs.blob(name, chunk_size=PIECE if size > PIECE else None)
+        sent.add(-1)
+        with open(path, "rb") as file:
+            watched = Watched(file, lambda place: progress.at(uri, place))
+            condition = there.generation if there is not None else 0
+            blob.upload_from_file(watched, rewind=True, size=size, if_generation_match=condition, checksum="crc32c", retry=retry)
+        sent.add(blob.generation)
+        blob.reload(retry=retry)
+        if (blob.crc32c, blob.size) != (own, size):
+            raise _Damaged(f"it arrived with crc32c {blob.crc32c} and {blob.size} bytes, sent were {own} and {size}")
+        return f"uploaded to {uri}, crc32c {own} on both sides"
+
+    def again() -> str:
+        from google.api_core.exceptions import PreconditionFailed
+
+        try:
+            return once()
+        except PreconditionFailed:  # the answer to our own upload was lost, or somebody else's came in between: look again
+            return once()
+
+    with _one_line(f"{uri}: not uploaded"):
+        return _attempts(f"{uri}: not uploaded", again)
+
+
+def files_of(folder: Path, uri: str) -> dict[Path, str]:
+    """Return where each file of a folder goes; unfinished downloads and a lock stay."""
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in LEFT_OUT and not _is_part(path.name))
+    return {path: f"{uri.rstrip('/')}/{path.relative_to(folder).as_posix()}" for path in paths}
+
+
+# ------------------------------------------------------------------ down
+
+
+def download(
+    client: Any, uri: str, folder: Path, overwrite: bool = False, unfinished: bool = False, workers: int = WORKERS,
+    cancel: threading.Event | None = None,
+) -> Iterator[str]:  # fmt: skip
+    """Copy an object, or all below a folder's `gs://…`, into a local folder; yield what was done with each.
+
+    Args:
+        folder: where to; a single object's own place, if no folder is there.
+        unfinished: take a run whose manifest does not say that it is complete.
+
+    Raises:
+        NotReplaced: a file with other bytes has that name. TransferError: nothing is there, the run is not whole, or the
+            service refused.
+    """
+    bucket, _, name = uri[len("gs://") :].partition("/")
+    prefix = f"{name.rstrip('/')}/" if name else ""
+    with _one_line(f"{uri}: not downloaded"):
+        one = client.bucket(bucket).get_blob(name, retry=_retry()) if name and not name.endswith("/") else None
+        found = [one] if one else list(client.list_blobs(bucket, prefix=prefix, retry=_retry()))
+        cut = len(name) - len(name.rpartition("/")[2]) if one else len(prefix)
+        blobs = {blob.name[cut:]: blob for blob in found if not blob.name.endswith("/") and blob.name.rpartition("/")[2] not in LEFT_OUT}
+        if not blobs:
+            raise TransferError(f"{uri}: there is no such object, and none below it. Look with `gcloud storage ls`.")
+        if not unfinished:
+            _see_that_it_is_whole(uri, blobs)
+    alone = one is not None and not folder.is_dir()
+    targets = {name: folder if alone else folder / buckets.plain(name) for name in blobs}
+    with Progress("down", sum(blob.size for blob in blobs.values()), cancel) as progress:
+        work = {name: lambda b=blob, t=targets[name]: _download_one(b, t, overwrite, progress) for name, blob in blobs.items()}
+        yield from _in_parallel(work, workers)
+
+
+def _see_that_it_is_whole(uri: str, blobs: Mapping[str, Any]) -> None:
+    """Compare what a bucket holds with each run's manifest there; raise a TransferError at the first difference."""
+    for name in [name for name in blobs if name.rpartition("/")[2] == "manifest.json"]:
+        base = name.rpartition("/")[0]
+        try:
+            read = lambda blob=blobs[name]: blob.download_as_bytes(if_generation_match=blob.generation, retry=_retry())  # noqa: E731
+            manifest = json.loads(_attempts(f"{uri}: {name} cannot be read", read))
+            files = dict(manifest["files"]) if "complete" in manifest else {}
+        except (KeyError, TypeError, ValueError):
+            continue  # somebody else's file of that name
+        remedy = "let it finish, or give --unfinished to take what is there"
+        if not manifest.get("complete", True):
+            raise TransferError(f"{uri}: {name} says that the run is not complete (it goes on, or was killed): {remedy}.")
+        for file, wanted in files.items():
+            place = os.path.normpath(os.path.join(base, file)) if base else os.path.normpath(file)
+            if place.startswith(".."):
+                continue  # the model of a job lies beside its records, and here above what is copied
+            blob = blobs.get(place)
+            found = {} if blob is None else {"bytes": blob.size, "crc32c": blob.crc32c}
+            wrong = [f"{key} {found.get(key)} instead of {value}" for key, value in wanted.items() if found.get(key) != value]
+            if wrong:
+                what = ", ".join(wrong) if blob else "it is not there"
+                raise TransferError(f"{uri}: {place} is not what the manifest says ({what}). Start the run again, or give --unfinished.")
+
+
+def _part_of(target: Path, generation: int) -> Path:
+    return target.with_name(f".{target.name}.{generation}.part")
+
+
+def _is_part(name: str) -> bool:
+    return name.startswith(".") and name.endswith(".part")
+
+
+def _download_one(blob: Any, target: Path, overwrite: bool, progress: Progress) -> str:
+    uri = f"gs://{blob.bucket.name}/{blob.name}"
+    if target.exists() and not target.is_dir() and (target.stat().st_size, crc32c(target)) == (blob.size, blob.crc32c):
+        progress.at(uri, blob.size)
+        return f"{target} is there already, the same bytes"
+    if target.is_dir() or (target.exists() and not overwrite):
+        raise NotReplaced(f"{target} holds something else than {uri}: choose another folder, or give --overwrite.")
+    part = _part_of(target, blob.generation)
+
+    def once() -> str:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "ab") as file:
+            if file.tell() > blob.size:
+                file.truncate(0)
+            if file.tell() < blob.size:
+                watched = Watched(file, lambda place: progress.at(uri, place))
+                start, condition = file.tell() or None, {"if_generation_match": blob.generation}
+                # As stored: a gzip encoding stays, and the checksum is that of these bytes. It is ours to compare.
+                blob.download_to_file(watched, start=start, raw_download=True, checksum=None, retry=_retry(), **condition)
+            file.flush()
+            os.fsync(file.fileno())
+            got = file.tell()
+        if got < blob.size:
+            raise _Damaged(f"{got} of {blob.size} bytes came")
+        if (found := crc32c(part)) != blob.crc32c:
+            part.unlink()
+            raise _Damaged(f"it arrived with crc32c {found} instead of {blob.crc32c}")
+        os.replace(part, target)
+        return f"downloaded {target}, crc32c {blob.crc32c} on both sides"
+
+    with _one_line(f"{uri}: not downloaded to {target}"):
+        done = _attempts(f"{uri}: not downloaded", once)
+    _forget_older_parts(target)
+    return done
+
+
+def _forget_older_parts(target: Path) -> None:
+    """Remove what came of other generations of the object."""
+    for path in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
+        if path.name.split(".")[-2].isdecimal():
+            path.unlink(missing_ok=True)
