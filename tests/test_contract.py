@@ -401,10 +401,11 @@ def test_an_interrupt_before_the_first_step_promises_nothing(made):
     assert ended.returncode == 130 and "if one was written" in ended.stderr and "Traceback" not in ended.stderr
 
 
+@pytest.mark.slow
 def test_a_run_that_stands_still_is_ended(made):
     slow = GOOD.replace("def preprocess", "def learn(chunks, hp):\n    import time\n    time.sleep(600)\ndef preprocess")
-    done = start(made, slow, "--stall_minutes=0.1", "--output_dir=out")
-    assert done.returncode == -signal.SIGABRT and "--stall_minutes: nothing has moved for 0.1 minutes since data" in done.stderr
+    done = start(made, slow, "--stall_minutes=0.2", "--output_dir=out")
+    assert done.returncode == -signal.SIGABRT and "--stall_minutes: nothing has moved for 0.2 minutes since data" in done.stderr
 
 
 @pytest.mark.slow
