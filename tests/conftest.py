@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 
 from vertex_local.local.commands import trainers
@@ -23,12 +24,23 @@ SERVICE_VARIABLES = ("AIP_", "CLOUD_ML_", "CLUSTER_SPEC", "TF_CONFIG", "TPU_ML_"
 # Where one trainer shows what there is to see, the other one's turn comes with the slow tests.
 FIRST_TRAINER = ("taxifare", pytest.param("stackoverflow", marks=pytest.mark.slow))
 
+# In this order, then the others: a file that takes long must not be what the other processes of scripts/test wait for.
+LONGEST = (
+    "test_compat", "test_any_model", "test_multiworker", "test_packaging", "test_serve_sdk", "test_serve", "test_tune", "test_submit",
+    "test_autopackaging", "test_check", "test_new_trainer", "test_storage", "test_resume", "test_contract", "test_training",
+)  # fmt: skip
+
 RunTrainer = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Forget the service's variables before any module or fixture sees them."""
     _forget_service_variables()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(autouse=True)
@@ -70,19 +82,22 @@ def run_trainer(tmp_path_factory: pytest.TempPathFactory) -> RunTrainer:
     """Run a trainer's command line as a process: `run_trainer("taxifare", "--num_evals=1", env={…}, cwd=…)`.
 
     Without `cwd` it starts in a new folder, so that `--output_dir=out` is the caller's own. `code` is what it must end
-    with; None takes any.
+    with; None takes any. The process is a fork of one that has imported TensorFlow, unless `fresh`: see forked.py.
     """
 
     def run(
         trainer: str, *flags: object, env: Mapping[str, str] | None = None, cwd: Path | None = None, code: int | None = 0,
-        timeout: float = 300,
+        timeout: float = 300, fresh: bool = False,
     ) -> subprocess.CompletedProcess[str]:  # fmt: skip
-        done = subprocess.run(
-            [sys.executable, "-m", f"{trainer}.trainer.task", *map(str, flags)],
-            env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
-            cwd=cwd or tmp_path_factory.mktemp(trainer),
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout,
-        )  # fmt: skip
+        module, words, folder = f"{trainer}.trainer.task", [str(flag) for flag in flags], cwd or tmp_path_factory.mktemp(trainer)
+        variables = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
+        if fresh:
+            command = [sys.executable, "-m", module, *words]
+            done = subprocess.run(
+                command, env=variables, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout
+            )
+        else:
+            done = forked.run(module, words, variables, folder, timeout)
         assert code is None or done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
+import forked
 import numpy as np
 import pytest
-from conftest import FIRST_TRAINER, TRAINERS
+from conftest import FIRST_TRAINER, ROOT, TRAINERS
 
 from vertex_runtime.environment import Environment
 from vertex_runtime.errors import UserError
@@ -98,7 +100,7 @@ def test_importing_runs_no_tensorflow_operation():
 
 
 @pytest.mark.parametrize("trainer", FIRST_TRAINER)
-def test_mirrored_on_four_virtual_devices(trainer, tmp_path, run_trainer):
+def test_mirrored_on_four_virtual_devices(trainer, tmp_path):
     """The same code on MirroredStrategy: four virtual CPU devices against one."""
     code = (
         "import sys, tensorflow as tf\n"
@@ -108,9 +110,10 @@ def test_mirrored_on_four_virtual_devices(trainer, tmp_path, run_trainer):
         "print('METRICS', task.main(sys.argv[2:]))"
     )
     found = []
+    (tmp_path / "devices.py").write_text(code)
     for devices, wish in ((1, "auto"), (4, "mirrored")):
         flags = [f"--output_dir={tmp_path / str(devices)}", "--batch_size=80", "--epochs=2", "--num_evals=1", f"--strategy={wish}"]
-        done = subprocess.run([sys.executable, "-c", code, str(devices), *flags], capture_output=True, text=True)
+        done = forked.run("devices", [str(devices), *flags], {**os.environ, "PYTHONPATH": str(ROOT)}, tmp_path, timeout=300)
         assert done.returncode == 0, done.stderr[-3000:]
         found.append(eval(done.stdout.split("METRICS ")[1].splitlines()[0]))
     assert found[0].keys() == found[1].keys()

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 from conftest import ROOT
@@ -183,18 +184,27 @@ def test_missing_cells_mean_the_same_in_files_and_requests(made):
         predict.answer(signature, [row, row, row | {"age": -1.0}, row])
 
 
-@pytest.mark.parametrize("cells, message", [
+BAD_CELLS = [
     ("x,1,1,1,pro,rome,2011-01-01,1,1,yes", "age must be a number in 0..120; got 'x'"),
     ("30,1,1,1,gold,rome,2011-01-01,1,1,yes", "plan must be one of basic, plus, pro; got 'gold'"),
     ("30,1,1,1,pro,rome,2011-01-32,1,1,yes", "joined must be a date such as 2011-01-28; got '2011-01-32'"),
     ("30,1,1,,pro,rome,2011-01-01,1,1,yes", "score must be a number; got ''"),
     ("30,nan,1,1,pro,rome,2011-01-01,1,1,yes", "spend must be a number; got 'nan'"),
-])  # fmt: skip
+]
+
+
+@pytest.mark.parametrize("cells, message", BAD_CELLS)
 def test_bad_cells_name_column_file_and_line(cells, message, made):
     (made.folder / "train.csv").write_text(rows(40, 1) + cells + "\n")
     with pytest.raises(UserError, match=re.escape("train.csv, line 42: " + message)):
         made(GOOD)
-    made(GOOD, "--bad_rows=skip", out="skipped")
+
+
+def test_rows_with_bad_cells_are_skipped(made, capsys):
+    (made.folder / "train.csv").write_text(rows(40, 1) + "".join(f"{cells}\n" for cells, _ in BAD_CELLS))
+    made(GOOD, "--bad_rows=skip")
+    said = capsys.readouterr()
+    assert f"skipped {len(BAD_CELLS)} bad rows" in said.err and "rows: 40 to train on" in said.out
 
 
 def test_rows_are_weighed_and_counted_once_whatever_argument_a_metric_came_by(made):
@@ -327,6 +337,7 @@ def test_a_run_that_is_out_of_time_exports_and_goes_on_later(made):
     assert json.loads((made.folder / "out" / "run.json").read_text())["step"] > run["step"]
 
 
+@pytest.mark.slow
 def test_xla_is_off_unless_asked_for_and_a_choice_is_kept(made, capsys):
     made(GOOD)
     assert not json.loads((made.folder / "out" / "run.json").read_text())["jit_compile"]
@@ -374,37 +385,30 @@ def test_the_model_is_built_once_and_can_be_loaded_by_keras_too(made, monkeypatc
 # ------------------------------------------------------------------ how it ends
 
 
-def start(made, *flags: str, **env: str) -> subprocess.Popen:
-    write_trainer(made.folder, "ending", HEAD + GOOD)
-    command = [sys.executable, "-m", "ending.trainer.task", "--train_data_path=train.csv", "--eval_data_path=valid.csv", *flags]
-    path = f"{made.folder}{os.pathsep}{ROOT}"
-    return subprocess.Popen(
-        command, env={**os.environ, "PYTHONPATH": path, **env}, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
-    )  # fmt: skip
+def start(made, model: str, *flags: str, **env: str) -> subprocess.CompletedProcess[str]:
+    write_trainer(made.folder, "ending", HEAD + model)
+    data = ["--train_data_path=train.csv", "--eval_data_path=valid.csv"]
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), **env}
+    return forked.run("ending.trainer.task", [*data, *flags], variables, made.folder, timeout=120)
 
 
 def test_an_interrupt_saves_as_sigterm_does(made):
     flags = ["--batch_size=32", "--num_examples_to_train_on=64000", "--num_evals=1", "--output_dir=out"]
-    process = start(made, *flags, TRAINER_KILL="step=40,signal=INT")
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 130 and "SIGINT: the state of step" in err and "Traceback" not in err, err
+    ended = start(made, GOOD, *flags, TRAINER_KILL="step=40,signal=INT")
+    assert ended.returncode == 130 and "SIGINT: the state of step" in ended.stderr and "Traceback" not in ended.stderr, ended.stderr
     assert list(made.folder.glob("out/checkpoints/ckpt-*.index"))
     assert json.loads((made.folder / "out" / "run.json").read_text())["state"] == "interrupted"
 
 
 def test_an_interrupt_before_the_first_step_promises_nothing(made):
-    process = start(made, "--output_dir=out", TRAINER_KILL="data=1,signal=INT")
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 130 and "if one was written" in err and "Traceback" not in err
+    ended = start(made, GOOD, "--output_dir=out", TRAINER_KILL="data=1,signal=INT")
+    assert ended.returncode == 130 and "if one was written" in ended.stderr and "Traceback" not in ended.stderr
 
 
+@pytest.mark.slow
 def test_a_run_that_stands_still_is_ended(made):
     slow = GOOD.replace("def preprocess", "def learn(chunks, hp):\n    import time\n    time.sleep(600)\ndef preprocess")
-    write_trainer(made.folder, "stalled", HEAD + slow)
-    command = [sys.executable, "-m", "stalled.trainer.task", "--train_data_path=train.csv", "--eval_data_path=valid.csv"]
-    env = {**os.environ, "PYTHONPATH": f"{made.folder}{os.pathsep}{ROOT}"}
-    done = subprocess.run([*command, "--stall_minutes=0.2", "--output_dir=out"], env=env, capture_output=True, text=True, timeout=300)
+    done = start(made, slow, "--stall_minutes=0.2", "--output_dir=out")
     assert done.returncode == -signal.SIGABRT and "--stall_minutes: nothing has moved for 0.2 minutes since data" in done.stderr
 
 

@@ -20,11 +20,12 @@ from conftest import FIRST_TRAINER, ROOT
 from test_any_model import HEAD, write_trainer
 from test_check import check, copy_project
 
-from vertex_runtime import data, data_findings, data_page, data_report, data_report_run, data_sketches
+from vertex_runtime import data
 from vertex_runtime.arguments import RunOptions
 from vertex_runtime.columns import Category, Date, Image, Number, Text
-from vertex_runtime.data_compare import DRIFT
-from vertex_runtime.data_report import Limits, Report, collect
+from vertex_runtime.data_report import Limits, Report, collect, findings, parts, run, sketches
+from vertex_runtime.data_report.compare import DRIFT
+from vertex_runtime.data_report.page import page as page_of
 from vertex_runtime.environment import Environment
 from vertex_runtime.errors import UserError
 
@@ -64,16 +65,17 @@ def joined(first: data.Chunk, second: data.Chunk) -> data.Chunk:
 
 def test_a_hash_is_that_of_the_cell_alone():
     texts = objects([b"", b"a", b"a\0", b"abcdefgh", b"abcdefgh" * 9, b"another that is long" * 5])
-    hashes = data_sketches.hash_cells(texts)
+    hashes = sketches.hash_cells(texts)
     assert len(set(hashes.tolist())) == len(texts)
-    alone = [data_sketches.hash_cells(texts[i : i + 1])[0] for i in range(len(texts))]
+    alone = [sketches.hash_cells(texts[i : i + 1])[0] for i in range(len(texts))]
     assert hashes.tolist() == alone, "whatever else is in the chunk"
-    assert data_sketches.hash_cells(np.array(["a", "x"], object))[0] == hashes[1]
-    numbers = data_sketches.hash_cells(np.array([0.0, -0.0, math.nan, -math.nan, 1.0], np.float32))
+    assert sketches.hash_cells(np.array(["a", "x"], object))[0] == hashes[1]
+    numbers = sketches.hash_cells(np.array([0.0, -0.0, math.nan, -math.nan, 1.0], np.float32))
     assert numbers[0] == numbers[1] and numbers[2] == numbers[3] and len(set(numbers.tolist())) == 3
     for wide in (np.arange(12).reshape(3, 4), np.arange(300, dtype=np.uint8).reshape(3, 10, 10)):
-        assert len(set(data_sketches.hash_cells(np.concatenate([wide, wide])).tolist())) == 3
-    code = "from vertex_runtime import data, data_sketches as s; print(s.hash_cells(data.objects([b'ab', b'c' * 99])).tolist())"
+        assert len(set(sketches.hash_cells(np.concatenate([wide, wide])).tolist())) == 3
+    code = "from vertex_runtime.data_report.sketches import hash_cells; print(hash_cells(np.array([b'ab', b'c' * 99], object)).tolist())"
+    code = f"import numpy as np; {code}"
     done = [subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout for _ in range(2)]
     assert done[0] == done[1] != "", "the same in every process"
 
@@ -100,7 +102,7 @@ def test_moments_and_sample_do_not_depend_on_the_chunks():
 def test_a_sample_takes_each_row_alike():
     taken = np.zeros(1000)
     for seed in range(200):
-        sample = data_sketches.RowSample(seed, 50)
+        sample = sketches.RowSample(seed, 50)
         for start in range(0, 1000, 90):
             sample.add({"place": np.arange(start, min(1000, start + 90))})
         assert len(sample.column("place")) == 50 and (np.diff(sample.column("place")) > 0).all()
@@ -120,8 +122,8 @@ def test_counts_beyond_their_number_become_others():
     told = found.columns["city"]["parts"]["training"]
     assert told["different"] is None and not told["exact"] and len(told["values"]) == 20
     assert told["values"][0] == ["often", 3000]
-    counts = data_sketches.Counts(20)
-    counts.add(data_sketches.hash_cells(values), values)
+    counts = sketches.Counts(20)
+    counts.add(sketches.hash_cells(values), values)
     assert sum(count for _, count in counts.ranked()) + counts.others == 5000
 
 
@@ -141,9 +143,9 @@ def test_rows_beyond_the_bound_are_compared_in_a_share_of_them():
     assert not equal["exact"] and 0.15 < equal["share"] < 0.25
     assert found.parts["training"]["duplicates"]["count"] == 0
     assert "about " in said(found, "leaks")[0]
-    hashes = data_sketches.RowHashes(1000)
+    hashes = sketches.RowHashes(1000)
     for _ in range(50):
-        keys = data_sketches.mix(np.arange(1, 1001, dtype=np.uint64))
+        keys = sketches.mix(np.arange(1, 1001, dtype=np.uint64))
         hashes.add(keys, keys, np.arange(1000))
         assert hashes.waits <= 2000
     hashes.settle()
@@ -231,16 +233,16 @@ def test_parts_of_one_distribution_do_not_drift(sizes):
 
 
 def test_the_distance_is_the_one_of_the_books():
-    assert data_sketches.js_distance(np.array([1, 0]), np.array([0, 5])) == 1.0
-    assert data_sketches.js_distance(np.array([2, 2]), np.array([7, 7])) == 0.0
+    assert sketches.js_distance(np.array([1, 0]), np.array([0, 5])) == 1.0
+    assert sketches.js_distance(np.array([2, 2]), np.array([7, 7])) == 0.0
     p, q = np.array([0.1, 0.9]), np.array([0.5, 0.5])
     middle = (p + q) / 2
     by_hand = math.sqrt(0.5 * (p * np.log2(p / middle)).sum() + 0.5 * (q * np.log2(q / middle)).sum())
-    assert data_sketches.js_distance(p, q) == pytest.approx(by_hand)
+    assert sketches.js_distance(p, q) == pytest.approx(by_hand)
     random = np.random.default_rng(0)
-    drawn = [data_sketches.js_distance(random.multinomial(400, [0.1] * 10), random.multinomial(300, [0.1] * 10)) for _ in range(4000)]
-    assert np.mean(np.array(drawn) > data_sketches.chance_distance(400, 300, 10)) < 0.002
-    assert max(drawn) > 0.8 * data_sketches.chance_distance(400, 300, 10)
+    drawn = [sketches.js_distance(random.multinomial(400, [0.1] * 10), random.multinomial(300, [0.1] * 10)) for _ in range(4000)]
+    assert np.mean(np.array(drawn) > sketches.chance_distance(400, 300, 10)) < 0.002
+    assert max(drawn) > 0.8 * sketches.chance_distance(400, 300, 10)
 
 
 def test_dates_that_go_on_in_time_are_a_note():
@@ -252,14 +254,14 @@ def test_dates_that_go_on_in_time_are_a_note():
     found = report(*parts, columns=columns, labels=("y",))
     assert not found.warnings
     assert "training 2011-01-01 10:00:00 to 2011-07-19 10:00:00 and evaluation 2012-01-01" in said(found, "drift", "note")[0]
-    assert "!" not in "".join(data_findings.table(found)) and '<td class="drifts">' not in data_page.page(found.as_json())
+    assert "!" not in "".join(findings.table(found)) and '<td class="drifts">' not in page_of(found.as_json())
     other = [parts[0], {**parts[0], "when": objects([text.decode().replace(" UTC", "+00:00") for text in parts[0]["when"]])}]
     assert report(*other, columns=columns, labels=("y",)).pairs[0]["equal"]["count"] == 200, "however a date is spelt"
     finer = [
         {**part, "when": objects([text.decode().replace(" UTC", f".{i} UTC") for text in part["when"]])} for i, part in enumerate(other)
     ]
     assert report(*finer, columns=columns, labels=("y",)).pairs[0]["equal"]["count"] == 0
-    seconds = data_sketches.seconds_of(objects([b"1970-01-02 00:00:01 UTC", b"1969-12-31", b"nonsense", b"", b"2000-02-29T12:00:00Z"]))
+    seconds = sketches.seconds_of(objects([b"1970-01-02 00:00:01 UTC", b"1969-12-31", b"nonsense", b"", b"2000-02-29T12:00:00Z"]))
     assert seconds[:2].tolist() == [86401.0, -86400.0] and np.isnan(seconds[2:4]).all() and seconds[4] == 951825600
 
 
@@ -323,8 +325,8 @@ def test_arrays_and_images():
     random = np.random.default_rng(0)
     png = b"\x89PNG\r\n\x1a\n" + b"\0\0\0\rIHDR" + struct.pack(">II", 20, 10)
     jpeg = b"\xff\xd8\xff\xe0\0\4ab\xff\xc0\0\x11\x08\0\x05\0\x07" + bytes(20)
-    assert data_sketches.image_size(png) == (20, 10) and data_sketches.image_size(jpeg) == (7, 5)
-    assert data_sketches.image_size(b"\xff\xd8\xff") is data_sketches.image_size(b"") is None
+    assert sketches.image_size(png) == (20, 10) and sketches.image_size(jpeg) == (7, 5)
+    assert sketches.image_size(b"\xff\xd8\xff") is sketches.image_size(b"") is None
     chunk = {
         "image_bytes": data.objects([png + bytes([i]) for i in range(30)] + [jpeg + bytes([i]) for i in range(10)]),
         "pixels": random.integers(0, 256, (40, 8, 8, 3)).astype(np.uint8), "names": objects(["a", "b"] * 40).reshape(40, 2),
@@ -337,13 +339,13 @@ def test_arrays_and_images():
     assert told["_label"]["values"] == [["0", 14], ["1", 13], ["2", 13]]
     assert found.pairs[0]["equal"]["count"] == 40
     json.dumps(found.as_json(), allow_nan=False)
-    data_page.page(found.as_json())
+    page_of(found.as_json())
 
 
 def test_of_very_many_columns_fewer_rows_are_sampled(monkeypatch):
-    monkeypatch.setattr(data_report, "_SAMPLE_CELLS", 5000)
+    monkeypatch.setattr(parts, "_SAMPLE_CELLS", 5000)
     chunk = {f"c{i}": np.arange(3000, dtype=np.float32) for i in range(4)}
-    part = data_report.Part("training", (), (), None, 0, Limits())
+    part = parts.Part("training", (), (), None, 0, Limits())
     part.read([chunk])
     assert len(part.sample.column("c0")) == 1250 and part.rows == 3000
 
@@ -356,13 +358,13 @@ def test_a_bucket_that_cannot_be_written_is_a_users_mistake(monkeypatch):
 
     monkeypatch.setattr(tf.io.gfile, "GFile", fail)
     with pytest.raises(UserError, match="cannot write gs://b/x.html: not yours. Name another"):
-        data_report_run._write("gs://b/x.html", "")
+        run._write("gs://b/x.html", "")
 
 
 def test_parts_without_rows_and_reading_that_takes_too_long():
     found = collect({"training": [], "evaluation": []}, COLUMNS, ("label",))
     assert len(said(found, "rows")) == 2 and "training has no good rows." in said(found, "rows")
-    data_page.page(found.as_json())
+    page_of(found.as_json())
     found = report(rows(100, 1), {name: values[:0] for name, values in rows(1, 1).items()})
     assert said(found, "rows") == ["evaluation has no good rows."]
     found = collect({"training": cut(rows(100, 1), 10)}, COLUMNS, ("label",), limits=Limits(seconds=0.0))
@@ -513,7 +515,7 @@ def page() -> str:
         "drift_threshold": DRIFT,
         "limits": {"sample": 1, "rows": 2},
     }
-    return data_page.page(found.as_json())
+    return page_of(found.as_json())
 
 
 def test_the_page_is_whole_and_needs_nothing_else(page):
@@ -760,4 +762,4 @@ def test_a_brief_look_says_nothing_where_the_data_cannot_be_read(monkeypatch, tm
     contract = load_module("taxifare.trainer.model", hyperparameters.Hyperparameters)
     options = RunOptions(train_data_path=(str(tmp_path / "no.csv"),), eval_data_path=(str(tmp_path / "no.csv"),))
     with contextlib.suppress(SystemExit):
-        assert data_report_run.findings(contract, hyperparameters.Hyperparameters(), options, Environment()) == []
+        assert run.findings(contract, hyperparameters.Hyperparameters(), options, Environment()) == []

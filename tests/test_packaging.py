@@ -163,21 +163,25 @@ def test_start_in_the_trainers_folder_once_installed(tree, sites, tmp_path, trai
 
 
 @pytest.mark.parametrize("trainer", FIRST_TRAINER)
-@pytest.mark.parametrize("narrowed, module", [(False, "{}.trainer.task"), (True, "{}.trainer.task"), (True, "trainer.task")])
-def test_start_installed_from_any_folder_on_the_sample_data(sites, tmp_path, narrowed, module, trainer):
-    site = sites[trainer if narrowed else None]
-    said = run_installed(site, "-m", module.format(trainer), *TINY, "--output_dir", "out", cwd=tmp_path)
-    record = record_of(tmp_path / "out")
-    assert record["synthetic_sample_data"] is True
-    assert [Path(file["path"]).is_relative_to(site) for file in record["data"]] == [True, True]
-    assert len(re.findall("synthetic sample data", said)) >= 2, "at the start and at the end"
+@pytest.mark.parametrize("module", [pytest.param("{}.trainer.task", marks=pytest.mark.slow), "trainer.task"])
+def test_start_narrowed_from_any_folder_on_the_sample_data(sites, tmp_path, module, trainer):
+    said = run_installed(sites[trainer], "-m", module.format(trainer), *TINY, "--output_dir", "out", cwd=tmp_path)
+    see_that_it_ran_on_sample_data(tmp_path / "out", said, sites[trainer])
 
 
 @pytest.mark.parametrize("trainer", FIRST_TRAINER)
 def test_start_without_any_argument_makes_a_fresh_folder(sites, tmp_path, trainer):
-    run_installed(sites[None], "-m", f"{trainer}.trainer.task", cwd=tmp_path)
+    said = run_installed(sites[None], "-m", f"{trainer}.trainer.task", cwd=tmp_path)
     (folder,) = tmp_path.iterdir()
-    assert folder.name.startswith(trainer) and record_of(folder)["synthetic_sample_data"] is True
+    assert folder.name.startswith(trainer)
+    see_that_it_ran_on_sample_data(folder, said, sites[None])
+
+
+def see_that_it_ran_on_sample_data(output_dir: Path, said: str, site: Path) -> None:
+    record = record_of(output_dir)
+    assert record["synthetic_sample_data"] is True
+    assert [Path(file["path"]).is_relative_to(site) for file in record["data"]] == [True, True]
+    assert len(re.findall("synthetic sample data", said)) >= 2, "at the start and at the end"
 
 
 PUBLISHED = """\
@@ -196,7 +200,7 @@ def test_the_readme_shows_the_published_command():
     assert PUBLISHED in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("files", [1, 2])
+@pytest.mark.parametrize("files", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_the_published_courses_command(tree, files):
     folder = tree / "taxifare" / "tests" / "data"
     second = folder / "taxi-train-2.csv"

@@ -12,9 +12,10 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
-from conftest import FIRST_TRAINER
+from conftest import FIRST_TRAINER, ROOT
 
 # Small runs with many checkpoints, and the callbacks whose state must survive.
 FLAGS = {
@@ -25,8 +26,8 @@ COMMON = ["--num_evals=6", "--checkpoint_steps=4"]
 
 
 def start(trainer: str, output: Path, *flags: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", f"{trainer}.trainer.task", f"--output_dir={output}", *COMMON, *FLAGS[trainer], *flags]
-    return subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, timeout=180)
+    words = [f"--output_dir={output}", *COMMON, *FLAGS[trainer], *flags]
+    return forked.run(f"{trainer}.trainer.task", words, os.environ | variables, ROOT, timeout=180)
 
 
 def weights(output: Path) -> dict[str, np.ndarray]:
@@ -179,8 +180,8 @@ class TestRefusals:
     def test_other_source(self, unbroken, tmp_path):
         for name in ("taxifare", "vertex_runtime"):
             shutil.copytree(name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-        command = [sys.executable, "-m", "taxifare.trainer.task", f"--output_dir={tmp_path / 'out'}", "--epochs=1", "--num_evals=1"]
-        run = lambda: subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)  # noqa: E731
+        flags = [f"--output_dir={tmp_path / 'out'}", "--epochs=1", "--num_evals=1"]
+        run = lambda: forked.run("taxifare.trainer.task", flags, os.environ, tmp_path, timeout=180)  # noqa: E731
         assert run().returncode == 0
         features = tmp_path / "taxifare" / "trainer" / "features.py"
         features.write_text(features.read_text() + "\n# only a comment\n")

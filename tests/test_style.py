@@ -80,10 +80,11 @@ def test_the_files_that_users_edit_are_short(trainer, name, budget):
 def test_the_runtime_can_be_read_in_one_sitting():
     sizes = {path.name: lines_of_code(path) for path in SOURCES if path.parent.name == "vertex_runtime"}
     assert sum(sizes[f"{name}.py"] for name in CORE) <= 1150, sizes
-    report = {name: size for name, size in sizes.items() if name.startswith("data_")}  # no part of a run: it has a sitting of its own
-    assert sum(report.values()) <= 1200, report
-    assert sum(size for name, size in sizes.items() if name not in READERS and name not in report) <= 5350, sizes
+    assert sum(size for name, size in sizes.items() if name not in READERS) <= 5350, sizes
     assert not {name: size for name, size in sizes.items() if size > LARGEST_FILES.get(name, RUNTIME_FILE)}
+    report = {path.name: lines_of_code(path) for path in SOURCES if path.parent.name == "data_report"}  # no part of a run
+    assert sum(report.values()) <= 1200, report
+    assert not {name: size for name, size in report.items() if size > RUNTIME_FILE}
     formats = {path.name: lines_of_code(path) for path in SOURCES if path.parent.name == "formats"}
     assert formats.pop("bigquery.py") <= 410  # a service, not a file, and shared by workers
     assert not {name: size for name, size in formats.items() if size > RUNTIME_FILE}
@@ -118,7 +119,7 @@ def test_what_answers_at_once_imports_no_tensorflow(module):
 
 
 def test_the_runtime_knows_no_trainer_and_no_local_service():
-    for path in (ROOT / "vertex_runtime").glob("*.py"):
+    for path in (ROOT / "vertex_runtime").rglob("*.py"):
         assert not {name.partition(".")[0] for name in imports(path)} & {*TRAINERS, "vertex_local", "vertex_submit", "trainer"}, path.name
 
 
@@ -220,7 +221,7 @@ def test_the_command_in_a_trainers_docstring_runs(trainer, tmp_path, run_trainer
     command = re.search(rf"^    python -m {trainer}\.trainer\.task (.*)$", text, re.MULTILINE)
     assert command, "the docstring opens with a command that works on the sample data"
     flags = re.sub(r"--output_dir=\S+", "--output_dir=out", command[1]).split()
-    run_trainer(trainer, *flags, cwd=tmp_path)
+    run_trainer(trainer, *flags, cwd=tmp_path, fresh=True)
     assert (tmp_path / "out" / "model" / "saved_model.pb").is_file()
 
 

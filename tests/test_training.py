@@ -99,17 +99,19 @@ def test_learns(trainer, tmp_path):
     assert metrics["val_rmse"] < 2.7 if trainer == "taxifare" else metrics["val_accuracy"] > 0.9
 
 
-def test_steps_per_call_and_xla_do_not_change_the_rows(tmp_path):
+@pytest.mark.parametrize(
+    "flags, exact", [(["--steps_per_call=7"], True), pytest.param(["--jit_compile"], False, marks=pytest.mark.slow)], ids=["calls", "xla"]
+)
+def test_steps_per_call_and_xla_do_not_change_the_rows(flags, exact, tmp_path):
     common = ["--batch_size=32", "--epochs=2", "--num_evals=3", "--seed=5"]
     results = []
-    for i, flags in enumerate((["--steps_per_call=1"], ["--steps_per_call=7"], ["--jit_compile"])):
-        results.append(train("taxifare", f"--output_dir={tmp_path / str(i)}", f"--ledger={tmp_path / f'{i}.jsonl'}", *common, *flags))
-    assert results[0] == results[1]
-    assert results[2]["val_rmse"] == pytest.approx(results[0]["val_rmse"], rel=1e-3)
-    one, *others = [ledger(tmp_path / f"{i}.jsonl") for i in range(3)]
+    for i, words in enumerate((["--steps_per_call=1"], flags)):
+        results.append(train("taxifare", f"--output_dir={tmp_path / str(i)}", f"--ledger={tmp_path / f'{i}.jsonl'}", *common, *words))
+    assert results[1]["val_rmse"] == pytest.approx(results[0]["val_rmse"], rel=1e-3)
+    assert not exact or results[0] == results[1]
+    one, other = [ledger(tmp_path / f"{i}.jsonl") for i in range(2)]
     assert len(one) == 100
-    for other in others:
-        assert [(line["step"], line["rows"]) for line in one] == [(line["step"], line["rows"]) for line in other]
+    assert [(line["step"], line["rows"]) for line in one] == [(line["step"], line["rows"]) for line in other]
 
 
 def test_initial_weights_follow_from_the_seed_alone(tmp_path, monkeypatch):

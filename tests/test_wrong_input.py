@@ -213,6 +213,7 @@ def test_missing_and_old_tensorflow(tmp_path):
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_loss_that_is_not_finite_names_the_step(tmp_path):
-    done = process(f"--output_dir={tmp_path}", "--features=lab", "--lr=1e30", "--steps_per_call=4", "--epochs=5")
-    assert done.returncode == 1 and "the loss is not finite at step " in done.stderr and "Traceback" not in done.stderr
+def test_loss_that_is_not_finite_names_the_step(tmp_path, run_trainer):
+    flags = [f"--output_dir={tmp_path}", "--features=lab", "--lr=1e30", "--steps_per_call=4", "--epochs=5"]
+    done = run_trainer("taxifare", *flags, code=1)
+    assert "the loss is not finite at step " in done.stderr and "Traceback" not in done.stderr

@@ -28,9 +28,9 @@ def say(model_name: str, hp: Any, options: RunOptions, env: Environment) -> dict
         contract = load_module(model_name, type(hp))
         said |= {"metrics": [contract.objective], "maximize": contract.maximize}
         if options.plan == "report":  # said first, so that a bad row that ends the plan is not all that is known
-            from . import data_report_run
+            from .data_report.run import findings
 
-            print(json.dumps({"findings": data_report_run.findings(contract, hp, options, env)}), flush=True)
+            print(json.dumps({"findings": findings(contract, hp, options, env)}), flush=True)
         said |= look(contract, hp, options, env) if options.plan in ("data", "report") else {}
     print(json.dumps({"plan": said}), flush=True)
     return said

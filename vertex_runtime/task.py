@@ -34,9 +34,9 @@ def train(package: str, hyperparameters: type, argv: Sequence[str] | None, descr
     env = Environment.from_mapping(os.environ)
     trainer = package.split(".")[-2] if "." in package else _folder(package)
     if options.data_report:
-        from . import data_report_run
+        from .data_report.run import say
 
-        return data_report_run.say(package, trainer, hyperparameters, hp, options, env)
+        return say(package, trainer, hyperparameters, hp, options, env)
     if options.plan != "no":
         return plan.say(f"{package}.model", hp, options, env)
     outputs = resolve_outputs(options.output_dir, env, trainer)

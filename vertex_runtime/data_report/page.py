@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from .data_findings import is_warned_of, summary
-from .data_report import KIND, day
+from .findings import is_warned_of, summary
+from .parts import day
+from .report import KIND
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 520, 190, 46, 24, 8  # of a histogram, and what its axes take of it
 THICK, TOLD = 17, 32  # of bars: the height of a value's, and the width of each number beside them

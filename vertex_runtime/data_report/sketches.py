@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .hashing import mix
+from ..hashing import mix
 
 MOST_ROWS = 1 << 20  # different rows of a part that are held as hashes (40 bytes each); beyond that a share of them is
 MOST_VALUES = 1000  # different values of a column that are counted one by one

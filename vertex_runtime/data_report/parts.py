@@ -1,29 +1,21 @@
-"""What the rows of a run hold, in one pass over each part: ranges, missing cells, balance, equal rows, drift between the parts.
-
-Memory is bounded whatever the number of rows (see data_sketches.py): moments, counts and missing cells are exact, as long as a
-column has no more than `MOST_VALUES` values to count; quantiles, plots and the drift of numbers go by a seeded sample; equal rows
-are found by 64-bit hashes, beyond `MOST_ROWS` different rows exactly among a share of them, and then it says so.
-"""
+"""What is kept of each part of the data while it is read once, column by column and row by row."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from . import data_sketches as sketches
-from .columns import Category, Column, Date, Image, Number, Text
-from .data import PATH, ROW, BadRows, Chunk
+from ..columns import Category, Column, Date, Image, Number, Text
+from ..data import PATH, ROW, BadRows, Chunk
+from . import sketches
 
 PLACES = 5  # examples of each kind of equal rows
 FEW = 20  # values of a number up to which they are counted one by one instead of put into bins
-KIND = "vertex_runtime data report"  # by which a file is known to be ours
 _SHIFT = 40  # bits of a place that hold the row
 _SAMPLE_CELLS = 4_000_000
 
@@ -36,81 +28,6 @@ class Limits:
     values: int = sketches.MOST_VALUES
     sample: int = sketches.SAMPLE_ROWS
     seconds: float | None = None
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of judgement: level is warning or note; check is what was looked at, such as leaks or drift."""
-
-    level: str
-    check: str
-    message: str
-
-
-@dataclass
-class Report:
-    """What was found, as JSON holds it.
-
-    Args:
-        parts: by name (training first): rows, whether all were read, bad rows, duplicates, conflicts.
-        columns: by name: kind, role, figures by part, plot, and drift against training by part.
-        pairs: what two parts have in common.
-    """
-
-    parts: dict[str, dict[str, Any]]
-    columns: dict[str, dict[str, Any]]
-    pairs: list[dict[str, Any]]
-    findings: list[Finding] = field(default_factory=list)
-    about: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def warnings(self) -> list[Finding]:
-        return [finding for finding in self.findings if finding.level == "warning"]
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the report as plain values; numbers that are not finite become null."""
-        return {"kind": KIND, **_plain(dataclasses.asdict(self))}
-
-
-def collect(
-    parts: Mapping[str, Iterable[Chunk]], columns: Sequence[Column] = (), labels: Sequence[str] = (), *, weight: str | None = None,
-    bad: Mapping[str, BadRows] | None = None, seed: int = 0, limits: Limits = Limits(),
-) -> Report:  # fmt: skip
-    """Read each part once and compare them.
-
-    Args:
-        parts: chunks by name, training first: columns [rows, ...]; `_path` and `_row` (see data.py) say where rows are. Columns
-            whose names begin with `_label` are labels, other ones with `_` are not looked at.
-        columns: what is known of the columns; of others the kind follows from the first chunk.
-        bad: what the readers of the parts collect meanwhile.
-        seed: of the samples.
-        limits: see `Limits`.
-
-    Returns:
-        The report, with its findings.
-    """
-    from .data_compare import columns_of, common
-    from .data_findings import judge
-
-    read = {name: Part(name, columns, labels, weight, seed, limits) for name in parts}
-    for name, chunks in parts.items():
-        read[name].read(chunks)
-    order = list(read)
-    pairs = [common(read[other], read[name]) for i, name in enumerate(order) for other in order[i + 1 :]]
-    described = {name: part.described((bad or {}).get(name)) for name, part in read.items()}
-    found = Report(described, columns_of(read), [pair for pair in pairs if pair])
-    found.findings = judge(found, next(iter(read.values())).sample if read else None)
-    return found
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(part) for part in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def shown(value: Any) -> str:

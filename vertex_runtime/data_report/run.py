@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import data_compare, data_report
-from .arguments import BESIDE, RunOptions
-from .data import PATH, ROW, BadRows, Chunk, read, take
-from .environment import Environment, quoted, resolve_uri
-from .errors import UserError
-from .outputs import is_remote, resolve_outputs
-from .reporting import log
-from .strategy import import_tensorflow
+from ..arguments import BESIDE, RunOptions
+from ..data import PATH, ROW, BadRows, Chunk, read, take
+from ..environment import Environment, quoted, resolve_uri
+from ..errors import UserError
+from ..outputs import is_remote, resolve_outputs
+from ..reporting import log
+from ..strategy import import_tensorflow
+from . import Limits, Report, collect
+from .compare import DRIFT
+from .report import KIND
 
 if TYPE_CHECKING:
-    from .contract import Contract
+    from ..contract import Contract
 
 NAME = "data_report"
 BRIEF = 4.0  # seconds for each part, where `check` asks
@@ -41,14 +43,15 @@ def say(package: str, trainer: str, hyperparameters: type, hp: Any, options: Run
     stem = _stem(options, env, trainer)
     before = [path for path in (f"{stem}.json", f"{stem}.html") if _is_ours(path)]
     import_tensorflow()
-    from . import data_findings, data_page
-    from .contract import load_module
+    from ..contract import load_module
+    from .findings import table
+    from .page import page
 
     report = gather(load_module(f"{package}.model", hyperparameters), hp, options, env)
     found = report.as_json()
     _write(f"{stem}.json", json.dumps(found, indent=1) + "\n")
-    _write(f"{stem}.html", data_page.page(found))
-    for line in data_findings.table(report):
+    _write(f"{stem}.html", page(found))
+    for line in table(report):
         log("INFO", line)
     for finding in report.findings:
         log("WARNING" if finding.level == "warning" else "INFO", f"{finding.check}: {finding.message}")
@@ -69,7 +72,7 @@ def findings(contract: Contract, hp: Any, options: RunOptions, env: Environment)
 # ------------------------------------------------------------------ the rows
 
 
-def gather(contract: Contract, hp: Any, options: RunOptions, env: Environment, seconds: float | None = None) -> data_report.Report:
+def gather(contract: Contract, hp: Any, options: RunOptions, env: Environment, seconds: float | None = None) -> Report:
     """Return the report on a run's training, evaluation and test rows.
 
     Args:
@@ -78,9 +81,9 @@ def gather(contract: Contract, hp: Any, options: RunOptions, env: Environment, s
     Raises:
         UserError: what the run itself would end with, but for bad rows.
     """
-    from . import locations
-    from .formats import Reading
-    from .splits import make_split
+    from .. import locations
+    from ..formats import Reading
+    from ..splits import make_split
 
     reading = Reading(env.data_format, options.row_filter)
     contract = contract.with_reading(reading)
@@ -96,19 +99,19 @@ def gather(contract: Contract, hp: Any, options: RunOptions, env: Environment, s
         # The same files once more, whose bad rows are counted already.
         parts["evaluation"] = _split(split, _chunks(contract, hp, train, True, BadRows("collect"), reading), True, contract)
         files["evaluation"] = [f"{hp.eval_fraction:g} of the training data, by {hp.split_by}"]
-    report = data_report.collect(
-        parts, contract.columns, contract.labels, weight=contract.weight, bad=bad, seed=hp.seed, limits=data_report.Limits(seconds=seconds)
+    report = collect(
+        parts, contract.columns, contract.labels, weight=contract.weight, bad=bad, seed=hp.seed, limits=Limits(seconds=seconds)
     )
     report.about = {
-        "trainer": contract.name, "synthetic": synthetic, "files": files, "seed": hp.seed, "drift_threshold": data_compare.DRIFT,
-        "limits": dataclasses.asdict(data_report.Limits()),
+        "trainer": contract.name, "synthetic": synthetic, "files": files, "seed": hp.seed, "drift_threshold": DRIFT,
+        "limits": dataclasses.asdict(Limits()),
     }  # fmt: skip
     return report
 
 
 def _chunks(contract: Contract, hp: Any, files: Sequence[str], training: bool, bad: BadRows, reading: Any) -> Iterator[Chunk]:
     """Yield the raw chunks of some files, with each row's place; missing cells stay missing where the reader is the runtime's."""
-    from . import sources
+    from .. import sources
 
     if "dataset" in contract.given:
         yield from sources.DatasetSource(lambda epoch: contract.dataset(files, hp, epoch), training, False).chunks() if files else ()
@@ -189,7 +192,7 @@ def _is_ours(path: str) -> bool:
         return False
     except (OSError, UnicodeDecodeError) as error:
         head = f"({error})"
-    if data_report.KIND not in head:
+    if KIND not in head:
         raise UserError(f"--data_report: {path} is no report of ours and is kept. Name another folder: --data_report=FOLDER.")
     return True
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from . import data_sketches as sketches
-from .data_report import FEW, PLACES, Part, shown
+from . import sketches
+from .parts import FEW, PLACES, Part, shown
 
 DRIFT = 0.1  # the distance from which a difference between parts is a warning: a normal distribution moved by 0.25 deviations
 BINS, SHOWN = 10, 30  # of the drift, by quantiles; of a plot, of equal width
