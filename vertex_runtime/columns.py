@@ -167,8 +167,7 @@ class Number(Column):
 
         texts = is_text(values.type)
         wide = parse_numbers(values) if texts else as_floats(values)
-        with np.errstate(over="ignore"):
-            numbers = wide.to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
+        numbers = wide.cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False)
         low, high = (np.float32(limit) for limit in self._limits())
         # Within the largest numbers there is nothing infinite, and a comparison with NaN is False.
         good = numbers >= np.maximum(low, -_LARGEST)
