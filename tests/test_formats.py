@@ -208,6 +208,39 @@ def test_a_damaged_record_is_named(tmp_path):
                 read(path, policy=policy)
 
 
+def test_damaged_records_are_found_wherever_they_stand(tmp_path, monkeypatch):
+    """Checksums are looked at for many records together: none of them may hide another's."""
+    pytest.importorskip("google_crc32c")
+    monkeypatch.setattr(tfrecord, "_CHAINED", 64)
+    records = as_records(some_rows(300))
+    content = framed(records)
+    starts = np.cumsum([0, *(len(record) + 16 for record in records)])
+    for damaged in ([0], [63], [64], [299], [5, 6], [70, 71, 72, 200], range(300)):
+        wrong = bytearray(content)
+        for record in damaged:
+            wrong[starts[record] + 12 + record % 20] ^= 0x40
+        with pytest.raises(UserError, match=f"record {damaged[0] + 1}: its checksum is wrong"):
+            read(write(tmp_path, "f.tfrecord", bytes(wrong)))
+    wrong = bytearray(content)
+    wrong[starts[101] - 1] ^= 1  # the checksum itself
+    with pytest.raises(UserError, match="record 101: its checksum is wrong"):
+        read(write(tmp_path, "f.tfrecord", bytes(wrong)))
+
+
+@pytest.mark.parametrize("name", ["rows.tfrecord.gz", "rows.jsonl.gz"])
+def test_what_is_wrong_first_is_said_first(name, tmp_path, monkeypatch):
+    """A bad row that stands before the place where a file is cut off, though that is read ahead."""
+    monkeypatch.setattr(data, "BLOCK_BYTES", 2000)
+    rows = some_rows(700)
+    rows[300][0] = -1.0
+    content = WRITERS[name](rows)
+    path = write(tmp_path, name, content[: len(content) * 4 // 5])
+    with pytest.raises(UserError, match="price must be a number"):
+        read(path)
+    with pytest.raises(UserError, match="cut off|no whole"):
+        read(path, policy="skip")
+
+
 def test_checksums_without_google_crc32c(tmp_path, monkeypatch):
     records = as_records(some_rows(300))
     monkeypatch.setattr(tfrecord, "_checker", lambda: tfrecord._first_wrong)

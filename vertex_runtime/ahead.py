@@ -16,18 +16,36 @@ Item = TypeVar("Item")
 Made = TypeVar("Made")
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 FILES = min(4, CORES)  # read side by side: each holds some chunks
+THREADS = min(CORES, 8)  # for blocks of files, each of which takes some MiB
 
 
-def in_threads(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
-    """Yield what is made of each item, in their order, made in as many threads as there are cores, some items ahead."""
-    with ThreadPoolExecutor(CORES) as pool:
-        waiting: collections.deque = collections.deque()
-        for item in items:
-            waiting.append(pool.submit(make, item))
-            if len(waiting) > 2 * CORES:
+def in_threads(make: Callable[[Item], Made], items: Iterable[Item], threads: int = CORES) -> Iterator[Made]:
+    """Yield what is made of each item, in their order, made in some threads, some items ahead.
+
+    An exception of `make`, or one that the items end with, is raised once all that comes before it has been yielded. Once
+    nobody takes items any more, what was not begun is not made, and the threads have ended.
+    """
+    items, failure = iter(items), None
+    pool = ThreadPoolExecutor(threads)
+    waiting: collections.deque = collections.deque()
+    try:
+        while failure is None:
+            try:
+                item = next(items)
+            except StopIteration:
+                break
+            except Exception as error:
+                failure = error
+            else:
+                waiting.append(pool.submit(make, item))
+            if len(waiting) > 2 * threads:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+        if failure is not None:
+            raise failure
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def one_after_another(read: Callable[[Item], Iterator[Made]], files: Sequence[Item], threads: int) -> Iterator[Made]:

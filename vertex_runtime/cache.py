@@ -13,6 +13,7 @@ import fcntl
 import glob
 import hashlib
 import json
+import math
 import mmap
 import os
 import shutil
@@ -53,7 +54,7 @@ class Layout:
 
     def bytes_of(self, i: int) -> int:
         """Return the bytes of a row in tensor i, which is no text."""
-        return int(np.prod(self.shapes[i], dtype=np.int64)) * self.types[i].size
+        return math.prod(self.shapes[i]) * self.types[i].size
 
     def schema(self) -> pa.Schema:
         """Return the Arrow types of the columns: a row of numbers is one value of fixed size."""
@@ -62,7 +63,7 @@ class Layout:
     def _kind(self, i: int) -> pa.DataType:
         if self.types[i] != tf.string:
             return pa.binary(max(1, self.bytes_of(i)))
-        return pa.list_(pa.large_binary(), int(np.prod(self.shapes[i]))) if self.shapes[i] else pa.large_binary()
+        return pa.list_(pa.large_binary(), math.prod(self.shapes[i])) if self.shapes[i] else pa.large_binary()
 
     def batch(self, values: Sequence[np.ndarray]) -> pa.RecordBatch:
         """Return rows, one array [rows, ...] for each tensor, as an Arrow record batch."""
@@ -85,8 +86,7 @@ class Layout:
             found[:] = texts
             return found.reshape(len(batch), *self.shapes[i])
         kind = self.types[i].as_numpy_dtype
-        count = len(batch) * int(np.prod(self.shapes[i], dtype=np.int64))
-        return np.frombuffer(column.buffers()[1], kind, count).reshape(len(batch), *self.shapes[i])
+        return np.frombuffer(column.buffers()[1], kind, len(batch) * math.prod(self.shapes[i])).reshape(len(batch), *self.shapes[i])
 
     def empty(self, rows: int) -> list[np.ndarray]:
         """Return an array to fill for each tensor: [rows, ...]. Numbers lie in mapped memory, aligned as TensorFlow wants it."""
@@ -96,8 +96,10 @@ class Layout:
                 found.append(np.full((rows, *shape), b"", object))
                 continue
             memory = mmap.mmap(-1, max(rows * self.bytes_of(i), mmap.PAGESIZE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            count = rows * int(np.prod(shape, dtype=np.int64))
-            found.append(np.frombuffer(memory, kind.as_numpy_dtype, count).reshape(rows, *shape))
+            # Large pages: to be given small ones, one by one, takes longer than the reading. Not every kernel has them.
+            with contextlib.suppress(AttributeError, OSError):
+                memory.madvise(mmap.MADV_HUGEPAGE)
+            found.append(np.frombuffer(memory, kind.as_numpy_dtype, rows * math.prod(shape)).reshape(rows, *shape))
         return found
 
 

@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from .cells import as_floats, as_texts, dates_like, is_text, parse_numbers, valid_texts
+from .cells import as_floats, as_texts, dates_like, is_text, offsets_of, parse_numbers, valid_texts
 
 # RE2, Python's `re` with re.ASCII and TensorFlow's regular expressions read these alike.
 _DAY = r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])"
 _TIME = r"[ T]([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d+)?( ?UTC|Z|[+]00:00)?"
+_LARGEST = np.finfo(np.float32).max
 
 
 @dataclass(frozen=True)
@@ -103,10 +104,9 @@ class Column:
         if pa.types.is_dictionary(values.type):
             return self._check_distinct(values)
         texts, valid = valid_texts(as_texts(values))
-        given = pc.greater(pc.binary_length(texts), 0).to_numpy(zero_copy_only=False)
-        good = valid.copy()
-        if (matching := self._matching(texts)) is not None:
-            good &= matching.to_numpy(zero_copy_only=False)
+        given = np.diff(offsets_of(texts)) > 0
+        matching = self._matching(texts)
+        good = valid if matching is None else valid & matching
         if self.missing is None:
             return texts.view(pa.binary()), good & given
         if self.missing and not given.all():
@@ -122,11 +122,13 @@ class Column:
         places = values.indices.cast(pa.int32()).fill_null(len(distinct))
         return texts.take(places), good[places.to_numpy(zero_copy_only=False)]
 
-    def _matching(self, texts: Any) -> Any:
-        """Return which texts match the pattern whole, an Arrow array [rows]; None: there is no pattern."""
+    def _matching(self, texts: Any) -> np.ndarray | None:
+        """Return which texts match the pattern whole, [rows] bool; None: there is no pattern."""
         import pyarrow.compute as pc
 
-        return None if self.pattern is None else pc.match_substring_regex(texts, pattern=rf"\A(?:{self.pattern})\z")
+        if self.pattern is None:
+            return None
+        return pc.match_substring_regex(texts, pattern=rf"\A(?:{self.pattern})\z").to_numpy(zero_copy_only=False)
 
     def reason(self, cell: Any) -> str:
         """Return what is wrong with a bad cell, for messages."""
@@ -173,14 +175,15 @@ class Number(Column):
 
         texts = is_text(values.type)
         wide = parse_numbers(values) if texts else as_floats(values)
-        # NaN in an array of numbers is a missing cell, as in a request; as a text it is no number.
-        absent = wide.is_null(nan_is_null=not texts).to_numpy(zero_copy_only=False)
-        with np.errstate(over="ignore"):
-            numbers = wide.to_numpy(zero_copy_only=False).astype(np.float32)
+        numbers = wide.cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False)
         low, high = (np.float32(limit) for limit in self._limits())
-        good = np.isfinite(numbers) & (numbers >= low) & (numbers <= high)
-        if self.missing is not None and absent.any():
-            numbers[absent] = self.missing
+        # Within the largest numbers there is nothing infinite, and a comparison with NaN is False.
+        good = numbers >= np.maximum(low, -_LARGEST)
+        good &= numbers <= np.minimum(high, _LARGEST)
+        if self.missing is not None and not good.all():
+            # NaN in an array of numbers is a missing cell, as in a request; as a text it is no number.
+            absent = wide.is_null(nan_is_null=not texts).to_numpy(zero_copy_only=False)
+            numbers = np.where(absent, np.float32(self.missing), numbers)
             good |= absent
         return pa.array(numbers, pa.float32()), good
 
@@ -215,11 +218,11 @@ class Category(Column):
     def pattern(self) -> str | None:
         return "|".join(re.escape(value) for value in self.values) if self.values else None
 
-    def _matching(self, texts: Any) -> Any:
+    def _matching(self, texts: Any) -> np.ndarray | None:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        return pc.is_in(texts, pa.array(self.values, pa.string())) if self.values else None
+        return pc.is_in(texts, pa.array(self.values, pa.string())).to_numpy(zero_copy_only=False) if self.values else None
 
 
 @dataclass(frozen=True)
@@ -251,7 +254,7 @@ class Date(Column):
     def must_be(self) -> str:
         return f"{self.name} must be a date such as 2011-01-28{' 20:42:59 UTC' if self.time else ''}"
 
-    def _matching(self, texts: Any) -> Any:
+    def _matching(self, texts: Any) -> np.ndarray | None:
         """See `Column._matching`. Dates that are spelt as the first one is are looked at all at once; the pattern judges the others."""
         import pyarrow as pa
 
@@ -260,8 +263,8 @@ class Date(Column):
         if like_first is None:
             return super()._matching(texts)
         if len(others := np.flatnonzero(~like_first)):
-            like_first[others] = super()._matching(texts.take(pa.array(others))).to_numpy(zero_copy_only=False)
-        return pa.array(like_first)
+            like_first[others] = super()._matching(texts.take(pa.array(others)))
+        return like_first
 
 
 @dataclass(frozen=True)

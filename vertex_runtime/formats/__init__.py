@@ -186,7 +186,9 @@ def _check(path: str, raw: Raw, columns: Sequence[Column], bad: BadRows, before:
             raise UserError(f"{path}: the column {column.name} is of a wrong type: {error}, and {column.must_be}.") from None
         arrays.append(values)
         masks.append(good)
-    kept = np.logical_and.reduce(masks) if masks else np.ones(raw.batch.num_rows, bool)
+    kept = np.ones(raw.batch.num_rows, bool)
+    for good in masks:
+        kept &= good
     for i in np.flatnonzero(~kept).tolist():
         first = next(place for place, good in enumerate(masks) if not good[i])
         cell = cells[first][i].as_py()

@@ -21,6 +21,7 @@ from . import Raw, present
 ALIKE = 256  # records of one length from which it pays to look for a common layout
 LAYOUTS = 8  # of records of one length
 _WORD = 8
+_SLICE = 1024  # records that are compared at a time: in the processor's cache, in memory that need not be asked of the system
 _TYPES = {"float_list": pa.float32(), "int64_list": pa.int64(), "bytes_list": pa.binary()}
 _LISTS = {1: "bytes_list", 2: "float_list", 3: "int64_list"}
 
@@ -51,51 +52,41 @@ class Parser:
             for column in self.columns
         }
 
-    def parse(self, block: Any, first: int, bad: BadRows) -> Iterator[Raw]:
-        """Yield the rows of a `tfrecord.Block`, whose first record is number `first` (from 0) of the file."""
+    def parse(self, block: Any) -> pa.RecordBatch | None:
+        """Return the rows of a `tfrecord.Block`; None where they have to be looked at `one_by_one`. Any thread may call it."""
         import tensorflow as tf
 
-        names = list(self.kinds)
         pieces: list[tuple[np.ndarray, pa.RecordBatch]] = []
         rest = [np.arange(0)]
-        octets = np.frombuffer(block.content + bytes(_WORD), np.uint8)
         order = np.argsort(block.lengths, kind="stable")
         for rows in np.split(order, np.flatnonzero(np.diff(block.lengths[order])) + 1):
-            if len(rows) < ALIKE:
-                rest.append(rows)
-                continue
-            places = block.starts[rows]
-            length = int(block.lengths[rows[0]])
-            found, left = self._alike(_matrix(octets, places, length), length)
-            pieces += [(rows[some], batch) for some, batch in found]
-            rest.append(rows[left])
+            if len(rows) >= ALIKE:
+                found, rows = self._alike(block, rows)
+                pieces += found
+            rest.append(rows)
         others = np.sort(np.concatenate(rest))
         if len(others):
             try:
                 pieces.append((others, self._parsed([block.record(i) for i in others])))
             except (tf.errors.InvalidArgumentError, ValueError):
-                yield from self._one_by_one(block, first, bad)
-                return
-        batch = _joined(pieces, names)
-        yield Raw(batch, lambda i: f"{self.path}, row {first + i + 1}")
+                return None
+        return _joined(pieces)
 
-    def _alike(self, whole: np.ndarray, length: int) -> tuple[list[tuple[np.ndarray, pa.RecordBatch]], np.ndarray]:
-        """Return ((rows, their cells) for each layout that was found, the rows that have none of them)."""
+    def _alike(self, block: Any, rows: np.ndarray) -> tuple[list[tuple[np.ndarray, pa.RecordBatch]], np.ndarray]:
+        """Return ((rows, their cells) for each layout that was found among rows of one length, the rows that have none of them)."""
         found = []
-        left = np.arange(len(whole))
+        octets = np.frombuffer(block.content, np.uint8)
         for _ in range(LAYOUTS):
-            if len(left) < ALIKE:
+            if len(rows) < ALIKE:
                 break
-            layout = _take_apart(whole[left[0], :length].tobytes(), self.kinds)
+            layout = _take_apart(block.record(rows[0]), self.kinds)
             if layout is None:
                 break
-            some = whole if len(left) == len(whole) else whole[left]
-            match = ((some.view(np.uint64) & layout.mask) == layout.fixed).all(1)
-            if match.all():
-                return [*found, (left, layout.cells(some, self.kinds))], left[:0]
-            found.append((left[match], layout.cells(some[match], self.kinds)))
-            left = left[~match]
-        return found, left
+            match = layout.matches(octets, block.starts[rows])
+            same = rows if match.all() else rows[match]
+            found.append((same, layout.cells(octets, block.starts[same], self.kinds)))
+            rows = rows[~match]
+        return found, rows
 
     def _parsed(self, records: Sequence[bytes]) -> pa.RecordBatch:
         """Return the cells of records by TensorFlow.
@@ -123,8 +114,12 @@ class Parser:
             arrays.append(array)
         return pa.RecordBatch.from_arrays(arrays, list(self.kinds))
 
-    def _one_by_one(self, block: Any, first: int, bad: BadRows) -> Iterator[Raw]:
-        """Yield the rows of a block that TensorFlow refuses, cells as texts; slow, but it names the record."""
+    def one_by_one(self, block: Any, first: int, bad: BadRows) -> Iterator[Raw]:
+        """Yield the rows of a block that TensorFlow refuses, cells as texts; slow, but it names the record.
+
+        Args:
+            first: which record of the file (from 0) the block's first one is.
+        """
         import tensorflow as tf
 
         rows: list[list[bytes | None]] = []
@@ -165,12 +160,7 @@ def _cell(features: Any, name: str) -> bytes | None:
     return values[0] if isinstance(values[0], bytes) else repr(values[0]).encode()
 
 
-def _matrix(octets: np.ndarray, places: np.ndarray, length: int) -> np.ndarray:
-    """Return records of one length as rows of bytes, filled up to whole words: [records, length up to a multiple of 8] uint8."""
-    return np.lib.stride_tricks.sliding_window_view(octets, length + -length % _WORD)[places]
-
-
-def _joined(pieces: Sequence[tuple[np.ndarray, pa.RecordBatch]], names: Sequence[str]) -> pa.RecordBatch:
+def _joined(pieces: Sequence[tuple[np.ndarray, pa.RecordBatch]]) -> pa.RecordBatch:
     """Return the pieces of a block as one batch, in the records' order."""
     if len(pieces) == 1:
         rows, batch = pieces[0]
@@ -191,32 +181,54 @@ class _Layout:
     """Where the values of a record stand.
 
     Args:
-        fixed, mask: the record with its values blanked out, and which bits those of another must share: [words] uint64.
+        fixed, mask: the record with its values blanked out, and which bits those of another must share: [words] uint64, the first
+            of which begins with some of the bytes before the record where it does not fill its words.
         values: (start, end) of each wanted feature's value; None where it has none.
     """
 
     fixed: np.ndarray
     mask: np.ndarray
     values: dict[str, tuple[int, int] | None]
+    length: int
 
-    def cells(self, records: np.ndarray, kinds: dict[str, str]) -> pa.RecordBatch:
-        """Return the cells of records that have this layout, [records, bytes] uint8."""
+    def matches(self, octets: np.ndarray, places: np.ndarray) -> np.ndarray:
+        """Return which records have this layout, [records] bool.
+
+        Args:
+            octets: a part of the file, uint8.
+            places: where records of this one's length start in it, [records].
+        """
+        size = _WORD * len(self.fixed)
+        windows = np.lib.stride_tricks.sliding_window_view(octets, size)
+        places = places - (size - self.length)
+        found = np.empty(len(places), bool)
+        for start in range(0, len(places), _SLICE):
+            words = windows[places[start : start + _SLICE]].view(np.uint64)
+            words &= self.mask
+            same = words == self.fixed
+            found[start : start + _SLICE] = True if same.all() else same.all(1)
+        return found
+
+    def cells(self, octets: np.ndarray, places: np.ndarray, kinds: dict[str, str]) -> pa.RecordBatch:
+        """Return the cells of records that have this layout; see `matches`."""
         arrays = []
         for name, kind in kinds.items():
             place = self.values.get(name)
             if place is None:
-                arrays.append(pa.nulls(len(records), _TYPES[kind]))
+                arrays.append(pa.nulls(len(places), _TYPES[kind]))
                 continue
-            part = np.ascontiguousarray(records[:, slice(*place)])
+            starts, width = places + place[0], place[1] - place[0]
             if kind == "float_list":
-                arrays.append(pa.array(part.view("<f4")[:, 0]))
-            elif kind == "int64_list":
+                arrays.append(pa.array(np.ndarray((len(octets) - 3,), "<f4", octets, 0, (1,))[starts]))
+                continue
+            part = np.lib.stride_tricks.sliding_window_view(octets, max(1, width))[starts]
+            if kind == "int64_list":
                 numbers = np.zeros(len(part), np.uint64)
-                for i in range(part.shape[1]):
+                for i in range(width):
                     numbers |= (part[:, i] & 0x7F).astype(np.uint64) << np.uint64(7 * i)
                 arrays.append(pa.array(numbers.view(np.int64)))
             else:
-                ends = np.arange(len(part) + 1, dtype=np.int32) * part.shape[1]
+                ends = np.arange(len(part) + 1, dtype=np.int32) * width
                 arrays.append(pa.Array.from_buffers(pa.binary(), len(part), [None, pa.py_buffer(ends), pa.py_buffer(part)]))
         return pa.RecordBatch.from_arrays(arrays, list(kinds))
 
@@ -243,10 +255,11 @@ def _take_apart(record: bytes, kinds: dict[str, str]) -> _Layout | None:
                         mask[low:high] = 0x80 if wanted and field == 3 else 0
     except (ValueError, IndexError, UnicodeDecodeError):
         return None
-    filled = np.zeros((2, len(record) + -len(record) % _WORD), np.uint8)
-    filled[:, : len(record)] = np.frombuffer(record, np.uint8) & mask, mask
+    before = -len(record) % _WORD
+    filled = np.zeros((2, before + len(record)), np.uint8)
+    filled[:, before:] = np.frombuffer(record, np.uint8) & mask, mask
     fixed, mask = filled.view(np.uint64)
-    return _Layout(fixed, mask, values)
+    return _Layout(fixed, mask, values, len(record))
 
 
 def _is_single(value: bytes, field: int) -> bool:

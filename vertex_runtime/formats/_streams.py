@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from ..data import open_binary, split_part
+from ..data import BLOCK_BYTES, open_binary, split_part
 from ..errors import UserError
 
 HEAD_BYTES = 1 << 16
@@ -54,7 +54,7 @@ class Stream:
         if self._error and not parts:
             raise self._error
         try:
-            while missing and not self._error and (block := self._source.read(min(missing, 1 << 20 if self.compressed else 1 << 26))):
+            while missing and not self._error and (block := self._source.read(min(missing, BLOCK_BYTES if self.compressed else 1 << 26))):
                 parts.append(block)
                 missing -= len(block)
         except (OSError, EOFError, zlib.error) as error:
