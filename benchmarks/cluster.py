@@ -176,9 +176,9 @@ def startup(bench: Bench) -> None:
     import yaml
 
     sys.path.insert(0, str(ROOT))
-    from vertex_local.job import spec as job_files
+    from vertex_local.job import job_file
 
-    job = yaml.safe_load(job_files.read(ROOT / "jobs" / "taxifare-2-workers.yaml"))
+    job = yaml.safe_load(job_file.read_text(ROOT / "jobs" / "taxifare-2-workers.yaml"))
     job["workerPoolSpecs"][1]["replicaCount"] = 2
     arguments = job["workerPoolSpecs"][0]["containerSpec"]["args"]
     spec, state, output = bench.folder / "job.json", bench.folder / "state", bench.folder / "output"

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from vertex_local import cli
-from vertex_local.job import spec
+from vertex_local.job import job_file
 from vertex_local.local.commands import trainers
 from vertex_local.local.drill import run
 from vertex_local.local.jobs import Result
@@ -33,7 +33,7 @@ def write_job(folder: Path, trainer: str, replicas: int) -> Path:
     """Write the trainer's two-worker job file for so many replicas."""
     import yaml
 
-    job = yaml.safe_load(spec.read(ROOT / "jobs" / f"{trainer}-2-workers.yaml"))
+    job = yaml.safe_load(job_file.read_text(ROOT / "jobs" / f"{trainer}-2-workers.yaml"))
     job["workerPoolSpecs"][1]["replicaCount"] = replicas - 1
     path = folder / "job.json"
     path.write_text(json.dumps(job, indent=1))
@@ -77,7 +77,7 @@ def drill(args: argparse.Namespace, cancel: threading.Event) -> int:
     """Run the unbroken job and the drills until `cancel` is set."""
     import_tensorflow()  # quietly; it reads the checkpoints
     folder = Path(tempfile.mkdtemp(prefix="drill-"))
-    job = spec.load(write_job(folder, args.trainer, args.replicas), FLAGS).with_output("gs://drills")
+    job = job_file.read(write_job(folder, args.trainer, args.replicas)).with_args(FLAGS).with_output("gs://drills")
     jobs = run(
         job, args.drills, args.seed, job_id=args.trainer, report=Quiet(), flags=lambda job_id: [f"--ledger={folder / job_id}.ledger"],
         cancel=cancel, state_dir=folder / "state", bucket_root=folder / "buckets", project_dir=ROOT,

@@ -21,7 +21,7 @@ from conftest import ROOT, TRAINERS
 from test_local_support import environ, wait_for
 
 from vertex_local.__main__ import main
-from vertex_local.check import look
+from vertex_local.check import inspection
 from vertex_local.check import rules as checks
 from vertex_local.local.plan import Paths
 
@@ -54,7 +54,7 @@ def check(project: Path, job: str, *flags: str, code: int | None = None) -> list
     out, before = io.StringIO(), os.getcwd()
     os.chdir(project)
     try:
-        with contextlib.redirect_stdout(out), mock.patch.object(look.Look, "left", lambda self, most: 10 * most):
+        with contextlib.redirect_stdout(out), mock.patch.object(inspection.Inspection, "left", lambda self, most: 10 * most):
             own = ["check", job, "--json", "--no_measure", TODAY, f"--bucket_root={project.parent / 'buckets'}"]
             cut = list(flags).index("--") if "--" in flags else len(flags)
             ended = main([*own, *flags[:cut], *flags[cut:]])

@@ -19,7 +19,7 @@ import pytest
 from conftest import FIRST_TRAINER, ROOT, TRAINERS
 from test_docker_support import Stage, build, ignored, instructions, start
 
-from vertex_local.job import spec
+from vertex_local.job import job_file
 from vertex_local.local import commands
 
 TEXT = (ROOT / "Dockerfile").read_text(encoding="utf-8")
@@ -35,7 +35,7 @@ def make(scratch: Path, trainer: str, context: Path = ROOT, packages: Path = PAC
 
 def train(stage: Stage, trainer: str, packages: Path, *flags: str) -> dict:
     """Train a few steps in a built image with the arguments of the trainer's job file; return run.json."""
-    args = spec.load(ROOT / "jobs" / f"{trainer}.yaml").pools[0].args
+    args = job_file.read(ROOT / "jobs" / f"{trainer}.yaml").pools[0].args
     done = start(stage, packages, *args, "--num_examples_to_train_on=512", "--output_dir=out", *flags)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (stage.path("out") / "model" / "saved_model.pb").is_file()

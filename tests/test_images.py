@@ -17,8 +17,8 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from vertex_local.local import containers, run
-from vertex_local.local.containers import ContainerError, Engine
+from vertex_local.local import containers, engines, run
+from vertex_local.local.engines import ContainerError, Engine
 from vertex_submit import package
 
 pytestmark = pytest.mark.image
@@ -30,7 +30,7 @@ DEBIAN_PACKAGES = "python3,python3-venv,python3-pip,ca-certificates"
 @pytest.fixture(scope="module")
 def engine() -> Engine:
     try:
-        return containers.find_engine()
+        return engines.find_engine()
     except ContainerError as error:
         pytest.skip(str(error))
 

@@ -18,7 +18,7 @@ from conftest import ROOT
 from test_cloud_support import REAL, gcloud_variables, needs_gcloud, script, serving
 
 import vertex_runtime
-from vertex_local.job import images, schema, settings, spec
+from vertex_local.job import images, job_file, schema, settings
 from vertex_local.tuning import study
 from vertex_runtime import arguments
 
@@ -35,13 +35,13 @@ def text_of(name: str) -> str:
     return (JOBS / f"{name}.yaml").read_text(encoding="utf-8")
 
 
-def load(name: str) -> tuple[spec.JobFile, dict]:
+def load(name: str) -> tuple[job_file.JobFile, dict]:
     """Return a file's job (a study's trial job) and its whole message."""
     path = JOBS / f"{name}.yaml"
     if name in TUNING_FILES:
         found = study.load(path, GIVEN)
         return found.job, found.job.fields()
-    job = spec.load(path, (), GIVEN)
+    job = job_file.read(path, GIVEN)
     return job, job.spec_fields()
 
 
@@ -190,7 +190,7 @@ def test_every_alternative_in_the_annotated_file_parses(number, name):
         assert name in json.dumps(message)
     for rival in RIVALS.get(name, ()):
         lines = [line for line in lines if not re.match(rf"\s*{rival}: ", line)]
-    spec.loads(settings.render("\n".join(lines), str(JOBS / "annotated.yaml"), GIVEN), "annotated.yaml")
+    job_file.parse(settings.render("\n".join(lines), str(JOBS / "annotated.yaml"), GIVEN), "annotated.yaml")
 
 
 # ------------------------------------------------------------------ on this machine
@@ -225,7 +225,7 @@ def post_with_gcloud(name: str, folder: Path, *flags: str) -> tuple[dict | None,
     """Send a file's rendered text with the real gcloud to a stand-in; return the body received and what gcloud said."""
     given = dict(flag.removeprefix("--").split("=") for flag in REAL)
     path = folder / "job.yaml"
-    path.write_text(spec.read(JOBS / f"{name}.yaml", given))
+    path.write_text(job_file.read_text(JOBS / f"{name}.yaml", given))
     group = "hp-tuning-jobs" if name in TUNING_FILES else "custom-jobs"
     with serving() as service:
         words = ["gcloud", "ai", group, "create", "--project=real-project-1", "--region=europe-west4", f"--display-name={name}"]

@@ -9,7 +9,7 @@ import re
 import pytest
 from test_local_support import call, environ, run, write_job
 
-from vertex_local.job import spec
+from vertex_local.job import job_file
 from vertex_local.local import cluster
 
 OURS = re.compile("AIP_|CLOUD_ML_|TRAINER_|VERTEX_|TF_CONFIG|CLUSTER_SPEC|TPU_")
@@ -121,7 +121,7 @@ def test_a_reduction_server_is_announced_and_empty_pools_are_not(folder):
 def test_a_trial(folder, workers, monkeypatch):
     monkeypatch.chdir(folder)
     path = write_job(folder, [pool(1)] + [pool(1)] * workers, baseOutputDirectory={"outputUriPrefix": "gs://bucket/hp"})
-    job = spec.load(path, ["--lr", "0.1"])
+    job = job_file.read(path).with_args(["--lr", "0.1"])
     result = cluster.run(job, job_id="77", trial="3", variables={"AIP_DATA_FORMAT": "csv"})
     assert result.succeeded and result.outputs["AIP_MODEL_DIR"] == f"{folder}/.vertex_local/buckets/bucket/hp/3/model/"
     names = ["workerpool0-0", "workerpool1-0"][: workers + 1]

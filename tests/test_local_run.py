@@ -15,7 +15,7 @@ import time
 import pytest
 from test_local_support import ROOT, alive, attempts, call, result, run, start, wait_for, write_job, write_script
 
-from vertex_local.job import spec
+from vertex_local.job import job_file
 from vertex_local.local import cluster, jobs, restarts
 
 TOGETHER = {"scheduling": {"restartJobOnWorkerRestart": True}}
@@ -93,7 +93,7 @@ def test_restarts_and_retries_have_an_end(tmp_path, monkeypatch):
     monkeypatch.setattr("vertex_local.local.lifecycle.SETTLE", 0)
     monkeypatch.chdir(tmp_path)
     write_script(tmp_path, "chief.py", "os.kill(os.getpid(), 11)\n")
-    done = cluster.run(spec.load(write_job(tmp_path, [("chief.py", 1)])), job_id="a")
+    done = cluster.run(job_file.read(write_job(tmp_path, [("chief.py", 1)])), job_id="a")
     assert done.state == "JOB_STATE_FAILED" and done.retries == restarts.MAX_RETRIES
     assert attempts(tmp_path, "a") == {"workerpool0-0": [-11] * (restarts.MAX_RESTARTS + 1) * (restarts.MAX_RETRIES + 1)}
     assert "used up" in done.rules[-1] and "retry 1 of 3" in done.rules[5]
@@ -218,7 +218,7 @@ def test_jobs_at_once_have_ports_of_their_own(tmp_path, monkeypatch):
     text = "import socket\naddress = json.loads(os.environ['CLUSTER_SPEC'])['cluster'][task['type']][task['index']]\n"
     text += "server = socket.create_server(('localhost', int(address.rpartition(':')[2])))\ntime.sleep(2)\n"
     write_script(tmp_path, "listen.py", text)
-    job = spec.load(write_job(tmp_path, [("listen.py", 1), ("listen.py", 1)]))
+    job = job_file.read(write_job(tmp_path, [("listen.py", 1), ("listen.py", 1)]))
     other = start(tmp_path, "job.yaml", "--state_dir=elsewhere")
     done = {}
     threads = [threading.Thread(target=lambda i=i: done.update({i: cluster.run(job, job_id=f"t{i}")})) for i in range(3)]
@@ -250,7 +250,7 @@ def test_it_writes_under_its_state_folder_and_the_bucket_root_only(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [".vertex_local", "job.yaml", "show.py", "store"]
     assert [str(path.relative_to(tmp_path)) for path in (tmp_path / "store").rglob("*")] == ["store/bucket"]
     job = tmp_path / ".vertex_local/jobs/a"
-    assert spec.load(job / "spec.yaml").message == spec.load(tmp_path / "job.yaml").message
+    assert job_file.read(job / "spec.yaml").message == job_file.read(tmp_path / "job.yaml").message
     assert (job / "logs/workerpool0-0.log").read_text() == "hello\n"
     found = result(tmp_path, "a")
     assert found["start"] <= found["end"] and found["outputs"]["AIP_MODEL_DIR"] == f"{tmp_path}/store/bucket/run/model/"

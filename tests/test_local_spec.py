@@ -7,7 +7,7 @@ import json
 import pytest
 from test_local_support import ROOT, call, run
 
-from vertex_local.job import buckets, spec
+from vertex_local.job import buckets, job_file
 
 GOOD = """\
 workerPoolSpecs:
@@ -47,7 +47,7 @@ def change(old: str, new: str) -> str:
 
 
 def test_a_full_spec():
-    job = spec.loads(GOOD, "job.yaml", ["--lr=1"])
+    job = job_file.parse(GOOD, "job.yaml").with_args(["--lr=1"])
     assert [pool.replicas for pool in job.pools] == [1, 2, 0, 1]
     assert job.pools[0].command == ("python", "-m", "trainer.task")
     assert job.pools[0].args == ("--epochs=3", "--lr=1") and job.pools[3].args == ("--lr=1",)
@@ -57,9 +57,9 @@ def test_a_full_spec():
 
 
 def test_json_with_tabs_and_the_whole_custom_job_mean_the_same():
-    plain = spec.loads(GOOD, "job.yaml")
+    plain = job_file.parse(GOOD, "job.yaml")
     whole = {"displayName": "x", "labels": {"team": "a"}, "jobSpec": plain.spec_fields()}
-    assert spec.loads(json.dumps(whole, indent="\t"), "job.json").pools == plain.pools
+    assert job_file.parse(json.dumps(whole, indent="\t"), "job.json").pools == plain.pools
 
 
 def test_aliases_merge_keys_and_unset_fields():
@@ -72,7 +72,7 @@ workerPoolSpecs:
   replicaCount: 2
   containerSpec: *task
 """
-    assert [pool.replicas for pool in spec.loads(text, "x").pools] == [1, 2]
+    assert [pool.replicas for pool in job_file.parse(text, "x").pools] == [1, 2]
 
 
 MISTAKES = {
@@ -117,8 +117,8 @@ MISTAKES = {
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_named_with_its_line(name):
     text, line, words = MISTAKES[name]
-    with pytest.raises(spec.SpecError) as caught:
-        spec.loads(text, "jobs/x.yaml")
+    with pytest.raises(job_file.SpecError) as caught:
+        job_file.parse(text, "jobs/x.yaml")
     assert str(caught.value).startswith(f"jobs/x.yaml:{line}: "), caught.value
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
@@ -138,7 +138,7 @@ def test_every_custom_job_file_of_the_project_is_right(path):
     text = path.read_text()
     if "workerPoolSpecs:" not in text.splitlines() or "studySpec:" in text:
         pytest.skip("not a custom job")
-    job = spec.load(path)
+    job = job_file.read(path)
     together = sum(pool.replicas for pool in job.pools[:2])
     assert job.restart_together or together == 1, "peers of a lost worker fail too: restart them together"
     assert path.read_text().startswith("#"), "a job file opens with a comment that shows how to run it"

@@ -22,7 +22,7 @@ import pytest
 from conftest import FIRST_TRAINER, ROOT, TRAINERS
 
 import vertex_runtime
-from vertex_local.job import spec
+from vertex_local.job import job_file
 from vertex_local.local import commands
 
 TINY = ("--num_examples_to_train_on=512", "--num_evals=1")
@@ -284,7 +284,7 @@ def test_the_scripts_find_a_third_trainer(third, tmp_path, here):
     job = third / "jobs" / "churn.yaml"
     assert image in run("submit_job", job, "--dry_run")
     assert "python-module=churn.trainer.task" in run("submit_job", job, "--dry_run", "--autopackage")
-    command = commands.for_pool(spec.load(job).pools[0], "python3", third, bucket)
+    command = commands.for_pool(job_file.read(job).pools[0], "python3", third, bucket)
     assert command.argv[:3] == ("python3", "-m", "trainer.task") and command.env["PYTHONPATH"] == f"{third}/churn:{third}"
     assert {*TRAINERS, "churn"} == {*commands.trainers(third)}
 

@@ -16,7 +16,7 @@ from conftest import ROOT
 from test_local_support import wait_for
 from test_serve_support import PARENT, Service, gone, job_spec, mark_of, pool, write_object
 
-from vertex_local.job import spec
+from vertex_local.job import job_file
 from vertex_local.serve import filters
 from vertex_local.serve.command import main
 
@@ -201,7 +201,7 @@ def test_every_job_file_of_ours_is_taken(tmp_path):
         service.reach(service.create(SLEEP), "RUNNING")
         taken = 0
         for path in sorted((ROOT / "jobs").glob("*.yaml")):
-            body = yaml.safe_load(spec.read(path, given))
+            body = yaml.safe_load(job_file.read_text(path, given))
             if "studySpec" in body:
                 kind, body = "hyperparameterTuningJobs", {**body, "displayName": path.stem}
             elif "workerPoolSpecs" in body:

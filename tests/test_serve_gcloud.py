@@ -13,7 +13,7 @@ from conftest import FIRST_TRAINER, ROOT
 from test_local_support import environ, wait_for
 from test_serve_support import Service
 
-from vertex_local.job import spec
+from vertex_local.job import job_file
 
 pytestmark = pytest.mark.skipif(shutil.which("gcloud") is None, reason="gcloud is not installed here")
 PARENT = "/v1/projects/my-project/locations/us-central1"
@@ -130,7 +130,7 @@ def test_our_job_files_are_taken(service, gcloud, tmp_path, trainer, group, kind
     source = ROOT / "jobs" / f"{trainer}{kind}.yaml"
     error = gcloud("ai", group, "create", "--region=us-central1", "--display-name=x", f"--config={source}", code=1)
     assert "${" in error and "scripts/submit_job" in error
-    file.write_text(spec.read(source, {"project": "my-project", "region": "us-central1", "bucket": "a-bucket"}))
+    file.write_text(job_file.read_text(source, {"project": "my-project", "region": "us-central1", "bucket": "a-bucket"}))
     name = created(gcloud, group, f"--display-name={trainer}{kind}", f"--config={file}")
     path = name.partition("/locations/us-central1")[2]
     job = service.call("GET", path, base=PARENT)

@@ -9,7 +9,7 @@ import statistics
 import pytest
 from test_local_support import ROOT
 
-from vertex_local.job import buckets, spec
+from vertex_local.job import buckets, job_file
 from vertex_local.tuning import search, study
 from vertex_runtime.arguments import parse
 
@@ -166,14 +166,14 @@ def test_a_child_of_a_double_is_refused():
     - parentDiscreteValues: {values: [0.1]}
       parameterSpec: {parameterId: x, integerValueSpec: {minValue: 1, maxValue: 2}}
 """)  # fmt: skip
-    with pytest.raises(spec.SpecError, match=r"hp.yaml:13: .*lr is a double, whose values cannot be named"):
+    with pytest.raises(job_file.SpecError, match=r"hp.yaml:13: .*lr is a double, whose values cannot be named"):
         study.loads(text, "hp.yaml")
 
 
 def test_the_other_loader_points_here(tmp_path):
     (tmp_path / "hp.yaml").write_text(GOOD)
-    with pytest.raises(spec.SpecError, match="HyperparameterTuningJob, for `tune`"):
-        spec.load(tmp_path / "hp.yaml")
+    with pytest.raises(job_file.SpecError, match="HyperparameterTuningJob, for `tune`"):
+        job_file.read(tmp_path / "hp.yaml")
 
 
 # ------------------------------------------------------------------ the project's own files

@@ -137,7 +137,7 @@ def test_what_submits_reads_job_files_in_one_place():
     for path in (ROOT / "vertex_submit").glob("*.py"):
         found = [node for node in ast.walk(parse(path)) if isinstance(node, ast.ImportFrom) and not node.level]
         names = {f"{node.module}.{alias.name}" for node in found for alias in node.names}
-        readers = names & {"vertex_local.job.schema", "vertex_local.job.spec", "vertex_local.tuning.study"}
+        readers = names & {"vertex_local.job.job_file", "vertex_local.tuning.study"}
         assert path.name == "jobs.py" or not readers, path.name
         assert not {name for name in names if name.startswith(("vertex_local.serve", "vertex_local.check"))}, path.name
 

@@ -23,7 +23,7 @@ import yaml
 from conftest import ROOT, running
 from test_cloud_support import REAL, Service, call, gcloud_variables, needs_gcloud, script, serving
 
-from vertex_local.job import schema, spec
+from vertex_local.job import job_file, schema
 from vertex_local.local import packages
 from vertex_submit import cloud, deploy, jobs, package, pipeline, sdk, submit
 
@@ -73,7 +73,8 @@ def test_submitting_returns_at_once_with_the_id_and_the_commands(tmp_path, servi
     job = JOBS / "taxifare.yaml"
     flags = (*FLAGS, "--labels=team=fares,stage=try", "--base_output_dir=gs://other-bucket/run-2")
     done = script("submit_job", job, *flags, "--", "--num_evals=3", cwd=tmp_path, env=gcloud)
-    body, expected = service.sent(jobs.CUSTOM), spec.load(job, ["--num_evals=3"], {"project": "real-project-1", "bucket": "real-bucket-1"})
+    body = service.sent(jobs.CUSTOM)
+    expected = job_file.read(job, {"project": "real-project-1", "bucket": "real-bucket-1"}).with_args(["--num_evals=3"])
     assert body["displayName"] == "taxifare" and body["labels"] == {"team": "fares", "stage": "try"}
     assert body["jobSpec"]["baseOutputDirectory"] == {"outputUriPrefix": "gs://other-bucket/run-2"}
     container = body["jobSpec"]["workerPoolSpecs"][0]["containerSpec"]
@@ -130,7 +131,7 @@ def test_the_services_refusal_is_one_line(tmp_path, service, gcloud):
 
 def test_the_whole_custom_job_is_told_by_flags(tmp_path, service, gcloud):
     """A file with displayName, labels and key around the spec: gcloud's --config takes the spec only."""
-    inner = yaml.safe_load(spec.read(JOBS / "taxifare.yaml", {"project": "real-project-1", "bucket": "real-bucket-1"}))
+    inner = yaml.safe_load(job_file.read_text(JOBS / "taxifare.yaml", {"project": "real-project-1", "bucket": "real-bucket-1"}))
     whole = {"displayName": "mine", "labels": {"a": "b"}, "encryptionSpec": {"kmsKeyName": "projects/p/k"}, "jobSpec": inner}
     (tmp_path / "whole.json").write_text(json.dumps(whole))
     said = call(submit.main, "job", "whole.json", *REAL, "--no_check", "--labels=c=d", cwd=tmp_path, env=gcloud).stdout
@@ -184,7 +185,7 @@ def test_placeholders_are_good_enough_for_a_service_on_this_machine(tmp_path, se
 
 def test_a_failed_check_stops_it_and_its_command_is_printed(tmp_path, service, gcloud):
     job = tmp_path / "job.yaml"
-    text = spec.read(JOBS / "taxifare.yaml", {"project": "real-project-1", "bucket": "real-bucket-1"})
+    text = job_file.read_text(JOBS / "taxifare.yaml", {"project": "real-project-1", "bucket": "real-bucket-1"})
     job.write_text(text.replace("--num_evals", "--num_evalz"))
     done = script("submit_job", job, *REAL, cwd=tmp_path, env=gcloud, code=2)
     assert done.stdout.startswith("$ python -m vertex_local check ")
@@ -304,7 +305,7 @@ def test_a_package_for_local_runs(tmp_path):
     assert target.read_bytes() == b"somebody else's"
     call(package.main, *flags, "--overwrite", cwd=tmp_path)
     assert target.read_bytes() != b"somebody else's"
-    (pool,) = spec.load(JOBS / "taxifare-sdist.yaml").pools
+    (pool,) = job_file.read(JOBS / "taxifare-sdist.yaml").pools
     assert pool.package_uris[0].removeprefix("gs://") == str(target.relative_to(tmp_path / "buckets")), "where the job file looks for it"
 
 
@@ -532,7 +533,7 @@ def test_a_managed_dataset_takes_the_place_of_data_flags_only(tmp_path):
     for more, expected in ((["--dataset=1"], ["--lr=1", "--nnsize", "8 4"]), ([], None)):
         shown = call(pipeline.main, "x.yaml", *flags, *more, cwd=tmp_path).stdout
         (pool,) = json.loads(shown.partition("\n")[2].partition("\n# gcloud")[0])["trainingTaskInputs"]["workerPoolSpecs"]
-        assert pool["containerSpec"]["args"] == (expected or list(spec.load(tmp_path / "x.yaml").pools[0].args))
+        assert pool["containerSpec"]["args"] == (expected or list(job_file.read(tmp_path / "x.yaml").pools[0].args))
 
 
 # ------------------------------------------------------------------ deploy

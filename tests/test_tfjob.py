@@ -10,7 +10,7 @@ import yaml
 from conftest import ROOT
 
 from taxifare.trainer.hyperparameters import Hyperparameters
-from vertex_local.job import spec as job_files
+from vertex_local.job import job_file
 from vertex_runtime.arguments import parse
 from vertex_runtime.environment import Environment
 from vertex_runtime.outputs import resolve_outputs
@@ -90,7 +90,7 @@ def test_the_manifest_is_a_tfjob():
 
 
 def test_the_manifest_runs_the_custom_jobs_image_and_arguments():
-    custom = yaml.safe_load(job_files.read(ROOT / "jobs" / "taxifare-2-workers.yaml"))
+    custom = yaml.safe_load(job_file.read_text(ROOT / "jobs" / "taxifare-2-workers.yaml"))
     theirs = custom["workerPoolSpecs"][0]["containerSpec"]
     for spec in manifest()["spec"]["tfReplicaSpecs"].values():
         (container,) = spec["template"]["spec"]["containers"]

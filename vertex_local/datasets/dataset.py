@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..job import buckets, schema, spec
+from ..job import buckets, job_file, schema
 
 TABULAR, TEXT = "tabular", "text"
 SETS = ("training", "validation", "test")
@@ -107,7 +107,7 @@ def load(
         project: where files lie that are not `gs://…`.
         given: settings for `${…}`.
     """
-    tree = schema.parse(spec.read(path, given), str(path), "Dataset", {"importConfigs": "[ImportDataConfig]"})
+    tree = schema.parse(job_file.read_text(path, given), str(path), "Dataset", {"importConfigs": "[ImportDataConfig]"})
     number = tree.message.get("name", "").rpartition("/")[2] or re.sub(r"\W", "_", Path(path).stem, flags=re.ASCII)
     try:
         return make(number, tree.message, tree.message.get("importConfigs", ()), root, project)

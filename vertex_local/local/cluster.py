@@ -17,7 +17,8 @@ from ..job import job_file
 from ..job.job_file import JobFile
 from ..job.pools import Pool
 from . import job_record, jobs, lifecycle, packages, plan
-from .containers import Containers, find_engine
+from .containers import Containers
+from .engines import find_engine
 from .environment import Member
 from .kills import Kill
 from .plan import Planner, ReplicaPlan, RunOptions

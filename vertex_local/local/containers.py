@@ -1,237 +1,32 @@
-"""Replicas in real containers: docker, podman, or buildah's chroot isolation, which needs no daemon.
+"""Replicas in real containers: which image each worker pool has, and what is mounted in it.
 
 An image is taken where the engine has it, built where the project's own Dockerfile makes it, pulled otherwise. Buckets are
-mounted at /gcs and, like the job's own folder, at the path that they have outside; the network is the host's, so that replicas reach each
-other on localhost. `supervise.py` runs inside as the first process: signals and exit codes pass through no engine, each of
-which has its own way of losing them.
+mounted at /gcs and, like the job's own folder, at the path that they have outside; the network is the host's, so that
+replicas reach each other on localhost.
 """
 
 from __future__ import annotations
 
-import ast
-import functools
 import hashlib
 import json
-import os
-import re
 import shutil
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import UserError
 from ..job import buckets
 from ..job.pools import Pool
 from . import commands
+from .engines import INSIDE, ContainerError, Engine, Image, Launcher
 
-ENGINES = ("docker", "podman", "buildah")
-INSIDE = "/vertex_local"  # where supervise.py is mounted
 BUCKETS = "/gcs"
 _TAG = "localhost/vertex-local"
-_SUPERVISOR = Path(__file__).with_name("supervise.py")
 _INSTALL = """\
 FROM {base}
 COPY {files} {folder}/
 RUN python3 -m pip install --no-cache-dir --disable-pip-version-check {break_system} {paths}
 """
-
-
-class ContainerError(UserError):
-    """An engine or image that cannot be used: which, what it said, and the remedy."""
-
-
-@dataclass(frozen=True)
-class Image:
-    """An image in an engine's store, and what it starts with."""
-
-    name: str
-    entrypoint: tuple[str, ...] = ()
-    cmd: tuple[str, ...] = ()
-    workdir: str = "/"
-    environment: Mapping[str, str] = field(default_factory=dict)
-
-    def command(self, command: Sequence[str], args: Sequence[str]) -> list[str]:
-        """Return what runs for a containerSpec: `command` stands for ENTRYPOINT and CMD, `args` for CMD alone."""
-        if command:
-            return [*command, *args]
-        return [*self.entrypoint, *(args or self.cmd)]
-
-
-@dataclass(frozen=True)
-class Engine:
-    """One of the programs that run containers on this machine."""
-
-    name: str
-    say: Callable[[str], None] = print
-
-    @property
-    def _variables(self) -> dict[str, str]:
-        """The environment of the engine itself; buildah gets by without namespaces of its own where chroot isolation is asked for."""
-        return {**os.environ, "BUILDAH_ISOLATION": os.environ.get("BUILDAH_ISOLATION", "chroot")}
-
-    def _call(self, *words: str, quiet: bool = True) -> str:
-        """Run the engine and return what it wrote to stdout; its output is shown unless `quiet`."""
-        stderr = subprocess.PIPE if quiet else None
-        stdout = subprocess.PIPE if quiet else sys.stderr
-        done = subprocess.run(
-            [self.name, *words], env=self._variables, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, text=True
-        )
-        if done.returncode:
-            lines = [line for line in (done.stderr or "").splitlines() if line.strip()] or ["what it said is above"]
-            raise ContainerError(f"{self.name} {words[0]} ended with {done.returncode}: {lines[-1].strip()[:500]}")
-        return done.stdout or ""
-
-    # ------------------------------------------------------------------ images
-
-    def find(self, name: str) -> Image | None:
-        """Return an image of the engine's own store; None if it is not there."""
-        words = ["inspect", "--type", "image", name] if self.name == "buildah" else ["image", "inspect", name]
-        try:
-            described = json.loads(self._call(*words))
-        except ContainerError:
-            return None
-        if self.name == "buildah":
-            config = described["OCIv1"]["config"]
-        else:
-            config = described[0]["Config"]
-        return Image(
-            name,
-            tuple(config.get("Entrypoint") or ()),
-            tuple(config.get("Cmd") or ()),
-            config.get("WorkingDir") or "/",
-            dict(variable.partition("=")[::2] for variable in config.get("Env") or ()),
-        )
-
-    def pull(self, name: str) -> Image:
-        """Return an image, fetched from its registry unless the engine has it."""
-        found = self.find(name)
-        if found is None:
-            self.say(f"$ {self.name} pull {name}")
-            try:
-                self._call("pull", name, quiet=False)
-            except ContainerError as error:
-                raise ContainerError(f"image {name}: is not here, and cannot be pulled: {error}") from None
-            found = self.find(name)
-        if found is None:
-            raise ContainerError(f"image {name}: {self.name} pulled it and does not have it.")
-        return found
-
-    def build(self, context: Path, build_args: Mapping[str, str], name: str) -> Image:
-        """Build `context`'s Dockerfile as `name` and return the image; pip inside uses this machine's own settings."""
-        options = [f"--build-arg={key}={value}" for key, value in build_args.items()]
-        with tempfile.TemporaryDirectory(prefix="pip-settings-") as scratch:
-            if self.name == "docker":  # its builder mounts nothing
-                words = ["build", "--network=host", *options]
-            else:
-                mounts = [f"--volume={source}:{target}:ro" for source, target in pip_settings(Path(scratch))]
-                words = ["build" if self.name == "podman" else "bud", "--layers", "--network=host", *mounts, *options]
-            words += [f"--tag={name}", str(context)]
-            self.say(f"$ {self.name} {' '.join(words)}")
-            self._call(*words, quiet=False)
-        found = self.find(name)
-        if found is None:
-            raise ContainerError(f"{self.name} built {name} and does not have it.")
-        return found
-
-    # ------------------------------------------------------------------ containers
-
-    def create(self, image: Image) -> str:
-        """Return what `start_command` starts: the image, or a container made of it, which `remove` takes away again."""
-        return self._call("from", image.name).strip() if self.name == "buildah" else image.name
-
-    def remove(self, container: str) -> None:
-        """Take away what `create` made."""
-        if self.name == "buildah":
-            self._call("rm", container)
-
-    def run_command(
-        self, container: str, mounts: Sequence[tuple[Path, str | Path]], environment: Mapping[str, str], workdir: str
-    ) -> list[str]:
-        """Return the beginning of a command line that runs a program in a container, its standard input open."""
-        words = [self.name, "run", "--network=host"]
-        words += [f"--volume={source}:{target}" for source, target in mounts]
-        words += [f"--env={name}={value}" for name, value in environment.items()]
-        if self.name == "buildah":
-            return [*words, f"--workingdir={workdir}", container, "--"]
-        user = f"--user={os.getuid()}:{os.getgid()}"  # what it writes into buckets shall belong to the caller
-        return [*words, "--rm", "--interactive", user, f"--workdir={workdir}", "--entrypoint=", container]
-
-
-@dataclass
-class Launcher:
-    """Starts the attempts of one replica, each in a fresh container.
-
-    Attributes:
-        mounts: pairs of a file or folder here and its place in the container.
-        status: a file, at the same place inside and outside, in which the supervisor tells how an attempt ended.
-    """
-
-    engine: Engine
-    image: Image
-    mounts: Sequence[tuple[Path, str | Path]]
-    status: Path
-    _container: str | None = None
-
-    def command(self, argv: Sequence[str], environment: Mapping[str, str]) -> list[str]:
-        """Make a new container and return the command line that runs `argv` in it under the supervisor."""
-        self.close()
-        self.status.unlink(missing_ok=True)
-        self._container = self.engine.create(self.image)
-        mounts = [(_SUPERVISOR, f"{INSIDE}/supervise.py:ro"), *self.mounts]
-        words = self.engine.run_command(self._container, mounts, environment, self.image.workdir)
-        return [*words, "python3", "-I", "-S", f"{INSIDE}/supervise.py", str(self.status), *argv]
-
-    def ended(self) -> list[bytes]:
-        """Return what the supervisor told of the attempt, line by line: nothing if the container did not start."""
-        try:
-            return self.status.read_bytes().splitlines()
-        except FileNotFoundError:
-            return []
-
-    def close(self) -> None:
-        """Take the container away."""
-        if self._container is not None:
-            container, self._container = self._container, None
-            self.engine.remove(container)
-
-
-def find_engine(wanted: str | None = None, say: Callable[[str], None] = print) -> Engine:
-    """Return the engine `wanted`, or the first that works here.
-
-    Raises:
-        ContainerError: none does, with what each of them said.
-    """
-    problems = []
-    for name in (wanted,) if wanted else ENGINES:
-        problem = _problem(name)
-        if problem is None:
-            return Engine(name, say)
-        problems.append(f"{name}: {problem}")
-    raise ContainerError(f"--containers: no engine works here ({'; '.join(problems)}). Install Docker, podman or buildah.")
-
-
-@functools.cache
-def _problem(name: str) -> str | None:
-    """Return why an engine cannot be used; None if it can."""
-    if name not in ENGINES:
-        return f"is not one of {', '.join(ENGINES)}"
-    if shutil.which(name) is None:
-        return "is not on PATH"
-    words = {"docker": ["docker", "info"], "podman": ["podman", "info"], "buildah": ["buildah", "images"]}[name]
-    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    if done.returncode:
-        return (done.stderr.strip().splitlines() or [f"`{' '.join(words)}` ended with {done.returncode}"])[-1][:200]
-    if name == "podman":  # where limits may not be raised it builds, and runs nothing
-        done = subprocess.run(["podman", "unshare", "true"], stdin=subprocess.DEVNULL, capture_output=True, text=True)
-        if done.returncode and os.getuid():
-            return (done.stderr.strip().splitlines() or ["cannot start a process"])[-1][:200]
-    return None
-
-
-# ------------------------------------------------------------------ which image a job runs in
 
 
 @dataclass(frozen=True)
@@ -325,26 +120,3 @@ def _checksum(files: Iterator[Path] | Sequence[Path], root: Path | None, more: s
         digest.update(f"\0{path.relative_to(root) if root else path.name}\0".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:20]
-
-
-def pip_settings(scratch: Path) -> list[tuple[str, str]]:
-    """Return (file or folder here, place in a container) of what makes pip inside use this machine's index and certificates.
-
-    Its settings, from files and variables alike, are written into one file in `scratch`, which stands for the container's
-    /etc/pip.conf, and the local files and folders that they name lie at the same paths inside.
-    """
-    listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    found = re.findall(r"^(global|install|:env:)\.([\w-]+)=(.*)$", listed.stdout, re.MULTILINE)
-    found.sort(key=lambda setting: setting[0] == ":env:")  # variables win, as they do in pip
-    settings = {name: ast.literal_eval(quoted).split() for _, name, quoted in found}
-    mounts = set()
-    for name, values in settings.items():
-        for value in values:
-            path = Path(value.removeprefix("file://"))
-            if path.is_absolute() and path.exists():
-                path = path.parent if "index" in name else path  # an index's pages link to files beside them
-                mounts.add((str(path), str(path)))
-    lines = ["[global]", *(f"{name} = " + "\n    ".join(values) for name, values in settings.items())]
-    own = scratch / "pip.conf"
-    own.write_text("\n".join(lines) + "\n")
-    return [(str(own), "/etc/pip.conf"), *sorted(mounts)]

@@ -19,7 +19,8 @@ from ..job import buckets, settings
 from ..job.job_file import JobFile
 from ..job.pools import Pool
 from . import commands, containers, environment
-from .containers import Containers, Image, Launcher
+from .containers import Containers
+from .engines import Image, Launcher
 from .environment import Identity, Member
 from .kills import Kill
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 from . import output
-from .containers import Launcher
+from .engines import Launcher
 from .environment import Member
 from .kills import Kill
 

@@ -64,9 +64,7 @@ def read(args: argparse.Namespace, extra: Sequence[str]) -> Study:
     if args.output:
         try:
             changes["output"] = buckets.check_folder(args.output)
-        except buckets.BucketError:
-            raise  # it names the bucket
-        except UserError as error:
+        except buckets.BucketError as error:
             raise SpecError(f"--output {error}") from None
     for name in ("max_trial_count", "parallel_trial_count"):
         if getattr(args, name):
