@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..job import job_file
 from ..job.job_file import JobFile
 from ..job.pools import Pool
-from . import job_record, jobs, lifecycle, packages, plan
+from . import devices, job_record, jobs, lifecycle, packages, plan
 from .containers import Containers
 from .engines import find_engine
 from .environment import Member
@@ -56,6 +56,8 @@ def run(
     with job_record.held(result.folder), kept(job, options, result), jobs.recorded(result), contextlib.closing(ports):
         (result.folder / "spec.yaml").write_text(job.text(), encoding="utf-8")
         report.say(f"job {result.job_id}: {job.name}, in {result.folder}")
+        for missing in devices.not_imitated(job):
+            report.say(f"note: not imitated here: {missing}")
         if job.output:
             (paths.buckets / job.output[len("gs://") :].partition("/")[0]).mkdir(parents=True, exist_ok=True)
         planner = Planner(job, options, paths, result.folder, result.job_id)

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..job import buckets, times
 from ..job.job_file import JobFile
-from ..local import cluster, jobs, plan
+from ..local import cluster, devices, jobs, plan
 from ..local.plan import Paths, RunOptions
 from . import measurements, trials, tuning_page
 from .search import Search, grid_size
@@ -48,6 +48,7 @@ class _Running:
     source: measurements.Reports
     start: float
     cancel: threading.Event = field(default_factory=threading.Event)
+    slot: int = 0  # among the trials that run at once
     stopped: bool = False
     wrong: str = ""
     tags: set[str] = field(default_factory=set)
@@ -74,6 +75,8 @@ class Tuner:
     def run(self) -> None:
         """Run what is left of the study; no trial is left running, whatever happens."""
         self.variables = {**trials.thread_limits(self.study), **(self.options.variables or {})}
+        own = {name for pool in self.study.job.pools for name, _ in pool.env}
+        self.gpus = [] if devices.VISIBLE in own else devices.gpus()
         output = self.study.job.output
         base = self.result.folder / "tensorboard" if output is None else buckets.to_path(output, self.paths.buckets)
         self.result.log_dir = str(base).rstrip("/")
@@ -185,6 +188,7 @@ class Tuner:
             "measurements": before.get("measurements", []), "startTime": before.get("startTime", times.now()), "customJob": job_id,
         }  # fmt: skip
         running = _Running(number, trial, measurements.Reports(self._metric_file(job_id)), times.seconds(trial["startTime"]))
+        running.slot = min(set(range(self.study.parallel)) - {other.slot for other in self.running.values()}, default=0)
         for name in earlier if before else ():  # a trainer that goes on from a checkpoint does not report again
             self._note(running, measurements.Reports(self._metric_file(name)).new())
         if before:  # the time in between was nobody's
@@ -200,9 +204,10 @@ class Tuner:
 
     def _work(self, running: _Running, job: JobFile, job_id: str) -> None:
         """Run a trial's job; in a thread of its own."""
+        variables = {**self.variables, **devices.dealt(running.slot, self.study.parallel, self.gpus)}
         try:
             outcome: jobs.Result | BaseException = cluster.run(
-                job, self.options, job_id=job_id, trial=running.trial["id"], variables=self.variables, record=False, cancel=running.cancel
+                job, self.options, job_id=job_id, trial=running.trial["id"], variables=variables, record=False, cancel=running.cancel
             )
         except BaseException as error:  # for the thread that waits for this one
             outcome = error

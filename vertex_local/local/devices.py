@@ -1,0 +1,62 @@
+"""What a job asks for and this machine cannot give, and the GPUs that it has: dealt to trials that run at once."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterator, Sequence
+
+from ..job.job_file import JobFile
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+# Fields of a CustomJobSpec that say something about the service's own machines and network.
+_OF_THE_SERVICE = {
+    "network": "the VPC network",
+    "psc_interface_config": "the private service connection",
+    "service_account": "the service account: replicas run as you",
+    "enable_web_access": "the interactive shell",
+    "persistent_resource_id": "the persistent resource",
+    "reserved_ip_ranges": "the reserved addresses",
+}
+
+
+def gpus() -> list[str]:
+    """Return the numbers of the NVIDIA GPUs that programs here may use, as CUDA_VISIBLE_DEVICES has them."""
+    if VISIBLE in os.environ:
+        return [part.strip() for part in os.environ[VISIBLE].split(",") if part.strip() not in ("", "-1")]
+    return sorted((re.sub(r"\D", "", name) for name in glob.glob("/dev/nvidia[0-9]*")), key=int)
+
+
+def dealt(slot: int, slots: int, devices: Sequence[str]) -> dict[str, str]:
+    """Return the variable that gives trials that run at once GPUs of their own, as far as there are enough.
+
+    Args:
+        slot: the trial's place among the `slots` that run at once, from 0 on.
+    """
+    if slots < 2 or not devices:
+        return {}
+    own = list(devices[slot::slots]) or [devices[slot % len(devices)]]
+    return {VISIBLE: ",".join(own)}
+
+
+def not_imitated(job: JobFile) -> Iterator[str]:
+    """Yield what the job asks of the service's machines that a run on this one goes without, one thing a line."""
+    here = len(gpus())
+    for pool in job.pools:
+        machine, name = pool.message.machine_spec, f"workerpool{pool.index}"
+        if pool.replicas and machine.accelerator_count and machine.accelerator_count * pool.replicas > here:
+            kind = machine.DESCRIPTOR.fields_by_name["accelerator_type"].enum_type.values_by_number[machine.accelerator_type].name
+            yield f"{name}: {machine.accelerator_count} x {kind} for each of {pool.replicas}; this machine has {here or 'no'} GPU(s)"
+        if pool.replicas and machine.machine_type == "cloud-tpu":
+            yield f"{name}: a TPU"
+        if pool.replicas and (pool.message.disk_spec.boot_disk_size_gb or pool.message.disk_spec.boot_disk_type):
+            yield f"{name}: the boot disk's kind and size: replicas share this machine's disks"
+    for field, what in _OF_THE_SERVICE.items():
+        if field in job.spec.DESCRIPTOR.fields_by_name and _is_set(job.spec, field):
+            yield what
+
+
+def _is_set(message: object, field: str) -> bool:
+    descriptor = message.DESCRIPTOR.fields_by_name[field]
+    return message.HasField(field) if descriptor.message_type is not None and descriptor.has_presence else bool(getattr(message, field))
