@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 
 from ..data import BLOCK_BYTES, open_binary, split_part
@@ -46,25 +48,44 @@ class Stream:
 
     def read(self, size: int = -1) -> bytes:
         """Return up to `size` bytes; fewer only at the end, or before what is broken."""
-        if size is None or size < 0:
-            size = 1 << 62
-        parts = [self._kept[:size]] if self._kept else []
-        self._kept = self._kept[size:]
-        missing = size - sum(map(len, parts))
-        if self._error and not parts:
-            raise self._error
+        parts = list(self._pieces(1 << 62 if size is None or size < 0 else size))
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def read_after(self, start: bytes, size: int) -> memoryview:
+        """Return `start` with up to `size` bytes after it, fewer only as in `read`: a block, put together without copying it twice."""
+        block = memoryview(np.empty(len(start) + size, np.uint8))
+        block[: len(start)] = start
+        end = len(start)
+        if not self.compressed and hasattr(self._source, "readinto"):
+            kept, self._kept = self._kept[:size], self._kept[size:]
+            block[end : end + len(kept)] = kept
+            end += len(kept)
+            while end < len(block) and (count := self._source.readinto(block[end:])):
+                end += count
+            return block[:end]
+        for piece in self._pieces(size):
+            block[end : end + len(piece)] = piece
+            end += len(piece)
+        return block[:end]
+
+    def _pieces(self, size: int) -> Iterator[bytes]:
+        """Yield up to `size` bytes; where the data is broken, what is before it, and raise the next time."""
+        missing = size
+        if self._kept:
+            piece, self._kept = self._kept[:size], self._kept[size:]
+            missing -= len(piece)
+            yield piece
         try:
-            while missing and not self._error and (block := self._source.read(min(missing, BLOCK_BYTES if self.compressed else 1 << 26))):
-                parts.append(block)
-                missing -= len(block)
+            while missing and not self._error and (piece := self._source.read(min(missing, BLOCK_BYTES if self.compressed else 1 << 26))):
+                missing -= len(piece)
+                yield piece
         except (OSError, EOFError, zlib.error) as error:
             if not self.compressed:
                 raise
             reason = str(error).splitlines()[0]
             self._error = UserError(f"{self.path} is no whole compressed file: {reason}. Write or copy it again.")
-            if not parts:
-                raise self._error from None
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        if self._error and missing == size:
+            raise self._error
 
     @property
     def position(self) -> int:

@@ -73,7 +73,7 @@ def line_of(path: str, text: str) -> int | None:
     """Return the first line that holds this text in quotes; None: there is none."""
     written = (json.dumps(text).encode(), json.dumps(text, ensure_ascii=False).encode("utf-8", "replace"))
     with open_stream(path) as stream:
-        lines = (line for block in _blocks(stream) for line in block.splitlines())
+        lines = (line for block in _blocks(stream) for line in block.tobytes().splitlines())
         return next((i for i, line in enumerate(lines, 1) if any(value in line for value in written)), None)
 
 
@@ -94,7 +94,7 @@ def read_objects(
         flat: makes cells of that by the names of their columns; None sends the block to Python.
         cells: makes the same of one object, numbers as they are written: cells by name.
     """
-    def read(block: bytes) -> tuple[bytes, int, pa.RecordBatch | None]:
+    def read(block: memoryview) -> tuple[memoryview, int, pa.RecordBatch | None]:
         starts = _starts(block)
         found = _by_arrow(block, starts, schema)
         return block, len(starts), None if found is None else flat(found)
@@ -113,31 +113,39 @@ def read_objects(
             line += lines
 
 
-def _blocks(stream: Any) -> Iterator[bytes]:
+def _blocks(stream: Any) -> Iterator[memoryview]:
     """Yield whole lines, about 4 MiB at a time."""
-    waiting: list[bytes] = []
-    while lines := stream.read(data.BLOCK_BYTES):
-        end = lines.rfind(b"\n") + 1
-        if not end:
-            waiting.append(lines)
-            continue
-        yield b"".join([*waiting, memoryview(lines)[:end]])
-        waiting = [lines[end:]] if end < len(lines) else []
-    if waiting:
-        yield b"".join(waiting)
+    waiting: bytes | memoryview = b""
+    while block := stream.read_after(waiting, max(data.BLOCK_BYTES, len(waiting))):
+        end = _last_end(block)
+        if len(block) == len(waiting):  # the last line has no end
+            yield block
+            return
+        if end:
+            yield block[:end]
+        waiting = block[end:].tobytes() if end else block
 
 
-def _starts(block: bytes) -> np.ndarray:
+def _last_end(block: memoryview) -> int:
+    """Return where the last line of a block that has an end ends; 0: none has."""
+    for end in range(len(block), 0, -_PART):
+        start = max(0, end - _PART)
+        if (place := block[start:end].tobytes().rfind(b"\n")) >= 0:
+            return start + place + 1
+    return 0
+
+
+def _starts(block: memoryview) -> np.ndarray:
     """Return where the lines of a block start: [lines] int64."""
     octets = np.frombuffer(block, np.uint8)
     # Part by part, so that what is compared stays in the processor's cache.
     parts = range(0, len(octets), _PART)
     ends = [start + np.flatnonzero(octets[start : start + _PART] == ord("\n")) for start in parts]
     starts = np.append(0, np.concatenate(ends) + 1)
-    return starts[:-1] if block.endswith(b"\n") else starts
+    return starts[:-1] if octets[-1] == ord("\n") else starts
 
 
-def _by_arrow(block: bytes, starts: np.ndarray, schema: pa.Schema) -> pa.RecordBatch | None:
+def _by_arrow(block: memoryview, starts: np.ndarray, schema: pa.Schema) -> pa.RecordBatch | None:
     """Return the rows of some lines; None: Arrow does not read them, or not as one object a line.
 
     Args:
@@ -161,10 +169,10 @@ def _by_arrow(block: bytes, starts: np.ndarray, schema: pa.Schema) -> pa.RecordB
     return batches[0] if len(batches) == 1 else None
 
 
-def _by_line(path: str, block: bytes, line: int, cells: Convert, bad: BadRows) -> Iterator[Raw]:
+def _by_line(path: str, block: memoryview, line: int, cells: Convert, bad: BadRows) -> Iterator[Raw]:
     rows: list[dict[str, Any]] = []
     places: list[int] = []
-    for text in block.split(b"\n"):
+    for text in block.tobytes().split(b"\n"):
         line += 1
         if not text.strip():
             continue

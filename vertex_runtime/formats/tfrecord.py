@@ -69,7 +69,7 @@ class Block(Sequence[bytes]):
         starts, lengths: where the records stand in it, [records] int64.
     """
 
-    def __init__(self, content: bytes, starts: np.ndarray, lengths: np.ndarray):
+    def __init__(self, content: memoryview, starts: np.ndarray, lengths: np.ndarray):
         self.content, self.starts, self.lengths = content, starts, lengths
 
     def __len__(self) -> int:
@@ -84,7 +84,7 @@ class Block(Sequence[bytes]):
 
     def record(self, i: int) -> bytes:
         start = int(self.starts[i])
-        return self.content[start : start + int(self.lengths[i])]
+        return bytes(self.content[start : start + int(self.lengths[i])])
 
 
 def _blocks(path: str) -> Iterator[Block]:
@@ -93,9 +93,10 @@ def _blocks(path: str) -> Iterator[Block]:
     Raises:
         UserError: the file is cut off, or such a checksum is wrong; the record is named.
     """
-    count, waiting = 0, b""
+    count = 0
+    waiting: bytes | memoryview = b""
     with open_stream(path) as stream:
-        while content := waiting + stream.read(max(data.BLOCK_BYTES, len(waiting))):
+        while content := stream.read_after(waiting, max(data.BLOCK_BYTES, len(waiting))):
             starts, lengths, end = _walk(path, content, count)
             if not len(starts):
                 if len(content) == len(waiting):
@@ -103,7 +104,7 @@ def _blocks(path: str) -> Iterator[Block]:
                 waiting = content
                 continue
             yield Block(content, starts, lengths)
-            count, waiting = count + len(starts), content[end:]
+            count, waiting = count + len(starts), content[end:].tobytes()
 
 
 def _verify(path: str, block: Block, first: int, check: Callable[[Block], int | None]) -> None:
@@ -116,7 +117,7 @@ def _verify(path: str, block: Block, first: int, check: Callable[[Block], int | 
         raise UserError(f"{path}, record {first + wrong + 1}: its checksum is wrong: the file is damaged. Write or copy it again.")
 
 
-def _walk(path: str, content: bytes, count: int) -> tuple[np.ndarray, np.ndarray, int]:
+def _walk(path: str, content: memoryview, count: int) -> tuple[np.ndarray, np.ndarray, int]:
     """Return (where the whole records in some bytes start, their lengths, where the last one ends).
 
     Raises:
@@ -155,7 +156,7 @@ def _walk(path: str, content: bytes, count: int) -> tuple[np.ndarray, np.ndarray
     return found[0], found[1], position
 
 
-def _run(content: bytes, position: int, step: int, length: int) -> int:
+def _run(content: memoryview, position: int, step: int, length: int) -> int:
     """Return how many records of one length follow each other from a position on; 0 where they are few."""
     count = (len(content) - position) // step
     if count < _RUN:
