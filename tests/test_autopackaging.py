@@ -91,7 +91,7 @@ def test_all_pools_get_the_image_and_a_prebuilt_base_needs_no_tensorflow(tmp_pat
     [
         ("taxifare-reduction-server", [], "gives all pools one image and one list of arguments"),
         ("taxifare-tpu", [], "gcloud has no flag for tpuTopology"),
-        ("annotated", [], "gcloud has no flag for nfsMounts"),
+        ("annotated", [], "gcloud has no flag for diskSpec, nfsMounts"),
         ("taxifare", ["--", "--num_evals=2"], "takes no argument twice"),
     ],
 )

@@ -178,5 +178,5 @@ def test_a_path_that_leaves_the_bucket_is_refused(tmp_path, uri):
 def test_the_job_is_refused_then(tmp_path, text):
     (tmp_path / "x.yaml").write_text(text)
     done = call(tmp_path, "x.yaml")
-    assert done.returncode == 2 and "leaves the folder of its bucket" in done.stderr
+    assert done.returncode == 2 and " folder of its bucket" in done.stderr
     assert not (tmp_path / ".vertex_local").exists()

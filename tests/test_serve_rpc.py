@@ -19,6 +19,7 @@ pytest.importorskip("google.cloud.aiplatform", reason="google-cloud-aiplatform i
 from google.longrunning import operations_pb2  # noqa: E402
 
 from vertex_local.local import job_record, store  # noqa: E402
+from vertex_local.local.plan import RunOptions
 from vertex_local.serve import jobs, messages, operations, predictor, routes, rpc  # noqa: E402
 from vertex_local.serve.executor import Executor  # noqa: E402
 from vertex_local.serve.local import Local  # noqa: E402
@@ -50,7 +51,8 @@ class House:
         state = store.private_folder(folder / "state")
         self.said: list[str] = []
         self.local = Local(
-            state=state, buckets=folder / "buckets", project_dir=folder, python=None, with_index=False, records=store.Store(state),
+            state=state, buckets=folder / "buckets", project_dir=folder,
+            options=RunOptions(state_dir=state, bucket_root=folder / "buckets", project_dir=folder), records=store.Store(state),
             executor=Executor(most, waiting), predictors=predictor.Predictors(str(program), state / "models"), say=self.said.append,
         )  # fmt: skip
         self.pool = operations.OperationPool(self.local)

@@ -38,7 +38,8 @@ def service(tmp_path_factory):
 
 @pytest.fixture
 def client(service, monkeypatch):
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://localhost:{service.port}")
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", service.endpoint.storage_url)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", service.endpoint.ca_file)
     monkeypatch.setenv("NO_PROXY", "*")
     return storage.Client()
 
@@ -426,7 +427,7 @@ def test_a_bucket_goes_when_it_is_empty(client, bucket, folder):
 def begin(service, bucket, name: str = "x", **about) -> str:
     path, body = f"/upload/storage/v1/b/{bucket.name}/o?uploadType=resumable", json.dumps({"name": name, **about}).encode()
     location = service.storage("POST", path, body, **JSON)[0]["Location"]
-    assert location.startswith(f"http://localhost:{service.port}/"), "as the request's base says"
+    assert location.startswith(f"{service.endpoint.url}/"), "as the request's base says"
     return location.partition(f":{service.port}")[2]
 
 

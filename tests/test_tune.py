@@ -684,7 +684,7 @@ def test_flags_win_over_the_file(tmp_path):
 @pytest.mark.parametrize("args, problem", [
     (["--algorithm=grid-search"], "error: --algorithm: GRID_SEARCH takes no doubleValueSpec, which x would need"),
     (["--output=hp2"], "error: --output takes gs://bucket/folder; got 'hp2'."),
-    (["--output=gs://Bad_Name/x"], "error: bucket name 'Bad_Name'"),
+    (["--output=gs://Bad_Name/x"], "error: --output bucket name 'Bad_Name'"),
     (["--job_id=a/b"], "error: a job id holds letters"),
     (["--project_dir=nowhere"], "error: --project_dir: there is no folder"),
     (["--python=nowhere"], "error: --python: nowhere is not a program"),

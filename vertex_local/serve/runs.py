@@ -124,7 +124,10 @@ def _errors_of(field: str, own: str) -> Iterator[None]:
     except SpecError as error:
         path = re.sub(rf"^{own}(\.|$)", "", error.field) if own else error.field
         where = ".".join(filter(None, (field, path)))
-        raise ApiError("INVALID_ARGUMENT", f"{where}: {error.problem}" if where else error.problem, where) from None
+        text = f"{where}: {error.problem}" if where else error.problem
+        if "${" in text:
+            text += " A request is taken as it is; scripts/submit_job fills in jobs/settings.yaml."
+        raise ApiError("INVALID_ARGUMENT", text, where) from None
 
 
 class _Log(report.Quiet):
