@@ -15,7 +15,7 @@ import gzip
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -184,11 +184,11 @@ def one(side: str, name: str, path: str) -> None:
 # ------------------------------------------------------------------ arms
 
 
-def measure_formats(folder: Path, rows: int, repeats: int) -> dict[str, Any]:
-    """Print rows/s of each format and what share that is of bare reading; return all measurements."""
+def measure_formats(folder: Path, rows: int, repeats: int, formats: Sequence[str]) -> dict[str, Any]:
+    """Print rows/s of some formats and what share that is of bare reading; return all measurements."""
     command = [sys.executable, str(Path(__file__).resolve()), "--folder", str(folder), "--rows", str(rows)]
     run([*command, "--write"], folder / "logs")  # where it writes files this process need not hold them
-    files = write_files(folder, rows)
+    files = {name: path for name, path in write_files(folder, rows).items() if name in formats}
     kinds = [*READERS, *(f"{side}, CPU" for side in READERS)]
     rates: dict[str, dict[str, list[float]]] = {name: {kind: [] for kind in kinds} for name in files}
     for _ in range(repeats):
@@ -213,6 +213,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="working directory: generated data (kept), logs")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="what to measure")
+    parser.add_argument("--formats", nargs="+", choices=list(GOALS), default=list(GOALS), help="which formats to read")
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--repeats", type=int, default=3, help="fresh processes of each kind, taking turns")
     parser.add_argument("--json", type=Path, help="write every measurement to this file")
@@ -228,7 +229,7 @@ def main() -> None:
     results: dict[str, Any] = {"machine": machine(), "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     print(f"machine: {results['machine']}")
     for arm in args.arms:
-        results[arm] = {"formats": measure_formats}[arm](folder, args.rows, args.repeats)
+        results[arm] = {"formats": measure_formats}[arm](folder, args.rows, args.repeats, args.formats)
         if args.json:
             args.json.write_text(json.dumps(results, indent=1) + "\n")
     return None

@@ -104,7 +104,8 @@ class Column:
         if pa.types.is_dictionary(values.type):
             return self._check_distinct(values)
         texts, valid = valid_texts(as_texts(values))
-        given = np.diff(offsets_of(texts)) > 0
+        offsets = offsets_of(texts)
+        given = offsets[1:] > offsets[:-1]
         matching = self._matching(texts)
         good = valid if matching is None else valid & matching
         if self.missing is None:

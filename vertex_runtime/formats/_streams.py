@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 
-from ..data import BLOCK_BYTES, open_binary, split_part
+from ..data import open_binary, split_part
 from ..errors import UserError
 
 HEAD_BYTES = 1 << 16
@@ -76,7 +76,7 @@ class Stream:
             missing -= len(piece)
             yield piece
         try:
-            while missing and not self._error and (piece := self._source.read(min(missing, BLOCK_BYTES if self.compressed else 1 << 26))):
+            while missing and not self._error and (piece := self._source.read(min(missing, 1 << 20 if self.compressed else 1 << 26))):
                 missing -= len(piece)
                 yield piece
         except (OSError, EOFError, zlib.error) as error:
@@ -138,7 +138,7 @@ class _Zlib:
 
     def read(self, size: int) -> bytes:
         while True:
-            data = self.waiting or self.file.read(1 << 20)
+            data = self.waiting or self.file.read(1 << 17)
             if not data:
                 if self.inside:
                     raise EOFError("it is cut off")
