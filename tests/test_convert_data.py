@@ -342,9 +342,11 @@ def test_a_killed_conversion_leaves_no_target(number, tmp_path):
     while not list(stage.glob("*.arrow")):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.02)
+    process.send_signal(signal.SIGSTOP)  # it is in the midst of it, however fast it is
     with pytest.raises(UserError, match="another conversion writes"):
         run("taxifare", DATA["taxifare"], tmp_path / "out", "csv")
     process.send_signal(number)
+    process.send_signal(signal.SIGCONT)
     error = process.communicate(timeout=60)[1]
     assert not (tmp_path / "out").exists()
     if number == signal.SIGTERM:

@@ -46,7 +46,7 @@ def test_packages_are_installed_once_for_all_jobs_and_trials(tmp_path):
     first, second = (call(tmp_path, "job.yaml", f"--job_id={name}") for name in "ab")
     assert first.returncode == second.returncode == 0, first.stderr + second.stderr
     assert first.stdout.count(" pip install ") == 1 and " pip install " not in second.stdout and "ran sdist" in second.stdout
-    (installed,) = (tmp_path / ".vertex_local/packages").glob("*/")
+    (installed,) = (path for path in (tmp_path / ".vertex_local/packages").iterdir() if path.is_dir())
     assert json.loads((installed / "packages.json").read_text())["files"] == [str(tmp_path / uri)]
     (tmp_path / uri).unlink()
     (tmp_path / "trainer" / "task.py").write_text("print('other content')\n")
@@ -73,7 +73,7 @@ def test_what_could_not_be_installed_leaves_nothing(tmp_path):
     (tmp_path / "broken.tar.gz").write_text("no archive")
     with pytest.raises(packages_.PackageError, match="pip could not install"):
         packages_.site([tmp_path / "broken.tar.gz"], tmp_path / "state", sys.executable, False, lambda text: None)
-    assert list((tmp_path / "state/packages").glob("*/")) == []
+    assert [path for path in (tmp_path / "state/packages").iterdir() if path.is_dir()] == []
 
 
 def test_what_an_sdist_requires(tmp_path):

@@ -91,6 +91,6 @@ def _packages(state: Path, everything: Sequence[records.Record], before: float) 
     """Yield installed packages; none while any job runs, which may be using them."""
     if not all(record.is_over for record in everything):
         return
-    for folder in sorted((state / "packages").glob("*/")):
+    for folder in sorted(path for path in (state / "packages").glob("*") if path.is_dir()):
         if folder.stat().st_mtime <= before:
             yield _Garbage(f"packages {folder.name}", (folder,))
