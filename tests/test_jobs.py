@@ -78,13 +78,6 @@ def test_project_region_bucket_and_image_stand_in_the_settings_only(name):
         assert not [line for line in lines if re.search(rf"(?<![\w$]){re.escape(value)}(?!\w)", line)], value
 
 
-def test_a_requests_texts_are_filled_in_and_no_other_variable():
-    sent = {"a": ["gs://${BUCKET}/x", "echo ${HOME} ${bucket}", 5], "${TAG}": "${IMAGES}/taxifare:${TAG}"}
-    filled = {"a": ["gs://your-bucket/x", "echo ${HOME} ${bucket}", 5], "${TAG}": "r-docker.pkg.dev/p/trainers/taxifare:latest"}
-    assert settings.fill(sent, JOBS, {"project": "p", "region": "r"}) == filled
-    assert settings.fill(["no ${HOME} place"], JOBS / "nowhere", {}) == ["no ${HOME} place"]
-
-
 def test_the_settings_are_those_that_have_flags():
     assert set(yaml.safe_load((JOBS / "settings.yaml").read_text())) == set(settings.NAMES)
 

@@ -12,7 +12,6 @@ import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -125,24 +124,3 @@ def escape(text: str) -> str:
         return f"${match[0]}" if match[1] or _is_like_ours(match[2]) else match[0]
 
     return "\n".join(line if line.lstrip().startswith("#") else _PLACEHOLDER.sub(doubled, line) for line in text.split("\n"))
-
-
-def fill(message: Any, folder: str | Path, given: Mapping[str, str]) -> Any:
-    """Return a job's JSON with the settings of `folder` in it, for files that gcloud sends without filling them in.
-
-    What a program reads itself is never altered: commands, variables, and the arguments of a container's own command.
-    """
-    values = _by_name(load(folder, given))
-
-    def filled(value: Any) -> Any:
-        if isinstance(value, dict):
-            own = {"command", "env"} | ({"args"} if value.get("command") else set())
-            return {name: item if name in own else filled(item) for name, item in value.items()}
-        if isinstance(value, list):
-            return [filled(item) for item in value]
-        return _PLACEHOLDER.sub(_known, value) if isinstance(value, str) else value
-
-    def _known(match: re.Match[str]) -> str:
-        return match[0][1:] if match[1] else values.get(match[2], match[0])
-
-    return filled(message)

@@ -22,10 +22,12 @@ from .engines import INSIDE, ContainerError, Engine, Image, Launcher
 
 BUCKETS = "/gcs"
 _TAG = "localhost/vertex-local"
+# A distribution's own Python lets pip install nothing without a flag that older pips do not know.
 _INSTALL = """\
 FROM {base}
 COPY {files} {folder}/
-RUN python3 -m pip install --no-cache-dir --disable-pip-version-check {break_system} {paths}
+RUN flag=$(python3 -m pip install --help | grep -o -m1 -e --break-system-packages) ; \\
+    python3 -m pip install --no-cache-dir --disable-pip-version-check $flag {paths}
 """
 
 
@@ -92,16 +94,11 @@ def with_packages(engine: Engine, base: Image, packages: Sequence[Path]) -> Imag
             shutil.copy(path, scratch)
         names = [path.name for path in packages]
         text = _INSTALL.format(
-            base=base.name, files=" ".join(names), folder=INSIDE, break_system=_break_system(),
+            base=base.name, files=" ".join(names), folder=INSIDE,
             paths=" ".join(f"{INSIDE}/{name}" for name in names),
         )  # fmt: skip
         Path(scratch, "Dockerfile").write_text(text)
         return engine.build(Path(scratch), {}, name)
-
-
-def _break_system() -> str:
-    """Return what makes pip install into a distribution's own Python; pips that know no such flag need none."""
-    return "$(python3 -m pip install --help | grep -o -m1 -e --break-system-packages)"
 
 
 def _sources(project: Path, trainer: str) -> Iterator[Path]:

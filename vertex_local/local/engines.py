@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
@@ -38,7 +38,6 @@ class Image:
     entrypoint: tuple[str, ...] = ()
     cmd: tuple[str, ...] = ()
     workdir: str = "/"
-    environment: Mapping[str, str] = field(default_factory=dict)
 
     def command(self, command: Sequence[str], args: Sequence[str]) -> list[str]:
         """Return what runs for a containerSpec: `command` stands for ENTRYPOINT and CMD, `args` for CMD alone."""
@@ -89,7 +88,6 @@ class Engine:
             tuple(config.get("Entrypoint") or ()),
             tuple(config.get("Cmd") or ()),
             config.get("WorkingDir") or "/",
-            dict(variable.partition("=")[::2] for variable in config.get("Env") or ()),
         )
 
     def pull(self, name: str) -> Image:

@@ -149,13 +149,7 @@ class Planner:
         a pythonPackageSpec.
         """
         command = command_of(self.job.pools[member.pool], self.paths)
-        env = {"PYTHONUNBUFFERED": "1", **environment.inherited(os.environ, self.options.cloud_credentials)}
-        if not self.options.cloud_credentials:
-            env = {**environment.client_variables(self.paths.state, self.folder), **env}
-        env |= command.env
-        env |= environment.service_variables(self.job, members, member, self.identity)
-        env |= self.options.variables or {}
-        env |= self._of_folder(member.name)
+        env = self._environment(member, members, environment.inherited(os.environ, self.options.cloud_credentials), command.env)
         env["PATH"] = os.pathsep.join((os.path.dirname(self.paths.python), env.get("PATH", os.defpath)))
         if site is not None:
             env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(site), env.get("PYTHONPATH"))))
@@ -168,14 +162,24 @@ class Planner:
     def container(self, member: Member, members: Sequence[Member], image: Image, engine: Containers) -> ReplicaPlan:
         """Return what one replica runs in a container of `image`, which gets nothing of the caller's environment."""
         command = containers.of_pool(self.job.pools[member.pool], image, self.paths.buckets)
-        env = {"PYTHONUNBUFFERED": "1", "HOME": "/tmp"}
-        if not self.options.cloud_credentials:
-            env |= environment.client_variables(self.paths.state, self.folder)
-        env |= command.env
-        env |= environment.service_variables(self.job, members, member, self.identity)
-        env |= {**(self.options.variables or {}), **self._of_folder(member.name)}
+        env = self._environment(member, members, {"HOME": "/tmp"}, command.env)
         launcher = engine.launcher(image, self.folder, self.paths.buckets, member.name)
         return ReplicaPlan(member, command.argv, self.folder, env, launcher)
+
+    def _environment(
+        self, member: Member, members: Sequence[Member], surroundings: Mapping[str, str], own: Mapping[str, str]
+    ) -> dict[str, str]:  # fmt: skip
+        """Return a replica's variables: its surroundings', then its image's and job's `own`, then the service's."""
+        clients = {} if self.options.cloud_credentials else environment.client_variables(self.paths.state, self.folder)
+        return {
+            **clients,
+            "PYTHONUNBUFFERED": "1",
+            **surroundings,
+            **own,
+            **environment.service_variables(self.job, members, member, self.identity),
+            **(self.options.variables or {}),
+            **self._of_folder(member.name),
+        }
 
     def _of_folder(self, name: str) -> dict[str, str]:
         found = {

@@ -51,9 +51,7 @@ class DatasetService:
 
     def list_datasets(self, request: types.ListDatasetsRequest) -> types.ListDatasetsResponse:
         """Return one page of data sets."""
-        documents, token = lists.page(self._local.records, "datasets", request)
-        found = [messages.read(document, "Dataset") for document in documents]
-        return messages.new("ListDatasetsResponse", datasets=found, next_page_token=token)
+        return lists.answer(self._local.records, "datasets", request, "Dataset", "datasets")
 
     def update_dataset(self, request: types.UpdateDatasetRequest) -> types.Dataset:
         """Change a data set's texts and labels."""

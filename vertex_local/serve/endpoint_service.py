@@ -52,9 +52,7 @@ class EndpointService:
 
     def list_endpoints(self, request: types.ListEndpointsRequest) -> types.ListEndpointsResponse:
         """Return one page of endpoints."""
-        documents, token = lists.page(self._local.records, "endpoints", request)
-        found = [messages.read(document, "Endpoint") for document in documents]
-        return messages.new("ListEndpointsResponse", endpoints=found, next_page_token=token)
+        return lists.answer(self._local.records, "endpoints", request, "Endpoint", "endpoints")
 
     def update_endpoint(self, request: types.UpdateEndpointRequest) -> types.Endpoint:
         """Change an endpoint's texts, labels and traffic split."""

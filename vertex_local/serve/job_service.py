@@ -37,9 +37,7 @@ class JobService:
 
     def list_custom_jobs(self, request: types.ListCustomJobsRequest) -> types.ListCustomJobsResponse:
         """Return one page of custom jobs."""
-        documents, token = lists.page(self._local.records, _CUSTOM, request)
-        found = [messages.read(document, "CustomJob") for document in documents]
-        return messages.new("ListCustomJobsResponse", custom_jobs=found, next_page_token=token)
+        return lists.answer(self._local.records, _CUSTOM, request, "CustomJob", "custom_jobs")
 
     def cancel_custom_job(self, request: types.CancelCustomJobRequest) -> empty_pb2.Empty:
         """Ask a custom job to end; its state tells when it has."""
@@ -66,9 +64,7 @@ class JobService:
         self, request: types.ListHyperparameterTuningJobsRequest
     ) -> types.ListHyperparameterTuningJobsResponse:
         """Return one page of tuning jobs."""
-        documents, token = lists.page(self._local.records, _TUNING, request)
-        found = [messages.read(document, "HyperparameterTuningJob") for document in documents]
-        return messages.new("ListHyperparameterTuningJobsResponse", hyperparameter_tuning_jobs=found, next_page_token=token)
+        return lists.answer(self._local.records, _TUNING, request, "HyperparameterTuningJob", "hyperparameter_tuning_jobs")
 
     def cancel_hyperparameter_tuning_job(self, request: types.CancelHyperparameterTuningJobRequest) -> empty_pb2.Empty:
         """Ask a tuning job and its trials to end; its state tells when they have."""
@@ -87,6 +83,5 @@ class JobService:
         return empty_pb2.Empty()
 
     def _delete(self, name: str) -> operations_pb2.Operation:
-        jobs.check_over(self._local.known(name))
-        self._local.records.remove(name)
+        jobs.forget(self._local, name)
         return self._operations.finished(location_of(name), "DeleteOperationMetadata", None)

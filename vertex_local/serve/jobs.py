@@ -114,10 +114,12 @@ def cancel(local: Local, name: str) -> None:
     job_record.cancelling(local.records, name)
 
 
-def check_over(document: Mapping[str, Any]) -> None:
-    """Refuse to forget a job that is not over."""
+def forget(local: Local, name: str) -> None:
+    """Remove the record of a job that is over; its files stay."""
+    document = local.known(name)
     if not job_record.is_over(document):
         raise ApiError("FAILED_PRECONDITION", f"{document['name']} is in {document['state']}; cancel it first.")
+    local.records.remove(name)
 
 
 def settle(local: Local) -> int:

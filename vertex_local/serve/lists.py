@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..local import store
-from . import filters
+from . import filters, messages
 from .rest import ApiError
 
 if TYPE_CHECKING:
@@ -37,6 +37,19 @@ def page(
     except store.BadToken as error:
         raise ApiError("INVALID_ARGUMENT", f"pageToken: {error}.", "pageToken") from None
     return found.documents, found.token
+
+
+def answer(records: store.Store, kind: str, request: Message, type_name: str, field: str) -> Message:
+    """Return the response to a List request whose items are records as they are kept.
+
+    Args:
+        type_name: the API's type of an item.
+        field: the response's field that holds the items.
+    """
+    documents, token = page(records, kind, request)
+    items = [messages.read(document, type_name) for document in documents]
+    response = request.DESCRIPTOR.name.removesuffix("Request") + "Response"
+    return messages.new(response, **{field: items, "next_page_token": token})
 
 
 def size(request: Message) -> int:

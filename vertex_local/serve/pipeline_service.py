@@ -55,9 +55,7 @@ class PipelineService:
 
     def list_training_pipelines(self, request: types.ListTrainingPipelinesRequest) -> types.ListTrainingPipelinesResponse:
         """Return one page of pipelines."""
-        documents, token = lists.page(self._local.records, _KIND, request)
-        found = [messages.read(document, "TrainingPipeline") for document in documents]
-        return messages.new("ListTrainingPipelinesResponse", training_pipelines=found, next_page_token=token)
+        return lists.answer(self._local.records, _KIND, request, "TrainingPipeline", "training_pipelines")
 
     def cancel_training_pipeline(self, request: types.CancelTrainingPipelineRequest) -> empty_pb2.Empty:
         """Ask a pipeline and its job to end; its state tells when they have."""
@@ -68,8 +66,7 @@ class PipelineService:
 
     def delete_training_pipeline(self, request: types.DeleteTrainingPipelineRequest) -> operations_pb2.Operation:
         """Forget a pipeline that is over; its job, its model and all files stay."""
-        jobs.check_over(self._local.known(request.name))
-        self._local.records.remove(request.name)
+        jobs.forget(self._local, request.name)
         return self._operations.finished(location_of(request.name), "DeleteOperationMetadata", None)
 
     def _check_upload(self, parent: str, pipeline: Message, output: str) -> None:
