@@ -184,7 +184,10 @@ def test_storage_lists_syncs_moves_and_removes(service, gcloud, tmp_path):
     assert "TOTAL: 1 objects, 17 bytes" in listed and "4096" not in listed, "folders are no objects"
     gcloud("storage", "cp", "-r", "gs://sync-bucket/run", tmp_path)
     assert (tmp_path / "run" / "b" / "c").read_text() == "a job wrote run/b/c"
-    (folder / "run" / "a").write_text("a job wrote run/A")  # as many bytes
+    changed = folder / "run" / "a"
+    changed.write_text("a job wrote run/A")  # as many bytes,
+    later = changed.stat().st_mtime + 10  # in another second: of two equally long files of one second gcloud copies none
+    os.utime(changed, (later, later))
     gcloud("storage", "rsync", "-r", tmp_path / "run", "gs://sync-bucket/run")
     assert (folder / "run" / "a").read_text() == "a job wrote run/a"
     gcloud("storage", "mv", "gs://sync-bucket/run/a", "gs://sync-bucket/run/z")
