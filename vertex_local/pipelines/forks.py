@@ -24,6 +24,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TextIO
 
+from ..errors import UserError
+
 EVENTS = "VERTEX_LOCAL_EVENTS"  # variable: the descriptor that `emit` writes to
 KILL_AFTER = 10.0  # seconds between SIGTERM and SIGKILL, for what a program has to cancel elsewhere
 _TICK = 0.05
@@ -44,9 +46,13 @@ class Fork:
 
     def __init__(self, address: str, function: str, argument: Any, *, env: Mapping[str, str], cwd: Path, log: Path):
         self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.connect(address)
         request = {"function": function, "argument": argument, "env": dict(env), "cwd": str(cwd), "log": str(log)}
-        self._socket.sendall(json.dumps(request).encode() + b"\n")
+        try:
+            self._socket.connect(address)
+            self._socket.sendall(json.dumps(request).encode() + b"\n")
+        except OSError as error:
+            self._socket.close()
+            raise UserError(f"the process from which pipelines' steps fork is gone ({error.strerror}); run the pipeline again.") from None
         self._rest = b""
         self.code: int | None = None
 
@@ -59,6 +65,8 @@ class Fork:
             except TimeoutError:
                 yield None
                 continue
+            except ConnectionError:
+                data = b""
             *lines, self._rest = (self._rest + data).split(b"\n")
             for line in lines:
                 event = json.loads(line)
@@ -137,7 +145,10 @@ def main(argv: Sequence[str]) -> int:
     """Import the modules and fork for whoever connects, until standard input ends."""
     gc.disable()  # imports make no rubbish that is worth the search
     for name in argv[1:]:
-        importlib.import_module(name)
+        try:
+            importlib.import_module(name)
+        except Exception:  # whatever needs it will say so itself
+            traceback.print_exc()
     gc.freeze()  # so that collections of the forks do not copy these pages
     gc.enable()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for supervisors

@@ -48,6 +48,7 @@ _RUNNER = (
     ("kfp.local.executor_input_utils", "construct_local_task_root", "pipeline_root pipeline_resource_name task_resource_name"),
     ("kfp.local.executor_input_utils", "construct_executor_input", "component_spec arguments task_root block_input_artifact"),
     ("kfp.local.executor_input_utils", "executor_input_to_dict", "executor_input component_spec"),
+    ("kfp.local.executor_output_utils", "add_type_to_executor_output", "executor_input executor_output"),
     ("kfp.local.executor_output_utils", "pb2_value_to_python", "value"),
     ("kfp.local.executor_output_utils", "runtime_artifact_to_dsl_artifact", "runtime_artifact"),
     ("kfp.local.placeholder_utils", "resolve_individual_placeholder", _PLACEHOLDER),
@@ -60,7 +61,7 @@ _RUNNER = (
 _LAUNCHERS = "google_cloud_pipeline_components.container.v1"
 _POLLERS = (  # modules with _POLLING_INTERVAL_IN_SECONDS
     f"{_LAUNCHERS}.gcp_launcher.job_remote_runner", f"{_LAUNCHERS}.gcp_launcher.lro_remote_runner",
-    "google_cloud_pipeline_components.container.preview.gcp_launcher.job_remote_runner", f"{_LAUNCHERS}.wait_gcp_resources.remote_runner",
+    "google_cloud_pipeline_components.container.preview.gcp_launcher.job_remote_runner",
 )  # fmt: skip
 _API = re.compile(r"https://(?:[a-z0-9-]+-)?aiplatform\.googleapis\.com(?=/|$)")
 
@@ -123,7 +124,8 @@ def for_runner(run: PipelineRun) -> None:
     # JSON has one kind of numbers, and the service writes those without a fraction as whole ones, in lists and objects, too.
     executor_input_utils.executor_input_to_dict = _with_whole_numbers(executor_input_utils.executor_input_to_dict)
     executor_output_utils.pb2_value_to_python = _value(executor_output_utils.pb2_value_to_python)
-    # Artefacts of Google's own types keep their type.
+    # Artefacts of container components are there, though no program says so; those of Google's own types keep their type.
+    executor_output_utils.add_type_to_executor_output = _around(executor_output_utils.add_type_to_executor_output, _with_artifacts)
     executor_output_utils.runtime_artifact_to_dsl_artifact = _typed(executor_output_utils.runtime_artifact_to_dsl_artifact)
     importer_handler.run_importer = _typed_import(importer_handler.run_importer)
     placeholder_utils.resolve_individual_placeholder = _around(placeholder_utils.resolve_individual_placeholder, run.resolve)
@@ -221,6 +223,14 @@ def whole(value: Any) -> Any:
     if isinstance(value, list):
         return [whole(each) for each in value]
     return {key: whole(each) for key, each in value.items()} if isinstance(value, dict) else value
+
+
+def _with_artifacts(original: Callable[..., Any], executor_input: Any, executor_output: Any) -> Any:
+    """Return what a step has put out, with every artefact that it was asked for."""
+    for name, artifacts in executor_input.outputs.artifacts.items():
+        if name not in executor_output.artifacts:
+            executor_output.artifacts[name].CopyFrom(artifacts)
+    return original(executor_input=executor_input, executor_output=executor_output)
 
 
 def _typed(original: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -161,25 +161,26 @@ class PipelineRun:
         from kfp.local import status
 
         task = self._task(task_name, task_spec, io_store, rest)
-        if (reason := self._held_back(task, task_spec, io_store)) is not None:
-            io_store.untriggered.add(task_name)
-            self.tasks.begin(task, reason)
-            return {}, status.Status.FAILURE if self.cancelled.is_set() or self._stops else status.Status.SUCCESS
-        self.tasks.begin(task)
         try:
-            task.inputs = {name: value for name, value in self._inputs(task_spec, io_store).items() if value is not None}
-            if not self._triggered(task, task_name, io_store):
+            state = self._held_back(task, task_spec, io_store)
+            task.inputs = {} if state else self._inputs(task_spec, io_store)
+            if state is None and not self._triggered(task, io_store):
+                state = "NOT_TRIGGERED"
+            if state:
                 io_store.untriggered.add(task_name)
-                self.tasks.to(task, "NOT_TRIGGERED")
-                return {}, status.Status.SUCCESS
+                self.tasks.begin(task, state)
+                return {}, status.Status.FAILURE if self.cancelled.is_set() or self._stops else status.Status.SUCCESS
+            self.tasks.begin(task)
             with self._at(task):
-                outputs, state = original(task_name=task_name, task_spec=task_spec, io_store=io_store, **rest)
+                outputs, ended = original(task_name=task_name, task_spec=task_spec, io_store=io_store, **rest)
         except Exception as error:  # a value that is not there, a file that is no output: the task's failure, not the runner's
-            outputs, state = {}, status.Status.FAILURE
+            outputs, ended = {}, status.Status.FAILURE
             task.error = task.error or str(error) or type(error).__name__
+            if task not in self.tasks.known:
+                self.tasks.begin(task)
         task.outputs = outputs
-        self._close(task, state == status.Status.SUCCESS, io_store, rest["components"])
-        return outputs, state
+        self._close(task, ended == status.Status.SUCCESS, io_store, rest["components"])
+        return outputs, ended
 
     def run_loop(self, original: Callable[..., bool], task_name: str, task_spec: Any, io_store: Any, **rest: Any) -> bool:
         """Run a ParallelFor, in place of kfp's function; return whether it failed. Its values are looked up here, not by their names."""
@@ -223,8 +224,8 @@ class PipelineRun:
         untriggered = [name for name in spec.dependent_tasks if name in scope.untriggered]
         return "NOT_TRIGGERED" if not always and (self._stops or untriggered) else None
 
-    def _triggered(self, task: Task, name: str, scope: Any) -> bool:
-        condition = self._conditions.get((scope.owner.component, name))
+    def _triggered(self, task: Task, scope: Any) -> bool:
+        condition = self._conditions.get((scope.owner.component, task.name))
         return condition is None or conditions.holds(condition, task.inputs)
 
     def _inputs(self, spec: Any, scope: Any) -> dict[str, Any]:
@@ -285,8 +286,8 @@ class PipelineRun:
             self.tasks.to(task, "SKIPPED" if task.cached else "SUCCEEDED")
         else:
             self._failed = True
-            inner = [each.name for each in self.tasks.children(task) if each.state == "FAILED"]
-            error = task.error or (f"the tasks {', '.join(inner)} failed" if inner else "it failed without a word")
+            inner = [f"{each.name}: {each.error}" for each in self.tasks.children(task) if each.state == "FAILED"]
+            error = task.error or next(iter(inner), "it failed without a word")
             scope.reasons[task.name] = error
             self.tasks.to(task, "FAILED", error)
 

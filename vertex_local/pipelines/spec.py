@@ -19,7 +19,7 @@ LAUNCHERS = {
         "v1.custom_job.launcher", "preview.custom_job.launcher", "v1.hyperparameter_tuning_job.launcher", "v1.model.upload_model.launcher",
         "v1.model.delete_model.launcher", "v1.model.get_model.launcher", "_implementation.model.get_model.get_model",
         "v1.endpoint.create_endpoint.launcher", "v1.endpoint.deploy_model.launcher", "v1.endpoint.undeploy_model.launcher",
-        "v1.endpoint.delete_endpoint.launcher", "v1.batch_prediction_job.launcher", "v1.wait_gcp_resources.launcher",
+        "v1.endpoint.delete_endpoint.launcher", "v1.batch_prediction_job.launcher",
     )
 }  # fmt: skip
 _KINDS = {

@@ -21,7 +21,7 @@ _LAUNCHERS = "google_cloud_pipeline_components.container.v1"
 _GOOGLE = (
     "kfp.dsl.executor_main", f"{_LAUNCHERS}.custom_job.launcher", f"{_LAUNCHERS}.hyperparameter_tuning_job.launcher",
     f"{_LAUNCHERS}.batch_prediction_job.launcher", f"{_LAUNCHERS}.model.upload_model.launcher",
-    f"{_LAUNCHERS}.endpoint.deploy_model.launcher", f"{_LAUNCHERS}.wait_gcp_resources.launcher",
+    f"{_LAUNCHERS}.endpoint.deploy_model.launcher", "google_cloud_pipeline_components.container.preview.custom_job.launcher",
 )  # fmt: skip
 _MODULES = {"kfp": _KFP, "google": _GOOGLE}
 
