@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from kfp.local import cache
 
 from ..job import buckets
-from . import service
+from .service import Service
 from .tasks import is_artifact
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class ContentCache(cache.LocalCache):
     def __init__(self, request: Request, used: Callable[[str], None]):
         super().__init__(str(Path(request.cache_dir, hashlib.sha256(request.parent.encode()).hexdigest()[:16])))
         self._service, self._used, self._writing = request.service, used, threading.Lock()
+        self._client = Service(request.service["url"], request.service["token_file"], request.service["ca_file"])
         self._sources = sources(Path(request.project_dir))
 
     def compute_key(self, *args: Any, **names: Any) -> str:
@@ -86,7 +87,7 @@ class ContentCache(cache.LocalCache):
         return all(map(self._answers, _resources(value)))
 
     def _answers(self, name: str) -> bool:
-        return service.get(self._service, name) is not None
+        return self._client.get(name) is not None
 
 
 def _resources(value: Any) -> Iterator[str]:

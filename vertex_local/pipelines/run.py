@@ -21,7 +21,8 @@ from typing import Any
 from ..errors import UserError
 from ..job import buckets
 from ..local import output
-from . import caching, conditions, forks, patches, service, steps
+from . import caching, conditions, forks, patches, steps
+from .service import Service
 from .tasks import Task, Tasks
 
 _ITERATION = re.compile(r"(.*)-iteration-\d+")
@@ -363,7 +364,8 @@ class PipelineRun:
 
     def _error_of_resource(self, name: str) -> str:
         """Return why the job or operation that a step has begun failed, which says more than the step itself; "" if it did not."""
-        made = service.get(self.request.service, name) if name else None
+        service = Service(*(self.request.service[each] for each in ("url", "token_file", "ca_file")))
+        made = service.get(name) if name else None
         return (made or {}).get("error", {}).get("message", "")
 
     def _env(self, more: Mapping[str, str]) -> dict[str, str]:

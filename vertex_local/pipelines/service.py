@@ -1,4 +1,4 @@
-"""What a pipeline's processes ask the local service: whether it has a resource, and what became of it."""
+"""A client of the local service in the standard library alone: for the command and for a pipeline's processes."""
 
 from __future__ import annotations
 
@@ -6,24 +6,60 @@ import json
 import ssl
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 
-def get(service: Mapping[str, str], name: str) -> dict[str, Any] | None:
-    """Return a resource in the API's form; None if there is none of that name, or the service does not answer.
+@dataclass(frozen=True)
+class Answer:
+    """What the service says: an object in the API's form, or why not."""
 
-    Args:
-        service: url, token_file ("" if nobody needs a token) and ca_file.
+    content: dict[str, Any] = field(default_factory=dict)
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Service:
+    """Where the service is.
+
+    Attributes:
+        token_file: "" if nobody needs a token.
     """
-    request = urllib.request.Request(f"{service['url']}/v1/{name}")
-    if service.get("token_file"):
-        request.add_header("Authorization", f"Bearer {Path(service['token_file']).read_text()}")
-    trust = urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=service["ca_file"]))
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}), trust)
+
+    url: str
+    token_file: str
+    ca_file: str
+
+    @classmethod
+    def of(cls, endpoint: Any) -> Service:
+        """Return the service of an `serve.endpoint.Endpoint`."""
+        return cls(endpoint.url, endpoint.token_file or "", endpoint.ca_file)
+
+    def ask(self, method: str, path: str, body: Any = None) -> Answer:
+        """Send one request of the API's version 1."""
+        headers = {"Content-Type": "application/json"} if body is not None else {}
+        data = None if body is None else json.dumps(body).encode()
+        try:
+            if self.token_file:
+                headers["Authorization"] = f"Bearer {Path(self.token_file).read_text()}"
+            trust = urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=self.ca_file))
+            direct = urllib.request.build_opener(urllib.request.ProxyHandler({}), trust)
+            with direct.open(urllib.request.Request(f"{self.url}/v1/{path}", data, headers, method=method), timeout=60) as answer:
+                return Answer(json.loads(answer.read() or b"{}"))
+        except urllib.error.HTTPError as error:
+            return Answer(error=_message(error))
+        except (OSError, ValueError) as error:
+            return Answer(error=f"the local service does not answer: {error}")
+
+    def get(self, name: str) -> dict[str, Any] | None:
+        """Return a resource in the API's form; None if there is none of that name, or the service does not answer."""
+        answer = self.ask("GET", name)
+        return None if answer.error else answer.content
+
+
+def _message(error: urllib.error.HTTPError) -> str:
     try:
-        with direct.open(request, timeout=60) as answer:
-            return json.loads(answer.read())
-    except (OSError, ValueError, urllib.error.URLError):
-        return None
+        return json.loads(error.read())["error"]["message"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return f"the local service answers {error.code} {error.reason}"
