@@ -5,7 +5,7 @@
 
 import sys
 from pathlib import Path
-from typing import List, NamedTuple, Optional
+from typing import List, NamedTuple, Optional  # noqa: UP035 - as kfp reads annotations
 
 from google_cloud_pipeline_components.types import artifact_types
 from google_cloud_pipeline_components.v1.custom_job import CustomTrainingJobOp
@@ -51,7 +51,7 @@ def show(value: list) -> str:
 
 
 @dsl.component(base_image=PYTHON)
-def show_or(text: Optional[str] = "nothing was given") -> str:
+def show_or(text: Optional[str] = "nothing was given") -> str:  # noqa: UP045
     return repr(text)
 
 
@@ -146,7 +146,7 @@ def only_read(data: Input[Artifact]) -> str:
 
 
 @dsl.pipeline
-def read_each(items: Input[List[Dataset]]):
+def read_each(items: Input[List[Dataset]]):  # noqa: UP006
     with dsl.ParallelFor(items) as each:
         read(data=each)
 
@@ -166,7 +166,7 @@ def chain(text: str = "first", n: int = 3) -> int:
 
 
 @dsl.pipeline(name="branches")
-def branches(side: str = "heads", n: int = 3, maybe: Optional[str] = None):
+def branches(side: str = "heads", n: int = 3, maybe: Optional[str] = None):  # noqa: UP045
     thrown = same(text=side)
     with dsl.If(thrown.output == "heads"):
         a = write(text="it's heads")
@@ -245,8 +245,12 @@ def tune(project: str, location: str):
 
 
 @dsl.pipeline(name="train-and-serve")
-def train_and_serve(project: str, location: str, args: list, out: str):
-    pools = [{**MACHINE, "container_spec": {"image_uri": "host/repo/taxifare:v1", "args": args}}]
+def train_and_serve(project: str, location: str, folder: str, examples: int, out: str):
+    flags = [
+        f"--train_data_path={folder}/taxi-train.csv", f"--eval_data_path={folder}/taxi-valid.csv", "--num_evals=1",
+        f"--num_examples_to_train_on={examples}",
+    ]  # fmt: skip
+    pools = [{**MACHINE, "container_spec": {"image_uri": "host/repo/taxifare:v1", "args": flags}}]
     where = {"project": project, "location": location}
     job = CustomTrainingJobOp(display_name="taxifare", worker_pool_specs=pools, base_output_directory=out, **where)
     trained = dsl.importer(

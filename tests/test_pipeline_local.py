@@ -24,15 +24,16 @@ TRAINING = [
     f"--train_data_path={FOLDER / 'taxi-train.csv'}", f"--eval_data_path={FOLDER / 'taxi-valid.csv'}", "--num_evals=1",
     "--num_examples_to_train_on=2400",
 ]  # fmt: skip
+TRAIN = (f"--parameter=folder={FOLDER}", "--parameter=examples=2400")
 
 
 class Run:
     """One run of the command in this process, against the tests' service: its code, what it printed, and the job."""
 
-    def __init__(self, service, compiled, capsys, name: str, *flags: str):
+    def __init__(self, service, folder, capsys, name: str, *flags: str):
         capsys.readouterr()
         self.code = main(
-            ["pipeline", str(compiled / f"{name}.yaml"), f"--state_dir={service.state}", f"--project_dir={ROOT}", f"--bucket={BUCKET}",
+            ["pipeline", str(folder / f"{name}.yaml"), f"--state_dir={service.state}", f"--project_dir={ROOT}", f"--bucket={BUCKET}",
              "--project=my-project", *flags]
         )  # fmt: skip
         self.out, self.err = capsys.readouterr()
@@ -41,7 +42,7 @@ class Run:
 
 
 @pytest.fixture
-def run(pipelines, compiled, capsys, monkeypatch):  # noqa: F811
+def run(pipelines, compiled, capsys, monkeypatch):  # noqa: F811 - the fixtures above
     monkeypatch.setenv("KFP_PYTHON", kfp_python())
     return lambda name, *flags: Run(pipelines, compiled, capsys, name, *flags)
 
@@ -91,7 +92,7 @@ def test_containers_and_importers(run, pipelines):  # noqa: F811
     assert (pipelines.state / "buckets" / made["uri"][len("gs://") :]).read_text() == "made"
 
 
-def test_retries_exit_handlers_and_the_headline(run, tmp_path, pipelines):  # noqa: F811
+def test_retries_exit_handlers_and_the_headline(run, tmp_path):
     done = run("exits", f"--parameter=counter={tmp_path / 'counter'}")
     assert done.code == 1
     found = tasks(done.job)
@@ -105,7 +106,6 @@ def test_retries_exit_handlers_and_the_headline(run, tmp_path, pipelines):  # no
     said = output(done.job, "last").split(" | ")
     assert said == ["FAILED", "condition-2: fails: ValueError: as it should", done.job["name"]]
     assert "error: exit-handler-1.condition-2.fails: ValueError: as it should\n" in done.err
-    main(["logs", done.id, f"--state_dir={pipelines.state}", "--replica=exit-handler-1.condition-2.fails"])
 
 
 def test_the_log_that_an_error_names_is_there(run, tmp_path, capsys):
@@ -116,7 +116,7 @@ def test_the_log_that_an_error_names_is_there(run, tmp_path, capsys):
     assert done.job["labels"] == {"stage": "test"}
 
 
-def test_outputs_of_an_earlier_run_are_taken_by_content(run, pipelines, compiled):  # noqa: F811
+def test_outputs_of_an_earlier_run_are_taken_by_content(run, pipelines):  # noqa: F811
     first = run("chain", "--parameter=text=cached")
     again = run("chain", "--parameter=text=cached", "--parameter=n=5")
     assert set(states(first.job).values()) == {"SUCCEEDED"}
@@ -125,16 +125,11 @@ def test_outputs_of_an_earlier_run_are_taken_by_content(run, pipelines, compiled
     file = pipelines.state / "buckets" / tasks(first.job)["write"]["outputs"]["out"]["artifacts"][0]["uri"][len("gs://") :]
     file.write_text("changed by hand")
     other = run("chain", "--parameter=text=cached")
-    assert states(other.job) == {"write": "SKIPPED", "read": "SUCCEEDED", "add": "SKIPPED"} and output(other.job, "read") == "changed by hand"
+    assert states(other.job) == {"write": "SKIPPED", "read": "SUCCEEDED", "add": "SKIPPED"}
+    assert output(other.job, "read") == "changed by hand"
     file.unlink()
     assert states(run("chain", "--parameter=text=cached").job)["write"] == "SUCCEEDED", "what is gone is made again"
     assert set(states(run("chain", "--parameter=text=cached", "--no_caching").job).values()) == {"SUCCEEDED"}
-
-
-def test_a_step_costs_little(run):
-    """No clock: the steps are forks of a process that has imported kfp, as its log says of itself."""
-    done = run("five", "--no_caching")
-    assert done.code == 0 and list(states(done.job).values()) == ["SUCCEEDED"] * 5
 
 
 def test_the_error_of_a_steps_job_is_the_headline(run, pipelines):  # noqa: F811
@@ -154,7 +149,7 @@ def test_a_study_and_what_a_step_asks_of_it(run):
 @pytest.mark.slow
 def test_training_to_a_prediction_and_the_same_weights_as_a_direct_run(run, pipelines, tmp_path):  # noqa: F811
     flags = [f"--parameter={name}={value}" for name, value in WHERE.items()]
-    done = run("train-and-serve", *flags, f"--parameter=args={json.dumps(TRAINING)}", f"--parameter=out=gs://{BUCKET}/taxifare")
+    done = run("train-and-serve", *flags, *TRAIN, f"--parameter=out=gs://{BUCKET}/taxifare")
     assert done.code == 0, done.out + done.err
     assert set(states(done.job).values()) == {"SUCCEEDED"}
     assert float(output(done.job, "ask")) > 0
@@ -171,7 +166,7 @@ def test_training_to_a_prediction_and_the_same_weights_as_a_direct_run(run, pipe
     by_pipeline, directly = pipelines.state / "buckets" / BUCKET / "taxifare", tmp_path / BUCKET / "direct"
     weights = Path("model", "variables", "variables.data-00000-of-00001")
     assert (by_pipeline / weights).read_bytes() == (directly / weights).read_bytes()
-    again = run("train-and-serve", *flags, f"--parameter=args={json.dumps(TRAINING)}", f"--parameter=out=gs://{BUCKET}/taxifare")
+    again = run("train-and-serve", *flags, *TRAIN, f"--parameter=out=gs://{BUCKET}/taxifare")
     found = states(again.job)
     assert found["custom-training-job"] == "SKIPPED" and found["endpoint-create"] == "SUCCEEDED", "the endpoint of then was deleted"
     number = model["metadata"]["resourceName"].partition("@")[0].rpartition("/")[2]
