@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from test_local_support import environ, wait_for
-from test_pipeline_support import BUCKET, WHERE, compiled, kfp_python, output, pipelines, states, tasks  # noqa: F401 - fixtures
+from test_pipeline_support import BUCKET, WHERE, compiled, compiled_google, kfp_python, output, pipelines, states, tasks  # noqa: F401 - fixtures
 
 from vertex_local.__main__ import main
 
@@ -45,6 +45,12 @@ class Run:
 def run(pipelines, compiled, capsys, monkeypatch):  # noqa: F811 - the fixtures above
     monkeypatch.setenv("KFP_PYTHON", kfp_python())
     return lambda name, *flags: Run(pipelines, compiled, capsys, name, *flags)
+
+
+@pytest.fixture
+def run_google(pipelines, compiled_google, capsys, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("KFP_PYTHON", kfp_python())
+    return lambda name, *flags: Run(pipelines, compiled_google, capsys, name, *flags)
 
 
 @pytest.mark.parametrize("side, ran", [("heads", "condition-2"), ("tails", "condition-3"), ("edge", "condition-4")])
@@ -132,24 +138,24 @@ def test_outputs_of_an_earlier_run_are_taken_by_content(run, pipelines):  # noqa
     assert set(states(run("chain", "--parameter=text=cached", "--no_caching").job).values()) == {"SUCCEEDED"}
 
 
-def test_the_error_of_a_steps_job_is_the_headline(run, pipelines):  # noqa: F811
-    done = run("job-fails", f"--parameter=project={WHERE['project']}", f"--parameter=location={WHERE['location']}")
+def test_the_error_of_a_steps_job_is_the_headline(run_google, pipelines):  # noqa: F811
+    done = run_google("job-fails", f"--parameter=project={WHERE['project']}", f"--parameter=location={WHERE['location']}")
     assert done.code == 1 and re.search(r"error: custom-training-job: .*workerpool0-0.*no such column", done.err), done.err
     job = tasks(done.job)["custom-training-job"]["executorDetail"]["containerDetail"]["mainJob"]
     found = pipelines.call("GET", "", base=f"/v1/{job}")
     assert found["state"] == "JOB_STATE_FAILED" and re.fullmatch(r"\d+", found["labels"]["vertex-ai-pipelines-run-billing-id"])
 
 
-def test_a_study_and_what_a_step_asks_of_it(run):
-    done = run("tune", f"--parameter=project={WHERE['project']}", f"--parameter=location={WHERE['location']}")
+def test_a_study_and_what_a_step_asks_of_it(run_google):
+    done = run_google("tune", f"--parameter=project={WHERE['project']}", f"--parameter=location={WHERE['location']}")
     assert done.code == 0, done.out + done.err
     assert output(done.job, "trials") == 2
 
 
 @pytest.mark.slow
-def test_training_to_a_prediction_and_the_same_weights_as_a_direct_run(run, pipelines, tmp_path):  # noqa: F811
+def test_training_to_a_prediction_and_the_same_weights_as_a_direct_run(run_google, pipelines, tmp_path):  # noqa: F811
     flags = [f"--parameter={name}={value}" for name, value in WHERE.items()]
-    done = run("train-and-serve", *flags, *TRAIN, f"--parameter=out=gs://{BUCKET}/taxifare")
+    done = run_google("train-and-serve", *flags, *TRAIN, f"--parameter=out=gs://{BUCKET}/taxifare")
     assert done.code == 0, done.out + done.err
     assert set(states(done.job).values()) == {"SUCCEEDED"}
     assert float(output(done.job, "ask")) > 0
@@ -166,11 +172,11 @@ def test_training_to_a_prediction_and_the_same_weights_as_a_direct_run(run, pipe
     by_pipeline, directly = pipelines.state / "buckets" / BUCKET / "taxifare", tmp_path / BUCKET / "direct"
     weights = Path("model", "variables", "variables.data-00000-of-00001")
     assert (by_pipeline / weights).read_bytes() == (directly / weights).read_bytes()
-    again = run("train-and-serve", *flags, *TRAIN, f"--parameter=out=gs://{BUCKET}/taxifare")
+    again = run_google("train-and-serve", *flags, *TRAIN, f"--parameter=out=gs://{BUCKET}/taxifare")
     found = states(again.job)
     assert found["custom-training-job"] == "SKIPPED" and found["endpoint-create"] == "SUCCEEDED", "the endpoint of then was deleted"
     number = model["metadata"]["resourceName"].partition("@")[0].rpartition("/")[2]
-    got = run("get-model", *flags, f"--parameter=model={number}@fresh")
+    got = run_google("get-model", *flags, f"--parameter=model={number}@fresh")
     assert tasks(got.job)["model-get"]["outputs"]["model"]["artifacts"][0]["metadata"] == model["metadata"]
 
 
@@ -184,10 +190,10 @@ def test_without_a_service_one_is_started_for_the_run(compiled, tmp_path):  # no
 
 
 @pytest.mark.slow
-def test_interrupted_it_ends_the_steps_and_their_jobs(pipelines, compiled, tmp_path):  # noqa: F811
+def test_interrupted_it_ends_the_steps_and_their_jobs(pipelines, compiled_google):  # noqa: F811
     flags = [f"--state_dir={pipelines.state}", "--project=my-project", f"--bucket={BUCKET}"]
     command = [
-        sys.executable, "-m", "vertex_local", "pipeline", str(compiled / "job-cancelled.yaml"), f"--project_dir={ROOT}", *flags,
+        sys.executable, "-m", "vertex_local", "pipeline", str(compiled_google / "job-cancelled.yaml"), f"--project_dir={ROOT}", *flags,
         *[f"--parameter={name}={value}" for name, value in WHERE.items()],
     ]  # fmt: skip
     base = "/v1/projects/my-project/locations/us-central1"
