@@ -23,6 +23,7 @@ from vertex_local.local.plan import RunOptions
 from vertex_local.serve import jobs, messages, operations, predictor, routes, rpc  # noqa: E402
 from vertex_local.serve.executor import Executor  # noqa: E402
 from vertex_local.serve.local import Local  # noqa: E402
+from vertex_local.serve.pipeline_workers import PipelineWorkers  # noqa: E402
 from vertex_local.serve.rest import ApiError, Request  # noqa: E402
 from vertex_local.serve.transcoding import Rest  # noqa: E402
 from vertex_local.tuning import tune  # noqa: E402
@@ -53,7 +54,8 @@ class House:
         self.local = Local(
             state=state, buckets=folder / "buckets", project_dir=folder,
             options=RunOptions(state_dir=state, bucket_root=folder / "buckets", project_dir=folder), records=store.Store(state),
-            executor=Executor(most, waiting), predictors=predictor.Predictors(str(program), state / "models"), say=self.said.append,
+            executor=Executor(most, waiting), pipelines=Executor(1), predictors=predictor.Predictors(str(program), state / "models"),
+            workers=PipelineWorkers(folder, state), say=self.said.append,
         )  # fmt: skip
         self.pool = operations.OperationPool(self.local)
         self.methods = {method.name: method for method in routes.methods(self.local, self.pool)}
