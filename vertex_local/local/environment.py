@@ -109,6 +109,13 @@ def _of_service(state: Path) -> dict[str, str]:
     return {}
 
 
+def service_files(variables: Mapping[str, str], state: Path) -> list[Path]:
+    """Return the job service's files that `variables` name, its certificates and its token: what a client must be able to read."""
+    own = state / SERVICE_FILE.parent
+    named = {Path(value) for value in variables.values() if value.startswith(f"{own}/")}
+    return sorted(path for path in named if path.is_file())
+
+
 # ------------------------------------------------------------------ the service's
 
 

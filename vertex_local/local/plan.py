@@ -163,7 +163,8 @@ class Planner:
         """Return what one replica runs in a container of `image`, which gets nothing of the caller's environment."""
         command = containers.of_pool(self.job.pools[member.pool], image, self.paths.buckets)
         env = self._environment(member, members, {"HOME": "/tmp"}, command.env)
-        launcher = engine.launcher(image, self.folder, self.paths.buckets, member.name)
+        readable = environment.service_files(env, self.paths.state)
+        launcher = engine.launcher(image, self.folder, self.paths.buckets, member.name, readable)
         return ReplicaPlan(member, command.argv, self.folder, env, launcher)
 
     def _environment(

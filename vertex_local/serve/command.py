@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import logging
 import logging.handlers
 import os
@@ -28,6 +27,7 @@ from typing import Any
 from .. import cli
 from ..errors import UserError
 from ..job import schema, settings
+from ..local import job_record
 from ..local.store import FILE, Store
 from . import endpoint, grpc_server, jobs, operations, rest, routes, storage_upload, tls
 from .executor import Executor
@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _serve(args: argparse.Namespace, cancel: threading.Event) -> int:
     state, own = _folders(args)
-    with _locked(own, args.state_dir):
+    with _locked(args.state_dir, state):
         storage_upload.clear_uploads(own / "uploads")
         local = _local(args, state, own)
         files = tls.make(own)
@@ -112,18 +112,13 @@ def _folders(args: argparse.Namespace) -> tuple[Path, Path]:
 
 
 @contextlib.contextmanager
-def _locked(own: Path, name: str) -> Iterator[None]:
-    with open(own / "lock", "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            pid = file.read().strip()
-            raise ServeError(f"--state_dir: another service (process {pid}) uses {name}; end it, or choose another folder.") from None
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
-        yield
+def _locked(name: str, state: Path) -> Iterator[None]:
+    try:
+        with job_record.locked(state / job_record.SERVICE_LOCK):
+            yield
+    except job_record.InUse as error:
+        text = f"--state_dir: another service (process {error.process}) uses {name}; end it, or choose another folder."
+        raise ServeError(text) from None
 
 
 def _local(args: argparse.Namespace, state: Path, own: Path) -> Local:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from ..job import times
 from ..local import job_record
 from ..local.store import Store
 from . import lists
@@ -24,6 +25,7 @@ _THREADS = 8
 _MOST = 500  # operations that run or wait for a thread
 _WAITERS = 8  # calls of WaitOperation that may hold a thread of the server at once
 LONGEST_WAIT = 60.0  # seconds
+KEPT_DAYS = 30  # that an operation which is done can be asked for, at least
 LOST = "the local service was stopped while the operation was under way"
 
 # What an operation does: it returns its response in JSON form with the name of the type.
@@ -133,9 +135,12 @@ class Operations:
 
 
 def settle(records: Store) -> None:
-    """End what a service that was killed left undone."""
+    """End what a service that was killed left undone, and forget what was done long ago."""
+    oldest = times.text(time.time() - KEPT_DAYS * 86_400)
     for document in records.list("operations"):
-        if not document["done"]:
+        if document["done"] and document["createTime"] < oldest:
+            records.remove(document["name"])
+        elif not document["done"]:
             error = {"code": 14, "message": LOST}
             records.change(document["name"], lambda operation: operation.update(done=True, error=error))
 
