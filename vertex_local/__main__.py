@@ -17,9 +17,10 @@ COMMANDS = {
     "clean": ("vertex_local.local.clean", "remove the folders of jobs that are over; never outputs in buckets"),
     "copy": ("vertex_submit.copy_files", "copy files to Cloud Storage or from there: parallel, resumed, compared by checksum"),
     "env": ("vertex_local.serve.env", "print the lines that lead gcloud and Python programs to the running service"),
+    "console": ("vertex_local.console.command", "print an address that opens the running service's console in a browser"),
     "serve": ("vertex_local.serve.command", "a job service on this machine that answers gcloud and the Python SDK"),
 }
-EXTRAS = {"env": "serve", "serve": "serve", "tune": "tune"}  # of setup.py, which a command needs
+EXTRAS = {"console": "serve", "env": "serve", "serve": "serve", "tune": "tune"}  # of setup.py, which a command needs
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,7 +11,7 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -134,9 +134,16 @@ class Store:
         where = "kind = ? AND ifnull(parent = ?, 1) ORDER BY created, name"
         return [json.loads(row[0]) for row in self._run(f"SELECT document FROM resources WHERE {where}", kind, parent)]
 
-    def count(self, kind: str, parent: str | None = None) -> int:
-        """Return how many documents of a kind there are, of all parents or of one."""
-        return self._run("SELECT count(*) FROM resources WHERE kind = ? AND ifnull(parent = ?, 1)", kind, parent)[0][0]
+    def count(self, kind: str, parent: str | None = None, state: str | None = None) -> int:
+        """Return how many documents of a kind there are, of all parents or of one, in any state or in one."""
+        where, values = ("AND json_extract(document, '$.state') = ?", (state,)) if state else ("", ())
+        return self._run(f"SELECT count(*) FROM resources WHERE kind = ? AND ifnull(parent = ?, 1) {where}", kind, parent, *values)[0][0]
+
+    def parents(self, kinds: Sequence[str]) -> list[str]:
+        """Return the parents that documents of these kinds have, projects with their regions."""
+        return [row[0] for row in self._run(
+            f"SELECT DISTINCT parent FROM resources WHERE kind IN ({', '.join('?' * len(kinds))}) ORDER BY parent", *kinds
+        )]  # fmt: skip
 
     def page(
         self, kind: str, parent: str, size: int, token: str = "", *, order: str = "createTime", descending: bool = True,

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import cli
+from ..console.app import Console
 from ..errors import UserError
 from ..job import schema, settings
 from ..local import job_record
@@ -82,6 +83,8 @@ def _serve(args: argparse.Namespace, cancel: threading.Event) -> int:
         tls.write_private(own / "token", token.encode())
         pool = operations.OperationPool(local)
         methods, table = _api(local, pool, args.testing)
+        console = Console(local, methods, everybody=args.no_token)
+        table += console.routes()
         with _access_log(own) as note, contextlib.ExitStack() as stack:
             server = _listen(args, table, files, note, token or None, key)
             grpc = _listen_grpc(args, methods, token or None, files, note)
@@ -91,7 +94,8 @@ def _serve(args: argparse.Namespace, cancel: threading.Event) -> int:
             server.start()
             found = _endpoint(args, local, server.port, grpc.port, key, files)
             found.save(own)
-            print(_lines(args, found, local, lost), flush=True)
+            console.opened(found)
+            print(_lines(args, found, local, lost, console.address()), flush=True)
             cancel.wait()
     return 0
 
@@ -227,13 +231,15 @@ def _endpoint(args: argparse.Namespace, local: Local, port: int, grpc_port: int,
     return endpoint.Endpoint(f"{ADDRESS}:{port}", key, token_file, str(files.bundle), grpc=f"{ADDRESS}:{grpc_port}", **names)
 
 
-def _lines(args: argparse.Namespace, found: endpoint.Endpoint, local: Local, lost: int) -> str:
+def _lines(args: argparse.Namespace, found: endpoint.Endpoint, local: Local, lost: int, console: str) -> str:
     """Return what whoever starts the service has to know."""
     where = "" if args.state_dir == ".vertex_local" else f" --state_dir={shlex.quote(args.state_dir)}"
     return "\n".join([
         f"serving on {found.url}; state in {local.state}, gs:// in {local.buckets}",
         *["WARNING: --no_token: every program of every user on this machine can run commands as you."] * args.no_token,
         *[f"{lost} job(s) of a service that was killed are marked as failed."] * bool(lost),
+        "", "The console, in a browser, which asks once whether to trust the service's certificate; the address lets one browser in:", "",
+        console,
         "", "In the shell of gcloud and of Python programs:", "",
         f'eval "$(python -m vertex_local env{where})"',
         "", "In a Python program that uses the SDK:", "",

@@ -95,7 +95,7 @@ class EndpointService:
                 raise
             return "DeployModelResponse", {"deployedModel": deployed}
 
-        return self._operations.begin(parent, "DeployModelOperationMetadata", work)
+        return self._operations.begin(parent, "DeployModelOperationMetadata", work, endpoint["name"])
 
     def undeploy_model(self, request: types.UndeployModelRequest) -> operations_pb2.Operation:
         """End a deployed model's process."""

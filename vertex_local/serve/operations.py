@@ -45,13 +45,17 @@ class OperationPool:
         document = {**self._new(parent, metadata), **_success(response)}
         return _message(self._records.add(document["name"], "operations", document))
 
-    def begin(self, parent: str, metadata: str, work: Work) -> operations_pb2.Operation:
-        """Keep and return an operation that ends as `work`, called in a thread of the pool, returns or raises."""
+    def begin(self, parent: str, metadata: str, work: Work, resource: str = "") -> operations_pb2.Operation:
+        """Keep and return an operation that ends as `work`, called in a thread of the pool, returns or raises.
+
+        Args:
+            resource: the name of what the operation changes, which its record keeps.
+        """
         with self._changed:
             if self._running >= _MOST:
                 raise ApiError("RESOURCE_EXHAUSTED", f"{self._running} operations are under way already; wait for some.")
             self._running += 1
-        document = self._new(parent, metadata)
+        document = {**self._new(parent, metadata), "resource": resource}
         self._records.add(document["name"], "operations", document)
         self._threads.submit(self._run, document["name"], work)
         return _message(document)

@@ -167,7 +167,7 @@ class App:
             raise ApiError("UNIMPLEMENTED", f"the method {call.method[:20]} is not supported.")
         call.path, prefix = guards.without_key(call.path, self.access)
         call.length = call.left = guards.body_length(call.headers)
-        guards.admit(call.path, call.headers, call.length, self.access, keyed=bool(prefix))
+        guards.admit(call.method, call.path, call.headers, call.length, self.access, keyed=bool(prefix))
         call.admitted = True
         if self.closing:
             raise ApiError("UNAVAILABLE", "the local service is being stopped.")
