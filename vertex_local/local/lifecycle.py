@@ -110,6 +110,8 @@ class Cluster:
     def _start(self, replicas: Sequence[Replica]) -> None:
         for replica in replicas:
             replica.start(self.selector)
+        self._note()
+        self.result.write()  # for whoever looks at the job meanwhile
 
     def _stop(self, replicas: Sequence[Replica], kill_after: float = KILL_AFTER) -> None:
         """SIGTERM, and SIGKILL for who does not go by it."""
@@ -152,7 +154,7 @@ class Cluster:
         self.result.rules.append(text)
         self.report.say(f"rule: {text}")
 
-    def _record(self) -> None:
+    def _note(self) -> None:
         for replica in self.replicas:
             self.result.replicas[replica.name] = {
                 "role": replica.member.role,
@@ -161,6 +163,10 @@ class Cluster:
                 "log": str(replica.log),
                 "attempts": [vars(attempt) for attempt in replica.attempts],
             }
+
+    def _record(self) -> None:
+        self._note()
+        for replica in self.replicas:
             if replica.kill:
                 codes = (-replica.kill.signal, 128 + replica.kill.signal)
                 hit = any(not attempt.stopped and attempt.code in codes for attempt in replica.attempts[:1])

@@ -12,7 +12,6 @@ from .model_service import ModelService
 from .operations import OperationPool, Operations
 from .pipeline_service import PipelineService
 from .prediction_service import PredictionService
-from .rest import Answer
 from .server import Route, route
 from .transcoding import PREFIXES, Rest
 
@@ -38,7 +37,4 @@ def table(local: Local, methods: list[rpc.Method]) -> list[Route]:
 
 
 def _others(local: Local) -> list[Route]:
-    return [
-        route("POST", "/v2/entries:list", LogReader(local).entries),
-        route("GET", "/", lambda request: Answer(content={"service": "vertex_local"})),
-    ]
+    return [route("POST", "/v2/entries:list", LogReader(local).entries)]

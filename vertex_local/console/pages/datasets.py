@@ -22,10 +22,11 @@ def show(visit: Visit, number: str) -> View:
     dataset = visit.call("GetDataset", name=named(visit, "datasets", number))
     uris = _sources(dataset, visit.console.local.records.get(dataset["name"]) or {})
     files = [path for uri in uris for path in _files(visit, uri)]
+    head = _head(files[0]) if files else []
     return View("dataset.html", {
         "active": "datasets", "dataset": {"dataItemCount": "", "labels": {}, **dataset},
         "kind": dataset.get("metadataSchemaUri", "").rpartition("/")[2].partition("_")[0],
-        "sources": [(uri, address(visit, uri)) for uri in uris], "head": _head(files[0]) if files else [],
+        "sources": [(uri, address(visit, uri)) for uri in uris], "head": head, "titled": bool(head) and not any(map(_is_number, head[0])),
         "reports": _reports(visit, files),
     })  # fmt: skip
 
@@ -59,6 +60,14 @@ def _head(path: Path) -> list[list[str]]:
     except (OSError, csv.Error):
         return []
     return rows if len(rows) > 1 else []
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
 
 
 def _reports(visit: Visit, files: list[Path]) -> list[tuple[str, str]]:

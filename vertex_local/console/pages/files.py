@@ -38,7 +38,7 @@ def show(visit: Visit, path: str) -> View | Answer:
     """Show a folder, or send a file."""
     root = visit.console.local.buckets
     found = Path(os.path.normpath(root / path))
-    if root not in found.parents or not found.resolve().is_relative_to(root.resolve()) or not found.exists():
+    if "\0" in path or root not in found.parents or not found.resolve().is_relative_to(root.resolve()) or not found.exists():
         raise ApiError("NOT_FOUND", f"there is no gs://{path[:200]}.")
     return _folder(visit, found, path.strip("/")) if found.is_dir() else _file(found)
 

@@ -53,7 +53,7 @@ def _address(visit: Visit, kind: str, document: Mapping[str, Any]) -> str:
 def _filter(text: str, state: str, kind: str) -> str:
     """Return the API's filter for what was typed: a filter as it is, anything else as a part of the name."""
     if text and not any(sign in text for sign in "=:<>"):
-        text = f"displayName={json.dumps('*' + text + '*')}"
+        text = f"displayName:{json.dumps(text)}"
     prefix = "PIPELINE_STATE_" if "ipeline" in kind else "JOB_STATE_"
     wanted = f'state="{prefix}{state}"' if state else ""
     return " AND ".join(filter(None, (f"({text})" if text and wanted else text, wanted)))
