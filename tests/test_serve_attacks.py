@@ -170,7 +170,7 @@ def test_without_the_token_there_is_no_answer(service, bait):
     ]  # fmt: skip
     for headers in wrong:
         headers = {name: value.encode("latin-1") for name, value in headers.items()}
-        for path, data in ((f"{PARENT}/customJobs", body), (f"/?access_token={good}", None), ("/storage/v1/b", None)):
+        for path, data in ((f"{PARENT}/customJobs", body), (f"{PARENT}/customJobs?access_token={good}", None), ("/storage/v1/b", None)):
             code, answered, text = service.raw("POST" if data else "GET", path, data, {**headers, **(JSON if data else {})})
             assert code == 401 and answered["WWW-Authenticate"] == "Bearer" and good not in text.decode()
             assert json.loads(text)["error"]["status"] == "UNAUTHENTICATED"
