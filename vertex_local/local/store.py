@@ -136,14 +136,20 @@ class Store:
 
     def count(self, kind: str, parent: str | None = None, state: str | None = None) -> int:
         """Return how many documents of a kind there are, of all parents or of one, in any state or in one."""
-        where, values = ("AND json_extract(document, '$.state') = ?", (state,)) if state else ("", ())
-        return self._run(f"SELECT count(*) FROM resources WHERE kind = ? AND ifnull(parent = ?, 1) {where}", kind, parent, *values)[0][0]
+        wanted = {"kind": kind, "parent": parent, "json_extract(document, '$.state')": state}
+        given = {field: value for field, value in wanted.items() if value is not None}
+        where = " AND ".join(f"{field} = ?" for field in given)
+        return self._run(f"SELECT count(*) FROM resources WHERE {where}", *given.values())[0][0]
 
     def parents(self, kinds: Sequence[str]) -> list[str]:
         """Return the parents that documents of these kinds have, projects with their regions."""
-        return [row[0] for row in self._run(
-            f"SELECT DISTINCT parent FROM resources WHERE kind IN ({', '.join('?' * len(kinds))}) ORDER BY parent", *kinds
-        )]  # fmt: skip
+        found = set()
+        for kind in kinds:
+            parent: str | None = ""
+            while parent is not None:  # from one parent to the next, whatever lies between
+                found.add(parent)
+                parent = self._run("SELECT min(parent) FROM resources WHERE kind = ? AND parent > ?", kind, parent)[0][0]
+        return sorted(found - {""})
 
     def page(
         self, kind: str, parent: str, size: int, token: str = "", *, order: str = "createTime", descending: bool = True,
@@ -163,7 +169,8 @@ class Store:
         """
         after = _decoded(token, order, descending) if token else None
         found, last = Page(), ("", "")
-        for key, document in self._ordered(kind, parent, state, order, descending, after):
+        rows = _ROWS if accepts else min(_ROWS, size + 1)
+        for key, document in self._ordered(kind, parent, state, order, descending, after, rows):
             if accepts is not None and not accepts(document):
                 continue
             if len(found.documents) == size:
@@ -174,9 +181,9 @@ class Store:
         return found
 
     def _ordered(
-        self, kind: str, parent: str, state: str | None, order: str, descending: bool, after: tuple[str, str] | None
+        self, kind: str, parent: str, state: str | None, order: str, descending: bool, after: tuple[str, str] | None, rows_at_once: int
     ) -> Iterator[tuple[tuple[str, str], dict[str, Any]]]:
-        """Yield ((order's value, name), document), a few rows of the file at a time."""
+        """Yield ((order's value, name), document), reading a few rows of the file at a time."""
         value = {"createTime": "created", "name": "name"}.get(order, f"ifnull(json_extract(document, '$.{order}'), '')")
         sign, way = ("<", "DESC") if descending else (">", "ASC")
         while True:
@@ -185,11 +192,11 @@ class Store:
                 beyond, values = f"AND json_extract(document, '$.state') = ? {beyond}", (state, *values)
             rows = self._run(
                 f"SELECT {value}, name, document FROM resources WHERE kind = ? AND parent = ? {beyond}"
-                f" ORDER BY {value} {way}, name {way} LIMIT {_ROWS}", kind, parent, *values,
+                f" ORDER BY {value} {way}, name {way} LIMIT {rows_at_once}", kind, parent, *values,
             )  # fmt: skip
             for key, name, document in rows:
                 yield (key, name), json.loads(document)
-            if len(rows) < _ROWS:
+            if len(rows) < rows_at_once:
                 return
             after = rows[-1][:2]
 
