@@ -42,7 +42,7 @@ details { margin-top: .4rem; font-size: .87rem; } summary { cursor: pointer; col
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table; cells are HTML already, one that begins with `<td` stands as it is."""
-    texts = [bool(rows) and rows[0][i].startswith(('<td class="left', '<td class="place')) for i in range(len(head))]
+    texts = [bool(rows) and rows[0][i].startswith(('<td class="left', '<td class="place', '<td class="text')) for i in range(len(head))]
     titles = "".join(f'<th scope="col"{" class=left" * is_text}>{cell}</th>' for cell, is_text in zip(head, texts))
     body = "".join(f"<tr>{''.join(cell if cell.startswith('<td') else f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>'

@@ -19,7 +19,7 @@ STYLE = """
 .heat { fill: var(--a-edge); } .over { fill: var(--b); } .under { fill: var(--a-edge); }
 .whisker { stroke: var(--text); stroke-width: 1.2; fill: none; } .overall { stroke: var(--faint); stroke-dasharray: 4 3; }
 .curve { fill: none; stroke: var(--a-edge); stroke-width: 2; } .curve2 { fill: none; stroke: var(--b); stroke-width: 2; }
-.dot { fill: var(--a-edge); } .dot2 { fill: var(--b); } .ideal { stroke: var(--faint); stroke-dasharray: 4 3; fill: none; }
+.faded { stroke-width: 1; opacity: .5; } .dot { fill: var(--a-edge); } .dot2 { fill: var(--b); } .ideal { stroke: var(--faint); stroke-dasharray: 4 3; fill: none; }
 .bar2 { fill: var(--b); } .plus { fill: var(--b); } .minus { fill: var(--a-edge); }
 """
 
@@ -171,7 +171,7 @@ def calibration(bins: Sequence[Mapping[str, float]], labels: tuple[str, str], ti
     """Draw how often answers of some score are right; dots are larger where there are more rows."""
     axes = Axes((0.0, 1.0), (0.0, 1.0), labels)
     axes.path("ideal", (0, 1), (0, 1))
-    axes.path("curve", [each["confidence"] for each in bins], [each["accuracy"] for each in bins])
+    axes.path("curve faded", [each["confidence"] for each in bins], [each["accuracy"] for each in bins])
     most = max((each["weight"] for each in bins), default=1)
     for each in bins:
         told = f"said {each['confidence']:.3f}, true {each['accuracy']:.3f}, weight {each['weight']:,.6g}"

@@ -129,16 +129,17 @@ class Judging:
         theirs = {name.removeprefix("other "): values for name, values in judged.items() if name.startswith("other ")}
         found = self._metrics(mine, self.sums[0])
         problem = self.problem = self._with_objective(problem, found)
-        buckets = bucketings(self.kept, problem)
+        buckets, drift = bucketings(self.kept, problem), self._drift()
         report = {
             "model": self.served.uri, "data": {"files": [], "rows": self.kept.rows}, "kind": problem.kind,
             "objective": problem.objective, "maximize": problem.maximize, "metrics": found,
-            "slices": slices_of(problem, mine, buckets), "signature": self.served.described(), "skew": self._skew(),
+            "slices": slices_of(problem, mine, buckets), "signature": self.served.described(),
+            "skew": None if drift is None else {name: said["distance"] for name, said in drift.items()},
             "against": self._against(mine, theirs) if self.other is not None else None,
             "details": _details(problem, mine), "explanations": None,
             "about": {
                 "label": problem.label, "output": problem.output, "classes": list(problem.classes), "loss": problem.loss,
-                "rows_kept": len(mine["loss"]), "weighted": bool((mine["weight"] != 1).any()),
+                "drifted": [name for name, said in (drift or {}).items() if said["drifts"]], "rows_kept": len(mine["loss"]), "weighted": bool((mine["weight"] != 1).any()),
             },
         }  # fmt: skip
         if theirs and problem.kind != OTHER:
@@ -165,13 +166,13 @@ class Judging:
             log("WARNING", f"{problem.objective} is not measured here, and model.py has no score(outputs, labels): {name} stands for it.")
         return dataclasses.replace(problem, objective=name, maximize=maximize)
 
-    def _skew(self) -> dict[str, float] | None:
+    def _drift(self) -> dict[str, dict[str, Any]] | None:
         """Return how far the rows are from the training rows, by column; dates are left out, which go on in time."""
         kept = profile.load(self.served.folder)
         if kept is None:
             return None
         dates = {column.name for column in self.contract.columns if isinstance(column, Date)}
-        return {name: said for name, said in profile.distance(kept, self.profile.as_json()).items() if name not in dates}
+        return {name: said for name, said in profile.compare(kept, self.profile.as_json()).items() if name not in dates}
 
     def _against(self, mine: Judged, theirs: Judged) -> dict[str, Any]:
         known = self.problem.kind != OTHER

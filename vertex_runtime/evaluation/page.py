@@ -16,7 +16,7 @@ from .slices import Bucketing, by_bucket
 
 SHOWN = 20  # slices in the table; the others are folded away
 STYLE = charts.STYLE + """
-.two { display: flex; flex-wrap: wrap; gap: 0 3rem; align-items: flex-start; } .legend b { font-weight: 400; }
+.two { display: flex; flex-wrap: wrap; gap: 1rem 3rem; align-items: flex-start; } .two > * { max-width: 100%; } .legend b { font-weight: 400; }
 .swatch { display: inline-block; width: .9em; height: .7em; margin-right: .4em; border-radius: 2px; }
 .matrix td, .matrix th { padding: .25rem .5rem; text-align: right; border: 1px solid var(--line); min-width: 2.6rem; }
 .matrix th { white-space: nowrap; } .few td { color: var(--faint); } .better { color: var(--c); } .worse { color: var(--warn); }
@@ -66,9 +66,9 @@ def _subtitle(report: Mapping[str, Any]) -> str:
 
 def _findings(report: Mapping[str, Any]) -> Iterator[str]:
     lines = []
-    for column, distance in sorted((report["skew"] or {}).items(), key=lambda each: -each[1]):
-        if distance >= 0.1:
-            lines.append(("warning", f"{column} differs from the training rows: distance {distance:.2f} of 0 (alike) to 1."))
+    for column in report["about"]["drifted"]:
+        distance = report["skew"][column]
+        lines.append(("warning", f"{column} differs from the training rows: distance {distance:.2f} of 0 (alike) to 1."))
     if report["against"]:
         paired = report["against"]["paired"]
         worse = bool(paired) and paired["interval"][0] > 0
@@ -197,7 +197,8 @@ def _record(report: Mapping[str, Any]) -> Iterator[str]:
     if report["skew"]:
         yield "<h2>Distance from the training rows</h2>"
         ordered = sorted(report["skew"].items(), key=lambda each: -each[1])
-        cells = [[escape(name), f'<td class="drifts">{value:.3f} !</td>' if value >= 0.1 else f"{value:.3f}"] for name, value in ordered]
+        drifted = report["about"]["drifted"]
+        cells = [[escape(name), f'<td class="drifts">{value:.3f} !</td>' if name in drifted else f"{value:.3f}"] for name, value in ordered]
         yield table(["column", "distance"], cells)
     elif report["skew"] is None:
         yield '<p class="faint">No profile of the training rows is kept with the model, so skew was not measured.</p>'
@@ -224,5 +225,5 @@ def _method(report: Mapping[str, Any]) -> str:
         "Slices are parts of the rows by the values of one column: numbers in eight buckets of about equal rows, or by value where there are "
         "no more than twelve. They are ordered by the lower end of the 95 % interval of their mean loss, those of fewer than 30 rows last: "
         "that end is what is certain of a slice. With many slices one in twenty intervals misses by chance. "
-        f"{paired}Skew is the Jensen-Shannon distance of the data report, 0 (alike) to 1; from 0.1 on it is warned of.</p>"
+        f"{paired}Skew is the Jensen-Shannon distance of the data report, 0 (alike) to 1; it is warned of from 0.1 on, where chance does not explain it.</p>"
     )

@@ -82,9 +82,8 @@ def classes(report: Mapping[str, Any], plots: Mapping[str, Any]) -> Iterator[str
     """Yield the confusion matrix, the classes' figures, calibration, and of two classes curves and thresholds."""
     details = report["details"]
     yield "<h2>Classes</h2>"
-    if "confusion" in details:
-        yield _confusion(report["about"]["classes"], np.array(details["confusion"]))
-    yield _by_class(details["classes"])
+    matrix = _confusion(report["about"]["classes"], np.array(details["confusion"])) if "confusion" in details else ""
+    yield f'<div class="two">{matrix}{_by_class(details["classes"])}</div>'
     yield '<div class="cards">'
     two = report["kind"] == "binary"
     names = report["about"]["classes"]
@@ -95,7 +94,7 @@ def classes(report: Mapping[str, Any], plots: Mapping[str, Any]) -> Iterator[str
         yield from _curves(plots)
     yield "</div>"
     if "thresholds" in details:
-        yield f"<h3>Deciding for {escape(names[1])} from a score on</h3>" + _thresholds(details["thresholds"])
+        yield f"<h2>Deciding for {escape(names[1])} from a score on</h2>" + _thresholds(details["thresholds"])
 
 
 def _confusion(names: Sequence[str], matrix: np.ndarray) -> str:
@@ -116,7 +115,7 @@ def _confusion(names: Sequence[str], matrix: np.ndarray) -> str:
             cells.append(f'<td style="background: {back}" title="{share:.1%}">{matrix[i, j]:,.6g}</td>')
         rows.append(f"<tr><th>{escape(names[i])}</th>{''.join(cells)}</tr>")
     body = f'<table class="matrix"><tr><th>true \\ predicted</th>{head}</tr>{"".join(rows)}</table>'
-    return f'<div class="scroll">{body}</div>{note}'
+    return f'<div class="scroll">{body}{note}</div>'
 
 
 def _by_class(rows: Sequence[Mapping[str, Any]]) -> str:

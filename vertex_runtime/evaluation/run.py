@@ -72,9 +72,8 @@ def _tell(found: dict[str, Any]) -> None:
         value = said["metrics"].get(found["objective"])
         name = found["objective"] if value is not None else "loss"
         log("INFO", f"worst: {said['column']} {said['value']}, {said['rows']:,} rows: {name} {said['metrics'][name]:.5g}")
-    drifted = {name: distance for name, distance in (found["skew"] or {}).items() if distance >= 0.1}
-    if drifted:
-        listed = ", ".join(f"{name} {distance:.2f}" for name, distance in sorted(drifted.items(), key=lambda each: -each[1])[:5])
+    if drifted := sorted(found["about"]["drifted"], key=lambda name: -found["skew"][name]):
+        listed = ", ".join(f"{name} {found['skew'][name]:.2f}" for name in drifted[:5])
         log("WARNING", f"skew: these rows differ from the training rows in {listed} (0: alike, 1: nothing in common)")
     if found["against"]:
         log("INFO", verdict(found))

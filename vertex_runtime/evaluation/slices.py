@@ -133,9 +133,14 @@ def _slice(problem: Problem, rows: Judged) -> dict[str, Any]:
 
 
 def interval(values: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
-    """Return the 95 % interval of a weighted mean, by the normal distribution."""
+    """Return the 95 % interval of a weighted mean: by the normal distribution, of a share (values of 0 and 1) that of Wilson (1927)."""
     mean, error = mean_and_error(values, weight)
-    return mean - NORMAL * error, mean + NORMAL * error
+    if not np.isin(values, (0.0, 1.0)).all() or not math.isfinite(mean):
+        return mean - NORMAL * error, mean + NORMAL * error
+    count = float(weight.sum() ** 2 / (weight**2).sum())  # rows alike that say as much
+    middle = (mean + NORMAL**2 / (2 * count)) / (1 + NORMAL**2 / count)
+    reach = NORMAL * math.sqrt(mean * (1 - mean) / count + (NORMAL / (2 * count)) ** 2) / (1 + NORMAL**2 / count)
+    return middle - reach, middle + reach
 
 
 def mean_and_error(values: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
