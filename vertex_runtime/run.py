@@ -37,7 +37,7 @@ from .profile import NAME as PROFILE
 from .reporting import Events, Hypertune, Progress, Scalars, format_metrics, log
 from .rows import CachedRows, MemoryRows, Share
 from .steps import Plan, Steps, optimizers
-from .training_profile import text_of, training_profile
+from .training_profile import texts_of, training_profile
 
 Restored = tuple[dict[str, np.ndarray], dict[str, Any]]
 SAME = 1e-4  # relative: evaluations of one model by two sources that differ in nothing that counts
@@ -309,7 +309,7 @@ def finish(run: Run, inputs: Inputs, trainer: Trainer, metrics: dict[str, float]
     if trainer.rehearsal is not None:
         trainer.rehearsal.check()
     profile = training_profile(inputs)
-    extra = {PROFILE: text_of(profile)} if profile else {}
+    extra = texts_of(inputs, profile, trainer.exporter.serve.structured_outputs)
     with blame(run.contract.module, "the export"):
         gate = export.publish(trainer.exporter, inputs.prepare, inputs.sample, run.outputs, tolerance, run.events, state["step"], extra)
     if profile:

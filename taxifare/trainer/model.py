@@ -18,8 +18,7 @@ from vertex_runtime import data
 from vertex_runtime.columns import Date, Number, Text
 from vertex_runtime.sparse import Rows, RowSparseAdam
 
-from .features import CELL_RANGE, COORDINATES, KM_PER_LAT, KM_PER_LON, MAX_CELL_PAIRS
-from .features import Features, cell_pairs, city_features, lab_features
+from .features import CELL_RANGE, COORDINATES, KM_PER_LAT, KM_PER_LON, MAX_CELL_PAIRS, Features, cell_pairs, city_features, lab_features
 from .hyperparameters import Hyperparameters
 
 NAME = "taxifare"

@@ -19,7 +19,8 @@ STYLE = """
 .heat { fill: var(--a-edge); } .over { fill: var(--b); } .under { fill: var(--a-edge); }
 .whisker { stroke: var(--text); stroke-width: 1.2; fill: none; } .overall { stroke: var(--faint); stroke-dasharray: 4 3; }
 .curve { fill: none; stroke: var(--a-edge); stroke-width: 2; } .curve2 { fill: none; stroke: var(--b); stroke-width: 2; }
-.faded { stroke-width: 1; opacity: .5; } .dot { fill: var(--a-edge); } .dot2 { fill: var(--b); } .ideal { stroke: var(--faint); stroke-dasharray: 4 3; fill: none; }
+.faded { stroke-width: 1; opacity: .5; } .dot { fill: var(--a-edge); }
+.ideal { stroke: var(--faint); stroke-dasharray: 4 3; fill: none; }
 .bar2 { fill: var(--b); } .plus { fill: var(--b); } .minus { fill: var(--a-edge); }
 """
 

@@ -11,10 +11,12 @@ import numpy as np
 from .. import profile
 from ..columns import Category, Date
 from ..contract import Contract
-from ..data import Chunk, UnknownLabel, concatenate, take, unseen
+from ..data import Chunk, UnknownLabel, concatenate, unseen
+from ..data_report.sketches import RowSample
 from ..errors import UserError
 from ..reporting import log
 from ..rows import rows_of
+from . import explaining
 from . import metrics as measures
 from .kept import Examples, Kept
 from .paired import paired
@@ -24,7 +26,6 @@ from .slices import bucketings, changes, slices_of
 
 SCORE_ROWS = 100_000  # whose answers are kept for the trainer's own `score`
 USUAL = {REGRESSION: ("rmse", False), BINARY: ("auc", True), MULTICLASS: ("accuracy", True), MULTILABEL: ("micro_f1", True)}
-EXPLAINED = 64  # rows that are explained, drawn at random from the first chunks
 
 
 class Judging:
@@ -39,7 +40,7 @@ class Judging:
         self.order: np.ndarray | None = None  # the problem's classes among the other model's
         self.kept, self.examples, self.sums = Kept(contract.columns, hp.seed), Examples(), [measures.Sums(), measures.Sums()]
         self.profile = profile.Profile(contract.columns, contract.labels, hp.seed)
-        self.first: list[Chunk] = []
+        self.drawn = RowSample(hp.seed, explaining.rows_for(served))  # raw rows to explain
         self.scored: list[tuple[Outputs, Any]] | None = [] if "score" in contract.given else None
 
     def add(self, chunk: Chunk) -> None:
@@ -61,16 +62,17 @@ class Judging:
             self.sums[1].add(theirs)
         self.sums[0].add(judged)
         self.profile.add(chunk)
-        if not self.kept.rows or sum(map(rows_of, self.first)) < 10 * EXPLAINED:
-            self.first.append(take(chunk, slice(0, 4 * EXPLAINED)))
+        self.drawn.offer(rows_of(chunk), lambda taken: {name: chunk[name][taken] for name in self.served.specs})
         self.kept.add({**chunk, **(self.contract.slices(chunk) or {})}, kept)
         self.examples.add(self._ranks(judged), chunk, judged)
 
     def _begin(self, chunk: Chunk, outputs: Outputs) -> None:
         texts = [name for name in self.contract.labels if name in chunk and chunk[name].dtype == object]
         if texts and not self.classes and "encode_labels" not in self.contract.given:
-            log("WARNING", f"{self.served.uri} has no assets.extra/labels.txt, so what its classes are is not known: no metrics of {texts[0]}")
-            self.problem = Problem(OTHER, texts[0], objective=self.contract.objective.removeprefix("val_"), maximize=self.contract.maximize)
+            lacks = "has no assets.extra/labels.txt, so what its classes are is not known"
+            log("WARNING", f"{self.served.uri} {lacks}: no metrics of {texts[0]}")
+            objective = self.contract.objective.removeprefix("val_")
+            self.problem = Problem(OTHER, texts[0], objective=objective, maximize=self.contract.maximize)
         else:
             self.problem = understand(self.contract, self.classes, outputs, self._labels(chunk))
         self.logits = gives_logits(self.problem, outputs)
@@ -130,21 +132,27 @@ class Judging:
         found = self._metrics(mine, self.sums[0])
         problem = self.problem = self._with_objective(problem, found)
         buckets, drift = bucketings(self.kept, problem), self._drift()
+        rows = {name: self.drawn.column(name) for name in self.served.specs}
+        explanations, explained = explaining.explained(self.contract, self.served, rows, self.hp.seed)
         report = {
             "model": self.served.uri, "data": {"files": [], "rows": self.kept.rows}, "kind": problem.kind,
             "objective": problem.objective, "maximize": problem.maximize, "metrics": found,
             "slices": slices_of(problem, mine, buckets), "signature": self.served.described(),
             "skew": None if drift is None else {name: said["distance"] for name, said in drift.items()},
             "against": self._against(mine, theirs) if self.other is not None else None,
-            "details": _details(problem, mine), "explanations": None,
+            "details": _details(problem, mine), "explanations": explanations,
             "about": {
                 "label": problem.label, "output": problem.output, "classes": list(problem.classes), "loss": problem.loss,
-                "drifted": [name for name, said in (drift or {}).items() if said["drifts"]], "rows_kept": len(mine["loss"]), "weighted": bool((mine["weight"] != 1).any()),
+                "drifted": [name for name, said in (drift or {}).items() if said["drifts"]],
+                "rows_kept": len(mine["loss"]), "weighted": bool((mine["weight"] != 1).any()),
             },
         }  # fmt: skip
         if theirs and problem.kind != OTHER:
             report["details"]["changes"] = changes(mine, theirs, buckets)
-        plots = {"judged": mine, "theirs": theirs, "buckets": buckets, "examples": self.examples.listed(), "kept": self.kept, "problem": problem}
+        plots = {
+            "judged": mine, "theirs": theirs, "buckets": buckets, "examples": self.examples.listed(), "kept": self.kept, "problem": problem,
+            "explained": explained,
+        }  # fmt: skip
         return report, plots
 
     def _metrics(self, judged: Judged, sums: measures.Sums) -> dict[str, float]:

@@ -129,7 +129,8 @@ class Examples:
 
     def listed(self) -> list[dict[str, Any]]:
         """Return the rows in their order: {"row": {column: cell}, "judged": {name: number}}."""
-        return [
-            {"row": {name: values[i] for name, values in self.rows.items()}, "judged": {name: values[i] for name, values in self.judged.items()}}
-            for i in range(len(self.ranks))
-        ]
+
+        def of(i: int, columns: Mapping[str, np.ndarray]) -> dict[str, Any]:
+            return {name: values[i] for name, values in columns.items()}
+
+        return [{"row": of(i, self.rows), "judged": of(i, self.judged)} for i in range(len(self.ranks))]

@@ -16,14 +16,16 @@ from .slices import Bucketing, by_bucket
 
 SHOWN = 20  # slices in the table; the others are folded away
 STYLE = charts.STYLE + """
-.two { display: flex; flex-wrap: wrap; gap: 1rem 3rem; align-items: flex-start; } .two > * { max-width: 100%; } .legend b { font-weight: 400; }
+.two { display: flex; flex-wrap: wrap; gap: 1rem 3rem; align-items: flex-start; } .two > * { max-width: 100%; }
 .swatch { display: inline-block; width: .9em; height: .7em; margin-right: .4em; border-radius: 2px; }
 .matrix td, .matrix th { padding: .25rem .5rem; text-align: right; border: 1px solid var(--line); min-width: 2.6rem; }
 .matrix th { white-space: nowrap; } .few td { color: var(--faint); } .better { color: var(--c); } .worse { color: var(--warn); }
 .examples { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: .8rem; }
 .examples figure { margin: 0; background: var(--card); border-radius: 8px; padding: .6rem; font-size: .87rem; }
 .examples img { width: 100%; image-rendering: pixelated; border-radius: 4px; } .said { margin: .1rem 0; }
-td.text { text-align: left; min-width: 18rem; max-width: 46rem; overflow-wrap: anywhere; } mark { color: inherit; border-radius: 3px; }
+.words { margin: .35rem 0; overflow-wrap: anywhere; } .words mark { padding: .05rem .1rem; } .words b { font-weight: 600; }
+td.span { white-space: nowrap; } td.text { text-align: left; min-width: 18rem; max-width: 46rem; overflow-wrap: anywhere; }
+mark { color: inherit; border-radius: 3px; }
 """
 
 
@@ -48,7 +50,7 @@ def _page(report: Mapping[str, Any], plots: Mapping[str, Any]) -> Iterator[str]:
     yield from _by_column(report, plots)
     yield from _changes(report)
     yield from parts.examples(report, plots)
-    yield from parts.explanations(report)
+    yield from parts.explanations(report, plots)
     yield from _record(report)
     yield _method(report) + "</main></body></html>"
 
@@ -141,8 +143,12 @@ def _slice_table(report: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) 
         few = ' <span class="faint">(few rows)</span>' if each["few"] else ""
         metrics = [f"{each['metrics'][key]:.4g}" if each["metrics"].get(key) is not None else "-" for key in extra]
         cells = [f'<td class="left">{escape(each["column"])}</td>', f'<td class="place">{escape(each["value"])}{few}</td>']
-        rows.append([*cells, f"{each['rows']:,}", f"{value:.4g}", f"{low:.4g} to {high:.4g}", *metrics])
+        rows.append([*cells, f"{each['rows']:,}", f"{value:.4g}", _span(low, high), *metrics])
     return table(["column", "value", "rows", name, "95 % interval", *map(escape, extra)], rows)
+
+
+def _span(low: float, high: float, sign: str = "") -> str:
+    return f'<td class="span">{low:{sign}.3g} to {high:{sign}.3g}</td>'
 
 
 def _by_column(report: Mapping[str, Any], plots: Mapping[str, Any]) -> Iterator[str]:
@@ -186,7 +192,7 @@ def _changes(report: Mapping[str, Any]) -> Iterator[str]:
         low, high = each["interval"]
         kind = "worse" if each["difference"] > 0 else "better"
         cells = [f'<td class="left">{escape(each["column"])}</td>', f'<td class="place">{escape(each["value"])}</td>', f"{each['rows']:,}"]
-        rows.append([*cells, f'<td class="{kind}">{each["difference"]:+.3g}</td>', f"{low:+.3g} to {high:+.3g}"])
+        rows.append([*cells, f'<td class="{kind}">{each["difference"]:+.3g}</td>', _span(low, high, "+")])
     yield table(["column", "value", "rows", f"mean {escape(report['about']['loss'])}, difference", "95 % interval"], rows)
 
 
@@ -204,7 +210,9 @@ def _record(report: Mapping[str, Any]) -> Iterator[str]:
         yield '<p class="faint">No profile of the training rows is kept with the model, so skew was not measured.</p>'
     yield "<h2>Rows and signature</h2>"
     files = report["data"]["files"]
-    rows = [[f'<td class="place">{escape(each["path"])}</td>', f"{each['bytes']:,}", escape(each["checksum"][:23]) + "…"] for each in files[:50]]
+    rows = [
+        [f'<td class="place">{escape(each["path"])}</td>', f"{each['bytes']:,}", escape(each["checksum"][:23]) + "…"] for each in files[:50]
+    ]
     more = f" and {len(files) - 50} more" if len(files) > 50 else ""
     yield f"<details><summary>Files ({len(files)}{more})</summary>{table(['file', 'bytes', 'checksum'], rows)}</details>"
     signature = report["signature"]
@@ -218,12 +226,13 @@ def _record(report: Mapping[str, Any]) -> Iterator[str]:
 
 def _method(report: Mapping[str, Any]) -> str:
     about = report["about"]
-    paired = "Two models are compared by Student's paired t test of the differences of their losses, row by row. " if report["against"] else ""
+    test = "Two models are compared by Student's paired t test of the differences of their losses, row by row. "
     return (
         '<h2>How it was measured</h2><p class="faint">'
         f"The exported model was asked by its served signature. The loss of a row is the {escape(about['loss'])}. "
-        "Slices are parts of the rows by the values of one column: numbers in eight buckets of about equal rows, or by value where there are "
-        "no more than twelve. They are ordered by the lower end of the 95 % interval of their mean loss, those of fewer than 30 rows last: "
+        "Slices are parts of the rows by the values of one column: numbers in eight buckets of about equal rows, or by value where there "
+        "are no more than twelve. They are ordered by the lower end of the 95 % interval of their mean loss, those of fewer than 30 rows last: "
         "that end is what is certain of a slice. With many slices one in twenty intervals misses by chance. "
-        f"{paired}Skew is the Jensen-Shannon distance of the data report, 0 (alike) to 1; it is warned of from 0.1 on, where chance does not explain it.</p>"
+        f"{test if report['against'] else ''}Skew is the Jensen-Shannon distance of the data report, 0 (alike) to 1; it is warned of from "
+        "0.1 on, where chance does not explain it.</p>"
     )

@@ -14,8 +14,9 @@ import numpy as np
 from ..columns import Image
 from ..data import PATH
 from ..data_report.parts import shown
-from ..pages import table
+from ..pages import svg, table
 from . import charts
+from .explaining import by_size
 from .metrics import curve
 from .problem import ABSOLUTE, LOG, REGRESSION, SQUARED, ZERO_ONE
 
@@ -218,9 +219,67 @@ def thumbnail(content: bytes) -> str:
 # ------------------------------------------------------------------ explanations
 
 
-def explanations(report: Mapping[str, Any]) -> Iterator[str]:
+def explanations(report: Mapping[str, Any], plots: Mapping[str, Any]) -> Iterator[str]:
     """Yield how much each column moves the answers, and some answers taken apart."""
-    found = report.get("explanations")
+    found, examples = report.get("explanations"), plots["explained"]
     if not found:
         return
     yield "<h2>What the answers rest on</h2>"
+    how = f"Shapley values of {found['rows']} answers: what each input adds to the answer that the training rows' usual values get"
+    error, gap = found["largest_standard_error"], found["largest_approximation_error"]
+    noise = f", give or take up to {error:.2g} by the random orders" if error else ""
+    yield f'<p class="faint">{how}{noise}. They add up to the difference of both (largest gap {gap:.1g}).</p>'
+    yield '<div class="cards">'
+    if len(found["columns"]) > 1:
+        unit = report["about"]["label"] if report["kind"] == REGRESSION else "of the score"
+        rows = [{"name": name, "value": value, "told": f"{value:.3g}"} for name, value in list(found["columns"].items())[:30]]
+        title = f"Mean size of each column's share, {unit}"
+        yield _card(title, charts.bars(rows, None, title))
+    if all(kind not in ("text", "image") for kind in examples[0]["kinds"].values()):
+        yield from map(_taken_apart, examples)
+    yield "</div>"
+    for name, kind in examples[0]["kinds"].items():
+        if kind == "text":
+            yield from (_marked(each, name) for each in examples)
+        elif kind == "image":
+            yield f'<div class="examples">{"".join(_marked_image(each, name) for each in examples)}</div>'
+
+
+def _answer(example: Mapping[str, Any]) -> str:
+    name = example["output_display_name"]
+    return f"{name + ' ' if name else ''}{example['instance_output_value']:.4g}, from {example['baseline_output_value']:.4g}"
+
+
+def _taken_apart(example: Mapping[str, Any]) -> str:
+    rows = []
+    for name, share in by_size(example["attributions"])[:12]:
+        value = example["row"][name]
+        text = value.decode("utf-8", "replace") if isinstance(value, bytes) else shown(value)
+        rows.append((f"{name} {text}"[:44], share, f"{share:+.3g}"))
+    return _card(_answer(example), charts.signed_bars(rows, f"Shares of the inputs: {_answer(example)}"))
+
+
+def _marked(example: Mapping[str, Any], name: str) -> str:
+    """Return a text whose words are marked by their shares."""
+    words, shares = example["row"][name].decode("utf-8", "replace").split(), example["attributions"][name]
+    strongest = max(map(abs, shares), default=0) or 1.0
+    marked = []
+    for word, share in zip(words[:150], shares):
+        color = "--c" if share > 0 else "--b"
+        back = f"color-mix(in srgb, var({color}) {65 * abs(share) / strongest:.0f}%, transparent)"
+        marked.append(f'<mark style="background: {back}" title="{share:+.3g}">{escape(word)}</mark>')
+    return f'<p class="words"><b>{escape(_answer(example))}:</b> {" ".join(marked)}</p>'
+
+
+def _marked_image(example: Mapping[str, Any], name: str) -> str:
+    """Return an image with its parts coloured by their shares."""
+    grid = example["attributions"][name]
+    strongest, size, cells = max(abs(share) for row in grid for share in row) or 1.0, 100 / len(grid), []
+    for i, row in enumerate(grid):
+        for j, share in enumerate(row):
+            place = f'x="{j * size:.1f}" y="{i * size:.1f}" width="{size:.1f}" height="{size:.1f}"'
+            color, shade = "var(--c)" if share > 0 else "var(--b)", 0.7 * abs(share) / strongest
+            cells.append(f'<rect {place} fill="{color}" fill-opacity="{shade:.2f}"><title>{share:+.3g}</title></rect>')
+    picture = f'<image href="{thumbnail(example["row"][name])}" width="100" height="100" preserveAspectRatio="none"/>'
+    drawn = svg("Parts of the image by their shares: green for, orange against", 100, 100, [picture, *cells])
+    return f'<figure>{drawn}<p class="said">{escape(_answer(example))}</p></figure>'
