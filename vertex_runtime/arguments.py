@@ -76,6 +76,8 @@ class RunOptions:
     profile: str = option("", "A,B: write a profile of the steps from A to B to the log directory")
     plan: str = option("no", "say as JSON what would be trained, and stop: by the flags, the model or the data", choices=PLANS, bare="data")
     data_report: str = option("", "write a report on the data, *.html and *.json, there or beside the outputs, and stop", bare=BESIDE)
+    evaluate: str = option("", "evaluate this exported model on --eval_data_path, write evaluation.json and .html to D, and stop")
+    against: str = option("", "of --evaluate: another model, which is asked the same rows")
     ledger: str = option("", "append a hash of every row fed to every step to this file (for tests)")
 
 

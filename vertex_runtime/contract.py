@@ -102,6 +102,9 @@ class ModelModule(Protocol):
     def score(self, outputs: Mapping[str, np.ndarray], labels: Any) -> float:
         """Return a metric of served answers, for the gate. Default: the objective's own metric, where outputs are as they are."""
 
+    def slices(self, chunk: data.Chunk) -> Mapping[str, np.ndarray]:
+        """Return quantities by which an evaluation's errors are looked at, beside the columns: numbers or texts [rows]. Default: none."""
+
     def extra_files(self, facts: Facts) -> dict[str, str]:
         """Return texts to put into `assets.extra` of the SavedModel, by name. Default: labels.txt for classes."""
 
