@@ -1,0 +1,1 @@
+"""How well an exported model does on rows with labels, and whether that is good enough to serve."""
