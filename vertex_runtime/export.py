@@ -114,10 +114,15 @@ class Exporter:
         """Write the SavedModel with the copies as they are."""
         with tf.device("/cpu:0"):
             tf.saved_model.save(self.module, directory, signatures={"serving_default": self.serve})
-        for name, text in self.contract.extra_files(self.facts).items():
-            os.makedirs(f"{directory}/assets.extra", exist_ok=True)
-            with open(f"{directory}/assets.extra/{name}", "w", encoding="utf-8") as file:
-                file.write(text)
+        put_beside(directory, self.contract.extra_files(self.facts))
+
+
+def put_beside(directory: str, texts: Mapping[str, str]) -> None:
+    """Write texts into `assets.extra` of a SavedModel, by name."""
+    for name, text in texts.items():
+        os.makedirs(f"{directory}/assets.extra", exist_ok=True)
+        with open(f"{directory}/assets.extra/{name}", "w", encoding="utf-8") as file:
+            file.write(text)
 
 
 class Rehearsal:
@@ -166,13 +171,15 @@ class Rehearsal:
 
 
 def publish(
-    exporter: Exporter, prepare: Preparer, sample: Chunk, outputs: Outputs, tolerance: float, events: Events, step: int
-) -> dict[str, float]:
+    exporter: Exporter, prepare: Preparer, sample: Chunk, outputs: Outputs, tolerance: float, events: Events, step: int,
+    extra: Mapping[str, str] | None = None,
+) -> dict[str, float]:  # fmt: skip
     """Export, check and publish the trained model.
 
     Args:
         sample: raw evaluation rows with their labels, for the gate.
         tolerance: largest |served - trained| / max(1, |trained|).
+        extra: texts for `assets.extra`, by name.
 
     Returns:
         What the gate measured: rows, largest difference, metric of both paths.
@@ -183,6 +190,7 @@ def publish(
     stage = tempfile.mkdtemp(prefix="model-") if is_remote(outputs.model) else f"{outputs.model}.part"
     shutil.rmtree(stage, ignore_errors=True)  # ours: what a killed export left
     exporter.save(stage)
+    put_beside(stage, extra or {})
     events.enter("export", step)
     report, worst = compare(exporter, prepare, sample, stage)
     if not report["largest_difference"] <= tolerance or not report["metric_difference"] <= tolerance:

@@ -33,9 +33,11 @@ from .errors import Preempted, UserError
 from .inputs import Inputs
 from .loop import Trainer, end_by_sigterm
 from .outputs import Outputs, prepare, record, seal, versions, write_json
+from .profile import NAME as PROFILE
 from .reporting import Events, Hypertune, Progress, Scalars, format_metrics, log
 from .rows import CachedRows, MemoryRows, Share
 from .steps import Plan, Steps, optimizers
+from .training_profile import text_of, training_profile
 
 Restored = tuple[dict[str, np.ndarray], dict[str, Any]]
 SAME = 1e-4  # relative: evaluations of one model by two sources that differ in nothing that counts
@@ -306,8 +308,12 @@ def finish(run: Run, inputs: Inputs, trainer: Trainer, metrics: dict[str, float]
     tolerance = max(tolerance, 2e-2) if reduced_precision(trainer.model) and not run.options.skew_tolerance else tolerance
     if trainer.rehearsal is not None:
         trainer.rehearsal.check()
+    profile = training_profile(inputs)
+    extra = {PROFILE: text_of(profile)} if profile else {}
     with blame(run.contract.module, "the export"):
-        gate = export.publish(trainer.exporter, inputs.prepare, inputs.sample, run.outputs, tolerance, run.events, state["step"])
+        gate = export.publish(trainer.exporter, inputs.prepare, inputs.sample, run.outputs, tolerance, run.events, state["step"], extra)
+    if profile:
+        write_json(records, PROFILE, profile)
     write_json(records, "metrics.json", metrics | {"skew_gate": gate} | common)
     write_run(run, inputs, trainer, "out of time" if trainer.out_of_time else "finished")
     seal(records)
