@@ -30,9 +30,8 @@ class ModelEvaluations:
         if not isinstance(messages.plain(request.model_evaluation.metrics), dict):
             raise ApiError("INVALID_ARGUMENT", "modelEvaluation.metrics takes an object.", "modelEvaluation.metrics")
         name = self._local.new_name(version["name"], _EVALUATIONS)
-        document = {
-            **messages.to_json(request.model_evaluation), "name": name, "createTime": job_record.now(), "modelVersionId": version["versionId"],
-        }  # fmt: skip
+        own = {"name": name, "createTime": job_record.now(), "modelVersionId": version["versionId"]}
+        document = {**messages.to_json(request.model_evaluation), **own}
         return messages.read(self._local.records.add(name, _EVALUATIONS, document), "ModelEvaluation")
 
     def get_model_evaluation(self, request: types.GetModelEvaluationRequest) -> types.ModelEvaluation:
@@ -62,14 +61,14 @@ class ModelEvaluations:
             raise ApiError("INVALID_ARGUMENT", text, "modelEvaluationSlices")
         for place, each in enumerate(slices):
             where = f"modelEvaluationSlices[{place}]."
-            messages.required(each, "slice", "slice.dimension", "metrics", where=where)
+            messages.required(each, "slice_.dimension", "metrics", where=where)
             _check_schema(each.metrics_schema_uri or evaluation["metricsSchemaUri"], f"{where}metricsSchemaUri")
         names = []
         for each in slices:
             document = {"metricsSchemaUri": evaluation["metricsSchemaUri"], **messages.to_json(each), "createTime": job_record.now()}
             names.append(self._local.new_name(evaluation["name"], _SLICES))
             self._local.records.add(names[-1], _SLICES, {**document, "name": names[-1]})
-        dimensions = {each.slice.dimension for each in slices}
+        dimensions = {each.slice_.dimension for each in slices}
         self._local.records.change(
             evaluation["name"], lambda kept: kept.update(sliceDimensions=sorted({*kept.get("sliceDimensions", []), *dimensions}))
         )
