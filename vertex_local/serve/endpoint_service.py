@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..job import images
 from ..local import job_record
 from . import lists, messages, models
 from .local import Local, location_of
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 _CHANGEABLE = ("display_name", "description", "labels", "traffic_split")
 _ID = re.compile("[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _DEPLOYED_ID = re.compile("[a-zA-Z0-9_-]{1,128}")
-_SERVES_SAVED_MODELS = re.compile(r"(tensorflow/serving|tf[-_]?serving|tensorflow-serving)[\w.-]*([:@].*)?")
 _PRIVATE = ("network", "enable_private_service_connect", "private_service_connect_config", "dedicated_endpoint_enabled")
 
 
@@ -80,7 +78,7 @@ class EndpointService:
         messages.unsupported(request.deployed_model, ("explanation_spec",), where="deployedModel.")
         parent = location_of(request.endpoint)
         model = models.version(self._local, models.full_name(parent, request.deployed_model.model))
-        _check_image(model["containerSpec"]["imageUri"])
+        models.check_image(model["containerSpec"]["imageUri"])
         deployed = self._deployed(request.deployed_model, endpoint["name"], model)
         split = {deployed["id"] if key == "0" else key: share for key, share in request.traffic_split.items()}
         _check_deployment(endpoint, deployed["id"], split)
@@ -121,13 +119,6 @@ class EndpointService:
         """Change an endpoint's record in one step, so that of two changes at once each sees the other's, and return it."""
         document = job_record.update(self._local.records, name, change)
         return document or self._local.known(name)
-
-
-def _check_image(image: str) -> None:
-    row = images.find(image)
-    if not (row and row.role == "serving") and not _SERVES_SAVED_MODELS.search(image):
-        text = f"the local service answers with the SavedModel, as prebuilt TensorFlow serving images do; it cannot run {image[:200]!r}."
-        raise ApiError("UNIMPLEMENTED", text, "model.containerSpec.imageUri")
 
 
 def _ids(endpoint: Mapping[str, Any]) -> list[str]:
