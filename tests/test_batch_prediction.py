@@ -10,14 +10,13 @@ import json
 import re
 import shutil
 import struct
-import sys
 import threading
 import tracemalloc
 
 import pytest
 from conftest import ROOT
 from test_local_support import alive, wait_for
-from test_serve_support import Service, mark_of, write_object
+from test_serve_support import Service, echo_service, mark_of, write_object
 
 pytest.importorskip("google.cloud.aiplatform", reason="google-cloud-aiplatform is not installed")
 pytest.importorskip("google.cloud.storage", reason="google-cloud-storage is not installed")
@@ -147,17 +146,6 @@ def test_bad_instances_are_counted_and_told_with_their_place(service, model):
 
 
 # ------------------------------------------------------------------ what the model says does not matter here
-
-
-def echo_service(folder, source: str = "") -> Service:
-    """Start a service whose models answer with their instances, after what `source` does with each request's."""
-    program = folder / "echo"
-    program.write_text(
-        f"#!{sys.executable}\nimport json, sys, time\nfor line in sys.stdin:\n    instances = json.loads(line)['instances']\n"
-        f"    {source or 'pass'}\n    print(json.dumps({{'predictions': instances}}), flush=True)\n"
-    )
-    program.chmod(0o755)
-    return Service(folder, f"--project_dir={ROOT}", f"--python={program}")
 
 
 def echo_model(service: Service) -> str:

@@ -18,8 +18,9 @@ COMMANDS = {
     "copy": ("vertex_submit.copy_files", "copy files to Cloud Storage or from there: parallel, resumed, compared by checksum"),
     "env": ("vertex_local.serve.env", "print the lines that lead gcloud and Python programs to the running service"),
     "serve": ("vertex_local.serve.command", "a job service on this machine that answers gcloud and the Python SDK"),
+    "watch": ("vertex_local.serve.watch", "compare what an endpoint is asked with its model's training rows; warn, start a pipeline"),
 }
-EXTRAS = {"env": "serve", "serve": "serve", "tune": "tune"}  # of setup.py, which a command needs
+EXTRAS = {"env": "serve", "serve": "serve", "tune": "tune", "watch": "serve"}  # of setup.py, which a command needs
 
 
 def main(argv: Sequence[str] | None = None) -> int:

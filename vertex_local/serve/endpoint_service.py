@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..local import job_record
-from . import lists, messages, models
+from . import lists, messages, models, samples
 from .local import Local, location_of
 from .operations import OperationPool
 from .rest import ApiError
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from google.longrunning import operations_pb2
     from google.protobuf.message import Message
 
-_CHANGEABLE = ("display_name", "description", "labels", "traffic_split")
+_CHANGEABLE = ("display_name", "description", "labels", "traffic_split", "predict_request_response_logging_config")
 _ID = re.compile("[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _DEPLOYED_ID = re.compile("[a-zA-Z0-9_-]{1,128}")
 _PRIVATE = ("network", "enable_private_service_connect", "private_service_connect_config", "dedicated_endpoint_enabled")
@@ -40,6 +40,7 @@ class EndpointService:
         name = f"{request.parent}/endpoints/{wanted}" if wanted else self._local.new_name(request.parent, "endpoints")
         given = messages.to_json(request.endpoint)
         kept = {key: value for key, value in given.items() if key not in ("deployedModels", "trafficSplit")}
+        samples.check_config(kept)
         now = job_record.now()
         document = self._local.records.add(name, "endpoints", {**kept, "name": name, "createTime": now, "updateTime": now})
         return self._operations.finished(request.parent, "CreateEndpointOperationMetadata", ("Endpoint", document))
@@ -56,6 +57,8 @@ class EndpointService:
         """Change an endpoint's texts, labels and traffic split."""
         changed = messages.changes(request.endpoint, request.update_mask, _CHANGEABLE)
 
+        samples.check_config(changed)
+
         def change(document: dict[str, Any]) -> None:
             if changed.get("trafficSplit"):
                 _check_split(changed["trafficSplit"], _ids(document))
@@ -64,11 +67,12 @@ class EndpointService:
         return messages.read(self._changed(request.endpoint.name, change), "Endpoint")
 
     def delete_endpoint(self, request: types.DeleteEndpointRequest) -> operations_pb2.Operation:
-        """Forget an endpoint on which nothing is deployed."""
+        """Forget an endpoint on which nothing is deployed, and what it was asked."""
         endpoint = self._local.known(request.name)
         if endpoint.get("deployedModels"):
             raise ApiError("FAILED_PRECONDITION", f"{endpoint['name']} has deployed models; undeploy them first.")
         self._local.records.remove(endpoint["name"])
+        samples.Samples(self._local.state).forget(endpoint["name"])
         return self._operations.finished(location_of(endpoint["name"]), "DeleteOperationMetadata", None)
 
     def deploy_model(self, request: types.DeployModelRequest) -> operations_pb2.Operation:
