@@ -19,8 +19,9 @@ COMMANDS = {
     "env": ("vertex_local.serve.env", "print the lines that lead gcloud and Python programs to the running service"),
     "console": ("vertex_local.console.command", "print an address that opens the running service's console in a browser"),
     "serve": ("vertex_local.serve.command", "a job service on this machine that answers gcloud and the Python SDK"),
+    "watch": ("vertex_local.serve.watch", "compare what an endpoint is asked with its model's training rows; warn, start a pipeline"),
 }
-EXTRAS = {"console": "serve", "env": "serve", "serve": "serve", "tune": "tune"}  # of setup.py, which a command needs
+EXTRAS = {"console": "serve", "env": "serve", "serve": "serve", "tune": "tune", "watch": "serve"}  # of setup.py, which a command needs
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -129,12 +129,17 @@ def _field(kind: jobs.Kind) -> str:
 
 
 def _client(service: Service, kind: jobs.Kind) -> Any:
+    return client(service, "PipelineServiceClient" if kind is jobs.PIPELINE else "JobServiceClient")
+
+
+def client(service: Service, name: str) -> Any:
+    """Return a client of one of the API's services, such as ModelServiceClient, set up as `start` sets up the SDK."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        from google.cloud.aiplatform_v1 import JobServiceClient, PipelineServiceClient
-    client = PipelineServiceClient if kind is jobs.PIPELINE else JobServiceClient
+        from google.cloud import aiplatform_v1
     endpoint = {"api_endpoint": service.options.get("api_endpoint") or service.url.removeprefix("https://")}
-    return client(credentials=service.credentials, client_options=endpoint, transport="rest" if service.redirected else None)
+    made = getattr(aiplatform_v1, name)
+    return made(credentials=service.credentials, client_options=endpoint, transport="rest" if service.redirected else None)
 
 
 # ------------------------------------------------------------------ credentials

@@ -16,7 +16,10 @@ from ..job import times
 from . import records
 from .report import Follower
 
-_OF_THE_RECORD = ("name", "createTime", "startTime", "endTime", "updateTime", "state", "error", "trials", "trainingTaskMetadata")
+_OF_THE_RECORD = (
+    "name", "createTime", "startTime", "endTime", "updateTime", "state", "error", "trials", "trainingTaskMetadata", "outputInfo",
+    "completionStats", "partialFailures",
+)  # fmt: skip
 _LONGEST = 100  # characters of a value that are shown
 _NONE = "-"
 

@@ -20,7 +20,7 @@ from typing import Any
 from ..job.times import now
 from .store import Store, private_folder
 
-KINDS = ("customJobs", "hyperparameterTuningJobs", "trainingPipelines", "pipelineJobs")
+KINDS = ("customJobs", "hyperparameterTuningJobs", "batchPredictionJobs", "trainingPipelines", "pipelineJobs")
 SUCCEEDED, FAILED, CANCELLED = ENDED = ("SUCCEEDED", "FAILED", "CANCELLED")
 LOCK = ".lock"
 SERVICE_LOCK = "serve/lock"  # held by the service of a state folder, whose queue the jobs that are PENDING stand in

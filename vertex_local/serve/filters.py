@@ -126,8 +126,8 @@ def parse(text: str, lookup: Lookup) -> Filter:
 
 
 def camel(name: str) -> str:
-    """Return `display_name` as `displayName`."""
-    return re.sub("_([a-z])", lambda match: match[1].upper(), name)
+    """Return `display_name` as `displayName`, and `slice_.value`, whose name Python has taken, as `slice.value`."""
+    return re.sub(r"_(?:([a-z])|(?=\.|$))", lambda match: (match[1] or "").upper(), name)
 
 
 def lookup(item: Mapping[str, Any], name: str) -> Any:

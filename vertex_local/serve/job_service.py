@@ -1,10 +1,10 @@
-"""google.cloud.aiplatform.v1.JobService: custom jobs and hyperparameter tuning jobs."""
+"""google.cloud.aiplatform.v1.JobService: custom jobs and hyperparameter tuning jobs; batch predictions are in batch_service.py."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import jobs, lists, messages, runs
+from . import batch_service, jobs, lists, messages, runs
 from .local import Local, location_of
 from .operations import OperationPool
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 _CUSTOM, _TUNING = "customJobs", "hyperparameterTuningJobs"
 
 
-class JobService:
-    """Jobs as messages; they run as `python -m vertex_local run` and `tune` run them."""
+class JobService(batch_service.BatchPredictionJobs):
+    """Jobs as messages; custom and tuning jobs run as `python -m vertex_local run` and `tune` run them."""
 
     def __init__(self, local: Local, operations: OperationPool):
         self._local, self._operations = local, operations

@@ -1,4 +1,4 @@
-"""What custom jobs, tuning jobs and training pipelines have in common: made, run in their turn, cancelled, forgotten."""
+"""What custom jobs, tuning jobs, batch predictions and training pipelines have in common: made, run in their turn, cancelled, forgotten."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LONGEST_NAME = 128
 # What only the service sets.
 _OUTPUT_ONLY = (
     "name", "state", "createTime", "startTime", "endTime", "updateTime", "error", "trials", "webAccessUris", "trainingTaskMetadata",
-    "satisfiesPzs", "satisfiesPzi",
+    "satisfiesPzs", "satisfiesPzi", "modelVersionId", "outputInfo", "completionStats", "partialFailures", "resourcesConsumed",
 )  # fmt: skip
 
 # How a job ended: its state, and the error of one that failed.
@@ -39,10 +39,10 @@ def check_name(job: Message) -> None:
         raise ApiError("INVALID_ARGUMENT", f"displayName may have {LONGEST_NAME} characters at most.", "displayName")
 
 
-def create(local: Local, parent: str, kind: str, job: Message, work: Work) -> dict[str, Any]:
-    """Keep a new job that has been checked, let it run when it is its turn, and return its record."""
+def create(local: Local, parent: str, kind: str, job: Message, work: Work, **more: Any) -> dict[str, Any]:
+    """Keep a new job that has been checked, let it run when it is its turn, and return its record, which has `more` fields."""
     name = local.new_name(parent, kind)
-    document = job_record.add(local.records, name, kind, kept(job))
+    document = job_record.add(local.records, name, kind, {**kept(job), **more})
     try:
         local.executor.start(
             name, lambda cancel: _run(local, name, work, cancel), lambda: _end(local, name, *as_seen(local, "CANCELLED", None))

@@ -16,7 +16,8 @@ DEFAULT_SIZE, LARGEST_SIZE = 100, 1000
 
 
 def page(
-    records: store.Store, kind: str, request: Message, parent: str = "", shown: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None
+    records: store.Store, kind: str, request: Message, parent: str = "",
+    shown: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None, only: Callable[[dict[str, Any]], bool] | None = None,
 ) -> tuple[list[dict[str, Any]], str]:  # fmt: skip
     """Return the records of one page of a list, newest first unless the request has another order, and the next page's token.
 
@@ -24,15 +25,20 @@ def page(
         request: a List request: `parent`, `filter`, `page_size`, `page_token` and perhaps `order_by`.
         parent: whose records to list, by default the request's `parent`.
         shown: returns of a record what the filter looks at, by default the record itself.
+        only: says which records belong to the list at all, by default every one.
     """
     accepts = parsed_filter(request.filter)
     order, descending = _order(getattr(request, "order_by", ""))
     states = accepts.values("state")
     state = next(iter(states)) if states is not None and len(states) == 1 else None
+
+    def passes(document: dict[str, Any]) -> bool:
+        return (only is None or only(document)) and accepts(shown(document) if shown else document)
+
     try:
         found = records.page(
             kind, parent or request.parent, size(request), request.page_token, order=order, descending=descending, state=state,
-            accepts=None if type(accepts) is filters.Filter else lambda document: accepts(shown(document) if shown else document),
+            accepts=None if type(accepts) is filters.Filter and only is None else passes,
         )  # fmt: skip
     except store.BadToken as error:
         raise ApiError("INVALID_ARGUMENT", f"pageToken: {error}.", "pageToken") from None

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..job import buckets
+from ..job import buckets, images
 from ..local import job_record
-from . import messages
+from . import instances, messages
 from .local import Local
 from .rest import ApiError
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # As the API's reference gives it for `Model.version_aliases`.
 _ALIAS = re.compile("[a-z][a-zA-Z0-9-]{0,126}[a-z0-9]")
+_SERVES_SAVED_MODELS = re.compile(r"(tensorflow/serving|tf[-_]?serving|tensorflow-serving)[\w.-]*([:@].*)?")
 _MODEL_ID = re.compile("[a-z_][a-z0-9_-]{0,62}")
 
 
@@ -67,8 +68,8 @@ def _add_version(record: dict[str, Any], document: Mapping[str, Any], now: str) 
     record["versions"][version] = {
         **document, "name": record["name"], "versionId": version, "versionAliases": aliases, "createTime": record["createTime"],
         "updateTime": now, "versionCreateTime": now, "versionUpdateTime": now,
-        "supportedDeploymentResourcesTypes": ["DEDICATED_RESOURCES"], "supportedInputStorageFormats": ["jsonl"],
-        "supportedOutputStorageFormats": ["jsonl"],
+        "supportedDeploymentResourcesTypes": ["DEDICATED_RESOURCES"], "supportedInputStorageFormats": list(instances.FORMATS),
+        "supportedOutputStorageFormats": ["jsonl", "csv"],
     }  # fmt: skip
 
 
@@ -127,6 +128,14 @@ def folder(local: Local, document: Mapping[str, Any]) -> Path:
         return Path(buckets.to_path(uri, local.buckets))
     except buckets.BucketError as error:
         raise ApiError("INVALID_ARGUMENT", str(error), "model.artifactUri") from None
+
+
+def check_image(image: str) -> None:
+    """Refuse a serving container that does more than to answer with the SavedModel."""
+    row = images.find(image)
+    if not (row and row.role == "serving") and not _SERVES_SAVED_MODELS.search(image):
+        text = f"the local service answers with the SavedModel, as prebuilt TensorFlow serving images do; it cannot run {image[:200]!r}."
+        raise ApiError("UNIMPLEMENTED", text, "model.containerSpec.imageUri")
 
 
 def check_not_deployed(local: Local, name: str, version: str | None) -> None:

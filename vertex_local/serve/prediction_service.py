@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
-from . import messages, models
+from . import messages, models, samples
 from .local import Local
 from .rest import ApiError
 
@@ -19,7 +19,7 @@ class PredictionService:
     """Predictions of deployed models."""
 
     def __init__(self, local: Local):
-        self._local = local
+        self._local, self._samples = local, samples.Samples(local.state)
 
     def predict(self, request: types.PredictRequest) -> types.PredictResponse:
         """Answer instances with the deployed model that the traffic split draws."""
@@ -38,10 +38,10 @@ class PredictionService:
             raise ApiError("FAILED_PRECONDITION", text)
         chosen = deployed[random.choices(list(shares), list(shares.values()))[0]]
         model = models.version(self._local, f"{chosen['model']}@{chosen['modelVersionId']}")
-        predictions = self._local.predictors.ask(
-            f"{endpoint['name']}/deployedModels/{chosen['id']}", str(models.folder(self._local, model)),
-            [messages.plain(each) for each in request.instances],
-        )  # fmt: skip
+        instances = [messages.plain(each) for each in request.instances]
+        key = f"{endpoint['name']}/deployedModels/{chosen['id']}"
+        predictions = self._local.predictors.ask(key, str(models.folder(self._local, model)), instances)
+        self._samples.add(endpoint, chosen["id"], instances, predictions)
         return messages.new(
             "PredictResponse", predictions=[messages.value(each) for each in predictions], deployed_model_id=chosen["id"],
             model=chosen["model"], model_display_name=model["displayName"], model_version_id=chosen["modelVersionId"],

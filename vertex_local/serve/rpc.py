@@ -117,10 +117,9 @@ _FEATURES = {
 }  # fmt: skip
 # The same for parts of the services that are answered here otherwise.
 _PARTS = {
-    "Explain": "Explanations", "BatchPredictionJob": "Batch predictions", "DataLabelingJob": "Data labeling",
-    "NasJob": "Neural architecture search",
+    "Explain": "Explanations", "DataLabelingJob": "Data labeling", "NasJob": "Neural architecture search",
     "NasTrial": "Neural architecture search", "ModelDeploymentMonitoring": "Model monitoring", "ModelMonitoring": "Model monitoring",
-    "PipelineJob": "Pipeline jobs", "ModelEvaluation": "Model evaluations", "EvaluatedAnnotation": "Model evaluations",
+    "PipelineJob": "Pipeline jobs", "EvaluatedAnnotation": "Evaluated annotations",
     "RawPredict": "Raw predictions", "StreamingPredict": "Streaming predictions", "GenerateContent": "Generative models",
     "DatasetVersion": "Versions of data sets", "Annotation": "Annotations of data sets", "DataItem": "Items of data sets",
     "SavedQuer": "Saved queries", "Location": "Locations", "Iam": "Access policies",

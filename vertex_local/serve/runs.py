@@ -38,7 +38,7 @@ def custom(local: Local, job: Message, field: str, variables: Mapping[str, str] 
 
     def work(name: str, cancel: threading.Event) -> End:
         options = _options(local, name)
-        log = _Log(local.state / "jobs" / str(options.job_id), lambda: job_record.running(local.records, name))
+        log = Log(local.state / "jobs" / str(options.job_id), lambda: job_record.running(local.records, name))
         result = cluster.run(checked, options, variables=variables, report=log, cancel=cancel)
         log.say(f"job {result.job_id}: {result.state}")
         return _end(result)
@@ -130,7 +130,7 @@ def _errors_of(field: str, own: str) -> Iterator[None]:
         raise ApiError("INVALID_ARGUMENT", text, where) from None
 
 
-class _Log(report.Quiet):
+class Log(report.Quiet):
     """Keeps what is said about the job as a whole beside its replicas' logs; the first update means that they run."""
 
     def __init__(self, folder: Path, started: Callable[[], None]):
