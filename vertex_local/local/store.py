@@ -25,6 +25,7 @@ CREATE TABLE IF NOT EXISTS resources (
 CREATE INDEX IF NOT EXISTS by_parent ON resources (kind, parent, created, name);
 CREATE INDEX IF NOT EXISTS by_state ON resources (kind, parent, json_extract(document, '$.state'), created, name);
 CREATE INDEX IF NOT EXISTS by_id ON resources (id);
+CREATE INDEX IF NOT EXISTS by_uri ON resources (parent, json_extract(document, '$.uri')) WHERE kind = 'artifacts';
 CREATE TABLE IF NOT EXISTS objects (
   bucket TEXT, name TEXT, generation INTEGER, document TEXT NOT NULL, PRIMARY KEY (bucket, name));
 CREATE TABLE IF NOT EXISTS links (
@@ -101,6 +102,11 @@ class Store:
         """Return the documents of these kinds, by default of any, whose id, the last part of the name, is `number`."""
         rows = self._run("SELECT kind, document FROM resources WHERE id = ?", number)
         return [json.loads(document) for kind, document in rows if not kinds or kind in kinds]
+
+    def artifacts_at(self, uri: str, store: str) -> list[dict[str, Any]]:
+        """Return the artifacts of a metadata store that stand for what lies at an address, the newest first."""
+        where = "kind = 'artifacts' AND parent = ? AND json_extract(document, '$.uri') = ? ORDER BY created DESC, name"
+        return [json.loads(row[0]) for row in self._run(f"SELECT document FROM resources WHERE {where}", store, uri)]
 
     def has_id(self, number: str) -> bool:
         """Return whether any resource has that id, which is the last part of its name."""

@@ -123,7 +123,8 @@ _PARTS = {
     "PipelineJob": "Pipeline jobs", "ModelEvaluation": "Model evaluations", "EvaluatedAnnotation": "Model evaluations",
     "RawPredict": "Raw predictions", "StreamingPredict": "Streaming predictions", "GenerateContent": "Generative models",
     "DatasetVersion": "Versions of data sets", "Annotation": "Annotations of data sets", "DataItem": "Items of data sets",
-    "BlobData": "Blobs of TensorBoard", "TensorboardUsage": "Usage of TensorBoard", "TensorboardSize": "Sizes of TensorBoard",
+    "BlobData": "Blobs of TensorBoard", "TensorboardUsage": "Figures on TensorBoard's use",
+    "TensorboardSize": "Figures on TensorBoard's size",
     "SavedQuer": "Saved queries", "Location": "Locations", "Iam": "Access policies",
 }  # fmt: skip
 
