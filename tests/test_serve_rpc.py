@@ -246,8 +246,8 @@ def test_a_name_with_a_nul_is_refused(house):
 @pytest.mark.parametrize(
     "verb, path, says",
     [
-        ("GET", "metadataStores/default/contexts", "Experiments and ML Metadata are not imitated"),
-        ("POST", "tensorboards", "Vertex AI TensorBoard instances are not imitated"),
+        ("GET", "tensorboards/1/experiments/e/runs/r/timeSeries/1:readBlobData", "Blobs of TensorBoard are not imitated"),
+        ("GET", "tensorboards/1:readSize", "Figures on TensorBoard's size are not imitated"),
         ("POST", "endpoints/1:explain", "Explanations are not imitated"),
         ("POST", "modelDeploymentMonitoringJobs", "Model monitoring are not imitated"),
         ("GET", "featurestores", "Feature Store are not imitated"),

@@ -21,7 +21,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from . import bucket_manifest, columns, predict
+from . import bucket_manifest, checksums, columns, predict
 from .contract import Contract, blame
 from .data import Chunk, concatenate, take
 from .errors import FAILED, UserError
@@ -45,6 +45,7 @@ class Exporter:
 
     def __init__(self, contract: Contract, network: keras.Model, prepare: Preparer):
         self.contract, self.network, self.facts = contract, network, prepare.facts
+        self.checksum: str | None = None  # of the files that were published
         self.module = tf.Module()
         with tf.device("/cpu:0"):
             state = network.trainable_variables + network.non_trainable_variables
@@ -99,6 +100,14 @@ class Exporter:
                         f"the served graph calls Python ({op.name}), which no server has: write preprocess, outputs and the model's "
                         "call in TensorFlow operations, without tf.py_function and tf.numpy_function."
                     )
+
+    def signature(self) -> dict[str, dict[str, Any]]:
+        """Return type and shape of each input and output that is served."""
+        made_of = {"inputs": self.serve.structured_input_signature[1], "outputs": self.serve.structured_outputs}
+        return {
+            side: {name: {"dtype": spec.dtype.name, "shape": spec.shape.as_list()} for name, spec in sorted(specs.items())}
+            for side, specs in made_of.items()
+        }
 
     def expect(self, features: Any) -> dict[str, tf.Tensor]:
         """Return what the trained network answers on prepared features, by the path that training takes."""
@@ -207,6 +216,7 @@ def publish(
     reason = exporter.save_keras(stage)
     where = f"{outputs.model}/assets.extra/model.keras, for keras.saving.load_model" if reason is None else f"no model.keras ({reason})"
     log("INFO", f"for fine-tuning: {where}")
+    exporter.checksum = checksums.of_folder(stage)
     _publish(stage, outputs.model, outputs.records)
     return report
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..job import buckets, images
 from ..local import job_record
+from ..metadata import lineage
 from . import instances, messages
 from .local import Local
 from .rest import ApiError
@@ -55,7 +56,12 @@ def upload(local: Local, parent: str, model: Message, model_id: str, parent_mode
     if not parent_model:
         local.records.add(name, "models", {"name": name, "versions": {}, "createTime": now, "updateTime": now})
     record = change(local, name, lambda record: _add_version(record, document, now))
-    return record["versions"][str(record["last"])]
+    version = record["versions"][str(record["last"])]
+    try:
+        lineage.record_upload(local.records, version, folder(local, version))
+    except OSError as error:  # the model is there all the same
+        local.say(f"note: {name}@{version['versionId']} is not in ML Metadata: {error}")
+    return version
 
 
 def _add_version(record: dict[str, Any], document: Mapping[str, Any], now: str) -> None:

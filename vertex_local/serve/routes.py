@@ -8,11 +8,13 @@ from .endpoint_service import EndpointService
 from .job_service import JobService
 from .local import Local
 from .logging_api import LogReader
+from .metadata_service import MetadataService
 from .model_service import ModelService
 from .operations import OperationPool, Operations
 from .pipeline_service import PipelineService
 from .prediction_service import PredictionService
 from .server import Route, route
+from .tensorboard_service import TensorboardService
 from .transcoding import PREFIXES, Rest
 
 
@@ -21,6 +23,7 @@ def methods(local: Local, operations: OperationPool) -> list[rpc.Method]:
     services = (
         JobService(local, operations), PipelineService(local, operations), DatasetService(local, operations),
         ModelService(local, operations), EndpointService(local, operations), PredictionService(local), Operations(local, operations),
+        MetadataService(local, operations), TensorboardService(local, operations),
     )  # fmt: skip
     return list(rpc.methods(services))
 

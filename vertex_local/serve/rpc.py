@@ -108,7 +108,7 @@ def pascal(name: str) -> str:
 
 # What the API's services are called in its documents; a service that is not named here is called by its own name.
 _FEATURES = {
-    "MetadataService": "Experiments and ML Metadata", "TensorboardService": "Vertex AI TensorBoard instances",
+    "MetadataService": "ML Metadata", "TensorboardService": "Vertex AI TensorBoard instances",
     "FeaturestoreService": "Feature Store", "IndexService": "Vector Search", "MatchService": "Vector Search",
     "IndexEndpointService": "Vector Search", "VizierService": "Vizier studies", "MigrationService": "Resource migration",
     "PersistentResourceService": "Persistent resources", "SpecialistPoolService": "Data labeling",
@@ -122,6 +122,8 @@ _PARTS = {
     "PipelineJob": "Pipeline jobs", "EvaluatedAnnotation": "Evaluated annotations",
     "RawPredict": "Raw predictions", "StreamingPredict": "Streaming predictions", "GenerateContent": "Generative models",
     "DatasetVersion": "Versions of data sets", "Annotation": "Annotations of data sets", "DataItem": "Items of data sets",
+    "BlobData": "Blobs of TensorBoard", "TensorboardUsage": "Figures on TensorBoard's use",
+    "TensorboardSize": "Figures on TensorBoard's size",
     "SavedQuer": "Saved queries", "Location": "Locations", "Iam": "Access policies",
 }  # fmt: skip
 
