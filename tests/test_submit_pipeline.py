@@ -27,7 +27,7 @@ SPEC = {
     "deploymentSpec": {"executors": {"exec-say": {"container": {"image": "python:3.11", "command": ["true"]}}}},
     "pipelineInfo": {"name": "Fares_pipeline"},
     "root": {
-        "dag": {"tasks": {"say": {"componentRef": {"name": "comp-say"}, "cachingOptions": {"enableCache": True}, "taskInfo": {"name": "say"}}}},
+        "dag": {"tasks": {"say": {"componentRef": {"name": "comp-say"}, "cachingOptions": {"enableCache": True}}}},
         "inputDefinitions": {"parameters": PARAMETERS},
     },
     "schemaVersion": "2.1.0",
@@ -73,7 +73,8 @@ def test_what_is_sent_is_what_the_flags_say(tmp_path, service, env):
     sent = service.posted()
     assert sent["displayName"] == "Fares_pipeline" and sent["labels"] == {"team": "fares"}
     assert sent["pipelineSpec"] == SPEC
-    assert sent["serviceAccount"] == "runs@real-project-1.iam.gserviceaccount.com" and sent["network"] == "projects/1/global/networks/default"
+    assert sent["serviceAccount"] == "runs@real-project-1.iam.gserviceaccount.com"
+    assert sent["network"] == "projects/1/global/networks/default"
     runtime = sent["runtimeConfig"]
     assert runtime["gcsOutputDirectory"] == "gs://real-bucket-1/pipelines/fares-pipeline"
     assert runtime["failurePolicy"] in (2, "PIPELINE_FAILURE_POLICY_FAIL_FAST")

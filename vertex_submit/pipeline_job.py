@@ -38,7 +38,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--display_name", metavar="NAME", help="its name in lists (default: the pipeline's name)")
     parser.add_argument("--job_id", metavar="ID", type=_job_id, help="(default: the pipeline's name and the time)")
     parser.add_argument("--labels", metavar="KEY=VALUE,…", type=cloud.labels, default={}, help="labels of the pipeline job")
-    parser.add_argument("--pipeline_root", metavar="gs://…", type=cloud.folder, help="for what steps leave (default: in the settings' bucket)")
+    root = "for what steps leave (default: in the settings' bucket)"
+    parser.add_argument("--pipeline_root", metavar="gs://…", type=cloud.folder, help=root)
     caching = parser.add_mutually_exclusive_group()
     caching.add_argument("--enable_caching", dest="caching", action="store_true", default=None, help="take what equal steps left earlier")
     caching.add_argument("--no_caching", dest="caching", action="store_false", default=None, help="run every step (default: as compiled)")

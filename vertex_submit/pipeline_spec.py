@@ -19,7 +19,7 @@ _TAKES = {
     "NUMBER_INTEGER": "a whole number",
     "NUMBER_DOUBLE": "a number",
     "BOOLEAN": "true or false",
-    "LIST": "a list in JSON, such as '[\"a\", \"b\"]'",
+    "LIST": 'a list in JSON, such as \'["a", "b"]\'',
     "STRUCT": "an object in JSON, such as '{\"a\": 1}'",
 }
 _COMPILE = "compile one with `python -m pipelines.kfp.compile --help`, or by kfp's own compiler"

@@ -33,9 +33,7 @@ ENDINGS = (".yaml", ".yml", ".json")
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    parser = cli.Parser(
-        prog="python -m pipelines.kfp.compile", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.Parser(prog="python -m pipelines.kfp.compile", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--job", metavar="FILE", required=True, help="the custom job that trains")
     parser.add_argument("--output", metavar="FILE", required=True, help="what to write, *.yaml or *.json; an earlier one is replaced")
     parser.add_argument("--trainer", metavar="NAME", help="only compile if this is the job's trainer")

@@ -8,8 +8,9 @@ functions that its decorator names. A component that raises SystemExit with a me
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 from google_cloud_pipeline_components import _image
 from kfp import dsl
@@ -18,13 +19,13 @@ from kfp.dsl import HTML, Artifact, Input, Metrics, Output
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE = _image.GCPC_IMAGE_TAG
 # The gate is a module of the project's, which the image does not have: it is packed into the component.
-GATE = ("vertex_runtime/__init__.py", "vertex_runtime/errors.py", "vertex_runtime/evaluation/__init__.py", "vertex_runtime/evaluation/gate.py")
+GATE = ("__init__.py", "errors.py", "evaluation/__init__.py", "evaluation/gate.py")
 
 
 # ------------------------------------------------------------------ what components share
 
 
-def with_arguments(pools: List[Dict[str, Any]], arguments: List[str]) -> List[Dict[str, Any]]:
+def with_arguments(pools: list[dict[str, Any]], arguments: list[str]) -> list[dict[str, Any]]:
     """Return worker pools with `arguments` after those of every pool that runs the trainer: the later of two equal flags wins."""
     import copy
 
@@ -36,7 +37,7 @@ def with_arguments(pools: List[Dict[str, Any]], arguments: List[str]) -> List[Di
     return found
 
 
-def chief_alone(pools: List[Dict[str, Any]]) -> List[Dict[str, Any]]:
+def chief_alone(pools: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the first of a job's worker pools alone, with one replica, for work that is not shared."""
     return [{**pools[0], "replica_count": "1"}]
 
@@ -96,20 +97,22 @@ def plan_run(
     pipeline_job: str,
     output_root: str,
     run_name: str,
-    pools: List[Dict[str, Any]],
-    trial_pools: List[Dict[str, Any]],
+    pools: list[dict[str, Any]],
+    trial_pools: list[dict[str, Any]],
     train_data_path: str,
     eval_data_path: str,
     test_data_path: str,
-    trainer_args: List[str],
+    trainer_args: list[str],
 ) -> NamedTuple(
     "Plan",
     [
         ("run_dir", str),
-        ("data_args", List[str]),
-        ("validation_pools", List[Dict[str, Any]]),
-        ("trial_pools", List[Dict[str, Any]]),
-        ("training_pools", List[Dict[str, Any]]),
+        ("data_report", str),
+        ("model_uri", str),
+        ("data_args", list[str]),
+        ("validation_pools", list[dict[str, Any]]),
+        ("trial_pools", list[dict[str, Any]]),
+        ("training_pools", list[dict[str, Any]]),
     ],
 ):
     """Say where the run writes to, and complete the job file's worker pools by the run's data and arguments.
@@ -126,13 +129,15 @@ def plan_run(
     for flag, paths in (("train", train_data_path), ("eval", eval_data_path), ("test", test_data_path)):
         data_args += [f"--{flag}_data_path", *paths.split()] if paths.split() else []
     arguments = [*trainer_args, *data_args]
-    validation = with_arguments(chief_alone(pools), [*arguments, f"--data_report={run_dir}/validation/data_report.html"])
+    report = f"{run_dir}/validation/data_report"
+    validation = with_arguments(chief_alone(pools), [*arguments, f"--data_report={report}.html"])
+    trials, training = with_arguments(trial_pools, arguments), with_arguments(pools, arguments)
     print(f"run directory: {run_dir}")
-    return (run_dir, data_args, validation, with_arguments(trial_pools, arguments), with_arguments(pools, arguments))
+    return (run_dir, f"{report}.json", f"{run_dir}/training/model", data_args, validation, trials, training)
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def check_data_report(report: Input[Artifact], stop_on: List[str], findings: Output[Metrics]):
+def check_data_report(report: Input[Artifact], stop_on: list[str], findings: Output[Metrics]):
     """End the pipeline where the trainer's report on its data warns of something that `stop_on` names, such as leaks or drift.
 
     Args:
@@ -154,8 +159,8 @@ def check_data_report(report: Input[Artifact], stop_on: List[str], findings: Out
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False, additional_funcs=[start_sdk, with_arguments])
 def best_trial(
-    project: str, location: str, gcp_resources: str, pools: List[Dict[str, Any]], measurements: Output[Metrics]
-) -> NamedTuple("Best", [("trial", str), ("arguments", List[str]), ("training_pools", List[Dict[str, Any]])]):
+    project: str, location: str, gcp_resources: str, pools: list[dict[str, Any]], measurements: Output[Metrics]
+) -> NamedTuple("Best", [("trial", str), ("arguments", list[str]), ("training_pools", list[dict[str, Any]])]):
     """Return the worker pools with the hyperparameters of a tuning job's best trial, by its first metric.
 
     Args:
@@ -187,23 +192,43 @@ def best_trial(
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False, additional_funcs=[start_sdk, find_model, with_arguments, chief_alone])
 def plan_evaluation(
-    project: str, location: str, display_name: str, run_dir: str, pools: List[Dict[str, Any]], data_args: List[str], trainer_args: List[str]
-) -> NamedTuple("Evaluation", [("parent_model", str), ("champion", str), ("pools", List[Dict[str, Any]])]):
+    project: str,
+    location: str,
+    display_name: str,
+    run_dir: str,
+    model_uri: str,
+    pools: list[dict[str, Any]],
+    data_args: list[str],
+    trainer_args: list[str],
+) -> NamedTuple(
+    "Evaluation",
+    [
+        ("parent_model", str),
+        ("parent_uri", str),
+        ("champion", str),
+        ("figures", str),
+        ("report", str),
+        ("pools", list[dict[str, Any]]),
+    ],
+):
     """Find the registered model and the version that serves, its alias `champion`, and return the pools of the evaluation's job.
 
     Returns:
-        parent_model: the model's resource name, of which the new one becomes a version; empty if there is none.
+        parent_model, parent_uri: the model of which the new one becomes a version, as name and as URL; empty if there is none.
         champion: where the champion's SavedModel is; empty if there is none.
+        figures, report: where the job will write evaluation.json and evaluation.html.
     """
     aiplatform = start_sdk(project, location)
     model, aliases = find_model(aiplatform, display_name)
     champion = ""
     if "champion" in aliases:
         champion = aiplatform.Model(model.resource_name, version=aliases["champion"]).uri or ""
-    arguments = [*trainer_args, *data_args, f"--evaluate={run_dir}/training/model", f"--output_dir={run_dir}/evaluation"]
+    output, name = f"{run_dir}/evaluation", model.resource_name if model else ""
+    arguments = [*trainer_args, *data_args, f"--evaluate={model_uri}", f"--output_dir={output}"]
     arguments += [f"--against={champion}"] if champion else []
-    print(f"model: {model.resource_name if model else 'none yet'}; champion: {champion or 'none yet'}")
-    return (model.resource_name if model else "", champion, with_arguments(chief_alone(pools), arguments))
+    print(f"model: {name or 'none yet'}; champion: {champion or 'none yet'}")
+    uri = f"https://{location}-aiplatform.googleapis.com/v1/{name}" if name else ""
+    return (name, uri, champion, f"{output}/evaluation.json", f"{output}/evaluation.html", with_arguments(chief_alone(pools), arguments))
 
 
 # ------------------------------------------------------------------ whether the model may serve
@@ -212,21 +237,21 @@ def plan_evaluation(
 def gate_model(
     evaluation: Input[Artifact],
     report: Input[Artifact],
-    threshold: Optional[float],
-    most_skew: Optional[float],
     significance: float,
     code: dsl.EmbeddedInput[Artifact],
     metrics: Output[Metrics],
     page: Output[HTML],
+    threshold: Optional[float] = None,  # noqa: UP045 - KFP reads it
+    most_skew: Optional[float] = None,  # noqa: UP045
 ):
     """End the pipeline where something speaks against the model, by vertex_runtime/evaluation/gate.py.
 
     Args:
         evaluation, report: evaluation.json and evaluation.html.
-        threshold: what the objective must reach; None: anything.
-        most_skew: the largest distance of a column from the training rows; None: any.
         significance: from this p-value on, being worse than the champion on the same rows counts as chance.
         code: the packages that this is decided by, which are on the path.
+        threshold: what the objective must reach; None: anything.
+        most_skew: the largest distance of a column from the training rows; None: any.
     """
     import shutil
 
@@ -251,8 +276,9 @@ def gate_component() -> Callable[..., Any]:
     """Return `gate_model` as a component, with the gate's own modules packed into it."""
     with tempfile.TemporaryDirectory(prefix="gate-") as folder:
         for name in GATE:
-            (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, Path(folder) / name)
+            target = Path(folder) / "vertex_runtime" / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / "vertex_runtime" / name, target)
         return dsl.component(gate_model, base_image=IMAGE, install_kfp_package=False, embedded_artifact_path=os.fspath(folder))
 
 
@@ -260,31 +286,33 @@ def gate_component() -> Callable[..., Any]:
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False, additional_funcs=[start_sdk, find_endpoint])
-def plan_deployment(
-    project: str, location: str, display_name: str, traffic_percentage: int
-) -> NamedTuple("Deployment", [("endpoint", str), ("traffic_split", Dict[str, str]), ("former_split", Dict[str, str])]):
+def plan_deployment(project: str, location: str, display_name: str, traffic_percentage: int) -> NamedTuple(
+    "Deployment", [("endpoint", str), ("endpoint_uri", str), ("traffic_split", dict[str, str]), ("former_split", dict[str, str])]
+):
     """Find the endpoint of that name, and say who is to get how much of its traffic.
 
     The models that are there keep their proportions within what the new one, "0", leaves of the 100.
 
     Returns:
-        endpoint: its resource name; empty if there is none.
+        endpoint, endpoint_uri: its resource name and URL; empty if there is none.
         former_split: the traffic as it is.
     """
     if not 0 <= traffic_percentage <= 100:
         raise SystemExit(f"traffic_percentage: takes 0 to 100; got {traffic_percentage}.")
     endpoint = find_endpoint(start_sdk(project, location), display_name)
+    name = endpoint.resource_name if endpoint else ""
+    uri = f"https://{location}-aiplatform.googleapis.com/v1/{name}" if name else ""
     former = {key: value for key, value in dict(endpoint.traffic_split).items() if value} if endpoint else {}
     if not former:
-        print(f"endpoint: {endpoint.resource_name if endpoint else 'none yet'}; the new model gets all traffic")
-        return (endpoint.resource_name if endpoint else "", {"0": "100"}, {})
+        print(f"endpoint: {name or 'none yet'}; the new model gets all traffic")
+        return (name, uri, {"0": "100"}, {})
     rest = 100 - traffic_percentage
     shares = {key: value * rest // 100 for key, value in former.items()}
     for key in sorted(former, key=lambda name: -(former[name] * rest % 100))[: rest - sum(shares.values())]:
         shares[key] += 1  # what rounding down has left over
     split = {"0": str(traffic_percentage), **{key: str(value) for key, value in shares.items()}}
-    print(f"endpoint: {endpoint.resource_name}; traffic {former}, then {split}, where 0 is the new model")
-    return (endpoint.resource_name, split, {key: str(value) for key, value in former.items()})
+    print(f"endpoint: {name}; traffic {former}, then {split}, where 0 is the new model")
+    return (name, uri, split, {key: str(value) for key, value in former.items()})
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False, additional_funcs=[start_sdk, largest_difference])
@@ -295,7 +323,7 @@ def check_endpoint(
     model: Input[Artifact],
     exported: Input[Artifact],
     traffic_percentage: int,
-    former_split: Dict[str, str],
+    former_split: dict[str, str],
     tolerance: float,
     answers: Output[Metrics],
 ):
@@ -329,7 +357,8 @@ def check_endpoint(
         raise SystemExit(f"deployed model {deployed} answered none of {asks} requests; it should get {traffic_percentage} % of them.")
     differences = [largest_difference(served, sample["prediction"]) for served, sample in zip(answer.predictions, samples)]
     if len(answer.predictions) != len(samples) or max(differences) > tolerance:
-        target.undeploy(deployed_model_id=deployed, **({"traffic_split": {k: int(v) for k, v in former_split.items()}} if former_split else {}))
+        shares = {key: int(value) for key, value in former_split.items()}
+        target.undeploy(deployed_model_id=deployed, **({"traffic_split": shares} if shares else {}))
         worst = differences.index(max(differences)) if differences else 0
         raise SystemExit(
             f"the endpoint does not answer as the exported model: to {json.dumps(samples[worst]['instance'])[:500]} "

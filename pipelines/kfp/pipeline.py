@@ -1,12 +1,13 @@
 """The pipeline: validate the data, tune, train, evaluate, gate, upload, deploy, check, predict in batches.
 
 Google's components do what they can; `components.py` has the rest. What is decided when the file is compiled (steps, worker
-pools, accounts, networks) stands in `Steps`; what may differ from run to run is a parameter of the pipeline. KFP reads the annotations, so they are no text here.
+pools, accounts, networks) stands in `Steps`; what may differ from run to run is a parameter of the pipeline.
+KFP reads the annotations, so that they are no text here.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, List, NamedTuple, Optional  # noqa: UP035 - KFP reads these annotations
+from typing import Any, NamedTuple, Optional
 
 from google_cloud_pipeline_components.types.artifact_types import UnmanagedContainerModel, VertexEndpoint, VertexModel
 from google_cloud_pipeline_components.v1.batch_predict_job import ModelBatchPredictOp
@@ -56,8 +57,8 @@ def define(steps: Steps) -> Callable[..., Any]:
         train_data_path: str = job.data["train_data_path"],
         eval_data_path: str = job.data["eval_data_path"],
         test_data_path: str = job.data["test_data_path"],
-        trainer_args: List[str] = [],  # noqa: B006, UP006
-        stop_on: List[str] = STOP_ON,  # noqa: B006, UP006
+        trainer_args: list[str] = [],  # noqa: B006
+        stop_on: list[str] = STOP_ON,  # noqa: B006
         threshold: Optional[float] = None,  # noqa: UP045
         most_skew: Optional[float] = None,  # noqa: UP045
         significance: float = 0.05,
@@ -83,13 +84,13 @@ def define(steps: Steps) -> Callable[..., Any]:
         pools = _tune(steps, place, plan, after) if steps.tuning else plan.outputs["training_pools"]
         training = _job(steps, place, "training", pools, run_dir).after(after)
         assessment = _evaluate(steps, place, plan, training, model_display_name, trainer_args)
-        gate = _gate(assessment, run_dir, threshold, most_skew, significance)
+        gate = _gate(assessment, threshold, most_skew, significance)
         exported = dsl.importer(
-            artifact_uri=f"{run_dir}/training/model", artifact_class=UnmanagedContainerModel,
+            artifact_uri=plan.outputs["model_uri"], artifact_class=UnmanagedContainerModel,
             metadata={"containerSpec": {"imageUri": serving_image}},
         ).after(gate)  # fmt: skip
         exported.set_display_name("exported-model")
-        model = _upload(place, assessment.plan.outputs["parent_model"], exported.output, model_display_name)
+        model = _upload(place, assessment.plan, exported.output, model_display_name)
         if steps.deploy:
             machines = (serving_machine_type, min_replica_count, max_replica_count)
             _deploy(place, gate, model, exported.output, endpoint_display_name, machines, traffic_percentage, serving_tolerance)
@@ -121,7 +122,7 @@ def _validate(steps: Steps, place: Place, plan: dsl.PipelineTask, stop_on: Any) 
     """Have the trainer report on its data, and stop on what `stop_on` names; return the task to wait for."""
     run_dir = plan.outputs["run_dir"]
     job = _job(steps, place, "validation", plan.outputs["validation_pools"], run_dir)
-    report = dsl.importer(artifact_uri=f"{run_dir}/validation/data_report.json", artifact_class=dsl.Artifact).after(job)
+    report = dsl.importer(artifact_uri=plan.outputs["data_report"], artifact_class=dsl.Artifact).after(job)
     report.set_display_name("data-report")
     return components.check_data_report(report=report.output, stop_on=stop_on)
 
@@ -154,16 +155,16 @@ def _evaluate(
     """Evaluate the model, against the champion where there is one."""
     run_dir = plan.outputs["run_dir"]
     found = components.plan_evaluation(
-        **place._asdict(), display_name=display_name, run_dir=run_dir, pools=steps.job.pools, data_args=plan.outputs["data_args"],
-        trainer_args=trainer_args,
+        **place._asdict(), display_name=display_name, run_dir=run_dir, model_uri=plan.outputs["model_uri"], pools=steps.job.pools,
+        data_args=plan.outputs["data_args"], trainer_args=trainer_args,
     ).after(training)  # fmt: skip
     _uncached(found)
     return Assessment(found, _job(steps, place, "evaluation", found.outputs["pools"], run_dir))
 
 
-def _gate(assessment: Assessment, run_dir: Any, threshold: Any, most_skew: Any, significance: Any) -> dsl.PipelineTask:
+def _gate(assessment: Assessment, threshold: Any, most_skew: Any, significance: Any) -> dsl.PipelineTask:
     """Refuse what is not good enough."""
-    uris = [f"{run_dir}/evaluation/evaluation.{ending}" for ending in ("json", "html")]
+    uris = [assessment.plan.outputs[name] for name in ("figures", "report")]
     evaluation, report = [dsl.importer(artifact_uri=uri, artifact_class=dsl.Artifact).after(assessment.job) for uri in uris]
     evaluation.set_display_name("evaluation-figures")
     report.set_display_name("evaluation-report")
@@ -172,19 +173,20 @@ def _gate(assessment: Assessment, run_dir: Any, threshold: Any, most_skew: Any, 
     )
 
 
-def _upload(place: Place, parent: Any, exported: Any, display_name: Any) -> Any:
+def _upload(place: Place, plan: dsl.PipelineTask, exported: Any, display_name: Any) -> Any:
     """Register the model, as a new version where there is one of that name; return it."""
     options = {**place._asdict(), "display_name": display_name, "unmanaged_container_model": exported, "version_aliases": ["challenger"]}
-    with dsl.If(parent == "", "new-model"):
+    with dsl.If(plan.outputs["parent_model"] == "", "new-model"):
         first = ModelUploadOp(**options)
     with dsl.Else("new-version"):
-        known = _existing(place, parent, VertexModel, "registered-model")
+        known = _existing(plan.outputs["parent_uri"], plan.outputs["parent_model"], VertexModel, "registered-model")
         following = ModelUploadOp(parent_model=known, **options)
     return dsl.OneOf(first.outputs["model"], following.outputs["model"])
 
 
 def _deploy(
-    place: Place, gate: dsl.PipelineTask, model: Any, exported: Any, display_name: Any, machines: tuple[Any, Any, Any], traffic: Any, tolerance: Any
+    place: Place, gate: dsl.PipelineTask, model: Any, exported: Any, display_name: Any, machines: tuple[Any, Any, Any], traffic: Any,
+    tolerance: Any,
 ) -> None:  # fmt: skip
     """Deploy the model with its share of the endpoint's traffic, check what it answers, and make it the champion if it has all."""
     plan = components.plan_deployment(**place._asdict(), display_name=display_name, traffic_percentage=traffic).after(gate)
@@ -192,7 +194,7 @@ def _deploy(
     with dsl.If(plan.outputs["endpoint"] == "", "new-endpoint"):
         created = EndpointCreateOp(**place._asdict(), display_name=display_name)
     with dsl.Else("existing-endpoint"):
-        known = _existing(place, plan.outputs["endpoint"], VertexEndpoint, "registered-endpoint")
+        known = _existing(plan.outputs["endpoint_uri"], plan.outputs["endpoint"], VertexEndpoint, "registered-endpoint")
     endpoint = dsl.OneOf(created.outputs["endpoint"], known)
     machine_type, least, most = machines
     deployed = ModelDeployOp(
@@ -208,9 +210,8 @@ def _deploy(
         _uncached(components.make_champion(**place._asdict(), model=model).after(check))
 
 
-def _existing(place: Place, resource: Any, kind: Any, title: str) -> Any:
+def _existing(uri: Any, resource: Any, kind: Any, title: str) -> Any:
     """Return a resource that is there as the artifact that Google's components take."""
-    uri = f"https://{place.location}-aiplatform.googleapis.com/v1/{resource}"
     return dsl.importer(artifact_uri=uri, artifact_class=kind, metadata={"resourceName": resource}).set_display_name(title).output
 
 
