@@ -11,6 +11,8 @@ import argparse
 import json
 import os
 import re
+import shlex
+import subprocess
 import sys
 import threading
 import time
@@ -136,14 +138,17 @@ def refuse_contradictions(args: argparse.Namespace) -> None:
 
 
 def _use_local(args: argparse.Namespace) -> None:
-    """Point the flags, and the libraries that trust certificates by a variable, to the service in --state_dir."""
-    from vertex_local.serve import endpoint
-
-    found = endpoint.find(args.state_dir)
-    args.api_endpoint, args.token_file = found.url, found.token_file
-    args.project, args.region = args.project or found.project, args.region or found.region
-    args.bucket = args.bucket or found.bucket
-    os.environ["REQUESTS_CA_BUNDLE"] = found.ca_file
+    """Set what `python -m vertex_local env` says of the service in --state_dir, for the flags and for the libraries that send."""
+    words = [sys.executable, "-m", "vertex_local", "env", f"--state_dir={args.state_dir}"]
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["it said nothing."])[-1].removeprefix("error: ")
+        raise PipelineError(f"--local: {reason}")
+    found = dict(word.partition("=")[::2] for line in done.stdout.splitlines() for word in shlex.split(line)[1:])
+    os.environ.update(found)
+    args.api_endpoint = cloud.gcloud_endpoint().rstrip("/")
+    args.token_file = found.get("CLOUDSDK_AUTH_ACCESS_TOKEN_FILE")
+    args.project, args.region = args.project or found["CLOUDSDK_CORE_PROJECT"], args.region or found["CLOUDSDK_AI_REGION"]
 
 
 def build(pipeline: pipeline_spec.Pipeline, args: argparse.Namespace, values: Mapping[str, str]) -> jobs.Job:
