@@ -21,7 +21,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from . import bucket_manifest, checksums, columns, predict
+from . import bucket_manifest, checksums, columns, predict, sample_predictions
 from .contract import Contract, blame
 from .data import Chunk, concatenate, take
 from .errors import FAILED, UserError
@@ -232,7 +232,7 @@ def ask(directory: str, instances: list[dict[str, Any]]) -> list[Any]:
 
 
 def compare(exporter: Exporter, prepare: Preparer, sample: Chunk, directory: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Ask both paths about the sample; return (measurements, the worst rows)."""
+    """Ask both paths about the sample, and keep some answers beside the model; return (measurements, the worst rows)."""
     contract = exporter.contract
     features, labels = prepare(sample)[:2]
     count = rows_of(sample)
@@ -241,6 +241,7 @@ def compare(exporter: Exporter, prepare: Preparer, sample: Chunk, directory: str
     expected = {name: np.concatenate([part[name].numpy() for part in parts]) for name in parts[0]}
     instances = instances_of(contract, sample)
     answers = ask(directory, instances)
+    sample_predictions.keep(directory, instances, answers)
     rows = answers if len(expected) > 1 else [{name: row} for name in expected for row in answers]
     served = {name: np.array([_plain_in(row[name]) for row in rows]) for name in expected}
     difference = np.zeros(count)
