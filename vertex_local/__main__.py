@@ -10,6 +10,7 @@ COMMANDS = {
     "run": ("vertex_local.local.run", "run a custom job's file: every replica a process with the service's environment"),
     "check": ("vertex_local.check.command", "look at a job's file, package, flags, data, machines, images before you pay; time and price"),
     "tune": ("vertex_local.tuning.tune", "run a hyperparameter tuning job's file: trials in parallel, searched by Optuna"),
+    "pipeline": ("vertex_local.pipelines.command", "run a compiled pipeline: its steps here, its training as jobs of the local service"),
     "list": ("vertex_local.local.list_jobs", "the jobs of this machine: id, kind, state, name, start, duration"),
     "logs": ("vertex_local.local.show_logs", "what a job's replicas printed; -f follows it while it runs"),
     "stop": ("vertex_local.local.stop_job", "ask whoever runs a job to end it in order"),
@@ -22,7 +23,8 @@ COMMANDS = {
     "serve": ("vertex_local.serve.command", "a job service on this machine that answers gcloud and the Python SDK"),
     "watch": ("vertex_local.serve.watch", "compare what an endpoint is asked with its model's training rows; warn, start a pipeline"),
 }
-EXTRAS = {"console": "serve", "env": "serve", "serve": "serve", "tune": "tune", "watch": "serve"}  # of setup.py, which a command needs
+# Of setup.py, which a command needs.
+EXTRAS = {name: "serve" for name in ("console", "env", "lineage", "pipeline", "serve", "watch")} | {"tune": "tune"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -34,6 +34,7 @@ from . import endpoint, grpc_server, jobs, operations, rest, routes, storage_upl
 from .executor import Executor
 from .guards import ADDRESS
 from .local import Local
+from .pipeline_workers import PipelineWorkers
 from .predictor import Predictors
 from .rpc import Method
 from .server import Route, Server, route
@@ -145,7 +146,8 @@ def _local(args: argparse.Namespace, state: Path, own: Path) -> Local:
         raise ServeError(f"{state / FILE}: cannot be read ({error}); move it away to start without records.") from None
     return Local(
         state=state, buckets=buckets, project_dir=project, options=cli.run_options(args), records=records,
-        executor=Executor(args.parallel_jobs), predictors=Predictors(args.python, own / "models"), say=_say,
+        executor=Executor(args.parallel_jobs), pipelines=Executor(args.parallel_jobs), predictors=Predictors(args.python, own / "models"),
+        workers=PipelineWorkers(project, own), say=_say,
     )  # fmt: skip
 
 
@@ -201,6 +203,7 @@ def _listen_grpc(
 
 def _reset(local: Local) -> dict[str, Any]:
     """End every job and remove all records and, of the service's own folder, all buckets."""
+    local.pipelines.cancel_all()
     local.executor.cancel_all()
     local.predictors.stop_all()
     local.records.clear()
@@ -215,7 +218,9 @@ def _stop(server: Server, grpc: grpc_server.GrpcServer, local: Local, pool: oper
         (own / name).unlink(missing_ok=True)
     server.refuse()
     grpc.stop()
+    local.pipelines.stop()
     local.executor.stop()
+    local.workers.stop_all()
     local.predictors.stop_all()
     pool.stop()
     server.stop()
