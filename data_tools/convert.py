@@ -16,7 +16,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -32,6 +32,9 @@ from vertex_runtime.strategy import import_tensorflow
 from . import ended_by_signals, manifest, see_that_it_is_local
 from .dealing import Shuffle, in_turn
 from .writers import WRITERS, check, schema_of, suffix
+
+if TYPE_CHECKING:
+    from vertex_runtime.contract import Contract
 
 LARGEST_SHARDS = 900  # each is an open file, of which a process has 1,024 by default
 GROUP_BYTES = 32 << 20  # of a Parquet file's row group
@@ -75,11 +78,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def columns_of(trainer: str) -> tuple[tuple[Column, ...], tuple[str, ...]]:
-    """Return (COLUMNS, labels) of a trainer. Missing cells stay missing, whatever its columns put there.
+def contract_of(trainer: str) -> Contract:
+    """Return what a trainer's model.py offers, checked.
 
     Raises:
-        UserError: there is no such trainer, or its rows are not those of files.
+        UserError: there is no such trainer, or its model.py is not what the contract says.
     """
     from vertex_runtime import contract
 
@@ -91,7 +94,16 @@ def columns_of(trainer: str) -> tuple[tuple[Column, ...], tuple[str, ...]]:
         raise UserError(f"there is no trainer {trainer!r}: a trainer is a folder with a trainer/task.py in it.") from None
     own = [value for value in vars(task).values() if isinstance(value, type) and issubclass(value, CommonHyperparameters)]
     hyperparameters = next((value for value in own if value is not CommonHyperparameters), CommonHyperparameters)
-    model = contract.load_module(f"{trainer.rstrip('/')}.trainer.model", hyperparameters)
+    return contract.load_module(f"{trainer.rstrip('/')}.trainer.model", hyperparameters)
+
+
+def columns_of(trainer: str) -> tuple[tuple[Column, ...], tuple[str, ...]]:
+    """Return (COLUMNS, labels) of a trainer. Missing cells stay missing, whatever its columns put there.
+
+    Raises:
+        UserError: there is no such trainer, or its rows are not those of files.
+    """
+    model = contract_of(trainer)
     headers = {column.name: column.header or column.name for column in model.columns}
     labels = tuple(headers.get(label, label) for label in model.labels)
     # Names and gaps as in the files: they mean the same to a trainer whose COLUMNS change later.
