@@ -30,6 +30,7 @@ class Local:
     executor: Executor
     predictors: Predictors
     say: Callable[[str], None]
+    address: str = ""  # host and port of the REST API, once it listens
     _given: dict[str, None] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
