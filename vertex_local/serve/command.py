@@ -88,6 +88,7 @@ def _serve(args: argparse.Namespace, cancel: threading.Event) -> int:
         table += console.routes()
         with _access_log(own) as note, contextlib.ExitStack() as stack:
             server = _listen(args, table, files, note, token or None, key)
+            local.address = f"{ADDRESS}:{server.port}"
             grpc = _listen_grpc(args, methods, token or None, files, note)
             stack.callback(_stop, server, grpc, local, pool, own)
             lost = jobs.settle(local)
@@ -249,6 +250,7 @@ def _lines(args: argparse.Namespace, found: endpoint.Endpoint, local: Local, los
         f'eval "$(python -m vertex_local env{where})"',
         "", "In a Python program that uses the SDK:", "",
         found.snippet(), "",
-        "Not to be redirected: Endpoint.raw_predict and stream_raw_predict ask Google's own servers; use Endpoint.predict.",
+        "Not to be redirected: raw_predict and stream_raw_predict of a shared Endpoint ask Google's own servers; create it with",
+        "dedicated_endpoint_enabled=True, or use Endpoint.predict.",
         "", "Ctrl-C ends it, and the jobs with it.",
     ])  # fmt: skip
