@@ -23,7 +23,7 @@ from ..serve.rest import Answer, ApiError, Request
 from ..serve.rpc import Method
 from ..serve.server import Route, route
 from . import forms, text
-from .event_files import EventFiles
+from .curves import Curves
 from .login import Logins, Session
 
 BASE = "/console"
@@ -112,7 +112,7 @@ class Console:
     def __init__(self, local: Local, methods: list[Method], everybody: bool = False):
         self.local, self.logins = local, Logins(everybody=everybody)
         self.parent, self._url = "", ""  # known once the service listens
-        self.event_files = EventFiles()
+        self.curves = Curves()
         self._methods = {method.name: method for method in methods}
         for module in pkgutil.iter_modules([str(_HERE / "pages")]):
             importlib.import_module(f"{__package__}.pages.{module.name}")

@@ -112,7 +112,7 @@ def curves(visit: Visit, result: Mapping[str, Any], most: int = _MOST_CURVES) ->
     """Return (tag, chart) of what a job wrote for TensorBoard."""
     folder = Path(result.get("outputs", {}).get("AIP_TENSORBOARD_LOG_DIR") or "/nonexistent")
     found = []
-    for tag, runs in sorted(visit.console.event_files.curves(folder).items())[:most]:
+    for tag, runs in sorted(visit.console.curves.of(folder).items())[:most]:
         series = [charts.Series(run or tag, list(zip(curve.steps, curve.values))) for run, curve in sorted(runs.items())]
         if chart := charts.lines(series):
             found.append((tag, chart))

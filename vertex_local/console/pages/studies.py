@@ -129,7 +129,7 @@ def _curves(visit: Visit, jobs: Path, number: str, ranked: Sequence[Mapping[str,
     for trial in ranked[:_MOST_TRIALS]:
         result = read_result(jobs / f"{number}-trial-{trial['id']}")
         folder = Path(result.get("outputs", {}).get("AIP_TENSORBOARD_LOG_DIR") or "/nonexistent")
-        for tag, runs in visit.console.event_files.curves(folder).items():
+        for tag, runs in visit.console.curves.of(folder).items():
             curve = runs.get("validation")
             if curve and len(curve.steps) > 1:
                 series.setdefault(tag, []).append(charts.Series(f"trial {trial['id']}", list(zip(curve.steps, curve.values))))
