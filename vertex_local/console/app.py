@@ -202,7 +202,7 @@ class Console:
     def _templates(self) -> jinja2.Environment:
         found = jinja2.Environment(
             loader=jinja2.FileSystemLoader(_HERE / "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-            undefined=jinja2.StrictUndefined,
+            undefined=jinja2.ChainableUndefined,  # the API's JSON leaves out what is empty
         )  # fmt: skip
         found.filters.update(
             ago=text.ago, duration=text.duration, bytes=text.size, number=text.number, state=plain_state, id=text.last_part,

@@ -32,7 +32,7 @@ def show(visit: Visit, number: str) -> View:
     result = read_result(folder)
     pool = _argument_pool(job)
     return View("job.html", {
-        "active": "customJobs", "job": {"error": None, "startTime": "", "endTime": "", "labels": {}, **job}, "number": number,
+        "active": "customJobs", "job": job, "number": number,
         "over": is_over(job), "restarts": result.get("restarts") or "", "rules": rules(result), "progress": progress(folder, job),
         "replicas": list(_attempts(result)), "logs": logs(folder), "charts": curves(visit, result),
         "outputs": list(_outputs(visit, result)), "args": pool.get("args", []), "argument_pools": "every pool",

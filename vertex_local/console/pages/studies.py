@@ -29,7 +29,7 @@ def show(visit: Visit, number: str) -> View:
     parameters = list(dict.fromkeys(each["parameterId"] for trial in trials for each in trial.get("parameters", [])))
     jobs = visit.console.local.state / "jobs"
     return View("study.html", {
-        "active": _KIND, "job": {"error": None, "labels": {}, "parallelTrialCount": 1, **job}, "number": number, "over": is_over(job),
+        "active": _KIND, "job": {"parallelTrialCount": 1, **job}, "number": number, "over": is_over(job),
         "done": sum("endTime" in trial for trial in trials), "metrics": metrics, "parameters": parameters,
         "goal": ", ".join(f"{metric.get('goal', '').lower()} {metric['metricId']}" for metric in study["metrics"]),
         "trials": [_row(trial, metrics, parameters, best, jobs, number) for trial in ranked],
