@@ -117,7 +117,7 @@ _FEATURES = {
 }  # fmt: skip
 # The same for parts of the services that are answered here otherwise.
 _PARTS = {
-    "Explain": "Explanations", "BatchPredictionJob": "Batch predictions", "DataLabelingJob": "Data labeling",
+    "BatchPredictionJob": "Batch predictions", "DataLabelingJob": "Data labeling",
     "NasJob": "Neural architecture search",
     "NasTrial": "Neural architecture search", "ModelDeploymentMonitoring": "Model monitoring", "ModelMonitoring": "Model monitoring",
     "PipelineJob": "Pipeline jobs", "ModelEvaluation": "Model evaluations", "EvaluatedAnnotation": "Model evaluations",
