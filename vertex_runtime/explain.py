@@ -73,7 +73,13 @@ class Explainer:
             for size in reversed(spec.shape[1:]):
                 empty = [empty] * (size or 1)
             return empty
-        return predict.columns_of(self.signature, [{**dict.fromkeys(self.specs), name: given[0]}])[name][0]
+        value = given[0]
+        if spec.dtype.is_integer and isinstance(value, float) and value.is_integer():
+            value = int(value)  # the API's messages know no whole numbers
+        try:
+            return predict.value_of(value, spec.dtype, name, 0)
+        except ValueError as error:
+            raise ValueError(f"{error} as its baseline") from None
 
     def modality(self, name: str) -> str:
         """Return what the spec says that an input is: numeric, categorical, text or image."""

@@ -77,7 +77,7 @@ def columns_of(signature: Any, instances: Sequence[Any]) -> dict[str, list[Any]]
     columns: dict[str, list[Any]] = {name: [] for name in specs}
     for place, instance in enumerate(instances):
         for name, value in _named(instance, specs, place).items():
-            columns[name].append(_value(value, specs[name].dtype, name, place))
+            columns[name].append(value_of(value, specs[name].dtype, name, place))
     return columns
 
 
@@ -134,10 +134,10 @@ def _odd_one(columns: Mapping[str, Sequence[Any]], specs: Mapping[str, Any]) -> 
     return 0
 
 
-def _value(value: Any, dtype: Any, name: str, place: int) -> Any:
+def value_of(value: Any, dtype: Any, name: str, place: int) -> Any:
     """Turn JSON into what a tensor takes; `null` is a missing cell: NaN among numbers, an empty text elsewhere."""
     if isinstance(value, list):
-        return [_value(part, dtype, name, place) for part in value]
+        return [value_of(part, dtype, name, place) for part in value]
     if dtype.name == "string":
         if isinstance(value, dict) and set(value) == {"b64"}:
             try:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..local import job_record
-from . import lists, messages, models, samples
+from . import explanations, lists, messages, models, samples
 from .local import Local, location_of
 from .operations import OperationPool
 from .rest import ApiError
@@ -82,7 +82,8 @@ class EndpointService:
         """Start a model's process; the operation is done once it has answered that it can be asked."""
         endpoint = self._local.known(request.endpoint)
         messages.required(request, "deployed_model.model")
-        messages.unsupported(request.deployed_model, ("explanation_spec",), where="deployedModel.")
+        if request.deployed_model.HasField("explanation_spec"):
+            explanations.check(request.deployed_model.explanation_spec, "deployedModel.explanationSpec")
         parent = location_of(request.endpoint)
         model = models.version(self._local, models.full_name(parent, request.deployed_model.model))
         models.check_image(model["containerSpec"]["imageUri"])

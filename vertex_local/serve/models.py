@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..job import buckets, images
 from ..local import job_record
 from ..metadata import lineage
-from . import instances, messages
+from . import explanations, instances, messages
 from .local import Local
 from .rest import ApiError
 
@@ -33,7 +33,8 @@ def check_alias(alias: str, field: str) -> None:
 def check_upload(local: Local, parent: str, model: Message, model_id: str, parent_model: str) -> None:
     """Check a Model that is to be uploaded, but not whether its files are there yet."""
     messages.required(model, "display_name", "container_spec.image_uri", where="model.")
-    messages.unsupported(model, ("explanation_spec",), where="model.")
+    if model.HasField("explanation_spec"):
+        explanations.check(model.explanation_spec, "model.explanationSpec")
     for alias in model.version_aliases:
         check_alias(alias, "model.versionAliases")
     if model_id and not _MODEL_ID.fullmatch(model_id):

@@ -130,7 +130,7 @@ _FEATURES = {
 }  # fmt: skip
 # The same for parts of the services that are answered here otherwise.
 _PARTS = {
-    "Explain": "Explanations", "DataLabelingJob": "Data labeling", "NasJob": "Neural architecture search",
+    "DataLabelingJob": "Data labeling", "NasJob": "Neural architecture search",
     "NasTrial": "Neural architecture search", "ModelDeploymentMonitoring": "Model monitoring", "ModelMonitoring": "Model monitoring",
     "EvaluatedAnnotation": "Evaluated annotations",
     "DirectRawPredict": "Direct predictions", "StreamingPredict": "Streaming predictions", "GenerateContent": "Generative models",

@@ -25,7 +25,10 @@ from .served import Outputs, Served
 from .slices import bucketings, changes, slices_of
 
 SCORE_ROWS = 100_000  # whose answers are kept for the trainer's own `score`
-USUAL = {REGRESSION: ("rmse", False), BINARY: ("auc", True), MULTICLASS: ("accuracy", True), MULTILABEL: ("micro_f1", True)}
+USUAL = {
+    REGRESSION: ("rmse", False), OTHER: ("rmse", False), BINARY: ("auc", True), MULTICLASS: ("accuracy", True),
+    MULTILABEL: ("micro_f1", True),
+}  # fmt: skip
 
 
 class Judging:
@@ -33,7 +36,7 @@ class Judging:
 
     def __init__(self, contract: Contract, hp: Any, served: Served, other: Served | None, files: Sequence[str]):
         self.contract, self.hp, self.served, self.other, self.files = contract, hp, served, other, list(files)
-        self.classes = served.class_names() or _values_of(contract)
+        self.classes = {label: served.class_names(label) or _values_of(contract, label) for label in contract.labels}
         self.labels = Labels(contract, hp, self.classes)
         self.problem: Problem | None = None
         self.logits = self.other_logits = False
@@ -67,22 +70,18 @@ class Judging:
         self.examples.add(self._ranks(judged), chunk, judged)
 
     def _begin(self, chunk: Chunk, outputs: Outputs) -> None:
-        texts = [name for name in self.contract.labels if name in chunk and chunk[name].dtype == object]
-        if texts and not self.classes and "encode_labels" not in self.contract.given:
-            lacks = "has no assets.extra/labels.txt, so what its classes are is not known"
-            log("WARNING", f"{self.served.uri} {lacks}: no metrics of {texts[0]}")
-            objective = self.contract.objective.removeprefix("val_")
-            self.problem = Problem(OTHER, texts[0], objective=objective, maximize=self.contract.maximize)
-        else:
-            self.problem = understand(self.contract, self.classes, outputs, self._labels(chunk))
+        self.problem = understand(self.contract, self.classes, outputs, self._labels(chunk))
+        if not self.problem.output:
+            why = "no output fits the label, or its classes are not known, as the model has no assets.extra/labels.txt"
+            log("WARNING", f"{self.served.uri}: what it answers of {self.problem.label} cannot be judged: {why}.")
         self.logits = gives_logits(self.problem, outputs)
-        if self.other is not None and self.problem.kind != OTHER:
+        if self.other is not None and self.problem.output:
             answers = self.other.answer(chunk)
             if self.problem.output not in answers:
                 listed = ", ".join(sorted(answers))
                 raise UserError(f"--against: {self.other.uri} has no output {self.problem.output}, which is compared; it has {listed}.")
             self.other_logits = gives_logits(self.problem, answers)
-            names = self.other.class_names()
+            names = self.other.class_names(self.problem.label)
             if names and names != list(self.problem.classes) and self.problem.kind in (BINARY, MULTICLASS):
                 self.order = np.array([names.index(name) if name in names else -1 for name in self.problem.classes])
 
@@ -94,7 +93,7 @@ class Judging:
 
     def _judged(self, chunk: Chunk, outputs: Outputs, logits: bool, order: np.ndarray | None) -> Judged:
         weights = self.labels.weights(chunk)
-        labels = self._labels(chunk) if self.problem.kind != OTHER else None
+        labels = self._labels(chunk) if self.problem.output else None
         return judge(self.problem, outputs, labels, weights, logits, order)
 
     def _keep_for_score(self, chunk: Chunk, outputs: Outputs) -> None:
@@ -111,8 +110,9 @@ class Judging:
         names = {
             REGRESSION: "rmse mse mae r2 bias loss", BINARY: "accuracy auc pr_auc log_loss brier ece precision recall f1 loss",
             MULTICLASS: "accuracy log_loss ece macro_f1 micro_f1 loss", MULTILABEL: "accuracy log_loss macro_f1 micro_f1 loss",
+            OTHER: "rmse mse mae loss",
         }  # fmt: skip
-        return self.problem.objective in names.get(self.problem.kind, "").split()
+        return bool(self.problem.output) and self.problem.objective in names[self.problem.kind].split()
 
     def _ranks(self, judged: Judged) -> np.ndarray:
         """Return by what rows are examples: the largest error, or the confidence in a wrong answer."""
@@ -147,7 +147,7 @@ class Judging:
                 "rows_kept": len(mine["loss"]), "weighted": bool((mine["weight"] != 1).any()),
             },
         }  # fmt: skip
-        if theirs and problem.kind != OTHER:
+        if theirs and problem.output:
             report["details"]["changes"] = changes(mine, theirs, buckets)
         plots = {
             "judged": mine, "theirs": theirs, "buckets": buckets, "examples": self.examples.listed(), "kept": self.kept, "problem": problem,
@@ -156,8 +156,8 @@ class Judging:
         return report, plots
 
     def _metrics(self, judged: Judged, sums: measures.Sums) -> dict[str, float]:
-        found = measures.metrics_of(self.problem, judged) if self.problem.kind != OTHER else {}
-        return found if self.kept.whole or self.problem.kind == OTHER else found | sums.metrics(self.problem)
+        found = measures.metrics_of(self.problem, judged)
+        return found if self.kept.whole else found | sums.metrics(self.problem)
 
     def _with_objective(self, problem: Problem, found: dict[str, float]) -> Problem:
         """Return the problem with an objective that was measured: the trainer's, by its own score if need be, or the usual one."""
@@ -169,8 +169,8 @@ class Judging:
             joined = concatenate(labels) if isinstance(labels[0], Mapping) else np.concatenate(labels)
             found[problem.objective] = float(self.contract.score(outputs, joined))
             return problem
-        name, maximize = USUAL.get(problem.kind, (problem.objective, problem.maximize))
-        if name != problem.objective:
+        name, maximize = USUAL[problem.kind]
+        if problem.output:
             log("WARNING", f"{problem.objective} is not measured here, and model.py has no score(outputs, labels): {name} stands for it.")
         return dataclasses.replace(problem, objective=name, maximize=maximize)
 
@@ -183,17 +183,16 @@ class Judging:
         return {name: said for name, said in profile.compare(kept, self.profile.as_json()).items() if name not in dates}
 
     def _against(self, mine: Judged, theirs: Judged) -> dict[str, Any]:
-        known = self.problem.kind != OTHER
+        known = bool(self.problem.output)
         return {
             "model": self.other.uri, "metrics": self._metrics(theirs, self.sums[1]), "signature": self.other.described(),
             "paired": paired(mine["loss"], theirs["loss"], mine["weight"], self.problem.loss) if known else None,
         }  # fmt: skip
 
 
-def _values_of(contract: Contract) -> list[str]:
+def _values_of(contract: Contract, label: str) -> list[str]:
     """Return the classes that a label's column names itself."""
-    columns = [column for column in contract.columns if column.name in contract.labels]
-    return sorted(columns[0].values) if len(columns) == 1 and isinstance(columns[0], Category) else []
+    return sorted(value for column in contract.columns if column.name == label and isinstance(column, Category) for value in column.values)
 
 
 def _details(problem: Problem, judged: Judged) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .problem import BINARY, MULTICLASS, MULTILABEL, REGRESSION, Judged, Problem
+from .problem import BINARY, MULTICLASS, MULTILABEL, OTHER, REGRESSION, Judged, Problem
 
 BINS = 15  # of the calibration, of equal width
 CLASSES = 1000  # up to which a confusion matrix is counted
@@ -21,13 +21,13 @@ def metrics_of(problem: Problem, rows: Judged) -> dict[str, float]:
     regression: rmse, mse, mae, r2, bias, median_absolute_error, absolute_error_90/99. binary: accuracy, auc, pr_auc, log_loss,
     brier, ece, and precision, recall, f1 of the second class at 0.5. multiclass: accuracy, top_N_accuracy, log_loss, ece, and
     precision, recall, f1 as the mean over classes (macro_) and over rows (micro_). multilabel: accuracy over all labels, log_loss,
-    macro_ and micro_ of the same.
+    macro_ and micro_ of the same. other, of several numbers a row: rmse, mse, mae.
     """
     weight = rows["weight"]
     if not weight.sum() > 0:
         return {}
-    found = {REGRESSION: _regression, BINARY: _binary, MULTICLASS: _multiclass, MULTILABEL: _multilabel}.get(problem.kind)
-    metrics = found(problem, rows, weight) if found else {}
+    found = {REGRESSION: _regression, BINARY: _binary, MULTICLASS: _multiclass, MULTILABEL: _multilabel, OTHER: _other}[problem.kind]
+    metrics = found(problem, rows, weight) if problem.output else {}
     loss = _mean(rows["loss"], weight)
     return metrics | ({"loss": loss} if math.isfinite(loss) else {})
 
@@ -52,6 +52,11 @@ def _regression(problem: Problem, rows: Judged, weight: np.ndarray) -> dict[str,
         found["r2"] = 1 - mse / spread
     names = {"median_absolute_error": 0.5, "absolute_error_90": 0.9, "absolute_error_99": 0.99}
     return found | {name: quantile(size, weight, share) for name, share in names.items()}
+
+
+def _other(problem: Problem, rows: Judged, weight: np.ndarray) -> dict[str, float]:
+    mse = _mean(rows["loss"], weight)
+    return {"rmse": math.sqrt(mse), "mse": mse, "mae": _mean(rows["absolute"], weight)}
 
 
 def _binary(problem: Problem, rows: Judged, weight: np.ndarray) -> dict[str, float]:
@@ -169,9 +174,10 @@ class Sums:
     def add(self, rows: Judged) -> None:
         """Take rows in."""
         weight, values = rows["weight"], {"": np.ones(len(rows["weight"]))}
-        values |= {name: rows[name] for name in ("loss", "hit", "log_loss", "error", "label") if name in rows and rows[name].ndim == 1}
+        names = ("loss", "hit", "log_loss", "error", "label", "absolute")
+        values |= {name: rows[name] for name in names if name in rows and rows[name].ndim == 1}
         if "error" in rows:
-            values |= {"squared": rows["error"] ** 2, "absolute": np.abs(rows["error"]), "label squared": rows["label"] ** 2}
+            values |= {"squared": rows["error"] ** 2, "size": np.abs(rows["error"]), "label squared": rows["label"] ** 2}
         for name, column in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + float((weight * column).sum())
 
@@ -180,8 +186,10 @@ class Sums:
         means = {name: total / self.sums[""] for name, total in self.sums.items()}
         names: Mapping[str, str] = {"loss": "loss", "hit": "accuracy", "log_loss": "log_loss"}
         found = {name: means[key] for key, name in names.items() if key in means and math.isfinite(means[key])}
+        if problem.kind == OTHER and "absolute" in means:
+            found |= {"rmse": math.sqrt(means["loss"]), "mse": means["loss"], "mae": means["absolute"]}
         if problem.kind == REGRESSION:
             spread = means["label squared"] - means["label"] ** 2
-            found |= {"rmse": math.sqrt(means["squared"]), "mse": means["squared"], "mae": means["absolute"], "bias": means["error"]}
+            found |= {"rmse": math.sqrt(means["squared"]), "mse": means["squared"], "mae": means["size"], "bias": means["error"]}
             found |= {"r2": 1 - means["squared"] / spread} if spread > 0 else {}
         return found

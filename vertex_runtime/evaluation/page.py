@@ -57,7 +57,7 @@ def _page(report: Mapping[str, Any], plots: Mapping[str, Any]) -> Iterator[str]:
 
 def _subtitle(report: Mapping[str, Any]) -> str:
     data, about = report["data"], report["about"]
-    what = f"{report['kind']} of {about['label']}" if report["kind"] != "other" else f"{about['label']}"
+    what = f"{report['kind']} of {about['label']}" if report["kind"] != "other" else about["label"]
     kept = f", of which {about['rows_kept']:,} were drawn for what is not a sum" if about["rows_kept"] < data["rows"] else ""
     weights = "; rows count by their weights" if about["weighted"] else ""
     return f'<p class="faint">{escape(report["model"])}: {escape(what)} on {data["rows"]:,} rows{kept}{weights}</p>'
@@ -152,7 +152,7 @@ def _span(low: float, high: float, sign: str = "") -> str:
 
 
 def _by_column(report: Mapping[str, Any], plots: Mapping[str, Any]) -> Iterator[str]:
-    if report["kind"] == "other" or not plots["buckets"]:
+    if not report["about"]["output"] or not plots["buckets"]:
         return
     name = parts.measure(report["about"]["loss"], 0.0)[0]
     yield f'<h2>{escape(name[:1].upper() + name[1:])} by column</h2><div class="cards">'
@@ -231,8 +231,8 @@ def _method(report: Mapping[str, Any]) -> str:
         '<h2>How it was measured</h2><p class="faint">'
         f"The exported model was asked by its served signature. The loss of a row is the {escape(about['loss'])}. "
         "Slices are parts of the rows by the values of one column: numbers in eight buckets of about equal rows, or by value where there "
-        "are no more than twelve. They are ordered by the lower end of the 95 % interval of their mean loss, those of fewer than 30 rows last: "
-        "that end is what is certain of a slice. With many slices one in twenty intervals misses by chance. "
-        f"{test if report['against'] else ''}Skew is the Jensen-Shannon distance of the data report, 0 (alike) to 1; it is warned of from "
-        "0.1 on, where chance does not explain it.</p>"
+        "are no more than twelve. They are ordered by the lower end of the 95 % interval of their mean loss, those of fewer than 30 rows "
+        "last: that end is what is certain of a slice. With many slices one in twenty intervals misses by chance. "
+        f"{test if report['against'] else ''}Skew is the Jensen-Shannon distance of the data report, 0 (alike) to 1; it is warned of "
+        "from 0.1 on, where chance does not explain it.</p>"
     )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .. import sources
-from ..contract import Contract
+from ..contract import Contract, mentions
 from ..data import Chunk, UnknownLabel
 from ..errors import UserError
 from ..reporting import log
@@ -37,7 +37,7 @@ class Problem:
     Args:
         kind: one of the constants above.
         label: the column to predict, for messages and pages.
-        output: the output that is judged; empty for the kind "other".
+        output: the output that is judged; empty where none can be, which is of the kind "other".
         classes: their names, in the order of the labels' numbers.
         objective: the metric that the trainer goes by, by its name here.
         loss: of a row, by which slices and models are compared.
@@ -58,9 +58,11 @@ class Problem:
 class Labels:
     """The labels and weights of raw rows, as numbers: by the trainer's own code where it can go without what training learnt."""
 
-    def __init__(self, contract: Contract, hp: Any, classes: Sequence[str]):
-        self.contract, self.hp, self.facts = contract, hp, {"class_names": list(classes)} if classes else {}
-        self.classes, self.warned = list(classes), False
+    def __init__(self, contract: Contract, hp: Any, classes: Mapping[str, Sequence[str]]):
+        """Prepare for rows; `classes` are those of each label that has any."""
+        named = dict(classes) if len(contract.labels) > 1 else next(iter(classes.values()), None)
+        self.contract, self.hp, self.facts = contract, hp, {"class_names": named} if named else {}
+        self.classes, self.warned = classes, False
         self.own = "encode_labels" in contract.given
 
     def of(self, chunk: Chunk) -> Any:
@@ -77,14 +79,16 @@ class Labels:
             except UserError as error:
                 self.own = False
                 log("WARNING", f"encode_labels needs what training learnt, so labels are taken as they are ({str(error)[:160]})")
-        found = {name: self._numbers(chunk[name]) for name in self.contract.labels}
+        found = {name: self._numbers(name, chunk[name]) for name in self.contract.labels}
         return found if len(found) > 1 else next(iter(found.values()))
 
-    def _numbers(self, values: np.ndarray) -> np.ndarray:
+    def _numbers(self, label: str, values: np.ndarray) -> np.ndarray:
         if values.dtype != object:
             return values
+        if not self.classes.get(label):
+            return np.full(len(values), np.nan)  # the model does not say what its classes are
         names, places = np.unique(values.astype(bytes), return_inverse=True)
-        known = {name: i for i, name in enumerate(self.classes)}
+        known = {name: i for i, name in enumerate(self.classes[label])}
         texts = [name.decode("utf-8", "replace") for name in names]
         if unknown := [text for text in texts if text not in known]:
             raise UnknownLabel(unknown[0])
@@ -106,17 +110,26 @@ class Labels:
 # ------------------------------------------------------------------ the kind
 
 
-def understand(contract: Contract, classes: Sequence[str], outputs: Mapping[str, np.ndarray], labels: Any) -> Problem:
-    """Return the problem that some answers and labels show."""
+def understand(
+    contract: Contract, classes: Mapping[str, Sequence[str]], outputs: Mapping[str, np.ndarray], labels: Any
+) -> Problem:
+    """Return the problem that some answers and labels show; of several labels, the one that the objective is of is judged."""
     objective = contract.objective.removeprefix("val_")
-    objective = ALIASES.get(objective, objective)
     name = contract.labels[0] if contract.labels else "label"
-    if isinstance(labels, Mapping):  # several labels: the first is judged
-        name, labels = next(iter(labels.items()))
+    if isinstance(labels, Mapping):
+        name = next((each for each in labels if objective.startswith(f"{each}_")), next(iter(labels)))
+        labels, objective = labels[name], objective.removeprefix(f"{name}_")
         outputs = {key: values for key, values in outputs.items() if key == name or key.startswith(f"{name}_")} or outputs
-    labels = np.asarray(labels)
+    labels, names, objective = np.asarray(labels), classes.get(name, ()), ALIASES.get(objective, objective)
     numbers = {key: values for key, values in outputs.items() if values.dtype.kind in "fiu"}
-    kind, output = _kind(name, labels, numbers, len(classes), objective)
+    of_classes = objective in OF_CLASSES or any(mentions(contract, word) for word in ("binary_crossentropy", "binary_focal_crossentropy"))
+    kind, output = _kind(name, labels, numbers, len(names), of_classes)
+    return _problem(contract, name, kind, output, numbers, names, objective)
+
+
+def _problem(
+    contract: Contract, name: str, kind: str, output: str, numbers: Mapping[str, np.ndarray], classes: Sequence[str], objective: str
+) -> Problem:
     if kind in (BINARY, MULTICLASS):
         count = numbers[output].shape[-1] if numbers[output].ndim == 2 and numbers[output].shape[-1] > 1 else 2
         classes = list(classes) if len(classes) == count else [str(i) for i in range(count)]
@@ -125,14 +138,16 @@ def understand(contract: Contract, classes: Sequence[str], outputs: Mapping[str,
     return Problem(kind, name, output, tuple(classes) if kind != REGRESSION else (), objective, contract.maximize, loss)
 
 
-def _kind(name: str, labels: np.ndarray, outputs: Mapping[str, np.ndarray], classes: int, objective: str) -> tuple[str, str]:
-    """Return (kind, the output that is judged)."""
+def _kind(name: str, labels: np.ndarray, outputs: Mapping[str, np.ndarray], classes: int, of_classes: bool) -> tuple[str, str]:
+    """Return (kind, the output that is judged); `of_classes` where the trainer's source speaks of such."""
+    if labels.dtype.kind not in "biuf" or np.isnan(labels).any():
+        return OTHER, ""
     wide = {key: values for key, values in outputs.items() if values.ndim == 2 and values.shape[1] > 1}
     single = {key: values for key, values in outputs.items() if values.ndim == 1 or (values.ndim == 2 and values.shape[1] == 1)}
     if labels.ndim == 2 and labels.shape[1] > 1:
         fitting = [key for key, values in wide.items() if values.shape == labels.shape]
         if not fitting or not np.isin(labels, (0, 1)).all():
-            return OTHER, ""
+            return OTHER, _chosen(fitting, name) if fitting else ""
         return (MULTICLASS if (labels.sum(1) == 1).all() else MULTILABEL), _chosen(fitting, name)
     whole = bool((labels == np.round(labels)).all() and (labels >= 0).all())
     fitting = [key for key, values in wide.items() if whole and labels.max(initial=0) < values.shape[1]]
@@ -144,7 +159,7 @@ def _kind(name: str, labels: np.ndarray, outputs: Mapping[str, np.ndarray], clas
     output = _chosen(list(single), name)
     within = bool((single[output] >= 0).all() and (single[output] <= 1).all())
     two = bool(np.isin(labels, (0, 1)).all())
-    return (BINARY if classes == 2 or (two and (within or objective in OF_CLASSES)) else REGRESSION), output
+    return (BINARY if classes == 2 or (two and (within or of_classes)) else REGRESSION), output
 
 
 def _chosen(names: Sequence[str], label: str) -> str:
@@ -169,16 +184,20 @@ def judge(
     """Return what is to be said of each answer, [rows] each: weight, loss, and by kind:
 
     regression: label, prediction, error; binary: label, score (of the second class), predicted, confidence, hit; multiclass: label,
-    predicted, confidence, hit, rank (of the true class, from 0); multilabel: labels and scores, [rows, classes].
+    predicted, confidence, hit, rank (of the true class, from 0); multilabel: labels and scores, [rows, classes];
+    other, of several numbers a row: absolute (error).
 
     Args:
         logits: whether scores are none of probability; see `gives_logits`.
         order: for each class of the problem its place among the model's own, -1 where that has no such class; None: the same.
     """
-    if problem.kind == OTHER:
+    if not problem.output:
         return {"weight": weights, "loss": np.full(len(weights), np.nan)}
     if isinstance(labels, Mapping):
         labels = labels[problem.label]
+    if problem.kind == OTHER:  # several numbers a row
+        error = (outputs[problem.output].astype(np.float64) - labels).reshape(len(weights), -1)
+        return {"weight": weights, "loss": (error**2).mean(1), "absolute": np.abs(error).mean(1)}
     labels, values = np.asarray(labels), outputs[problem.output].astype(np.float64)
     labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
     values = values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values

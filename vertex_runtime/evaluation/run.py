@@ -143,15 +143,19 @@ def rows_to_judge(contract: Any, hp: Any, options: RunOptions, env: Environment)
 
     reading = Reading(env.data_format, options.row_filter)
     contract = contract.with_reading(reading)
-    split = hp.eval_fraction and not (options.eval_data_path or env.validation_data)
-    if options.eval_data_path or env.validation_data:
+    given, named = options.eval_data_path or env.validation_data, options.train_data_path or env.training_data
+    split = hp.eval_fraction and not given
+    if given:
         flag = "--eval_data_path" if options.eval_data_path else "AIP_VALIDATION_DATA_URI"
         files = contract.find(options.eval_data_path or (env.validation_data,), flag)
+    elif not named and env.in_job:
+        raise UserError("no data: give --eval_data_path, or let the service set AIP_VALIDATION_DATA_URI.")
+    elif not named and not split:
+        files = locations.sample_paths(contract)[1]
+        log("INFO", "evaluating on the sample data, which ships with the project (no --eval_data_path given)")
     else:
-        train, evaluation, _, synthetic = locations.data_paths(contract, hp, options, env)
+        train, evaluation, _, _ = locations.data_paths(contract, hp, options, env)
         files = train if split else evaluation
-        if synthetic:
-            log("INFO", "evaluating on the sample data, which ships with the project (no --eval_data_path given)")
     bad = data.BadRows(options.bad_rows)
 
     def read() -> Iterator[Any]:

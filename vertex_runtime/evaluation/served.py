@@ -42,13 +42,13 @@ class Served:
         """Return the signature as JSON: {"inputs": {name: {"dtype", "shape"}}, "outputs": {…}}."""
         return {"inputs": _described(self.specs), "outputs": _described(self.signature.structured_outputs)}
 
-    def class_names(self) -> list[str]:
-        """Return the classes that the exporter noted, in the order of the scores; none where it noted none."""
-        path = f"{self.folder}/assets.extra/labels.txt"
-        if not tf.io.gfile.exists(path):
-            return []
-        with tf.io.gfile.GFile(path, "r") as file:
-            return file.read().splitlines()
+    def class_names(self, label: str) -> list[str]:
+        """Return the classes of a label that the exporter noted, in the order of the scores; none where it noted none."""
+        for path in (f"{self.folder}/assets.extra/labels.{label}.txt", f"{self.folder}/assets.extra/labels.txt"):
+            if tf.io.gfile.exists(path):
+                with tf.io.gfile.GFile(path, "r") as file:
+                    return file.read().splitlines()
+        return []
 
     def inputs(self, chunk: Chunk) -> dict[str, np.ndarray]:
         """Return a chunk's columns as the signature takes them.

@@ -15,7 +15,7 @@ import numpy as np
 
 from .kept import Kept, KeptColumn
 from .metrics import metrics_of
-from .problem import OTHER, Judged, Problem
+from .problem import Judged, Problem
 
 BUCKETS, TOLD_APART = 8, 12  # of a column of numbers: as many buckets of equal rows; up to so many values are told one by one
 CATEGORIES = 20  # values of a category, the most frequent ones
@@ -108,7 +108,7 @@ def slices_of(problem: Problem, rows: Judged, buckets: list[Bucketing]) -> list[
 
     `interval` is that of the mean loss, [low, high], at 95 %; `few` stands where there are fewer than 30 rows.
     """
-    if problem.kind == OTHER:
+    if not problem.output:
         return []
     found = [said for each in buckets for said in by_bucket(problem, rows, each)]
     return sorted(found, key=lambda said: (said["few"], -said["interval"][0]))
