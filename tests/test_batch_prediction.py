@@ -245,6 +245,14 @@ def test_predictions_with_several_outputs_and_odd_instances_as_csv(echo):
     assert results[2] == {"a": "3", "b": "", "prediction_a": "3", "prediction_b": ""} and errors == []
 
 
+def test_odd_characters_come_out_as_they_went_in(echo):
+    service, model = echo
+    odd = ['"\\ud800"', '"é \\u2028"', '"\\u0000"', '{"a": NaN}']
+    uri = write_object(service, "batch-bucket/characters.jsonl", "\ufeff" + "\n".join(odd) + "\n")
+    _, results, errors = predicted(service, job_of(model, uri))
+    assert [json.dumps(each["prediction"]) for each in results] == [json.dumps(json.loads(each)) for each in odd] and not errors
+
+
 def test_what_cannot_be_run_is_refused_at_once(echo):
     service, model = echo
     uri = write_object(service, "batch-bucket/ok.jsonl", jsonl(1))
@@ -369,6 +377,16 @@ def test_a_header_that_is_none(tmp_path, text, text_of_error):
     (tmp_path / "x").write_text(text)
     with pytest.raises(Unreadable, match=text_of_error):
         list(instances.read(tmp_path / "x", "gs://b/x", "csv", str))
+
+
+def test_a_quotation_mark_that_is_not_closed_ends_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(instances, "_LONGEST_ROW", 1000)
+    (tmp_path / "x").write_text('a,b\n1,2\n3,"4\n' + "5,6\n" * 1000)
+    found = []
+    with pytest.raises(Unreadable, match="gs://b/x:3: a quotation mark is not closed within 1,000 characters"):
+        found.extend(each.content for each in instances.read(tmp_path / "x", "gs://b/x", "csv", str))
+    (tmp_path / "x").write_text('a,b\n1,2\n3,"4\n')
+    assert [bool(each.problem) for each in instances.read(tmp_path / "x", "gs://b/x", "csv", str)] == [False, True]
 
 
 def test_cells_are_what_the_csv_module_reads(tmp_path):

@@ -43,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--artifact_uri", metavar="gs://…", help="folder of the SavedModel (default: model/ in the job's output directory)")
     parser.add_argument("--model_display_name", metavar="NAME", help="for the upload (default: the trainer's name)")
     parser.add_argument("--parent_model", metavar="ID", help="for the upload: make it a new version of this model")
-    parser.add_argument("--version_aliases", metavar="A,B", type=sdk.aliases, help="for the upload (default, for a new version: challenger)")
+    parser.add_argument("--version_aliases", metavar="A,B", type=sdk.aliases, help="for the upload (default of a new version: challenger)")
     parser.add_argument("--endpoint", metavar="NAME", help="its name in lists; made if there is none (default: the trainer's name)")
     parser.add_argument("--machine_type", metavar="TYPE", default="n1-standard-2", help="(default: %(default)s)")
     parser.add_argument("--replicas", metavar="N", type=int, default=1, help="how many machines at least (default: %(default)s)")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -177,11 +177,11 @@ class _Run:
                 if cancel.is_set():  # and again, should the process be started meanwhile
                     predictors.stop(self._name)
 
-        def ask(instances: list[Any]) -> list[Any]:
+        def unless_cancelled(work: Callable[..., Any], *more: Any) -> Any:
             if cancel.is_set():
                 raise Stopped
             try:
-                return predictors.ask(self._name, path, instances)
+                return work(self._name, path, *more)
             except ApiError:
                 if cancel.is_set():
                     raise Stopped from None
@@ -190,7 +190,9 @@ class _Run:
         watcher = threading.Thread(target=watch, name="batch-cancel", daemon=True)
         watcher.start()
         try:
-            yield ask
+            unless_cancelled(predictors.ready)
+            self._log.say(f"{self._model['name']}@{self._model['versionId']} can be asked")
+            yield lambda instances: unless_cancelled(predictors.ask, instances)
         finally:
             over.set()
             watcher.join()
