@@ -15,6 +15,7 @@ import tracemalloc
 
 import pytest
 from conftest import ROOT
+from test_cloud_support import call
 from test_local_support import alive, wait_for
 from test_serve_support import Service, echo_service, mark_of, write_object
 
@@ -23,6 +24,7 @@ pytest.importorskip("google.cloud.storage", reason="google-cloud-storage is not 
 
 from google.cloud import aiplatform  # noqa: E402
 
+from vertex_local.__main__ import main  # noqa: E402
 from vertex_local.serve import batch, instances  # noqa: E402
 from vertex_local.serve.instances import Config, Unreadable  # noqa: E402
 from vertex_local.serve.rest import ApiError  # noqa: E402
@@ -284,7 +286,8 @@ def test_what_cannot_be_run_is_refused_at_once(echo):
     assert not (service.state / "buckets" / "batch-bucket" / "out" / "x").exists()
 
 
-def test_cancelled_it_ends_at_once_and_keeps_what_it_has(tmp_path):
+@pytest.mark.parametrize("way", ["cancel", "stop"])
+def test_cancelled_it_ends_at_once_and_keeps_what_it_has(tmp_path, way):
     service = echo_service(tmp_path, "time.sleep(0.05)")
     try:
         model = echo_model(service)
@@ -295,7 +298,10 @@ def test_cancelled_it_ends_at_once_and_keeps_what_it_has(tmp_path):
         bucket = service.state / "buckets" / folder["gcsOutputDirectory"].removeprefix("gs://")
         wait_for(lambda: len(mark_of(service.process)) > 0 and bucket.exists())
         workers = mark_of(service.process)
-        service.call("POST", f"/batchPredictionJobs/{number}:cancel", {}, base=PARENT)
+        if way == "cancel":
+            service.call("POST", f"/batchPredictionJobs/{number}:cancel", {}, base=PARENT)
+        else:
+            assert f"job {number}: CANCELLED" in call(main, "stop", number, cwd=tmp_path).stdout
         done = wait_for(lambda: (got := service.call("GET", f"/batchPredictionJobs/{number}", base=PARENT))["state"].endswith("D") and got)
         assert done["state"] == "JOB_STATE_CANCELLED" and int(done["completionStats"]["successfulCount"]) < 20_000
         assert {path.name for path in bucket.iterdir()} == {f"prediction.{kind}-00000-of-00001" for kind in ("errors_stats", "results")}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..job import buckets
 from ..local import job_record
+from ..local.jobs import stop_asked
 from . import batch, jobs, lists, messages, models, runs
 from .executor import Stopped
 from .instances import FORMATS, TYPES, Config
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 _KIND = "batchPredictionJobs"
 _OUTPUTS = ("jsonl", "csv")
 _UNSUPPORTED = ("unmanaged_container_model", "generate_explanation", "explanation_spec")
-_LOOKS = 0.2  # seconds between two looks whether a job is cancelled while the model's process starts
+_LOOKS = 0.2  # seconds between two looks whether somebody wants the job to end
 
 
 class BatchPredictionJobs:
@@ -131,7 +132,8 @@ class _Run:
 
     def __init__(self, local: Local, name: str, job: Message, model: dict[str, Any], prefix: Path):
         self._local, self._name, self._job, self._model, self._prefix = local, name, job, model, prefix
-        self._log = runs.Log(local.state / "jobs" / name.rpartition("/")[2], lambda: None)
+        self._own = local.state / "jobs" / name.rpartition("/")[2]
+        self._log = runs.Log(self._own, lambda: None)
 
     def work(self, cancel: threading.Event) -> jobs.End:
         """Predict everything; the job has failed if nothing could be predicted."""
@@ -174,6 +176,8 @@ class _Run:
 
         def watch() -> None:
             while not over.wait(_LOOKS):
+                if stop_asked(self._own):  # by `python -m vertex_local stop`
+                    cancel.set()
                 if cancel.is_set():  # and again, should the process be started meanwhile
                     predictors.stop(self._name)
 
