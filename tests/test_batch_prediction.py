@@ -15,6 +15,7 @@ import tracemalloc
 
 import pytest
 from conftest import ROOT
+from test_cloud_support import call
 from test_local_support import alive, wait_for
 from test_serve_support import Service, echo_service, mark_of, write_object
 
@@ -23,6 +24,7 @@ pytest.importorskip("google.cloud.storage", reason="google-cloud-storage is not 
 
 from google.cloud import aiplatform  # noqa: E402
 
+from vertex_local.__main__ import main  # noqa: E402
 from vertex_local.serve import batch, instances  # noqa: E402
 from vertex_local.serve.instances import Config, Unreadable  # noqa: E402
 from vertex_local.serve.rest import ApiError  # noqa: E402
@@ -245,6 +247,14 @@ def test_predictions_with_several_outputs_and_odd_instances_as_csv(echo):
     assert results[2] == {"a": "3", "b": "", "prediction_a": "3", "prediction_b": ""} and errors == []
 
 
+def test_odd_characters_come_out_as_they_went_in(echo):
+    service, model = echo
+    odd = ['"\\ud800"', '"é \\u2028"', '"\\u0000"', '{"a": NaN}']
+    uri = write_object(service, "batch-bucket/characters.jsonl", "\ufeff" + "\n".join(odd) + "\n")
+    _, results, errors = predicted(service, job_of(model, uri))
+    assert [json.dumps(each["prediction"]) for each in results] == [json.dumps(json.loads(each)) for each in odd] and not errors
+
+
 def test_what_cannot_be_run_is_refused_at_once(echo):
     service, model = echo
     uri = write_object(service, "batch-bucket/ok.jsonl", jsonl(1))
@@ -276,7 +286,8 @@ def test_what_cannot_be_run_is_refused_at_once(echo):
     assert not (service.state / "buckets" / "batch-bucket" / "out" / "x").exists()
 
 
-def test_cancelled_it_ends_at_once_and_keeps_what_it_has(tmp_path):
+@pytest.mark.parametrize("way", ["cancel", "stop"])
+def test_cancelled_it_ends_at_once_and_keeps_what_it_has(tmp_path, way):
     service = echo_service(tmp_path, "time.sleep(0.05)")
     try:
         model = echo_model(service)
@@ -287,7 +298,10 @@ def test_cancelled_it_ends_at_once_and_keeps_what_it_has(tmp_path):
         bucket = service.state / "buckets" / folder["gcsOutputDirectory"].removeprefix("gs://")
         wait_for(lambda: len(mark_of(service.process)) > 0 and bucket.exists())
         workers = mark_of(service.process)
-        service.call("POST", f"/batchPredictionJobs/{number}:cancel", {}, base=PARENT)
+        if way == "cancel":
+            service.call("POST", f"/batchPredictionJobs/{number}:cancel", {}, base=PARENT)
+        else:
+            assert f"job {number}: CANCELLED" in call(main, "stop", number, cwd=tmp_path).stdout
         done = wait_for(lambda: (got := service.call("GET", f"/batchPredictionJobs/{number}", base=PARENT))["state"].endswith("D") and got)
         assert done["state"] == "JOB_STATE_CANCELLED" and int(done["completionStats"]["successfulCount"]) < 20_000
         assert {path.name for path in bucket.iterdir()} == {f"prediction.{kind}-00000-of-00001" for kind in ("errors_stats", "results")}
@@ -369,6 +383,16 @@ def test_a_header_that_is_none(tmp_path, text, text_of_error):
     (tmp_path / "x").write_text(text)
     with pytest.raises(Unreadable, match=text_of_error):
         list(instances.read(tmp_path / "x", "gs://b/x", "csv", str))
+
+
+def test_a_quotation_mark_that_is_not_closed_ends_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(instances, "_LONGEST_ROW", 1000)
+    (tmp_path / "x").write_text('a,b\n1,2\n3,"4\n' + "5,6\n" * 1000)
+    found = []
+    with pytest.raises(Unreadable, match="gs://b/x:3: a quotation mark is not closed within 1,000 characters"):
+        found.extend(each.content for each in instances.read(tmp_path / "x", "gs://b/x", "csv", str))
+    (tmp_path / "x").write_text('a,b\n1,2\n3,"4\n')
+    assert [bool(each.problem) for each in instances.read(tmp_path / "x", "gs://b/x", "csv", str)] == [False, True]
 
 
 def test_cells_are_what_the_csv_module_reads(tmp_path):

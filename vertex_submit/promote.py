@@ -214,7 +214,8 @@ def _moves(traffic: Traffic, version: Version) -> list[Step]:
     share = split[number or "new"]
     if number and dict(endpoint.traffic_split) == split:
         return []
-    deploy = Step(f"deploy version {version.number} on {traffic.name} (ten minutes or more)", lambda: traffic.deploy(version.number))
+    patience = "" if cloud.is_local(traffic.service.url) else " (ten minutes or more)"
+    deploy = Step(f"deploy version {version.number} on {traffic.name}{patience}", lambda: traffic.deploy(version.number))
     move = Step(f"{share} % of the endpoint's traffic to version {version.number}", lambda: traffic.move(version.number))
     return [*([] if number else [deploy]), move]
 

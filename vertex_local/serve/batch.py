@@ -219,7 +219,8 @@ class _Output:
         self._writers: dict[IO[str], csv.DictWriter] = {}
 
     def _opened(self, path: Path) -> IO[str]:
-        return self._stack.enter_context(open(path, "x", encoding="utf-8", newline=""))
+        # Half a pair of surrogates, which JSON may hold and UTF-8 may not, is written as JSON writes it, in CSV, too.
+        return self._stack.enter_context(open(path, "x", encoding="utf-8", errors="backslashreplace", newline=""))
 
     def __enter__(self) -> _Output:
         return self
@@ -238,7 +239,7 @@ class _Output:
     def _write(self, file: IO[str], content: Any, name: str, said: Any) -> None:
         shown = self._config.shown(content)
         if self._form == "jsonl":
-            file.write(json.dumps({**shown, name: said}, ensure_ascii=False) + "\n")
+            file.write(json.dumps({**shown, name: said}) + "\n")  # in ASCII: what some take for the end of a line is escaped, too
             return
         row = dict(content) if "instance" in shown and isinstance(content, Mapping) else shown
         row |= {f"{name}_{key}": value for key, value in said.items()} if isinstance(said, Mapping) else {name: said}

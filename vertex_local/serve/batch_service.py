@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..job import buckets
 from ..local import job_record
+from ..local.jobs import stop_asked
 from . import batch, jobs, lists, messages, models, runs
 from .executor import Stopped
 from .instances import FORMATS, TYPES, Config
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 _KIND = "batchPredictionJobs"
 _OUTPUTS = ("jsonl", "csv")
 _UNSUPPORTED = ("unmanaged_container_model", "generate_explanation", "explanation_spec")
-_LOOKS = 0.2  # seconds between two looks whether a job is cancelled while the model's process starts
+_LOOKS = 0.2  # seconds between two looks whether somebody wants the job to end
 
 
 class BatchPredictionJobs:
@@ -131,7 +132,8 @@ class _Run:
 
     def __init__(self, local: Local, name: str, job: Message, model: dict[str, Any], prefix: Path):
         self._local, self._name, self._job, self._model, self._prefix = local, name, job, model, prefix
-        self._log = runs.Log(local.state / "jobs" / name.rpartition("/")[2], lambda: None)
+        self._own = local.state / "jobs" / name.rpartition("/")[2]
+        self._log = runs.Log(self._own, lambda: None)
 
     def work(self, cancel: threading.Event) -> jobs.End:
         """Predict everything; the job has failed if nothing could be predicted."""
@@ -174,14 +176,16 @@ class _Run:
 
         def watch() -> None:
             while not over.wait(_LOOKS):
+                if stop_asked(self._own):  # by `python -m vertex_local stop`
+                    cancel.set()
                 if cancel.is_set():  # and again, should the process be started meanwhile
                     predictors.stop(self._name)
 
-        def ask(instances: list[Any]) -> list[Any]:
+        def unless_cancelled(work: Callable[..., Any], *more: Any) -> Any:
             if cancel.is_set():
                 raise Stopped
             try:
-                return predictors.ask(self._name, path, instances)
+                return work(self._name, path, *more)
             except ApiError:
                 if cancel.is_set():
                     raise Stopped from None
@@ -190,7 +194,9 @@ class _Run:
         watcher = threading.Thread(target=watch, name="batch-cancel", daemon=True)
         watcher.start()
         try:
-            yield ask
+            unless_cancelled(predictors.ready)
+            self._log.say(f"{self._model['name']}@{self._model['versionId']} can be asked")
+            yield lambda instances: unless_cancelled(predictors.ask, instances)
         finally:
             over.set()
             watcher.join()

@@ -14,7 +14,8 @@ from typing import IO, Any
 
 FORMATS = ("jsonl", "csv", "tf-record", "tf-record-gzip", "file-list")
 TYPES = ("", "object", "array")
-_LARGEST = 1 << 30  # bytes of a record, beyond which the length is not one
+_LARGEST = 1 << 30  # bytes of a TFRecord's record, beyond which the length is not one
+_LONGEST_ROW = 16 << 20  # characters of CSV
 # A cell of CSV: in quotes, which are doubled within, or without.
 _CELL = re.compile(r'"((?:[^"]|"")*)"|([^",]*)')
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
@@ -121,7 +122,7 @@ def _listed(file: IO[str], uri: str, resolve: Callable[[str], str]) -> Iterator[
 
 def _rows(file: IO[str], uri: str) -> Iterator[Instance]:
     header: list[str] = []
-    for number, text in _logical_lines(file):
+    for number, text in _logical_lines(file, uri):
         cells = _cells(text)
         if not header:
             header = [str(cell) if cell is not None else "" for cell in cells or [""]]
@@ -137,21 +138,23 @@ def _rows(file: IO[str], uri: str) -> Iterator[Instance]:
             yield Instance(dict(zip(header, cells)), where, len(text))
 
 
-def _logical_lines(file: IO[str]) -> Iterator[tuple[int, str]]:
+def _logical_lines(file: IO[str], uri: str) -> Iterator[tuple[int, str]]:
     """Yield each line with the number of its beginning; quoted cells may go over several."""
-    held, start = "", 1
+    held, start, is_open, size = list[str](), 1, False, 0
     for number, line in enumerate(file, 1):
         if not held and not line.strip():
             continue
         start = start if held else number
-        held += line
-        if held.count('"') % 2 == 0:
-            yield start, held
-            held = ""
-        elif len(held) > _LARGEST:
-            break
+        held.append(line)
+        is_open ^= line.count('"') % 2 == 1
+        size += len(line)
+        if size > _LONGEST_ROW:
+            raise Unreadable(f"{uri}:{start}: a quotation mark is not closed within {_LONGEST_ROW:,} characters")
+        if not is_open:
+            yield start, "".join(held)
+            held, size = [], 0
     if held:
-        yield start, held
+        yield start, "".join(held)
 
 
 def _cells(text: str) -> list[Any] | None:
