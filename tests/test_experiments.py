@@ -76,8 +76,10 @@ PROGRAM = """
         "params": run.get_params(), "metrics": run.get_metrics(), "state": run.get_state(),
         "matrix": run.get_classification_metrics()[0]["matrix"], "steps": series["step"].tolist(), "loss": series["loss"].tolist(),
         "lr": frame["param.lr"].to_dict(), "states": frame["state"].to_dict(), "last": frame["time_series_metric.loss"].to_dict()["run-1"],
-        "inputs": [each.uri for each in execution.get_input_artifacts()], "outputs": [each.uri for each in execution.get_output_artifacts()],
-        "of_run": sorted(each.display_name or "" for each in run.get_artifacts()), "executions": [each.name for each in run.get_executions()],
+        "inputs": [each.uri for each in execution.get_input_artifacts()],
+        "outputs": [each.uri for each in execution.get_output_artifacts()],
+        "of_run": sorted(each.display_name or "" for each in run.get_artifacts()),
+        "executions": [each.name for each in run.get_executions()],
         "execution": execution.name, "runs": sorted(each.name for each in aiplatform.ExperimentRun.list(experiment="exp-1")),
     }
     aiplatform.Experiment("exp-1").delete(delete_backing_tensorboard_runs=True)
@@ -148,7 +150,8 @@ def test_artifacts_are_found_by_what_they_are(sdk, parent):
     names = [each.name for each in made]
     assert found('schema_title="system.Dataset"') == set(names) and found('uri="gs://b/0"') == {names[0], other.name}
     assert found("metadata.rows.number_value >= 20.0") == set(names[2:]) and found('metadata.rows.string_value="10"') == {other.name}
-    assert found("metadata.ok.bool_value = true") == {other.name} and found('display_name="rows 1" OR display_name="rows 2"') == set(names[1:3])
+    assert found("metadata.ok.bool_value = true") == {other.name}
+    assert found('display_name="rows 1" OR display_name="rows 2"') == set(names[1:3])
     assert found('schema_title="system.Dataset" AND NOT uri="gs://b/3"') == set(names[:3])
     assert found('metadata."a:b".struct_value:c') == set(names) and found('create_time > "2020-01-01T00:00:00Z"') == {*names, other.name}
     assert sdk.Artifact.get_with_uri("gs://b/3").name == names[3] and sdk.Artifact.get(names[0]).metadata["rows"] == 0
