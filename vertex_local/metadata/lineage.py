@@ -33,6 +33,7 @@ from . import nodes
 
 VERTEX_MODEL = "google.VertexModel"
 RECORD = "run.json"
+_MOST_STARTS = 100  # of one trial
 Node = dict[str, Any]
 
 
@@ -142,7 +143,8 @@ def record_job(records: Store, job: str, display_name: str, output: str | None, 
         return []
     location, number = "/".join(job.split("/")[:4]), job.rpartition("/")[2]
     base = Path(buckets.to_path(output.rstrip("/"), root))
-    runs = [record for path in _records_in(base) if (record := _read(path)) and (record.get("job") or {}).get("id") == number_of(number)]
+    found = [record for path in records_in(base) if (record := read_record(path))]
+    runs = [record for record in found if is_of_job(record, number)]
     if runs:
         return [record_run(records, location, record, job) for record in runs]
     if not (base / "model" / "saved_model.pb").is_file():
@@ -154,6 +156,13 @@ def record_job(records: Store, job: str, display_name: str, output: str | None, 
             outputs=[model],
         )  # fmt: skip
     ]
+
+
+def is_of_job(record: Mapping[str, Any], number: str) -> bool:
+    """Tell whether a run was that of the job with this id, or of one of its trials."""
+    job = record.get("job") or {}
+    trial = f"{number}-trial-{job.get('trial')}"  # a job of its own; the later ones are those of a study that was continued
+    return job.get("id") in {number_of(each) for each in (number, trial, *(f"{trial}-{n}" for n in range(2, _MOST_STARTS)))}
 
 
 @contextlib.contextmanager
@@ -168,21 +177,22 @@ def kept(records: Store, job: str, display_name: str, output: str | None, root: 
             say(f"note: {job} is not in ML Metadata: {type(error).__name__}: {error}")
 
 
-def _records_in(base: Path) -> list[Path]:
-    """Return the records of a job's run, or of its trials' runs."""
+def records_in(base: Path) -> list[Path]:
+    """Return where the records of the run that wrote into a folder may be, or of its trials' runs."""
     folders = [base, *(path for path in sorted(base.glob("*")) if path.is_dir() and path.name.isdecimal())]
     return [folder / within / RECORD for folder in folders for within in ("checkpoints", ".")]
 
 
 def record_of_model(folder: Path) -> dict[str, Any] | None:
     """Return the record of the run that made the model in a folder, which lies beside it; None where there is none."""
-    return next((found for within in ("checkpoints", ".") if (found := _read(folder.parent / within / RECORD))), None)
+    return next((found for within in ("checkpoints", ".") if (found := read_record(folder.parent / within / RECORD))), None)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Return a run's record; None where there is none, or one of a version that kept less."""
     with contextlib.suppress(OSError, ValueError):
         found = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(found, dict) and "id" in found and "hyperparameters" in found:  # of a version that kept enough
+        if isinstance(found, dict) and "id" in found and "hyperparameters" in found:
             return found
     return None
 

@@ -136,7 +136,8 @@ class PipelineService:
     ) -> jobs.End:  # fmt: skip
         """Export the data, run the job, upload the model."""
         job_record.running(self._local.records, name)
-        work = task.work(self._local, export(cancel) if export else {})
+        exported = export(cancel) if export else {}
+        work = task.work(self._local, {**exported, "TRAINER_PIPELINE_JOB": name})  # which our trainers record
         backing, (state, error) = jobs.run_backing(self._local, name, task.kind, task.job, work, cancel)
         if state == "SUCCEEDED" and pipeline.HasField("model_to_upload"):
             model = messages.kind("Model")()

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..job.times import text
 from ..local.store import Store
-from ..metadata import series
+from ..metadata import lineage, nodes, series
 from ..metadata.event_files import LogReader
 from .rest import ApiError
 
@@ -33,8 +33,12 @@ class Follower:
         self._readers: dict[str, LogReader] = {}
         self._series: dict[tuple[str, str], str] = {}
         document = {"displayName": display_name, "labels": {"vertex_tensorboard_experiment_source": "custom_job"}, "source": job}
-        number = series.id_of(job.rpartition("/")[2])
-        self.experiment = series.ensure(records, tensorboard, series.EXPERIMENTS, number, document)["name"]
+        self._number, self._location = series.id_of(job.rpartition("/")[2]), "/".join(job.split("/")[:4])
+        self.experiment = series.ensure(records, tensorboard, series.EXPERIMENTS, self._number, document)["name"]
+        # The service shows such an experiment in ML Metadata, too, and the SDK ends its runs there.
+        self._context = lineage.record_context(
+            records, self._location, self._number, "system.Experiment", display_name=display_name, tensorboard_link=self.experiment
+        )
 
     def look(self) -> None:
         """Copy what is new."""
@@ -51,8 +55,17 @@ class Follower:
         """Return the time series of a run's tag, made at its first value."""
         if (run, tag) not in self._series:
             kept = series.ensure(self._records, self.experiment, series.RUNS, series.id_of(run), {"displayName": run})
+            if not any(known == run for known, _ in self._series):
+                self._show(run)
             self._series[run, tag] = series.add_series(self._records, kept["name"], tag)["name"]
         return self._series[run, tag]
+
+
+    def _show(self, run: str) -> None:
+        """Let the run stand in ML Metadata, under the job's experiment."""
+        number, about = f"{self._number}-{series.id_of(run)}"[:128], {"_params": {}, "_metrics": {}, "_state": "RUNNING"}
+        context = lineage.record_context(self._records, self._location, number, "system.ExperimentRun", display_name=run, **about)
+        nodes.add_children(self._records, self._context, [context])
 
 
 def find(records: Store, tensorboard: str, field: str) -> str:

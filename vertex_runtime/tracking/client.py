@@ -16,6 +16,7 @@ import math
 import os
 import re
 import signal
+import socket
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -24,6 +25,8 @@ from ..reporting import log
 from . import nodes
 
 NEEDS = "google-cloud-aiplatform is not installed: pip install google-cloud-aiplatform"
+DEFAULT_REGION = "us-central1"  # the SDK's
+CONNECT_SECONDS = 10.0
 _LOCATION = re.compile("projects/([^/]+)/locations/([^/]+)/")
 _CLOSED = "127.0.0.1:9"  # where vertex_local leads clients to when no service runs
 
@@ -114,13 +117,24 @@ def _configure(aiplatform: Any, experiment: str, tensorboard: str | None) -> Non
     project = project or env.get("CLOUD_ML_PROJECT_ID") or env.get("GOOGLE_CLOUD_PROJECT") or env.get("CLOUDSDK_CORE_PROJECT")
     region = region or env.get("CLOUD_ML_REGION") or env.get("GOOGLE_CLOUD_REGION") or env.get("CLOUDSDK_AI_REGION")
     options: dict[str, Any] = {"project": project, "location": region}
-    endpoint = env.get("CLOUDSDK_API_ENDPOINT_OVERRIDES_AIPLATFORM", "").rstrip("/")
-    if endpoint:
-        address = endpoint.partition("://")[2]
-        if address == _CLOSED:
-            raise Unavailable("no service runs here; start one with: python -m vertex_local serve")
+    address = env.get("CLOUDSDK_API_ENDPOINT_OVERRIDES_AIPLATFORM", "").rstrip("/").partition("://")[2]
+    if address == _CLOSED:
+        raise Unavailable("no service runs here; start one with: python -m vertex_local serve")
+    if address:
         options |= {"api_endpoint": address, "api_transport": "rest", "credentials": _credentials()}
+        if trusted := env.get("CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE"):
+            env["REQUESTS_CA_BUNDLE"] = trusted  # over the one that the machine has for all programs
+    _reach(address or f"{region or DEFAULT_REGION}-aiplatform.googleapis.com:443")
     aiplatform.init(**options)
+
+
+def _reach(address: str) -> None:
+    """See that somebody listens at host:port: the SDK would try for minutes."""
+    host, _, port = address.partition("/")[0].partition(":")
+    try:
+        socket.create_connection((host, int(port or 443)), CONNECT_SECONDS).close()
+    except OSError as error:
+        raise Unavailable(f"{address} cannot be reached: {error}") from None
 
 
 def _credentials() -> Any:
@@ -150,6 +164,8 @@ def follow(lines: Iterable[str]) -> None:
                 client.end(told["record"])
     except ImportError:
         _give_up(name, NEEDS)
+    except Unavailable as error:
+        _give_up(name, str(error))
     except Exception as error:  # noqa: BLE001 - of the SDK, of the network, of credentials
         _give_up(name, " ".join(f"{type(error).__name__}: {error}".split())[:300])
 
