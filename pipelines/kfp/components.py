@@ -103,6 +103,7 @@ def plan_run(
     eval_data_path: str,
     test_data_path: str,
     trainer_args: list[str],
+    batch_instances: str,
 ) -> NamedTuple(
     "Plan",
     [
@@ -113,6 +114,7 @@ def plan_run(
         ("validation_pools", list[dict[str, Any]]),
         ("trial_pools", list[dict[str, Any]]),
         ("training_pools", list[dict[str, Any]]),
+        ("batch_sources", list[str]),
     ],
 ):
     """Say where the run writes to, and complete the job file's worker pools by the run's data and arguments.
@@ -120,7 +122,7 @@ def plan_run(
     Args:
         pipeline_job: the pipeline job's name, which is the run's where `run_name` is empty.
         pools, trial_pools: of the training and of the tuning job; the latter may be none.
-        train_data_path: paths, with blanks between them; empty: none is given to the trainer.
+        train_data_path: paths, with blanks between them, as in its siblings; empty: none is given to the trainer.
     """
     if not output_root.startswith("gs://"):
         raise SystemExit(f"output_root: takes gs://bucket/folder; got {output_root!r}.")
@@ -133,7 +135,7 @@ def plan_run(
     validation = with_arguments(chief_alone(pools), [*arguments, f"--data_report={report}.html"])
     trials, training = with_arguments(trial_pools, arguments), with_arguments(pools, arguments)
     print(f"run directory: {run_dir}")
-    return (run_dir, f"{report}.json", f"{run_dir}/training/model", data_args, validation, trials, training)
+    return (run_dir, f"{report}.json", f"{run_dir}/training/model", data_args, validation, trials, training, batch_instances.split())
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
