@@ -86,11 +86,18 @@ def plans(folder: str) -> dict[str, Any]:
     pools = [{"container_spec": {"image_uri": "h/taxifare:1", "args": ["--lr=1"]}, "replica_count": "2"}, {"replica_count": "0"},
              {"container_spec": {"image_uri": "h/reductionserver:1"}, "replica_count": "8"}]  # fmt: skip
     given = {"pools": pools, "trial_pools": pools[:1], "eval_data_path": "", "test_data_path": "", "trainer_args": ["--seed=2"],
-             "batch_instances": "gs://a/1.jsonl gs://a/2.jsonl"}  # fmt: skip
+             "batch_instances": "gs://a/1.jsonl gs://a/2.jsonl", "trainer": "taxifare", "convert_to": "", "convert_shards": 2}  # fmt: skip
     plan = components.plan_run.python_func
     found = {
         "plan": ended(plan, pipeline_job="fares-1", output_root="gs://bucket/x/", run_name="", train_data_path="a.csv b.csv", **given),
         "named": ended(plan, pipeline_job="fares-1", output_root="gs://bucket/x", run_name="mine", train_data_path="", **given),
+        "converted": ended(
+            plan, pipeline_job="fares-1", output_root="gs://bucket/x", run_name="", train_data_path="a.csv b.csv",
+            **{**given, "convert_to": "parquet"},
+        ),
+        "nothing to convert": ended(
+            plan, pipeline_job="fares-1", output_root="gs://bucket/x", run_name="", train_data_path="", **{**given, "convert_to": "csv"}
+        ),
         "wrong": ended(plan, pipeline_job="fares-1", output_root="bucket/x", run_name="", train_data_path="", **given),
     }
     for name in ("clean", "leaks", "duplicates"):

@@ -26,7 +26,7 @@ JOBS = sorted(ROOT.glob("jobs/*.yaml"))
 STUDIES = [str(path.relative_to(ROOT)) for path in JOBS if "tuning" in path.name]
 OTHERS = ("settings.yaml", "kubernetes-tfjob.yaml")  # of jobs/, and no jobs of the service
 CUSTOM = [str(path.relative_to(ROOT)) for path in JOBS if "tuning" not in path.name and path.name not in OTHERS]
-ALL = "--job=jobs/taxifare.yaml --tuning=jobs/taxifare-tuning.yaml"
+ALL = "--job=jobs/taxifare.yaml --tuning=jobs/taxifare-tuning.yaml --convert=parquet"
 LEAST = "--job=jobs/stackoverflow-2-workers.yaml --no_validate --no_deploy --no_batch_predict"
 
 
@@ -171,6 +171,8 @@ def test_wrong_files_and_flags_are_one_line(tmp_path):
     assert "--trainer: jobs/taxifare.yaml runs taxifare, not stackoverflow." in refused(*flags)
     flags = ("--job=jobs/taxifare.yaml", "--tuning=jobs/stackoverflow-tuning.yaml", out)
     assert "--tuning: jobs/stackoverflow-tuning.yaml tunes stackoverflow, and jobs/taxifare.yaml trains taxifare." in refused(*flags)
+    flags = ("--job=jobs/taxifare-sdist.yaml", "--convert=parquet", out)
+    assert "--convert: jobs/taxifare-sdist.yaml runs a Python package, which has no data_tools in it" in refused(*flags)
     assert "this is a HyperparameterTuningJob" in refused("--job=jobs/taxifare-tuning.yaml", out)
     assert not (tmp_path / "p.yaml").exists()
 

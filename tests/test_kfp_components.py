@@ -24,7 +24,7 @@ def planned(tmp_path_factory) -> dict:
 
 
 def test_a_run_is_planned_from_the_job_files_pools(planned):
-    run_dir, report, model, data, validation, trials, training, batch = planned["plan"]
+    run_dir, report, model, data, validation, conversion, trials, training, batch = planned["plan"]
     assert run_dir == "gs://bucket/x/fares-1" and model == f"{run_dir}/training/model"
     assert report == f"{run_dir}/validation/data_report.json"
     assert data == ["--train_data_path", "a.csv", "b.csv"]
@@ -35,9 +35,21 @@ def test_a_run_is_planned_from_the_job_files_pools(planned):
     (alone,) = validation
     assert alone["replica_count"] == "1"
     assert alone["container_spec"]["args"] == [*arguments, f"--data_report={run_dir}/validation/data_report.html"]
+    assert conversion == []
     assert batch == ["gs://a/1.jsonl", "gs://a/2.jsonl"]
     assert planned["named"][0] == "gs://bucket/x/mine" and planned["named"][3] == []
     assert planned["wrong"] == {"error": "output_root: takes gs://bucket/folder; got 'bucket/x'."}
+
+
+def test_training_rows_are_converted_by_the_image_of_the_job(planned):
+    run_dir, _, _, data, validation, (conversion,), trials, training, _ = planned["converted"]
+    target = f"{run_dir}/data/training"
+    words = ["taxifare", "--from", "a.csv", "b.csv", "--to", target, "--format", "parquet", "--shards", "2", "--shuffle"]
+    command = ["python", "-m", "data_tools.convert"]
+    assert conversion == {"container_spec": {"image_uri": "h/taxifare:1", "command": command, "args": words}, "replica_count": "1"}
+    assert all(pools[0]["container_spec"]["args"][-2:] == ["--train_data_path", target] for pools in (trials, training))
+    assert target not in validation[0]["container_spec"]["args"] and target not in data
+    assert planned["nothing to convert"]["error"].startswith("train_data_path: is empty")
 
 
 def test_a_data_report_ends_the_pipeline_for_what_it_is_told_to(planned):

@@ -1,4 +1,4 @@
-"""The pipeline: validate the data, tune, train, evaluate, gate, upload, deploy, check, predict in batches.
+"""The pipeline: validate the data, convert, tune, train, evaluate, gate, upload, deploy, check, predict in batches.
 
 Google's components do what they can; `components.py` has the rest. What is decided when the file is compiled (steps, worker
 pools, accounts, networks) stands in `Steps`; what may differ from run to run is a parameter of the pipeline.
@@ -31,6 +31,7 @@ class Steps:
     location: str
     output_root: str
     serving_image: str
+    convert_to: str = ""
     validate: bool = True
     deploy: bool = True
     batch_predict: bool = True
@@ -57,6 +58,7 @@ def define(steps: Steps) -> Callable[..., Any]:
         train_data_path: str = job.data["train_data_path"],
         eval_data_path: str = job.data["eval_data_path"],
         test_data_path: str = job.data["test_data_path"],
+        convert_shards: int = 1,
         trainer_args: list[str] = [],  # noqa: B006
         stop_on: list[str] = STOP_ON,  # noqa: B006
         threshold: Optional[float] = None,  # noqa: UP045
@@ -77,10 +79,13 @@ def define(steps: Steps) -> Callable[..., Any]:
             pipeline_job=dsl.PIPELINE_JOB_NAME_PLACEHOLDER, output_root=output_root, run_name=run_name, pools=job.pools,
             trial_pools=steps.tuning.pools if steps.tuning else [], train_data_path=train_data_path, eval_data_path=eval_data_path,
             test_data_path=test_data_path, trainer_args=trainer_args, batch_instances=batch_instances,
+            trainer=name, convert_to=steps.convert_to, convert_shards=convert_shards,
         )  # fmt: skip
         _uncached(plan)
         run_dir = plan.outputs["run_dir"]
         after = _validate(steps, place, plan, stop_on) if steps.validate else plan
+        if steps.convert_to:
+            after = _job(steps, place, "conversion", plan.outputs["conversion_pools"], run_dir).after(after)
         pools = _tune(steps, place, plan, after) if steps.tuning else plan.outputs["training_pools"]
         training = _job(steps, place, "training", pools, run_dir).after(after)
         assessment = _evaluate(steps, place, plan, training, model_display_name, trainer_args)
@@ -221,6 +226,6 @@ def _existing(uri: Any, resource: Any, kind: Any, title: str) -> Any:
 def _uncached(task: dsl.PipelineTask) -> dsl.PipelineTask:
     """Have a step run each time, and return it: what it finds or does depends on more than its inputs.
 
-    Tuning and training alone may be taken from an earlier run, and only from one of the same name: others write elsewhere.
+    Conversion, tuning and training alone may be taken from an earlier run, and only from one of the same name: others write elsewhere.
     """
     return task.set_caching_options(False)
