@@ -29,6 +29,7 @@ from vertex_local.job import settings
 ROOT = Path(__file__).resolve().parents[2]
 _ARCHIVE = re.compile(r"(__KFP_EMBEDDED_ARCHIVE_B64 = ')([A-Za-z0-9+/=]+)(')")
 ENDINGS = (".yaml", ".yml", ".json")
+FORMATS = ("csv", "jsonl", "parquet", "tfrecord")  # as scripts/convert_data has them
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -38,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", metavar="FILE", required=True, help="what to write, *.yaml or *.json; an earlier one is replaced")
     parser.add_argument("--trainer", metavar="NAME", help="only compile if this is the job's trainer")
     parser.add_argument("--tuning", metavar="FILE", help="a tuning job, whose best trial's hyperparameters are trained with")
+    parser.add_argument("--convert", choices=FORMATS, help="convert the training rows first, shuffled, to as many files as convert_shards")
     parser.add_argument("--output_root", metavar="gs://…", help="default of the parameter output_root (default: the job's own output)")
     parser.add_argument("--no_validate", action="store_true", help="without the report on the data")
     parser.add_argument("--no_deploy", action="store_true", help="register the model, deploy nothing")
@@ -99,13 +101,16 @@ def steps(args: argparse.Namespace) -> Any:
         raise UserError(f"--trainer: {args.job} runs {job.trainer}, not {args.trainer[:100]}.")
     if tuning and tuning.trainer != job.trainer:
         raise UserError(f"--tuning: {args.tuning} tunes {tuning.trainer}, and {args.job} trains {job.trainer}.")
+    if args.convert and "container_spec" not in job.pools[0]:
+        remedy = "convert by scripts/convert_data beforehand, or train in the project's own image"
+        raise UserError(f"--convert: {args.job} runs a Python package, which has no data_tools in it: {remedy}.")
     root = (args.output_root or job.output).rstrip("/")
     if not root.startswith("gs://"):
         raise UserError(f"--output_root: takes gs://bucket/folder; got {root[:100]!r} ({args.job} may name it as baseOutputDirectory).")
     location = settings.load(Path(args.job).parent, given).get("region", "us-central1")
     return pipeline.Steps(
         job, tuning, location, root, job_files.serving_image(args.job, given),
-        validate=not args.no_validate, deploy=not args.no_deploy, batch_predict=not args.no_batch_predict,
+        convert_to=args.convert or "", validate=not args.no_validate, deploy=not args.no_deploy, batch_predict=not args.no_batch_predict,
     )  # fmt: skip
 
 

@@ -42,6 +42,17 @@ def chief_alone(pools: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**pools[0], "replica_count": "1"}]
 
 
+def conversion_pools(
+    pools: list[dict[str, Any]], trainer: str, sources: list[str], target: str, convert_to: str, shards: int
+) -> list[dict[str, Any]]:
+    """Return the pools of a job that converts files by the image of the training job, which has data_tools in it."""
+    pool = {**pools[0], "replica_count": "1"}
+    words = [trainer, "--from", *sources, "--to", target, "--format", convert_to, "--shards", str(shards), "--shuffle"]
+    command = ["python", "-m", "data_tools.convert"]
+    pool["container_spec"] = {**pool["container_spec"], "command": command, "args": words}
+    return [pool]
+
+
 def start_sdk(project: str, location: str) -> Any:
     """Return the SDK's high-level module, set up; gcloud's own variables lead it to another service than Google's."""
     import os
@@ -92,7 +103,7 @@ def largest_difference(one: Any, other: Any) -> float:
 # ------------------------------------------------------------------ what is to be done
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False, additional_funcs=[with_arguments, chief_alone])
+@dsl.component(base_image=IMAGE, install_kfp_package=False, additional_funcs=[with_arguments, chief_alone, conversion_pools])
 def plan_run(
     pipeline_job: str,
     output_root: str,
@@ -103,6 +114,10 @@ def plan_run(
     eval_data_path: str,
     test_data_path: str,
     trainer_args: list[str],
+    batch_instances: str,
+    trainer: str,
+    convert_to: str,
+    convert_shards: int,
 ) -> NamedTuple(
     "Plan",
     [
@@ -111,8 +126,10 @@ def plan_run(
         ("model_uri", str),
         ("data_args", list[str]),
         ("validation_pools", list[dict[str, Any]]),
+        ("conversion_pools", list[dict[str, Any]]),
         ("trial_pools", list[dict[str, Any]]),
         ("training_pools", list[dict[str, Any]]),
+        ("batch_sources", list[str]),
     ],
 ):
     """Say where the run writes to, and complete the job file's worker pools by the run's data and arguments.
@@ -120,20 +137,27 @@ def plan_run(
     Args:
         pipeline_job: the pipeline job's name, which is the run's where `run_name` is empty.
         pools, trial_pools: of the training and of the tuning job; the latter may be none.
-        train_data_path: paths, with blanks between them; empty: none is given to the trainer.
+        train_data_path: paths, with blanks between them, as in its siblings; empty: none is given to the trainer.
+        convert_to: the format that training rows are converted to before they are trained on; empty: they are read as they are.
     """
     if not output_root.startswith("gs://"):
         raise SystemExit(f"output_root: takes gs://bucket/folder; got {output_root!r}.")
     run_dir = f"{output_root.rstrip('/')}/{run_name or pipeline_job}"
+    if convert_to and not train_data_path.split():
+        raise SystemExit("train_data_path: is empty, and the pipeline was compiled with --convert: say what to convert.")
     data_args = []
     for flag, paths in (("train", train_data_path), ("eval", eval_data_path), ("test", test_data_path)):
         data_args += [f"--{flag}_data_path", *paths.split()] if paths.split() else []
     arguments = [*trainer_args, *data_args]
+    converted, sources = f"{run_dir}/data/training", train_data_path.split()
+    conversion = conversion_pools(pools, trainer, sources, converted, convert_to, convert_shards) if convert_to else []
     report = f"{run_dir}/validation/data_report"
     validation = with_arguments(chief_alone(pools), [*arguments, f"--data_report={report}.html"])
+    arguments += ["--train_data_path", converted] if convert_to else []
     trials, training = with_arguments(trial_pools, arguments), with_arguments(pools, arguments)
+    batch, model = batch_instances.split(), f"{run_dir}/training/model"
     print(f"run directory: {run_dir}")
-    return (run_dir, f"{report}.json", f"{run_dir}/training/model", data_args, validation, trials, training)
+    return (run_dir, f"{report}.json", model, data_args, validation, conversion, trials, training, batch)
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)

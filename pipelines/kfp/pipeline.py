@@ -1,4 +1,4 @@
-"""The pipeline: validate the data, tune, train, evaluate, gate, upload, deploy, check, predict in batches.
+"""The pipeline: validate the data, convert, tune, train, evaluate, gate, upload, deploy, check, predict in batches.
 
 Google's components do what they can; `components.py` has the rest. What is decided when the file is compiled (steps, worker
 pools, accounts, networks) stands in `Steps`; what may differ from run to run is a parameter of the pipeline.
@@ -31,6 +31,7 @@ class Steps:
     location: str
     output_root: str
     serving_image: str
+    convert_to: str = ""
     validate: bool = True
     deploy: bool = True
     batch_predict: bool = True
@@ -57,6 +58,7 @@ def define(steps: Steps) -> Callable[..., Any]:
         train_data_path: str = job.data["train_data_path"],
         eval_data_path: str = job.data["eval_data_path"],
         test_data_path: str = job.data["test_data_path"],
+        convert_shards: int = 1,
         trainer_args: list[str] = [],  # noqa: B006
         stop_on: list[str] = STOP_ON,  # noqa: B006
         threshold: Optional[float] = None,  # noqa: UP045
@@ -76,11 +78,14 @@ def define(steps: Steps) -> Callable[..., Any]:
         plan = components.plan_run(
             pipeline_job=dsl.PIPELINE_JOB_NAME_PLACEHOLDER, output_root=output_root, run_name=run_name, pools=job.pools,
             trial_pools=steps.tuning.pools if steps.tuning else [], train_data_path=train_data_path, eval_data_path=eval_data_path,
-            test_data_path=test_data_path, trainer_args=trainer_args,
+            test_data_path=test_data_path, trainer_args=trainer_args, batch_instances=batch_instances,
+            trainer=name, convert_to=steps.convert_to, convert_shards=convert_shards,
         )  # fmt: skip
         _uncached(plan)
         run_dir = plan.outputs["run_dir"]
         after = _validate(steps, place, plan, stop_on) if steps.validate else plan
+        if steps.convert_to:
+            after = _job(steps, place, "conversion", plan.outputs["conversion_pools"], run_dir).after(after)
         pools = _tune(steps, place, plan, after) if steps.tuning else plan.outputs["training_pools"]
         training = _job(steps, place, "training", pools, run_dir).after(after)
         assessment = _evaluate(steps, place, plan, training, model_display_name, trainer_args)
@@ -96,11 +101,12 @@ def define(steps: Steps) -> Callable[..., Any]:
             _deploy(place, gate, model, exported.output, endpoint_display_name, machines, traffic_percentage, serving_tolerance)
         if steps.batch_predict:
             with dsl.If(batch_instances != "", "batch-prediction-wanted"):
-                ModelBatchPredictOp(
+                batch = ModelBatchPredictOp(
                     project=project, location=location, job_display_name=f"{model_display_name}-batch", model=model,
-                    gcs_source_uris=[batch_instances], gcs_destination_output_uri_prefix=f"{run_dir}/batch",
+                    gcs_source_uris=plan.outputs["batch_sources"], gcs_destination_output_uri_prefix=f"{run_dir}/batch",
                     machine_type=serving_machine_type, starting_replica_count=1, max_replica_count=1,
                 )  # fmt: skip
+                _uncached(batch)
 
     return pipeline
 
@@ -121,10 +127,10 @@ def _job(steps: Steps, place: Place, what: str, pools: Any, run_dir: Any) -> dsl
 def _validate(steps: Steps, place: Place, plan: dsl.PipelineTask, stop_on: Any) -> dsl.PipelineTask:
     """Have the trainer report on its data, and stop on what `stop_on` names; return the task to wait for."""
     run_dir = plan.outputs["run_dir"]
-    job = _job(steps, place, "validation", plan.outputs["validation_pools"], run_dir)
+    job = _uncached(_job(steps, place, "validation", plan.outputs["validation_pools"], run_dir))
     report = dsl.importer(artifact_uri=plan.outputs["data_report"], artifact_class=dsl.Artifact).after(job)
     report.set_display_name("data-report")
-    return components.check_data_report(report=report.output, stop_on=stop_on)
+    return _uncached(components.check_data_report(report=report.output, stop_on=stop_on))
 
 
 def _tune(steps: Steps, place: Place, plan: dsl.PipelineTask, after: dsl.PipelineTask) -> Any:
@@ -159,7 +165,7 @@ def _evaluate(
         data_args=plan.outputs["data_args"], trainer_args=trainer_args,
     ).after(training)  # fmt: skip
     _uncached(found)
-    return Assessment(found, _job(steps, place, "evaluation", found.outputs["pools"], run_dir))
+    return Assessment(found, _uncached(_job(steps, place, "evaluation", found.outputs["pools"], run_dir)))
 
 
 def _gate(assessment: Assessment, threshold: Any, most_skew: Any, significance: Any) -> dsl.PipelineTask:
@@ -168,19 +174,20 @@ def _gate(assessment: Assessment, threshold: Any, most_skew: Any, significance: 
     evaluation, report = [dsl.importer(artifact_uri=uri, artifact_class=dsl.Artifact).after(assessment.job) for uri in uris]
     evaluation.set_display_name("evaluation-figures")
     report.set_display_name("evaluation-report")
-    return components.gate_component()(
+    gate = components.gate_component()(
         evaluation=evaluation.output, report=report.output, threshold=threshold, most_skew=most_skew, significance=significance
     )
+    return _uncached(gate)
 
 
 def _upload(place: Place, plan: dsl.PipelineTask, exported: Any, display_name: Any) -> Any:
     """Register the model, as a new version where there is one of that name; return it."""
     options = {**place._asdict(), "display_name": display_name, "unmanaged_container_model": exported, "version_aliases": ["challenger"]}
     with dsl.If(plan.outputs["parent_model"] == "", "new-model"):
-        first = ModelUploadOp(**options)
+        first = _uncached(ModelUploadOp(**options))
     with dsl.Else("new-version"):
         known = _existing(plan.outputs["parent_uri"], plan.outputs["parent_model"], VertexModel, "registered-model")
-        following = ModelUploadOp(parent_model=known, **options)
+        following = _uncached(ModelUploadOp(parent_model=known, **options))
     return dsl.OneOf(first.outputs["model"], following.outputs["model"])
 
 
@@ -192,7 +199,7 @@ def _deploy(
     plan = components.plan_deployment(**place._asdict(), display_name=display_name, traffic_percentage=traffic).after(gate)
     _uncached(plan)
     with dsl.If(plan.outputs["endpoint"] == "", "new-endpoint"):
-        created = EndpointCreateOp(**place._asdict(), display_name=display_name)
+        created = _uncached(EndpointCreateOp(**place._asdict(), display_name=display_name))
     with dsl.Else("existing-endpoint"):
         known = _existing(plan.outputs["endpoint_uri"], plan.outputs["endpoint"], VertexEndpoint, "registered-endpoint")
     endpoint = dsl.OneOf(created.outputs["endpoint"], known)
@@ -201,6 +208,7 @@ def _deploy(
         model=model, endpoint=endpoint, traffic_split=plan.outputs["traffic_split"], dedicated_resources_machine_type=machine_type,
         dedicated_resources_min_replica_count=least, dedicated_resources_max_replica_count=most,
     )  # fmt: skip
+    _uncached(deployed)
     check = components.check_endpoint(
         **place._asdict(), endpoint=endpoint, model=model, exported=exported, traffic_percentage=traffic,
         former_split=plan.outputs["former_split"], tolerance=tolerance,
@@ -215,6 +223,9 @@ def _existing(uri: Any, resource: Any, kind: Any, title: str) -> Any:
     return dsl.importer(artifact_uri=uri, artifact_class=kind, metadata={"resourceName": resource}).set_display_name(title).output
 
 
-def _uncached(task: dsl.PipelineTask) -> None:
-    """Have a step run each time: what it finds depends on more than its inputs."""
-    task.set_caching_options(False)
+def _uncached(task: dsl.PipelineTask) -> dsl.PipelineTask:
+    """Have a step run each time, and return it: what it finds or does depends on more than its inputs.
+
+    Conversion, tuning and training alone may be taken from an earlier run, and only from one of the same name: others write elsewhere.
+    """
+    return task.set_caching_options(False)
