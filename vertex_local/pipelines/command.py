@@ -47,9 +47,14 @@ def build_parser() -> argparse.ArgumentParser:
         "--parameter", metavar="NAME=VALUE", type=_pair, action="append", default=[],
         help="value of one of the pipeline's parameters; lists and objects in JSON; repeatable",
     )  # fmt: skip
-    parser.add_argument("--pipeline_root", metavar="GS_URI", help="folder for what the pipeline makes (default: the spec's, or gs://BUCKET/pipelines)")
+    parser.add_argument(
+        "--pipeline_root", metavar="GS_URI", help="folder for what the pipeline makes (default: the spec's, or gs://BUCKET/pipelines)"
+    )
     parser.add_argument("--no_caching", action="store_true", help="run every step, though it ran before with the same inputs")
-    parser.add_argument("--failure_policy", choices=POLICIES, default="slow", help="slow goes on with what does not need a failed step; fast does not")
+    parser.add_argument(
+        "--failure_policy", choices=POLICIES, default="slow",
+        help="slow (the default) goes on with what does not need a failed step, fast starts nothing more",
+    )  # fmt: skip
     parser.add_argument("--job_id", metavar="ID", help="name of this run, must be new (default: the pipeline's name and the time)")
     parser.add_argument("--label", metavar="NAME=VALUE", type=_pair, action="append", default=[], help="label of this run; repeatable")
     parser.add_argument("--service_account", metavar="NAME", help="for steps that ask for it; nothing runs under it here")

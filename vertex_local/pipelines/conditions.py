@@ -11,7 +11,9 @@ from typing import Any
 _TOKEN = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|inputs\.parameter_values|&&|\|\||!(?!=)""", re.DOTALL)
 _WORDS = {"inputs.parameter_values": "_inputs", "&&": " and ", "||": " or ", "!": " not "}
 _NAMES = {"true": True, "false": False, "null": None, "True": True, "False": False, "None": None}
-_CASTS: dict[str, Callable[[Any], Any]] = {"int": int, "double": float, "float": float, "string": str, "str": str, "bool": bool, "size": len}
+_CASTS: dict[str, Callable[[Any], Any]] = {
+    "int": int, "double": float, "float": float, "string": str, "str": str, "bool": bool, "size": len,
+}  # fmt: skip
 _COMPARISONS: dict[type, Callable[[Any, Any], Any]] = {
     ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge,
     ast.In: lambda part, whole: part in whole,

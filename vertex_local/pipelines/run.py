@@ -77,6 +77,7 @@ class PipelineRun:
         self.tasks = Tasks(request.parent, request.job_id, lambda detail: emit({"task": detail}))
         self.cancelled = threading.Event()
         self.cache: caching.ContentCache | None = None
+        self._service = Service(*(request.service[each] for each in ("url", "token_file", "ca_file")))
         self._here, self._lock = threading.local(), threading.Lock()
         self._forks: set[forks.Fork] = set()
         self._loops: dict[tuple[int, str], Task] = {}
@@ -108,7 +109,8 @@ class PipelineRun:
         spec = json_format.ParseDict(self.request.spec, pipeline_spec_pb2.PipelineSpec(), ignore_unknown_fields=True)
         workspace = Path(self.request.folder, "workspace")
         workspace.mkdir(exist_ok=True)
-        local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(workspace), workspace_root=str(workspace), raise_on_error=False)
+        runner = local.SubprocessRunner(use_venv=False)
+        local.init(runner, pipeline_root=str(workspace), workspace_root=str(workspace), raise_on_error=False)
         self.cache = caching.ContentCache(self.request, self._used_cache)
         self._take_conditions({"root": spec.root, **spec.components})
         root = self.tasks.begin(Task(self.request.job_id, "root", None, "root", inputs=dict(self.request.parameters)))
@@ -117,7 +119,7 @@ class PipelineRun:
                 pipeline_resource_name=self.request.job_id, dag_component_spec=spec.root,
                 executors={name: utils.struct_to_executor_spec(each) for name, each in spec.deployment_spec["executors"].items()},
                 components=dict(spec.components), dag_arguments=dict(self.request.parameters), pipeline_root=self.request.root,
-                runner=local.SubprocessRunner(use_venv=False), unique_pipeline_id=self.request.job_id, fail_stack=[],
+                runner=runner, unique_pipeline_id=self.request.job_id, fail_stack=[],
             )  # fmt: skip
         self._note_rest(root, spec.root.dag.tasks)
         root.outputs = outputs
@@ -346,7 +348,9 @@ class PipelineRun:
         task.log = f"logs/{log.name}"
         argument = steps.plan(command, request.service, Path(request.cache_dir).parent / "packages")
         address = request.servers[argument["server"]]
-        fork = forks.Fork(address, "vertex_local.pipelines.steps:main", argument, env=self._env(env), cwd=Path(request.project_dir), log=log)
+        fork = forks.Fork(
+            address, "vertex_local.pipelines.steps:main", argument, env=self._env(env), cwd=Path(request.project_dir), log=log
+        )  # fmt: skip
         with self._lock:
             self._forks.add(fork)
         try:
@@ -358,14 +362,15 @@ class PipelineRun:
             with self._lock:
                 self._forks.discard(fork)
         task.resource = steps.resource(command)
+        if self.cancelled.is_set() and task.resource:  # a launcher that was ended before it could do so
+            self._service.ask("POST", f"{task.resource}:cancel", {})
         if code:
             task.error = self._error_of_resource(task.resource) or _headline(log, code)
         return code
 
     def _error_of_resource(self, name: str) -> str:
         """Return why the job or operation that a step has begun failed, which says more than the step itself; "" if it did not."""
-        service = Service(*(self.request.service[each] for each in ("url", "token_file", "ca_file")))
-        made = service.get(name) if name else None
+        made = self._service.get(name) if name else None
         return (made or {}).get("error", {}).get("message", "")
 
     def _env(self, more: Mapping[str, str]) -> dict[str, str]:

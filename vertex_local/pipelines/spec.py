@@ -132,7 +132,8 @@ def check(spec: Mapping[str, Any]) -> None:
     """Raise a PipelineError for a spec that no service takes, and for one with a step that is not imitated here."""
     version = str(spec.get("schemaVersion", ""))
     if not version.startswith("2."):
-        raise PipelineError(f"schemaVersion {quoted(version)}: takes 2.x, as kfp 2 compiles; compile it again.", "pipelineSpec.schemaVersion")
+        text = f"schemaVersion {quoted(version)}: takes 2.x, as kfp 2 compiles; compile it again."
+        raise PipelineError(text, "pipelineSpec.schemaVersion")
     for field in ("root", "components", "deploymentSpec", "pipelineInfo"):
         if not isinstance(spec.get(field), Mapping):
             raise PipelineError(f"{field} is required and must be an object; compile the pipeline with kfp 2.", f"pipelineSpec.{field}")
@@ -164,9 +165,10 @@ def _check_executor(name: str, executor: Any) -> None:
         what = module.removeprefix(_COMPONENTS).removesuffix(".launcher")
         raise PipelineError(f"task {name}: Google's component {what} asks for a service that is not imitated here.", unsupported=True)
     command = [*executor.get("container", {}).get("command", []), *executor.get("container", {}).get("args", [])]
-    if "container" in executor and not command:
-        image = executor["container"].get("image")
-        raise PipelineError(f"task {name}: gives no command, and the image {quoted(image)} is not started here; give command.", unsupported=True)
+    if "container" in executor and (not command or command[:3] == ["python3", "-m", "kfp.dsl.executor_main"]):
+        what = "is a containerized Python component" if command else "gives no command"
+        image = quoted(executor["container"].get("image"))
+        raise PipelineError(f"task {name}: {what}, and the image {image} is not started here; give command and args.", unsupported=True)
 
 
 def launcher(container: Mapping[str, Any]) -> str | None:

@@ -49,7 +49,8 @@ def plan(command: Sequence[str], service: Mapping[str, str], packages: Path) -> 
     at = command.index("-m") + 1 if "-m" in command else len(command)
     if at < len(command) and command[at].startswith(_GOOGLE):
         return {**shared, "kind": "launcher", "server": "google", "module": command[at], "args": list(command[at + 1 :])}
-    return {**shared, "kind": "command", "server": "kfp", "args": [_local(word, service) for word in command]}
+    words = [buckets.localize(word, service["bucket_root"]) for word in command]  # a program sees paths, as those of jobs do
+    return {**shared, "kind": "command", "server": "kfp", "args": words}
 
 
 def _component(command: Sequence[str]) -> str | None:

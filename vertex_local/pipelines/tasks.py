@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import secrets
 import threading
@@ -91,7 +92,8 @@ class Tasks:
         detail = {
             "taskId": str(task.number), "taskName": task.name, "taskUniqueName": task.unique_name, "createTime": task.created,
             "startTime": task.started, "endTime": task.ended, "state": task.state, "pipelineTaskStatus": list(task.history),
-            "execution": self._execution(task), "inputs": self._artifacts(task, task.inputs), "outputs": self._artifacts(task, task.outputs),
+            "execution": self._execution(task),
+            "inputs": self._artifacts(task, task.inputs), "outputs": self._artifacts(task, task.outputs),
             "componentName": task.component, "dependencies": list(task.dependencies), "log": task.log,
         }  # fmt: skip
         if task.parent is not None:
@@ -104,7 +106,7 @@ class Tasks:
 
     def _execution(self, task: Task) -> dict[str, Any]:
         metadata = {
-            f"{way}:{name}": value
+            f"{way}:{name}": _in_json(value)
             for way, values in (("input", task.inputs), ("output", task.outputs))
             for name, value in values.items()
             if not is_artifact(value)
@@ -126,9 +128,18 @@ class Tasks:
         number = int.from_bytes(hashlib.sha256(identity.encode()).digest()[:8], "big")
         return {
             "name": f"{self._parent}/metadataStores/default/artifacts/{number}", "displayName": name, "uri": artifact.uri,
-            "schemaTitle": artifact.schema_title, "schemaVersion": artifact.schema_version, "metadata": dict(artifact.metadata),
+            "schemaTitle": artifact.schema_title, "schemaVersion": artifact.schema_version, "metadata": _in_json(dict(artifact.metadata)),
             "state": "LIVE", "createTime": task.created, "updateTime": task.ended or task.created,
         }  # fmt: skip
+
+
+def _in_json(value: Any) -> Any:
+    """Return a value as a Struct can hold it: numbers that are not finite become text."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _in_json(each) for key, each in value.items()}
+    return [_in_json(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 def is_artifact(value: Any) -> bool:

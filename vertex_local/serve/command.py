@@ -30,7 +30,7 @@ from ..errors import UserError
 from ..job import schema, settings
 from ..local import job_record
 from ..local.store import FILE, Store
-from . import endpoint, grpc_server, jobs, operations, rest, routes, storage_upload, tls
+from . import endpoint, grpc_server, jobs, operations, pipeline_jobs, rest, routes, storage_upload, tls
 from .executor import Executor
 from .guards import ADDRESS
 from .local import Local
@@ -211,6 +211,7 @@ def _reset(local: Local) -> dict[str, Any]:
     if local.state in local.buckets.parents:
         for bucket in local.buckets.iterdir():
             shutil.rmtree(bucket)
+    shutil.rmtree(local.state / pipeline_jobs.CACHE, ignore_errors=True)
     return {}
 
 

@@ -48,6 +48,8 @@ def checked(local: Local, parent: str, job: Message, job_id: str) -> Pipeline:
     if job.template_uri and not job.pipeline_spec.fields:
         raise ApiError("UNIMPLEMENTED", "templateUri is not fetched by the local service; give pipelineSpec.", "pipelineJob.templateUri")
     messages.required(job, "pipeline_spec", where="pipelineJob.")
+    if len(job.display_name) > jobs.LONGEST_NAME:
+        raise ApiError("INVALID_ARGUMENT", f"displayName may have {jobs.LONGEST_NAME} characters at most.", "pipelineJob.displayName")
     messages.unsupported(job.runtime_config, ("parameters", "input_artifacts"), where="pipelineJob.runtimeConfig.")
     found = {name: messages.plain(value) for name, value in job.pipeline_spec.fields.items()}
     values = {name: messages.plain(value) for name, value in job.runtime_config.parameter_values.items()}
@@ -64,7 +66,9 @@ def checked(local: Local, parent: str, job: Message, job_id: str) -> Pipeline:
         raise ApiError("INVALID_ARGUMENT", f"{field}: {error}", field) from None
     except UserError as error:
         raise ApiError("FAILED_PRECONDITION", str(error)) from None
-    return Pipeline(job, _free_id(local, parent, job_id), found, values, root)
+    job_id = _free_id(local, parent, job_id)
+    job.display_name = job.display_name or job_id
+    return Pipeline(job, job_id, found, values, root)
 
 
 def _free_id(local: Local, parent: str, job_id: str) -> str:
