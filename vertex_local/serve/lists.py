@@ -21,11 +21,11 @@ def page(
     """Return the records of one page of a list, newest first unless the request has another order, and the next page's token.
 
     Args:
-        request: a List request: `parent`, `filter`, `page_size`, `page_token` and perhaps `order_by`.
+        request: a List request: `parent`, `page_size`, `page_token`, and perhaps `filter` and `order_by`.
         parent: whose records to list, by default the request's `parent`.
         shown: returns of a record what the filter looks at, by default the record itself.
     """
-    accepts = parsed_filter(request.filter)
+    accepts = parsed_filter(getattr(request, "filter", ""))
     order, descending = _order(getattr(request, "order_by", ""))
     states = accepts.values("state")
     state = next(iter(states)) if states is not None and len(states) == 1 else None

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 # As the API's reference gives it for `Model.version_aliases`.
 _ALIAS = re.compile("[a-z][a-zA-Z0-9-]{0,126}[a-z0-9]")
+_NOT_COPIED = (
+    "name", "versionId", "versionAliases", "createTime", "updateTime", "versionCreateTime", "versionUpdateTime", "encryptionSpec",
+    "deployedModels", "originalModelInfo", "etag",
+)  # fmt: skip
 _MODEL_ID = re.compile("[a-z_][a-z0-9_-]{0,62}")
 
 
@@ -55,6 +59,20 @@ def upload(local: Local, parent: str, model: Message, model_id: str, parent_mode
         local.records.add(name, "models", {"name": name, "versions": {}, "createTime": now, "updateTime": now})
     record = change(local, name, lambda record: _add_version(record, document, now))
     return record["versions"][str(record["last"])]
+
+
+def copy(local: Local, request: Message) -> dict[str, Any]:
+    """Keep a copy of a model's version, as a CopyModelRequest asks for it, and return it as the API shows it.
+
+    Aliases, evaluations, deployments and the encryption are the original's own; the files are shared.
+    """
+    source = version(local, request.source_model)
+    document = {key: value for key, value in source.items() if key not in _NOT_COPIED}
+    model = messages.read(document, "Model")
+    model.encryption_spec.CopyFrom(request.encryption_spec)
+    model.model_source_info.copy = True
+    model.original_model_info.model = f"{source['name']}@{source['versionId']}"
+    return upload(local, request.parent, model, request.model_id, request.parent_model)
 
 
 def _add_version(record: dict[str, Any], document: Mapping[str, Any], now: str) -> None:

@@ -10,6 +10,7 @@ from .local import Local
 from .logging_api import LogReader
 from .model_service import ModelService
 from .operations import OperationPool, Operations
+from .persistent_resource_service import PersistentResourceService
 from .pipeline_service import PipelineService
 from .prediction_service import PredictionService
 from .server import Route, route
@@ -21,6 +22,7 @@ def methods(local: Local, operations: OperationPool) -> list[rpc.Method]:
     services = (
         JobService(local, operations), PipelineService(local, operations), DatasetService(local, operations),
         ModelService(local, operations), EndpointService(local, operations), PredictionService(local), Operations(local, operations),
+        PersistentResourceService(local, operations),
     )  # fmt: skip
     return list(rpc.methods(services))
 

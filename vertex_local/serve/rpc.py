@@ -124,7 +124,7 @@ _FEATURES = {
     "MetadataService": "Experiments and ML Metadata", "TensorboardService": "Vertex AI TensorBoard instances",
     "FeaturestoreService": "Feature Store", "IndexService": "Vector Search", "MatchService": "Vector Search",
     "IndexEndpointService": "Vector Search", "VizierService": "Vizier studies", "MigrationService": "Resource migration",
-    "PersistentResourceService": "Persistent resources", "SpecialistPoolService": "Data labeling",
+    "SpecialistPoolService": "Data labeling",
     "LlmUtilityService": "Generative models",
     "GenAiTuningService": "Tuning of generative models", "NotebookService": "Notebooks", "ModelGardenService": "Model Garden",
 }  # fmt: skip
