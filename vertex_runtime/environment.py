@@ -52,6 +52,7 @@ class Environment:
     metric_file: str | None = None
     in_job: bool = False
     tpu: bool = False
+    debugged: str | None = None  # the replica that somebody debugs (`vertex_local run --debug`), so that it may take its time
 
     @classmethod
     def from_mapping(cls, variables: Mapping[str, str]) -> Environment:
@@ -90,6 +91,7 @@ class Environment:
                 for name, value in variables.items()
             ),
             tpu=any(variables.get(name) for name in TPU_VARIABLES),
+            debugged=_text(variables, "TRAINER_DEBUG"),
         )
 
     @property
