@@ -20,6 +20,7 @@ pytest.importorskip("google.cloud.aiplatform", reason="google-cloud-aiplatform i
 from vertex_local.errors import UserError  # noqa: E402
 from vertex_local.local import debugging  # noqa: E402
 
+ATTACH = ("name", "type", "request", "justMyCode", "subProcess", "pathMappings")
 SAMPLE = ROOT / "taxifare" / "tests" / "data"
 
 
@@ -27,11 +28,12 @@ class Editor:
     """A client of the Debug Adapter Protocol, as an editor is one, that attaches as its launch.json says."""
 
     def __init__(self, configuration: dict):
-        connect = configuration["connect"]
+        connect, here = configuration["connect"], [each for each in configuration["pathMappings"] if "${" not in each["localRoot"]]
+        configuration = {**configuration, "pathMappings": here}  # an editor would know its workspace's folder
         self.socket = wait_for(lambda: _connect(connect["host"], connect["port"]), 60)
         self.stream, self.numbers, self.events = self.socket.makefile("rb"), itertools.count(1), []
         self.ask("initialize", adapterID="debugpy", pathFormat="path", linesStartAt1=True, columnsStartAt1=True)
-        self.attach = self.send("attach", {key: configuration[key] for key in ("name", "type", "request", "justMyCode", "subProcess")})
+        self.attach = self.send("attach", {key: configuration[key] for key in ATTACH})
         self.wait("initialized")
 
     def __enter__(self) -> Editor:
@@ -176,10 +178,36 @@ def test_packages_and_images_are_mapped_to_the_checkout(tmp_path):
     site = tmp_path / "site"
     for name in ("taxifare", "own-1.dist-info", "elsewhere"):
         (site / name).mkdir(parents=True)
-    found = debugging.launch_configuration("workerpool0-0", 5678, debugging.mappings(ROOT, site, None))["configurations"][0]
+    found = debugging.launch_configuration("workerpool0-0", 5678, debugging.in_process(ROOT, site))["configurations"][0]
     package = {"localRoot": "${workspaceFolder}/taxifare", "remoteRoot": str(site / "taxifare")}
     assert found["pathMappings"] == [package, {"localRoot": "${workspaceFolder}", "remoteRoot": str(ROOT)}]
-    assert debugging.mappings(ROOT, None, "/app") == {"": "/app"}
+    assert debugging.in_container("/app", tmp_path) == {str(tmp_path): str(tmp_path), "/app": "${workspaceFolder}"}
+
+
+@pytest.mark.image
+def test_a_script_in_a_container_is_debugged(tmp_path):
+    """The image has no debugpy: this interpreter's is mounted in it."""
+    from vertex_local.local import engines
+
+    image = "localhost/vertex-trainer-tests/python:1"  # tests/test_images.py makes it
+    try:
+        engine = engines.find_engine()
+    except engines.ContainerError as error:
+        pytest.skip(str(error))
+    if engine.find(image) is None:
+        pytest.skip(f"{engine.name} has no {image}")
+    script = tmp_path / ".vertex_local" / "buckets" / "bucket" / "own.py"
+    script.parent.mkdir(parents=True)
+    script.write_text("import sys\nsecret = 42\nprint('secret', secret, sys.version)\n")
+    container = {"imageUri": image, "command": ["python3", "gs://bucket/own.py"]}
+    job = write_job(tmp_path, [{"replicaCount": 1, "containerSpec": container}])
+    with start(tmp_path, job, "--job_id=j", "--debug=workerpool0-0", "--containers") as process:
+        with Editor(configuration(tmp_path, "j")) as editor:
+            frame = editor.go(script, 3)
+            assert frame["source"]["path"] == str(script) and editor.value(frame, "secret") == "42"
+            editor.leave(script)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and "secret 42" in out, out + err
 
 
 @pytest.mark.slow

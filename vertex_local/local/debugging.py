@@ -21,6 +21,7 @@ ADDRESS = "127.0.0.1"
 # For every replica of the job: our trainers then wait for each other, and for steps, as long as it takes.
 VARIABLE = "TRAINER_DEBUG"
 INSIDE = Path("/vertex_local/debug/debugpy")  # where this interpreter's debugpy is mounted in a container
+WORKSPACE = "${workspaceFolder}"  # an editor's name for the folder that it has opened: the checkout
 _FORM = re.compile(r"(workerpool[0-3]-\d+)(?::(\d{1,5}))?")
 _PYTHON = re.compile(r"python(3(\.\d+)?)?")
 _WITH_VALUE = ("-W", "-X")  # Python's own options whose value may stand in the next word
@@ -129,10 +130,9 @@ def launch_configuration(name: str, port: int, mappings: Mapping[str, str]) -> d
     """Return the content of an editor's launch.json that attaches to the replica.
 
     Args:
-        mappings: paths as the replica has them, by their place under the checkout ("" is the checkout itself).
+        mappings: folders here by what the replica has them as.
     """
-    local = {place: "/".join(filter(None, ("${workspaceFolder}", place))) for place in mappings}
-    paths = [{"localRoot": local[place], "remoteRoot": remote} for place, remote in mappings.items()]
+    paths = [{"localRoot": here, "remoteRoot": there} for there, here in mappings.items()]
     attach = {
         "name": f"{name} (vertex_local)", "type": "debugpy", "request": "attach", "connect": {"host": ADDRESS, "port": port},
         "pathMappings": paths, "justMyCode": True, "subProcess": False,
@@ -140,17 +140,19 @@ def launch_configuration(name: str, port: int, mappings: Mapping[str, str]) -> d
     return {"version": "0.2.0", "configurations": [attach]}
 
 
-def mappings(project: Path, site: Path | None, workdir: str | None) -> dict[str, str]:
-    """Return where a replica has the checkout's files: the checkout itself, an image's folder, installed packages.
+def in_process(project: Path, site: Path | None) -> dict[str, str]:
+    """Return the folders of a replica that is a process; `site` holds the packages of its job, installed from the checkout."""
+    packages = sorted(site.iterdir()) if site is not None else []
+    found = {str(path): f"{WORKSPACE}/{path.name}" for path in packages if path.is_dir() and (project / path.name).is_dir()}
+    return {**found, str(project): WORKSPACE}
 
-    Args:
-        site: the folder in which the job's packages are installed here.
-        workdir: the working folder of the replica's image.
+
+def in_container(workdir: str, bucket_root: Path) -> dict[str, str]:
+    """Return the folders of a replica in a container: an image's working folder holds what its Dockerfile copied there.
+
+    Buckets are mounted where they are here, too, and that is the path by which a job's gs:// is known to its replicas.
     """
-    found = {"": workdir or str(project)}
-    if site is not None:
-        found |= {path.name: str(path) for path in sorted(site.iterdir()) if path.is_dir() and (project / path.name).is_dir()}
-    return dict(sorted(found.items(), reverse=True))  # the longest first: the first that fits is taken
+    return {str(bucket_root): str(bucket_root), **({workdir: WORKSPACE} if workdir.strip("/") else {})}
 
 
 def instructions(replica: str, content: Mapping[str, Any], kept: Path, project: Path) -> list[str]:

@@ -161,7 +161,8 @@ class Planner:
         if cwd is None:
             cwd = self.folder / "work" / member.name
             cwd.mkdir(parents=True, exist_ok=True)
-        return self._debugged(ReplicaPlan(member, command.argv, cwd, env), ("-m", "debugpy"), site=site)
+        plan = ReplicaPlan(member, command.argv, cwd, env)
+        return self._debugged(plan, ("-m", "debugpy"), lambda: debugging.in_process(self.paths.project, site))
 
     def container(self, member: Member, members: Sequence[Member], image: Image, engine: Containers) -> ReplicaPlan:
         """Return what one replica runs in a container of `image`, which gets nothing of the caller's environment."""
@@ -172,18 +173,16 @@ class Planner:
         if self.options.debug is not None:
             launcher = dataclasses.replace(launcher, mounts=[*launcher.mounts, debugging.mount()])
         plan = ReplicaPlan(member, command.argv, self.folder, env, launcher)
-        return self._debugged(plan, (str(debugging.INSIDE),), workdir=image.workdir)
+        return self._debugged(plan, (str(debugging.INSIDE),), lambda: debugging.in_container(image.workdir, self.paths.buckets))
 
-    def _debugged(
-        self, plan: ReplicaPlan, debugpy: Sequence[str], site: Path | None = None, workdir: str | None = None
-    ) -> ReplicaPlan:
+    def _debugged(self, plan: ReplicaPlan, debugpy: Sequence[str], folders: Callable[[], Mapping[str, str]]) -> ReplicaPlan:
         """Return the plan under a debugger, if it is that of the replica to be debugged."""
         debug = self.options.debug
         if debug is None or plan.member.name != debug.replica:
             return plan
-        port, project = debugging.choose_port(debug), self.paths.project
-        found = debugging.launch_configuration(debug.replica, port, debugging.mappings(project, site, workdir))
-        notes = debugging.instructions(debug.replica, found, self.folder / "launch.json", project)
+        port = debugging.choose_port(debug)
+        found = debugging.launch_configuration(debug.replica, port, folders())
+        notes = debugging.instructions(debug.replica, found, self.folder / "launch.json", self.paths.project)
         env = {**plan.env, **debugging.variables()}
         return dataclasses.replace(plan, argv=debugging.wrap(plan.argv, port, debugpy), env=env, notes=tuple(notes))
 
