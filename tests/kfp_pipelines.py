@@ -5,7 +5,7 @@
 
 import sys
 from pathlib import Path
-from typing import List, NamedTuple, Optional
+from typing import NamedTuple
 
 from google_cloud_pipeline_components.types import artifact_types
 from google_cloud_pipeline_components.v1.custom_job import CustomTrainingJobOp
@@ -51,7 +51,7 @@ def show(value: list) -> str:
 
 
 @dsl.component(base_image=PYTHON)
-def show_or(text: Optional[str] = "nothing was given") -> str:
+def show_or(text: str | None = "nothing was given") -> str:
     return repr(text)
 
 
@@ -146,7 +146,7 @@ def only_read(data: Input[Artifact]) -> str:
 
 
 @dsl.pipeline
-def read_each(items: Input[List[Dataset]]):
+def read_each(items: Input[list[Dataset]]):
     with dsl.ParallelFor(items) as each:
         read(data=each)
 
@@ -166,7 +166,7 @@ def chain(text: str = "first", n: int = 3) -> int:
 
 
 @dsl.pipeline(name="branches")
-def branches(side: str = "heads", n: int = 3, maybe: Optional[str] = None):
+def branches(side: str = "heads", n: int = 3, maybe: str | None = None):
     thrown = same(text=side)
     with dsl.If(thrown.output == "heads"):
         a = write(text="it's heads")

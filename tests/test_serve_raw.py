@@ -57,8 +57,9 @@ def test_rows_and_columns_are_answered_in_kind(house, endpoint):  # noqa: F811
 @pytest.mark.parametrize(
     "content, says",
     [
-        (b"{", "not JSON"), ([1], "takes"), ({}, "takes"), ({"instances": [1], "inputs": [1]}, "takes"), ({"instances": []}, "at least one"),
-        ({"instances": {"a": 1}}, "at least one"), ({"inputs": {}}, "for each input"), ({"inputs": {"a": 1}}, "for each input"),
+        (b"{", "not JSON"), ([1], "takes"), ({}, "takes"), ({"instances": [1], "inputs": [1]}, "takes"),
+        ({"instances": []}, "at least one"), ({"instances": {"a": 1}}, "at least one"),
+        ({"inputs": {}}, "for each input"), ({"inputs": {"a": 1}}, "for each input"),
         ({"inputs": {"a": [1], "b": [1, 2]}}, "columns of one length"), ({"instances": [1], "signature_name": "x"}, "serving_default"),
         ({"instances": [1], "instance": 1}, "instance is no field"), (b"[" * 100_000, "not JSON"),
     ],

@@ -56,6 +56,7 @@ class Environment:
     experiment_run: str | None = None
     tensorboard: str | None = None
     pipeline: str | None = None
+    debugged: str | None = None  # the replica that somebody debugs (`vertex_local run --debug`), so that it may take its time
 
     @classmethod
     def from_mapping(cls, variables: Mapping[str, str]) -> Environment:
@@ -98,6 +99,7 @@ class Environment:
             experiment_run=_text(variables, "AIP_EXPERIMENT_RUN_NAME"),
             tensorboard=_text(variables, "AIP_TENSORBOARD_RESOURCE_NAME"),
             pipeline=_text(variables, "TRAINER_PIPELINE_JOB"),  # ours: a pipeline's step tells its trainer which pipeline it is
+            debugged=_text(variables, "TRAINER_DEBUG"),
         )
 
     @property

@@ -23,7 +23,7 @@ def page(
     """Return the records of one page of a list, newest first unless the request has another order, and the next page's token.
 
     Args:
-        request: a List request: `parent`, `filter`, `page_size`, `page_token` and perhaps `order_by`.
+        request: a List request: `parent`, `page_size`, `page_token`, and perhaps `filter` and `order_by`.
         parent: whose records to list, by default the request's `parent`.
         shown: returns of a record what the filter looks at, by default the record itself.
         only: says which records belong to the list at all, by default every one.

@@ -11,6 +11,7 @@ from .logging_api import LogReader
 from .metadata_service import MetadataService
 from .model_service import ModelService
 from .operations import OperationPool, Operations
+from .persistent_resource_service import PersistentResourceService
 from .pipeline_service import PipelineService
 from .prediction_service import PredictionService
 from .server import Route, route
@@ -24,6 +25,7 @@ def methods(local: Local, operations: OperationPool) -> list[rpc.Method]:
         JobService(local, operations), PipelineService(local, operations), DatasetService(local, operations),
         ModelService(local, operations), EndpointService(local, operations), PredictionService(local), Operations(local, operations),
         MetadataService(local, operations), TensorboardService(local, operations),
+        PersistentResourceService(local, operations),
     )  # fmt: skip
     return list(rpc.methods(services))
 

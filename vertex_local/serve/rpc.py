@@ -124,7 +124,6 @@ _FEATURES = {
     "MetadataService": "ML Metadata", "TensorboardService": "Vertex AI TensorBoard instances",
     "FeaturestoreService": "Feature Store", "IndexService": "Vector Search", "MatchService": "Vector Search",
     "IndexEndpointService": "Vector Search", "VizierService": "Vizier studies", "MigrationService": "Resource migration",
-    "PersistentResourceService": "Persistent resources",
     "ScheduleService": "Schedules of pipelines", "SpecialistPoolService": "Data labeling",
     "LlmUtilityService": "Generative models",
     "GenAiTuningService": "Tuning of generative models", "NotebookService": "Notebooks", "ModelGardenService": "Model Garden",
