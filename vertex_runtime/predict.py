@@ -165,6 +165,7 @@ def _jsonable(name: str, values: Any) -> list[Any]:
 
 
 def batches(lines: Iterable[str]) -> Iterable[tuple[list[int], list[Any]]]:
+    """Yield (numbers of the lines, their instances), up to BATCH at a time; a line that is no JSON is a ValueError with its number."""
     numbers: list[int] = []
     instances: list[Any] = []
     for number, line in enumerate(lines, 1):
