@@ -18,7 +18,7 @@ from typing import Any
 from ..environment import Environment
 from ..reporting import log
 
-AT_THE_END = 30.0  # seconds that the end of a run waits for the service
+AT_THE_END = 60.0  # seconds that the end of a run waits for a service that has answered
 WHEN_STOPPED = 2.0  # the same where the process was told to end, of which it has five
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
