@@ -163,6 +163,7 @@ GOOD = {"displayName": "x", "jobSpec": job_spec("pass")}
         ({"jobSpec": {**job_spec("pass"), "nope": 1}}, "jobSpec.nope", 'no field named "nope"'),
         ({"jobSpec": {"workerPoolSpecs": [pool("pass", replicas=2)]}}, "jobSpec.workerPoolSpecs[0].replicaCount", "1 replica"),
         ({"jobSpec": {"workerPoolSpecs": [{"replicaCount": 1}]}}, "jobSpec.workerPoolSpecs[0]", "containerSpec"),
+        ({"jobSpec": {"workerPoolSpecs": [pool("pass", replicas=0)]}}, "jobSpec.workerPoolSpecs[0].replicaCount", "takes 1 or more; got 0"),
         ({"jobSpec": {"workerPoolSpecs": "all"}}, "jobSpec.workerPoolSpecs", ""),
         ({"jobSpec": {**job_spec("pass"), "scheduling": {"strategy": "CHEAP"}}}, "jobSpec.scheduling.strategy", "CHEAP"),
         ({"jobSpec": {**job_spec("pass"), "scheduling": {"timeout": "1h"}}}, "jobSpec.scheduling.timeout", "1h"),

@@ -148,6 +148,12 @@ def test_a_model_is_trained_uploaded_deployed_and_asked(service, run):
         instance = {{"pickup_datetime": "2010-03-23 06:49:00+00:00", "passenger_count": 1, "pickup_longitude": -73.98,
                      "pickup_latitude": 40.75, "dropoff_longitude": -73.96, "dropoff_latitude": 40.78}}
         answer = endpoint.predict([instance, instance])
+        dedicated = aiplatform.Endpoint.create("dedicated", dedicated_endpoint_enabled=True)
+        model.deploy(dedicated, machine_type="n1-standard-2")
+        body = {{"inputs": {{name: [value] for name, value in instance.items()}}}}
+        raw = dedicated.raw_predict(json.dumps(body).encode(), {{"Content-Type": "application/json"}}).json()
+        assert abs(raw["outputs"][0] - answer.predictions[0]) < 1e-4, raw
+        dedicated.delete(force=True)
         split, aliases = dict(endpoint.traffic_split), list(model.version_aliases)
         endpoint.undeploy_all()
         endpoint.delete()

@@ -21,7 +21,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from . import bucket_manifest, columns, predict
+from . import bucket_manifest, checksums, columns, predict, sample_predictions
 from .contract import Contract, blame
 from .data import Chunk, concatenate, take
 from .errors import FAILED, UserError
@@ -45,6 +45,7 @@ class Exporter:
 
     def __init__(self, contract: Contract, network: keras.Model, prepare: Preparer):
         self.contract, self.network, self.facts = contract, network, prepare.facts
+        self.checksum: str | None = None  # of the files that were published
         self.module = tf.Module()
         with tf.device("/cpu:0"):
             state = network.trainable_variables + network.non_trainable_variables
@@ -99,6 +100,14 @@ class Exporter:
                         f"the served graph calls Python ({op.name}), which no server has: write preprocess, outputs and the model's "
                         "call in TensorFlow operations, without tf.py_function and tf.numpy_function."
                     )
+
+    def signature(self) -> dict[str, dict[str, Any]]:
+        """Return type and shape of each input and output that is served."""
+        made_of = {"inputs": self.serve.structured_input_signature[1], "outputs": self.serve.structured_outputs}
+        return {
+            side: {name: {"dtype": spec.dtype.name, "shape": spec.shape.as_list()} for name, spec in sorted(specs.items())}
+            for side, specs in made_of.items()
+        }
 
     def expect(self, features: Any) -> dict[str, tf.Tensor]:
         """Return what the trained network answers on prepared features, by the path that training takes."""
@@ -207,6 +216,7 @@ def publish(
     reason = exporter.save_keras(stage)
     where = f"{outputs.model}/assets.extra/model.keras, for keras.saving.load_model" if reason is None else f"no model.keras ({reason})"
     log("INFO", f"for fine-tuning: {where}")
+    exporter.checksum = checksums.of_folder(stage)
     _publish(stage, outputs.model, outputs.records)
     return report
 
@@ -222,7 +232,7 @@ def ask(directory: str, instances: list[dict[str, Any]]) -> list[Any]:
 
 
 def compare(exporter: Exporter, prepare: Preparer, sample: Chunk, directory: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Ask both paths about the sample; return (measurements, the worst rows)."""
+    """Ask both paths about the sample, and keep some answers beside the model; return (measurements, the worst rows)."""
     contract = exporter.contract
     features, labels = prepare(sample)[:2]
     count = rows_of(sample)
@@ -231,6 +241,7 @@ def compare(exporter: Exporter, prepare: Preparer, sample: Chunk, directory: str
     expected = {name: np.concatenate([part[name].numpy() for part in parts]) for name in parts[0]}
     instances = instances_of(contract, sample)
     answers = ask(directory, instances)
+    sample_predictions.keep(directory, instances, answers)
     rows = answers if len(expected) > 1 else [{name: row} for name in expected for row in answers]
     served = {name: np.array([_plain_in(row[name]) for row in rows]) for name in expected}
     difference = np.zeros(count)

@@ -28,7 +28,11 @@ KILLED = "the process that ran it was killed"
 
 
 class InUse(Exception):
-    """Another process runs this job."""
+    """Another process holds this folder; `process` is its number, as text."""
+
+    def __init__(self, folder: Path, process: str):
+        super().__init__(f"{folder} is held by process {process}")
+        self.process = process
 
 
 def prefix(kind: str) -> str:
@@ -92,8 +96,19 @@ def end(store: Store, name: str, state: str, error: Mapping[str, Any] | None = N
         document["endTime"] = now()
         if error:
             document["error"] = dict(error)
+        _end_tasks(document, state, error)
 
     update(store, name, change)
+
+
+def _end_tasks(document: dict[str, Any], state: str, error: Mapping[str, Any] | None) -> None:
+    """Note that the tasks of a pipeline that were still under way have ended with it."""
+    for task in document.get("jobDetail", {}).get("taskDetails", []):
+        if "endTime" not in task:
+            task.update(state=state, endTime=document["endTime"])
+            task.setdefault("pipelineTaskStatus", []).append({"updateTime": document["endTime"], "state": state})
+            if error:
+                task["error"] = dict(error)
 
 
 def _set_state(document: dict[str, Any], state: str) -> None:
@@ -117,19 +132,31 @@ def held(folder: Path) -> Iterator[None]:
         yield
         return
     private_folder(folder)
-    with open(folder / LOCK, "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InUse(str(folder)) from None
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
+    with locked(folder / LOCK):
         _ours.add(folder.resolve())
         try:
             yield
         finally:
             _ours.discard(folder.resolve())
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Lock a file, which the kernel frees should this process die, and write the process's number into it.
+
+    Raises:
+        InUse: another process, whose number the error has, holds it.
+    """
+    with open(path, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise InUse(path.parent, file.read().strip()) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
 
 
 def is_ours(folder: Path) -> bool:

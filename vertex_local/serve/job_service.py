@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import batch_service, jobs, lists, messages, runs
+from . import batch_service, jobs, lists, messages, persistent_resources, runs
 from .local import Local, location_of
 from .operations import OperationPool
 
@@ -29,6 +29,7 @@ class JobService(batch_service.BatchPredictionJobs):
         job = request.custom_job
         jobs.check_name(job)
         work = runs.custom(self._local, job.job_spec, "jobSpec")
+        persistent_resources.check_job(self._local, request.parent, job.job_spec, "jobSpec")
         return messages.read(jobs.create(self._local, request.parent, _CUSTOM, job, work), "CustomJob")
 
     def get_custom_job(self, request: types.GetCustomJobRequest) -> types.CustomJob:
@@ -54,6 +55,7 @@ class JobService(batch_service.BatchPredictionJobs):
         job = request.hyperparameter_tuning_job
         jobs.check_name(job)
         work = runs.tuning(self._local, job)
+        persistent_resources.check_job(self._local, request.parent, job.trial_job_spec, "trialJobSpec")
         return messages.read(jobs.create(self._local, request.parent, _TUNING, job, work), "HyperparameterTuningJob")
 
     def get_hyperparameter_tuning_job(self, request: types.GetHyperparameterTuningJobRequest) -> types.HyperparameterTuningJob:

@@ -30,6 +30,13 @@ class ModelService(evaluations.ModelEvaluations):
         response = {"model": model["name"], "modelVersionId": model["versionId"]}
         return self._operations.finished(request.parent, "UploadModelOperationMetadata", ("UploadModelResponse", response))
 
+    def copy_model(self, request: types.CopyModelRequest) -> operations_pb2.Operation:
+        """Copy a version of a model, by default the default one, into a location, as a model or as a version of `parent_model`."""
+        messages.required(request, "source_model")
+        model = models.copy(self._local, request)
+        response = {"model": model["name"], "modelVersionId": model["versionId"]}
+        return self._operations.finished(request.parent, "CopyModelOperationMetadata", ("CopyModelResponse", response))
+
     def get_model(self, request: types.GetModelRequest) -> types.Model:
         """Return a model, by default its default version."""
         return messages.read(models.version(self._local, request.name), "Model")
