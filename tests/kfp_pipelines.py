@@ -5,7 +5,7 @@
 
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Optional
 
 from google_cloud_pipeline_components.types import artifact_types
 from google_cloud_pipeline_components.v1.custom_job import CustomTrainingJobOp
@@ -51,7 +51,7 @@ def show(value: list) -> str:
 
 
 @dsl.component(base_image=PYTHON)
-def show_or(text: str | None = "nothing was given") -> str:
+def show_or(text: Optional[str] = "nothing was given") -> str:  # noqa: UP045 - as kfp reads annotations
     return repr(text)
 
 
@@ -166,7 +166,7 @@ def chain(text: str = "first", n: int = 3) -> int:
 
 
 @dsl.pipeline(name="branches")
-def branches(side: str = "heads", n: int = 3, maybe: str | None = None):
+def branches(side: str = "heads", n: int = 3, maybe: Optional[str] = None):  # noqa: UP045
     thrown = same(text=side)
     with dsl.If(thrown.output == "heads"):
         a = write(text="it's heads")
