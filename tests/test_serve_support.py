@@ -104,7 +104,7 @@ def mark_of(process: subprocess.Popen) -> list[int]:
     return found
 
 
-def echo_service(folder, source: str = "") -> Service:
+def echo_service(folder, source: str = "", **env: str) -> Service:
     """Start a service whose models need no TensorFlow: they answer with their instances, after what `source` does with them."""
     program = folder / "echo"
     program.write_text(
@@ -112,4 +112,4 @@ def echo_service(folder, source: str = "") -> Service:
         f"    {source or 'pass'}\n    print(json.dumps({{'predictions': instances}}), flush=True)\n"
     )
     program.chmod(0o755)
-    return Service(folder, f"--project_dir={ROOT}", f"--python={program}")
+    return Service(folder, f"--project_dir={ROOT}", f"--python={program}", **env)

@@ -14,6 +14,7 @@ import pytest
 from conftest import ROOT
 from test_cloud_support import call
 from test_local_support import environ, wait_for
+from test_pipeline_support import compiled, kfp_python  # noqa: F401 - a fixture
 from test_serve_support import Service, echo_service, write_object
 
 pytest.importorskip("google.cloud.aiplatform", reason="google-cloud-aiplatform is not installed")
@@ -121,6 +122,24 @@ def test_what_a_drift_starts(service, model, tmp_path):
     done = look(service, "started", f"--run={command}", code=3)
     assert mark.read_text() == f"pickup_longitude {endpoint.resource_name}\n" and "it ended with 0" in done.stdout
     assert "error: --run: it ended with 7." in look(service, "started", "--run=exit 7", code=1).stderr
+
+
+@pytest.mark.kfp
+def test_a_drift_runs_a_pipeline(service, model, request, monkeypatch):
+    monkeypatch.setenv("KFP_PYTHON", kfp_python())
+    spec = request.getfixturevalue("compiled") / "branches.yaml"
+    endpoint = deployed(model, "pipelined")
+    endpoint.predict(moved(rides()[:400]))
+    parameters = ("--parameter=side=tails", "--parameter=n=1")
+    done = subprocess.run(
+        [sys.executable, "-m", "vertex_local", "watch", "pipelined", f"--state_dir={service.state}", f"--pipeline={spec}", *parameters],
+        cwd=service.folder, env=environ(), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == watch.DRIFTS, done.stdout + done.stderr
+    assert "it ended with 0" in done.stdout and "start: -m vertex_local pipeline" in done.stdout
+    path = "/v1/projects/your-project/locations/us-central1"
+    (job,) = service.call("GET", "/pipelineJobs", base=path)["pipelineJobs"]
+    assert job["state"] == "PIPELINE_STATE_SUCCEEDED" and job["runtimeConfig"]["parameterValues"]["side"] == "tails"
 
 
 def test_followed_it_starts_the_command_once_for_a_drift(service, model, tmp_path):

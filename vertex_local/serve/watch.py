@@ -191,6 +191,7 @@ def _start(args: argparse.Namespace, endpoint: Mapping[str, Any], columns: Seque
     """Run the command or the pipeline that was asked for, to its end."""
     if args.pipeline:
         words = [sys.executable, "-m", "vertex_local", "pipeline", args.pipeline, f"--state_dir={args.state_dir}"]
+        words += [f"--bucket_root={args.bucket_root}"] if args.bucket_root else []
         words += [word for each in args.parameter for word in ("--parameter", each)]
     elif args.run:
         words = ["/bin/sh", "-c", args.run]
