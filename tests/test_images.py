@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import ROOT
+from test_serve_support import Service
 
 from vertex_local.local import containers, engines, run
 from vertex_local.local.engines import ContainerError, Engine
@@ -147,6 +148,32 @@ def test_a_package_in_a_prebuilt_container(engine, build_args, tmp_path, capfd):
     code = run.main([str(job), f"--state_dir={state}", f"--project_dir={ROOT}", "--containers=buildah", f"--prebuilt={PREBUILT}"])
     assert code == 0, capfd.readouterr().out[-2000:]
     assert (state / "buckets" / "your-bucket" / "taxifare-sdist" / "model" / "saved_model.pb").is_file()
+
+
+def test_a_container_reaches_the_job_service(engine, build_args, tmp_path):
+    """Its variables name the service's certificate and its token's file, which it can read and nothing else of that folder."""
+    image = engine.find(BASE) or containers.project_image(engine, ROOT, "taxifare", {})
+    script = """
+import json, os, pathlib, ssl, urllib.request
+root = os.environ["CLOUDSDK_API_ENDPOINT_OVERRIDES_AIPLATFORM"]
+token = pathlib.Path(os.environ["CLOUDSDK_AUTH_ACCESS_TOKEN_FILE"])
+jobs, headers = "v1/projects/p/locations/us-central1/customJobs", {"Authorization": "Bearer " + token.read_text()}
+request = urllib.request.Request(root + jobs, headers=headers)
+tls = ssl.create_default_context(cafile=os.environ["REQUESTS_CA_BUNDLE"])
+print("jobs:", [job["displayName"] for job in json.load(urllib.request.urlopen(request, context=tls))["customJobs"]])
+print("beside it:", sorted(path.name for path in token.parent.iterdir()))
+"""
+    service = Service(tmp_path, f"--project_dir={ROOT}", f"--containers={engine.name}")
+    try:
+        task = {"imageUri": image.name, "command": ["python3", "-c", script]}
+        spec = {"workerPoolSpecs": [{"containerSpec": task, "replicaCount": 1, "machineSpec": {"machineType": "n1-standard-4"}}]}
+        number = service.call("POST", "/customJobs", {"displayName": "asks", "jobSpec": spec})["name"].rpartition("/")[2]
+        ended = service.ended(number, seconds=120)
+        log = service.log(number)
+        assert ended["state"] == "JOB_STATE_SUCCEEDED", log
+        assert "jobs: ['asks']" in log and "key.pem" not in log and "records.sqlite" not in log
+    finally:
+        service.stop()
 
 
 def test_an_image_that_cannot_be_had_is_one_line(engine, tmp_path, capfd):

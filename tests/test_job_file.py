@@ -50,19 +50,6 @@ def test_edits_make_copies():
     assert job.pools[0].args == ("--train_data_path", "a", "--lr=1") and job.output is None
 
 
-@pytest.mark.parametrize("kind", ["CustomJob", "HyperparameterTuningJob"])
-def test_a_request_for_no_replica_starts_none(kind):
-    key = {"CustomJob": "jobSpec", "HyperparameterTuningJob": "trialJobSpec"}[kind]
-    none = job_file.fill_counts({key: spec_of(replicaCount=0)})
-    with pytest.raises(SpecError) as caught:
-        job_file.of_message(message_of(none, kind), "request")
-    assert caught.value.field == f"{key}.workerPoolSpecs[0].replicaCount" and "takes 1 or more; got 0" in caught.value.problem
-    fields = spec_of()
-    del fields["workerPoolSpecs"][0]["replicaCount"]
-    left_out = job_file.of_message(message_of(job_file.fill_counts({key: fields}), kind), "request")
-    assert left_out.pools[0].replicas == 1
-
-
 def test_a_bare_spec_from_a_request_has_its_own_paths():
     with pytest.raises(SpecError) as caught:
         job_file.of_message(message_of({"workerPoolSpecs": [{}]}, "CustomJobSpec"), "request")

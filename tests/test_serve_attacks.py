@@ -110,7 +110,7 @@ def test_nothing_that_a_browser_sends_is_answered(service, bait, header):
     body, check = bait
     header = {name: value.replace("{port}", str(service.port)) for name, value in header.items()}
     for method, path, data in (
-        ("POST", f"{PARENT}/customJobs", body), ("GET", f"{PARENT}/customJobs", None), ("GET", "/storage/v1/b", None), ("GET", "/", None),
+        ("POST", f"{PARENT}/customJobs", body), ("GET", f"{PARENT}/customJobs", None), ("GET", "/storage/v1/b", None),
     ):  # fmt: skip
         code, _, text = service.raw(method, path, data, {**token(service), **header, **(JSON if data else {})})
         assert code == 403 and json.loads(text)["error"]["status"] == "PERMISSION_DENIED"
@@ -170,7 +170,7 @@ def test_without_the_token_there_is_no_answer(service, bait):
     ]  # fmt: skip
     for headers in wrong:
         headers = {name: value.encode("latin-1") for name, value in headers.items()}
-        for path, data in ((f"{PARENT}/customJobs", body), (f"/?access_token={good}", None), ("/storage/v1/b", None)):
+        for path, data in ((f"{PARENT}/customJobs", body), (f"{PARENT}/customJobs?access_token={good}", None), ("/storage/v1/b", None)):
             code, answered, text = service.raw("POST" if data else "GET", path, data, {**headers, **(JSON if data else {})})
             assert code == 401 and answered["WWW-Authenticate"] == "Bearer" and good not in text.decode()
             assert json.loads(text)["error"]["status"] == "UNAUTHENTICATED"

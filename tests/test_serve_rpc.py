@@ -8,6 +8,7 @@ import json
 import shlex
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -18,6 +19,7 @@ pytest.importorskip("google.cloud.aiplatform", reason="google-cloud-aiplatform i
 
 from google.longrunning import operations_pb2  # noqa: E402
 
+from vertex_local.job import times  # noqa: E402
 from vertex_local.local import job_record, store  # noqa: E402
 from vertex_local.local.plan import RunOptions
 from vertex_local.serve import jobs, messages, operations, predictor, routes, rpc  # noqa: E402
@@ -54,8 +56,8 @@ class House:
         self.local = Local(
             state=state, buckets=folder / "buckets", project_dir=folder,
             options=RunOptions(state_dir=state, bucket_root=folder / "buckets", project_dir=folder), records=store.Store(state),
-            executor=Executor(most, waiting), pipelines=Executor(1), predictors=predictor.Predictors(str(program), state / "models"),
-            workers=PipelineWorkers(folder, state), say=self.said.append,
+            executor=Executor(most, waiting), pipelines=Executor(most, waiting), workers=PipelineWorkers(folder, state / "serve"),
+            predictors=predictor.Predictors(str(program), state / "models"), say=self.said.append,
         )  # fmt: skip
         self.pool = operations.OperationPool(self.local)
         self.methods = {method.name: method for method in routes.methods(self.local, self.pool)}
@@ -246,10 +248,9 @@ def test_a_name_with_a_nul_is_refused(house):
 @pytest.mark.parametrize(
     "verb, path, says",
     [
-        ("GET", "metadataStores/default/contexts", "Experiments and ML Metadata are not imitated"),
-        ("POST", "tensorboards", "Vertex AI TensorBoard instances are not imitated"),
-        ("POST", "endpoints/1:explain", "Explanations are not imitated"),
-        ("POST", "batchPredictionJobs", "Batch predictions are not imitated"),
+        ("GET", "tensorboards/1/experiments/e/runs/r/timeSeries/1:readBlobData", "Blobs of TensorBoard are not imitated"),
+        ("GET", "tensorboards/1:readSize", "Figures on TensorBoard's size are not imitated"),
+        ("POST", "modelDeploymentMonitoringJobs", "Model monitoring are not imitated"),
         ("GET", "featurestores", "Feature Store are not imitated"),
         ("GET", "nothings", "nothings: GET is not imitated"),
     ],
@@ -376,8 +377,13 @@ def test_whoever_waits_for_an_operation_is_told_at_once(house):
 
 
 def test_operations_of_a_service_that_was_killed_have_failed(house):
-    name = f"{PARENT}/operations/1"
-    house.local.records.add(name, "operations", {"name": name, "done": False})
+    days = {"1": (0, False), "2": (0, True), "3": (operations.KEPT_DAYS + 1, True), "4": (operations.KEPT_DAYS + 1, False)}
+    for number, (age, done) in days.items():
+        name, made = f"{PARENT}/operations/{number}", times.text(time.time() - age * 86_400)
+        house.local.records.add(name, "operations", {"name": name, "done": done, "createTime": made})
     operations.settle(house.local.records)
-    found = house.call("GetOperation", name=name)
-    assert found.done and found.error.code == 14
+    for number in ("1", "4"):
+        found = house.call("GetOperation", name=f"{PARENT}/operations/{number}")
+        assert found.done and found.error.code == 14
+    assert house.call("GetOperation", name=f"{PARENT}/operations/2").done
+    refused(lambda: house.call("GetOperation", name=f"{PARENT}/operations/3"), "NOT_FOUND")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import re
 import signal
@@ -43,7 +44,9 @@ class Peers:
         self.leader = names[0] if names else ""
         self.peers = {name: address for i, (name, address) in enumerate(zip(names, env.workers)) if i != env.worker_index}
         self.watched = env.role in ("chief", "worker") and env.worker_count > 1
-        self.startup_timeout, self.trainer, self.watcher = startup_timeout, os.getpid(), 0
+        self.patient = env.debugged is not None  # a replica that stands at a breakpoint is there, however long it is silent
+        self.startup_timeout = math.inf if self.patient else startup_timeout
+        self.trainer, self.watcher = os.getpid(), 0
 
     def __enter__(self) -> Peers:
         """Start watching; must come before TensorFlow is imported, whose threads a fork would not take along."""
@@ -107,7 +110,8 @@ class Peers:
             time.sleep(PROBE_SECONDS)
 
     def _unreachable(self) -> list[str]:
-        return [name for name, address in self.peers.items() if _state(address) != ANSWERS]
+        there = (ANSWERS, SILENT) if self.patient else (ANSWERS,)
+        return [name for name, address in self.peers.items() if _state(address) not in there]
 
     def _abort(self, names: list[str], what: str) -> None:
         who = ", ".join(f"{name} ({self.peers[name]})" for name in names)

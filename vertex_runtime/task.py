@@ -33,6 +33,10 @@ def train(package: str, hyperparameters: type, argv: Sequence[str] | None, descr
     hp, options = parse(hyperparameters, argv, description)
     env = Environment.from_mapping(os.environ)
     trainer = package.split(".")[-2] if "." in package else _folder(package)
+    if options.evaluate or options.against:
+        from .evaluation import run as evaluation
+
+        return evaluation.say(package, trainer, hyperparameters, hp, options, env)
     if options.data_report:
         from .data_report.run import say
 
@@ -40,8 +44,9 @@ def train(package: str, hyperparameters: type, argv: Sequence[str] | None, descr
     if options.plan != "no":
         return plan.say(f"{package}.model", hp, options, env)
     outputs = resolve_outputs(options.output_dir, env, trainer)
+    patience = 0.0 if env.debugged else options.stall_minutes
     # Both watch from processes of their own, which must start before TensorFlow's threads do.
-    with Watchdog(options.stall_minutes) as watchdog, Peers(env, options.startup_timeout):
+    with Watchdog(patience) as watchdog, Peers(env, options.startup_timeout):
         import_tensorflow()
         strategy = choose_strategy(env, hp.seed, options.strategy)  # before any other TensorFlow operation
         from . import contract, evaluator, run

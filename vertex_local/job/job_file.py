@@ -268,20 +268,6 @@ def _pipeline(text: str, name: str) -> JobFile:
     return JobFile(name, tree.lines, tree.to_message(), schema.to_message(inputs, "CustomJobSpec"))
 
 
-# ------------------------------------------------------------------ from requests
-
-
-def fill_counts(fields: Any) -> Any:
-    """Return a job's JSON as a request has it with the one replica of each pool whose count is left out.
-
-    To be called before the request is made a message, which cannot tell a count that is left out from 0. What is no job
-    is returned as it is: the reader of messages says what is wrong with it.
-    """
-    found = copy.deepcopy(fields)
-    _fill_below(found)
-    return found
-
-
 def _fill_below(value: Any) -> None:
     if not isinstance(value, dict):
         return
@@ -291,6 +277,9 @@ def _fill_below(value: Any) -> None:
             pool.setdefault("replicaCount", 1)
     for key in ("jobSpec", "job_spec", "trialJobSpec", "trial_job_spec", "trainingTaskInputs", "training_task_inputs"):
         _fill_below(value.get(key))
+
+
+# ------------------------------------------------------------------ from requests
 
 
 def of_message(message: Any, name: str) -> JobFile:

@@ -16,7 +16,8 @@ from ..errors import UserError
 from ..job import job_file
 from ..job.job_file import JobFile
 from ..job.pools import Pool
-from . import devices, job_record, jobs, lifecycle, packages, plan
+from ..metadata import lineage
+from . import debugging, devices, job_record, jobs, lifecycle, packages, plan
 from .containers import Containers
 from .engines import find_engine
 from .environment import Member
@@ -52,6 +53,7 @@ def run(
         plan.command_of(pool, paths)
     files = {pool.index: packages.locate(pool.package_uris, paths.project, paths.buckets) for pool in pools}
     _check_kills(options.kills, pools)
+    _check_debug(options.debug, pools, paths, containers)
     result, ports = jobs.create(paths.state, options.job_id), Ports()
     with job_record.held(result.folder), kept(job, options, result), jobs.recorded(result), contextlib.closing(ports):
         (result.folder / "spec.yaml").write_text(job.text(), encoding="utf-8")
@@ -71,8 +73,21 @@ def run(
     return result
 
 
+def _names(pools: Sequence[Pool]) -> list[str]:
+    return [f"workerpool{pool.index}-{n}" for pool in pools for n in range(pool.replicas)]
+
+
+def _check_debug(debug: debugging.Debug | None, pools: Sequence[Pool], paths: plan.Paths, containers: Containers | None) -> None:
+    if debug is None:
+        return
+    debugging.check(debug, _names(pools), paths.python if containers is None else None)
+    if containers is None:  # an image's command is known once there is the image
+        pool = next(pool for pool in pools if debug.replica in _names([pool]))
+        debugging.wrap(plan.command_of(pool, paths).argv, debugging.PORT)
+
+
 def _check_kills(kills: Sequence[Kill], pools: Sequence[Pool]) -> None:
-    known = [f"workerpool{pool.index}-{n}" for pool in pools for n in range(pool.replicas)]
+    known = _names(pools)
     for i, kill in enumerate(kills):
         if kill.replica not in known:
             raise UserError(f"--kill {kill}: no such replica is started; there are {', '.join(known)}.")
@@ -123,7 +138,7 @@ def _replica(found: ReplicaPlan, planner: Planner) -> Replica:
     name = found.member.name
     log, events = planner.folder / "logs" / f"{name}.log", planner.folder / "events" / f"{name}.jsonl"
     kill = next((kill for kill in planner.options.kills if kill.replica == name), None)
-    return Replica(found.member, found.argv, found.cwd, found.env, log, events, kill, found.launcher)
+    return Replica(found.member, found.argv, found.cwd, found.env, log, events, kill, found.launcher, found.notes)
 
 
 @contextlib.contextmanager
@@ -143,7 +158,8 @@ def kept(job: JobFile, options: RunOptions, result: jobs.Result) -> Iterator[Non
         except Taken:  # a study that is continued
             job_record.reopen(store, name, document)
         try:
-            yield
+            with lineage.kept(store, name, job.display_name, job.output, options.paths().buckets, print):
+                yield
         finally:
             state = result.state.removeprefix("JOB_STATE_")
             error = {"code": 3, "message": result.error or "the job failed"} if state == job_record.FAILED else None

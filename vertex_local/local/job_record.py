@@ -20,7 +20,7 @@ from typing import Any
 from ..job.times import now
 from .store import Store, private_folder
 
-KINDS = ("customJobs", "hyperparameterTuningJobs", "trainingPipelines", "pipelineJobs")
+KINDS = ("customJobs", "hyperparameterTuningJobs", "batchPredictionJobs", "trainingPipelines", "pipelineJobs")
 SUCCEEDED, FAILED, CANCELLED = ENDED = ("SUCCEEDED", "FAILED", "CANCELLED")
 LOCK = ".lock"
 SERVICE_LOCK = "serve/lock"  # held by the service of a state folder, whose queue the jobs that are PENDING stand in
@@ -28,7 +28,11 @@ KILLED = "the process that ran it was killed"
 
 
 class InUse(Exception):
-    """Another process runs this job."""
+    """Another process holds this folder; `process` is its number, as text."""
+
+    def __init__(self, folder: Path, process: str):
+        super().__init__(f"{folder} is held by process {process}")
+        self.process = process
 
 
 def prefix(kind: str) -> str:
@@ -128,19 +132,31 @@ def held(folder: Path) -> Iterator[None]:
         yield
         return
     private_folder(folder)
-    with open(folder / LOCK, "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InUse(str(folder)) from None
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
+    with locked(folder / LOCK):
         _ours.add(folder.resolve())
         try:
             yield
         finally:
             _ours.discard(folder.resolve())
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Lock a file, which the kernel frees should this process die, and write the process's number into it.
+
+    Raises:
+        InUse: another process, whose number the error has, holds it.
+    """
+    with open(path, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise InUse(path.parent, file.read().strip()) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
 
 
 def is_ours(folder: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import selectors
 import signal
 import threading
@@ -33,7 +34,8 @@ class Cluster:
         """Start everything and see it to the end; nothing is left running, whatever happens."""
         try:
             self._start(self.replicas)
-            self._watch(self.replicas[0], time.time() + self.job.timeout)
+            patience = math.inf if any(replica.debugged for replica in self.replicas) else self.job.timeout
+            self._watch(self.replicas[0], time.time() + patience)
         finally:
             for replica in self.replicas:
                 replica.abandon()
@@ -62,6 +64,7 @@ class Cluster:
     def _succeed(self) -> None:
         """The job has succeeded with its chief; the others may finish what they are at, parameter servers never do."""
         self._stop([r for r in self.replicas if r.member.role == "ps"])
+        self._pump_until(math.inf, lambda: self.cancel.is_set() or not any(r.debugged for r in self._running()))
         self._pump_until(time.time() + self.grace, lambda: self.cancel.is_set() or not self._running())
         if self._running():
             names = ", ".join(r.name for r in self._running())
@@ -110,6 +113,10 @@ class Cluster:
     def _start(self, replicas: Sequence[Replica]) -> None:
         for replica in replicas:
             replica.start(self.selector)
+            for note in replica.notes if len(replica.attempts) == 1 else replica.notes[:1]:
+                self.report.say(note)
+        self._note()
+        self.result.write()  # for whoever looks at the job meanwhile
 
     def _stop(self, replicas: Sequence[Replica], kill_after: float = KILL_AFTER) -> None:
         """SIGTERM, and SIGKILL for who does not go by it."""
@@ -152,7 +159,7 @@ class Cluster:
         self.result.rules.append(text)
         self.report.say(f"rule: {text}")
 
-    def _record(self) -> None:
+    def _note(self) -> None:
         for replica in self.replicas:
             self.result.replicas[replica.name] = {
                 "role": replica.member.role,
@@ -161,6 +168,10 @@ class Cluster:
                 "log": str(replica.log),
                 "attempts": [vars(attempt) for attempt in replica.attempts],
             }
+
+    def _record(self) -> None:
+        self._note()
+        for replica in self.replicas:
             if replica.kill:
                 codes = (-replica.kill.signal, 128 + replica.kill.signal)
                 hit = any(not attempt.stopped and attempt.code in codes for attempt in replica.attempts[:1])

@@ -18,8 +18,9 @@ from ..errors import UserError, quoted
 from ..job import buckets, settings
 from ..job.job_file import JobFile
 from ..job.pools import Pool
-from . import commands, containers, environment
+from . import commands, containers, debugging, environment
 from .containers import Containers
+from .debugging import Debug
 from .engines import Image, Launcher
 from .environment import Identity, Member
 from .kills import Kill
@@ -57,6 +58,7 @@ class RunOptions:
         containers: start replicas in containers by this engine, or by the first that works for "auto"; None starts processes.
         build_args: for the project's own image, such as BASE_IMAGE.
         cloud_credentials: let replicas have the caller's credentials and reach the cloud.
+        debug: the replica that waits for a debugger to attach.
         record: keep the job in the store, for `list` and the job service, which keeps its own jobs there itself.
     """
 
@@ -76,6 +78,7 @@ class RunOptions:
     containers: str | None = None
     build_args: Mapping[str, str] | None = None
     cloud_credentials: bool = False
+    debug: Debug | None = None
     record: bool = False
 
     def known_under(self, job: JobFile, given: Mapping[str, str] | None = None) -> RunOptions:
@@ -102,18 +105,19 @@ class RunOptions:
     def identity(self, job: JobFile, job_id: str, root: Path) -> Identity:
         """Return which job the replicas belong to; `root` is where buckets lie."""
         output = None if job.output is None else buckets.to_path(job.output, root)
-        return Identity(job_id, output, self.trial, self.google_project)
+        return Identity(job_id, output, self.trial, self.google_project, self.region)
 
 
 @dataclass(frozen=True)
 class ReplicaPlan:
-    """One replica ready to start."""
+    """One replica ready to start; `notes` are what to say when it starts, because it waits for somebody."""
 
     member: Member
     argv: tuple[str, ...]
     cwd: Path
     env: dict[str, str]
     launcher: Launcher | None = None
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         if self.launcher is not None:
@@ -157,14 +161,30 @@ class Planner:
         if cwd is None:
             cwd = self.folder / "work" / member.name
             cwd.mkdir(parents=True, exist_ok=True)
-        return ReplicaPlan(member, command.argv, cwd, env)
+        plan = ReplicaPlan(member, command.argv, cwd, env)
+        return self._debugged(plan, ("-m", "debugpy"), lambda: debugging.in_process(self.paths.project, site))
 
     def container(self, member: Member, members: Sequence[Member], image: Image, engine: Containers) -> ReplicaPlan:
         """Return what one replica runs in a container of `image`, which gets nothing of the caller's environment."""
         command = containers.of_pool(self.job.pools[member.pool], image, self.paths.buckets)
         env = self._environment(member, members, {"HOME": "/tmp"}, command.env)
-        launcher = engine.launcher(image, self.folder, self.paths.buckets, member.name)
-        return ReplicaPlan(member, command.argv, self.folder, env, launcher)
+        readable = environment.service_files(env, self.paths.state)
+        launcher = engine.launcher(image, self.folder, self.paths.buckets, member.name, readable)
+        if self.options.debug is not None:
+            launcher = dataclasses.replace(launcher, mounts=[*launcher.mounts, debugging.mount()])
+        plan = ReplicaPlan(member, command.argv, self.folder, env, launcher)
+        return self._debugged(plan, (str(debugging.INSIDE),), lambda: debugging.in_container(image.workdir, self.paths.buckets))
+
+    def _debugged(self, plan: ReplicaPlan, debugpy: Sequence[str], folders: Callable[[], Mapping[str, str]]) -> ReplicaPlan:
+        """Return the plan under a debugger, if it is that of the replica to be debugged."""
+        debug = self.options.debug
+        if debug is None or plan.member.name != debug.replica:
+            return plan
+        port = debugging.choose_port(debug)
+        found = debugging.launch_configuration(debug.replica, port, folders())
+        notes = debugging.instructions(debug.replica, found, self.folder / "launch.json", self.paths.project)
+        env = {**plan.env, **debugging.variables()}
+        return dataclasses.replace(plan, argv=debugging.wrap(plan.argv, port, debugpy), env=env, notes=tuple(notes))
 
     def _environment(
         self, member: Member, members: Sequence[Member], surroundings: Mapping[str, str], own: Mapping[str, str]
@@ -186,6 +206,8 @@ class Planner:
             "TRAINER_EVENTS": str(self.folder / "events" / f"{name}.jsonl"),
             "VERTEX_LOCAL_BUCKET_ROOT": str(self.paths.buckets),
         }
+        if self.options.debug is not None:
+            found[debugging.VARIABLE] = self.options.debug.replica
         if self.options.trial is not None:
             metrics = metric_file(self.folder, name)
             metrics.parent.mkdir(parents=True, exist_ok=True)

@@ -55,6 +55,7 @@ class Replica:
     events: Path
     kill: Kill | None = None
     launcher: Launcher | None = None  # where it runs in a container
+    notes: tuple[str, ...] = ()  # what to say when it starts: it waits for a debugger
     attempts: list[Attempt] = field(default_factory=list)
     restarts_in_try: int = 0
     kill_sent: bool = False
@@ -70,6 +71,11 @@ class Replica:
     @property
     def name(self) -> str:
         return self.member.name
+
+    @property
+    def debugged(self) -> bool:
+        """Whether somebody debugs it: then nothing that goes by the clock ends the job."""
+        return bool(self.notes)
 
     @property
     def running(self) -> bool:

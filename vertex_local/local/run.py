@@ -23,7 +23,7 @@ from ..datasets.dataset import Stopped
 from ..errors import UserError
 from ..job import job_file, settings
 from ..job.job_file import JobFile
-from . import cluster, drill, jobs, kills, report
+from . import cluster, debugging, drill, jobs, kills, report
 from .plan import GRACE, RunOptions
 
 
@@ -44,6 +44,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="end a replica's first attempt, such as workerpool1-0@step=40,signal=KILL; places: step, checkpoint, "
         "evaluation, export (n-th; by our trainers), seconds (any program); repeatable",
     )  # fmt: skip
+    run.add_argument(
+        "--debug", metavar="REPLICA[:PORT]", type=_debug,
+        help="start that replica, such as workerpool1-0, under debugpy; it waits on 127.0.0.1:PORT until an editor attaches",
+    )  # fmt: skip
     run.add_argument("--drill", metavar="N", type=cli.whole(1), help="run once unbroken, then N times with kills drawn by --seed")
     run.add_argument("--seed", type=int, default=0, help="for --drill (default: %(default)s)")
     flags.add_flags(run)
@@ -58,6 +62,13 @@ def _kill(text: str) -> kills.Kill:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def _debug(text: str) -> debugging.Debug:
+    try:
+        return debugging.parse(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def main(argv: Sequence[str]) -> int:
     """Run one job and return its exit code."""
     own, extra = cli.split(argv)
@@ -65,6 +76,8 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(own)
     if args.drill and args.kill:
         parser.error("--drill draws its own kills; give it or --kill.")
+    if args.drill and args.debug:
+        parser.error("--drill runs by itself; give it or --debug.")
     return cli.supervised(lambda cancel: _run(args, extra, cancel))
 
 
@@ -78,7 +91,7 @@ def _run(args: argparse.Namespace, extra: Sequence[str], cancel: threading.Event
         options = dataclasses.replace(options, variables=_exported(job, args, cancel))
     if args.drill:
         return _drill(job, args, options, cancel)
-    result = cluster.run(job, options, kills=args.kill, report=report.for_terminal(), cancel=cancel)
+    result = cluster.run(job, options, kills=args.kill, debug=args.debug, report=report.for_terminal(), cancel=cancel)
     _summary(result)
     return 0 if result.succeeded else 1
 

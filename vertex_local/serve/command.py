@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import logging
 import logging.handlers
 import os
@@ -26,8 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from .. import cli
+from ..console.app import Console
 from ..errors import UserError
 from ..job import schema, settings
+from ..local import job_record
 from ..local.store import FILE, Store
 from . import endpoint, grpc_server, jobs, operations, pipeline_jobs, rest, routes, storage_upload, tls
 from .executor import Executor
@@ -75,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _serve(args: argparse.Namespace, cancel: threading.Event) -> int:
     state, own = _folders(args)
-    with _locked(own, args.state_dir):
+    with _locked(args.state_dir, state):
         storage_upload.clear_uploads(own / "uploads")
         local = _local(args, state, own)
         files = tls.make(own)
@@ -83,8 +84,11 @@ def _serve(args: argparse.Namespace, cancel: threading.Event) -> int:
         tls.write_private(own / "token", token.encode())
         pool = operations.OperationPool(local)
         methods, table = _api(local, pool, args.testing)
+        console = Console(local, methods, everybody=args.no_token)
+        table += console.routes()
         with _access_log(own) as note, contextlib.ExitStack() as stack:
             server = _listen(args, table, files, note, token or None, key)
+            local.address = f"{ADDRESS}:{server.port}"
             grpc = _listen_grpc(args, methods, token or None, files, note)
             stack.callback(_stop, server, grpc, local, pool, own)
             lost = jobs.settle(local)
@@ -92,7 +96,8 @@ def _serve(args: argparse.Namespace, cancel: threading.Event) -> int:
             server.start()
             found = _endpoint(args, local, server.port, grpc.port, key, files)
             found.save(own)
-            print(_lines(args, found, local, lost), flush=True)
+            console.opened(found)
+            print(_lines(args, found, local, lost, console.address()), flush=True)
             cancel.wait()
     return 0
 
@@ -113,18 +118,13 @@ def _folders(args: argparse.Namespace) -> tuple[Path, Path]:
 
 
 @contextlib.contextmanager
-def _locked(own: Path, name: str) -> Iterator[None]:
-    with open(own / "lock", "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            pid = file.read().strip()
-            raise ServeError(f"--state_dir: another service (process {pid}) uses {name}; end it, or choose another folder.") from None
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
-        yield
+def _locked(name: str, state: Path) -> Iterator[None]:
+    try:
+        with job_record.locked(state / job_record.SERVICE_LOCK):
+            yield
+    except job_record.InUse as error:
+        text = f"--state_dir: another service (process {error.process}) uses {name}; end it, or choose another folder."
+        raise ServeError(text) from None
 
 
 def _local(args: argparse.Namespace, state: Path, own: Path) -> Local:
@@ -238,17 +238,20 @@ def _endpoint(args: argparse.Namespace, local: Local, port: int, grpc_port: int,
     return endpoint.Endpoint(f"{ADDRESS}:{port}", key, token_file, str(files.bundle), grpc=f"{ADDRESS}:{grpc_port}", **names)
 
 
-def _lines(args: argparse.Namespace, found: endpoint.Endpoint, local: Local, lost: int) -> str:
+def _lines(args: argparse.Namespace, found: endpoint.Endpoint, local: Local, lost: int, console: str) -> str:
     """Return what whoever starts the service has to know."""
     where = "" if args.state_dir == ".vertex_local" else f" --state_dir={shlex.quote(args.state_dir)}"
     return "\n".join([
         f"serving on {found.url}; state in {local.state}, gs:// in {local.buckets}",
         *["WARNING: --no_token: every program of every user on this machine can run commands as you."] * args.no_token,
         *[f"{lost} job(s) of a service that was killed are marked as failed."] * bool(lost),
+        "", "The console, in a browser, which asks once whether to trust the service's certificate; the address lets one browser in:", "",
+        console,
         "", "In the shell of gcloud and of Python programs:", "",
         f'eval "$(python -m vertex_local env{where})"',
         "", "In a Python program that uses the SDK:", "",
         found.snippet(), "",
-        "Not to be redirected: Endpoint.raw_predict and stream_raw_predict ask Google's own servers; use Endpoint.predict.",
+        "Not to be redirected: raw_predict and stream_raw_predict of a shared Endpoint ask Google's own servers; create it with",
+        "dedicated_endpoint_enabled=True, or use Endpoint.predict.",
         "", "Ctrl-C ends it, and the jobs with it.",
     ])  # fmt: skip

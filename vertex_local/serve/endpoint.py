@@ -7,8 +7,8 @@ import json
 import shlex
 import ssl
 import time
-import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from .tls import write_private
 FILE = "endpoint.json"
 VARIABLES = SERVICE_FILE.name  # the variables, for the replicas of jobs
 FILES = (FILE, VARIABLES)
+CONSOLE_TOKEN = "/console:address"  # answers a POST with an address that logs one browser in
 
 
 class EndpointError(UserError):
@@ -118,13 +119,28 @@ class Endpoint:
 
     def is_ready(self) -> bool:
         """Return whether the service answers: nobody else can, for nobody else has its certificate."""
+        try:
+            with self._open(guards.HEALTH) as answer:
+                return answer.status == 200
+        except OSError:  # of which URLError is one
+            return False
+
+    def console_address(self) -> str:
+        """Return an address of the console that logs one browser in.
+
+        Raises:
+            EndpointError: the service does not answer.
+        """
+        try:
+            with self._open(CONSOLE_TOKEN, "POST", {"Authorization": f"Bearer {self.token}"}) as answer:
+                return json.load(answer)["address"]
+        except (OSError, ValueError, KeyError) as error:
+            raise EndpointError(f"the service at {self.url} gives no address of its console: {error}.") from None
+
+    def _open(self, path: str, method: str = "GET", headers: Mapping[str, str] | None = None) -> Any:
         trust = ssl.create_default_context(cafile=self.ca_file)
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trust))
-        try:
-            with direct.open(f"{self.url}{guards.HEALTH}", timeout=10) as answer:
-                return answer.status == 200
-        except (OSError, urllib.error.URLError):
-            return False
+        return direct.open(urllib.request.Request(self.url + path, headers=dict(headers or {}), method=method), timeout=10)
 
 
 def find(state_dir: str | Path, wait: float = 0.0) -> Endpoint:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,7 +107,10 @@ def _Handlers(methods: Iterable[rpc.Method], log: Callable[[str], None]) -> Any:
             name = details.method
             method = known.get(name)
             if method is not None:
-                return grpc.unary_unary_rpc_method_handler(_answer(method, name, log), method.request.FromString, _bytes)
+                answer = _answer(method, name, log)
+                if method.streams:
+                    return grpc.unary_stream_rpc_method_handler(_stream(answer), method.request.FromString, _bytes)
+                return grpc.unary_unary_rpc_method_handler(answer, method.request.FromString, _bytes)
             service, _, rest = name.strip("/").rpartition("/")
             if not service.startswith("google."):
                 return None
@@ -122,6 +125,9 @@ def _answer(method: rpc.Method, name: str, log: Callable[[str], None]) -> Callab
         try:
             transcoding.check_names(method, request)
             message = method.call(request)
+            if isinstance(message, rpc.WithHeaders):
+                context.send_initial_metadata(tuple((key.lower(), value) for key, value in message.headers.items()))
+                message = message.message
         except ApiError as error:
             log(f"gRPC {name} {error.status}")
             return _abort(context, error)
@@ -132,6 +138,15 @@ def _answer(method: rpc.Method, name: str, log: Callable[[str], None]) -> Callab
         return _speaking(message, "v1beta1") if ".v1beta1." in name else message
 
     return answer
+
+
+def _stream(answer: Callable[[Message, Any], Message]) -> Callable[[Message, Any], Iterator[Message]]:
+    """Return a handler that answers by a stream, of one message."""
+
+    def stream(request: Message, context: Any) -> Iterator[Message]:
+        yield answer(request, context)
+
+    return stream
 
 
 def _bytes(message: Message) -> bytes:

@@ -17,11 +17,13 @@ from .rest import ApiError
 
 ADDRESS = "127.0.0.1"
 HEALTH = "/healthz"  # answers without a token whether the service is ready
+CONSOLE = re.compile("/|/console(?:/.*)?")  # what a browser may ask for; its pages know by a cookie who asks
 KEY_PATH = "/key/"  # before the paths of Cloud Storage, for clients that send no token
 LARGEST_BODY = 10 << 20  # bytes of JSON
 LARGEST_UPLOAD = 5 << 30  # bytes of one request to an upload path, which goes to disk
 UPLOADS = re.compile("/(?:resumable/)?upload/storage/v1/")
 _STORAGE = re.compile("/(?:(?:(?:resumable/)?upload|download|batch)/)?storage/v1(?:/|$)")
+_FORM = re.compile(r"(application/x-www-form-urlencoded|multipart/form-data)\s*(;.*)?", re.IGNORECASE)
 _JSON = re.compile(r"application/json\s*(;.*)?", re.IGNORECASE)
 
 
@@ -52,13 +54,17 @@ def body_length(headers: Headers) -> int:
     return int(lengths[0]) if lengths else 0
 
 
-def admit(path: str, headers: Headers, length: int, access: Access, keyed: bool) -> None:
+def admit(method: str, path: str, headers: Headers, length: int, access: Access, keyed: bool) -> None:
     """Refuse whatever a web page, or another user of this machine, could send.
 
     Args:
         keyed: the request's path held the key, so that it needs no token.
     """
-    _check_origin(headers, access)
+    _check_host(headers, access)
+    if CONSOLE.fullmatch(path):
+        _check_browser(method, headers, length)
+        return
+    _check_no_page(headers)
     _check_body(path, headers, length)
     if access.token is None or keyed or path == HEALTH:
         return
@@ -67,15 +73,33 @@ def admit(path: str, headers: Headers, length: int, access: Access, keyed: bool)
         raise ApiError("UNAUTHENTICATED", "send 'Authorization: Bearer TOKEN' with the token of this start of the service.")
 
 
-def _check_origin(headers: Headers, access: Access) -> None:
+def _check_host(headers: Headers, access: Access) -> None:
     hosts = headers.getlist("Host")
     own = [f"{name}:{access.port}" for name in ("localhost", ADDRESS)]
     if len(hosts) != 1 or hosts[0].lower() not in own:
         given = ", ".join(hosts)[:100] or "none"
         raise ApiError("PERMISSION_DENIED", f"Host must be {' or '.join(own)}; got {given!r}.")
+
+
+def _check_no_page(headers: Headers) -> None:
     for name in headers:
         if name == "origin" or name.startswith("sec-fetch-"):
             raise ApiError("PERMISSION_DENIED", f"a request with {name} comes from a web page; none is answered.")
+
+
+def _check_browser(method: str, headers: Headers, length: int) -> None:
+    """Let a browser ask for the console's own pages, and only those pages change anything."""
+    site, own = headers.get("Sec-Fetch-Site", "none"), f"https://{headers['Host'].lower()}"
+    if site not in ("none", "same-origin"):
+        raise ApiError("PERMISSION_DENIED", "the console is not opened from another site's page; type or paste its address.")
+    origins = headers.getlist("Origin")
+    if origins not in ([], [own]) or (method != "GET" and not origins):
+        raise ApiError("PERMISSION_DENIED", f"only the console's own pages, of {own}, change anything.")
+    kinds = headers.getlist("Content-Type")
+    if (kinds or length) and (method == "GET" or len(kinds) != 1 or not _FORM.fullmatch(kinds[0])):
+        raise ApiError("INVALID_ARGUMENT", "the console takes forms only.", code=415)
+    if length > LARGEST_BODY:
+        raise ApiError("INVALID_ARGUMENT", f"a form may have {LARGEST_BODY:,} bytes; got {length:,}.", code=413)
 
 
 def _check_body(path: str, headers: Headers, length: int) -> None:

@@ -1,4 +1,4 @@
-"""What custom jobs, tuning jobs and training pipelines have in common: made, run in their turn, cancelled, forgotten."""
+"""What custom jobs, tuning jobs, batch predictions and training pipelines have in common: made, run in their turn, cancelled, forgotten."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ LONGEST_NAME = 128
 # What only the service sets.
 _OUTPUT_ONLY = (
     "name", "state", "createTime", "startTime", "endTime", "updateTime", "error", "trials", "webAccessUris", "trainingTaskMetadata",
-    "jobDetail", "templateMetadata", "satisfiesPzs", "satisfiesPzi",
+    "satisfiesPzs", "satisfiesPzi", "modelVersionId", "outputInfo", "completionStats", "partialFailures", "resourcesConsumed",
+    "jobDetail", "templateMetadata",
 )  # fmt: skip
 
 # How a job ended: its state, and the error of one that failed.
@@ -39,14 +40,14 @@ def check_name(job: Message) -> None:
         raise ApiError("INVALID_ARGUMENT", f"displayName may have {LONGEST_NAME} characters at most.", "displayName")
 
 
-def create(local: Local, parent: str, kind: str, job: Message, work: Work, job_id: str = "") -> dict[str, Any]:
-    """Keep a new job that has been checked, let it run when it is its turn, and return its record.
+def create(local: Local, parent: str, kind: str, job: Message, work: Work, job_id: str = "", **more: Any) -> dict[str, Any]:
+    """Keep a new job that has been checked, let it run when it is its turn, and return its record, which has `more` fields.
 
     Args:
         job_id: the last part of its name where the client chooses it.
     """
     name = f"{parent}/{kind}/{job_id}" if job_id else local.new_name(parent, kind)
-    document = job_record.add(local.records, name, kind, kept(job))
+    document = job_record.add(local.records, name, kind, {**kept(job), **more})
     try:
         local.executor_of(kind).start(
             name, lambda cancel: _run(local, name, work, cancel), lambda: _end(local, name, *as_seen(local, "CANCELLED", None))

@@ -36,6 +36,7 @@ class Local:
     predictors: Predictors
     workers: PipelineWorkers
     say: Callable[[str], None]
+    address: str = ""  # host and port of the REST API, once it listens
     _given: dict[str, None] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from ..job import times
 from ..local import job_record
 from ..local.store import Store
 from . import lists
@@ -24,6 +25,7 @@ _THREADS = 8
 _MOST = 500  # operations that run or wait for a thread
 _WAITERS = 8  # calls of WaitOperation that may hold a thread of the server at once
 LONGEST_WAIT = 60.0  # seconds
+KEPT_DAYS = 30  # that an operation which is done can be asked for, at least
 LOST = "the local service was stopped while the operation was under way"
 
 # What an operation does: it returns its response in JSON form with the name of the type.
@@ -43,13 +45,17 @@ class OperationPool:
         document = {**self._new(parent, metadata), **_success(response)}
         return _message(self._records.add(document["name"], "operations", document))
 
-    def begin(self, parent: str, metadata: str, work: Work) -> operations_pb2.Operation:
-        """Keep and return an operation that ends as `work`, called in a thread of the pool, returns or raises."""
+    def begin(self, parent: str, metadata: str, work: Work, resource: str = "") -> operations_pb2.Operation:
+        """Keep and return an operation that ends as `work`, called in a thread of the pool, returns or raises.
+
+        Args:
+            resource: the name of what the operation changes, which its record keeps.
+        """
         with self._changed:
             if self._running >= _MOST:
                 raise ApiError("RESOURCE_EXHAUSTED", f"{self._running} operations are under way already; wait for some.")
             self._running += 1
-        document = self._new(parent, metadata)
+        document = {**self._new(parent, metadata), "resource": resource}
         self._records.add(document["name"], "operations", document)
         self._threads.submit(self._run, document["name"], work)
         return _message(document)
@@ -133,9 +139,12 @@ class Operations:
 
 
 def settle(records: Store) -> None:
-    """End what a service that was killed left undone."""
+    """End what a service that was killed left undone, and forget what was done long ago."""
+    oldest = times.text(time.time() - KEPT_DAYS * 86_400)
     for document in records.list("operations"):
-        if not document["done"]:
+        if document["done"] and document["createTime"] < oldest:
+            records.remove(document["name"])
+        elif not document["done"]:
             error = {"code": 14, "message": LOST}
             records.change(document["name"], lambda operation: operation.update(done=True, error=error))
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..local import job_record
-from . import exports, jobs, lists, messages, models, pipeline_jobs, runs
+from . import exports, jobs, lists, messages, models, persistent_resources, pipeline_jobs, runs
 from .local import Local, location_of
 from .operations import OperationPool
 from .rest import ApiError
@@ -36,7 +36,7 @@ class PipelineService:
         pipeline = request.training_pipeline
         jobs.check_name(pipeline)
         task = _task(pipeline)
-        task.check(self._local)
+        task.check(self._local, request.parent)
         export = None
         if pipeline.HasField("input_data_config"):
             export = exports.planned(self._local, request.parent, pipeline.input_data_config)
@@ -136,7 +136,8 @@ class PipelineService:
     ) -> jobs.End:  # fmt: skip
         """Export the data, run the job, upload the model."""
         job_record.running(self._local.records, name)
-        work = task.work(self._local, export(cancel) if export else {})
+        exported = export(cancel) if export else {}
+        work = task.work(self._local, {**exported, "TRAINER_PIPELINE_JOB": name})  # which our trainers record
         backing, (state, error) = jobs.run_backing(self._local, name, task.kind, task.job, work, cancel)
         if state == "SUCCEEDED" and pipeline.HasField("model_to_upload"):
             model = messages.kind("Model")()
@@ -164,9 +165,11 @@ class _Task:
         """Where the job leaves its results; "" if that is not said."""
         return self._spec.base_output_directory.output_uri_prefix
 
-    def check(self, local: Local) -> None:
+    def check(self, local: Local, parent: str) -> None:
         """Refuse a job that cannot run."""
         self.work(local, {})
+        field = "trainingTaskInputs" if self.kind == "customJobs" else "trainingTaskInputs.trialJobSpec"
+        persistent_resources.check_job(local, parent, self._spec, field)
 
     def work(self, local: Local, variables: Mapping[str, str]) -> jobs.Work:
         """Return what runs the job, whose replicas see `variables`."""

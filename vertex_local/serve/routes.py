@@ -8,12 +8,14 @@ from .endpoint_service import EndpointService
 from .job_service import JobService
 from .local import Local
 from .logging_api import LogReader
+from .metadata_service import MetadataService
 from .model_service import ModelService
 from .operations import OperationPool, Operations
+from .persistent_resource_service import PersistentResourceService
 from .pipeline_service import PipelineService
 from .prediction_service import PredictionService
-from .rest import Answer
 from .server import Route, route
+from .tensorboard_service import TensorboardService
 from .transcoding import PREFIXES, Rest
 
 
@@ -22,6 +24,8 @@ def methods(local: Local, operations: OperationPool) -> list[rpc.Method]:
     services = (
         JobService(local, operations), PipelineService(local, operations), DatasetService(local, operations),
         ModelService(local, operations), EndpointService(local, operations), PredictionService(local), Operations(local, operations),
+        MetadataService(local, operations), TensorboardService(local, operations),
+        PersistentResourceService(local, operations),
     )  # fmt: skip
     return list(rpc.methods(services))
 
@@ -38,7 +42,4 @@ def table(local: Local, methods: list[rpc.Method]) -> list[Route]:
 
 
 def _others(local: Local) -> list[Route]:
-    return [
-        route("POST", "/v2/entries:list", LogReader(local).entries),
-        route("GET", "/", lambda request: Answer(content={"service": "vertex_local"})),
-    ]
+    return [route("POST", "/v2/entries:list", LogReader(local).entries)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,13 +26,26 @@ NEEDS = "the local service takes the API's paths from google-cloud-aiplatform 1.
 
 
 @dataclass(frozen=True)
+class WithHeaders:
+    """A response that comes with headers: of HTTP, or as the metadata of gRPC."""
+
+    message: Message
+    headers: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Method:
     """One RPC: its service and name as the API writes them, the handler, and the request's class."""
 
     service: str
     name: str
-    handler: Callable[[Message], Message]
+    handler: Callable[[Message], Message | WithHeaders]
     request: type[Message]
+
+    @property
+    def streams(self) -> bool:
+        """Whether the answer is a stream of messages; what answers here has one message for it."""
+        return self.name.startswith("Stream")
 
     def full_names(self) -> list[str]:
         """Return the paths of the method in gRPC, one for each version of the API."""
@@ -44,7 +57,7 @@ class Method:
         """Return the SDK's table of the verbs, paths and bodies by which REST reaches the method."""
         return http_rules("JobService" if self.service == OPERATIONS else self.service, self.name)
 
-    def call(self, request: Message) -> Message:
+    def call(self, request: Message) -> Message | WithHeaders:
         """Answer one request; whatever goes wrong is an ApiError."""
         try:
             messages.check_text(request)
@@ -108,22 +121,22 @@ def pascal(name: str) -> str:
 
 # What the API's services are called in its documents; a service that is not named here is called by its own name.
 _FEATURES = {
-    "MetadataService": "Experiments and ML Metadata", "TensorboardService": "Vertex AI TensorBoard instances",
+    "MetadataService": "ML Metadata", "TensorboardService": "Vertex AI TensorBoard instances",
     "FeaturestoreService": "Feature Store", "IndexService": "Vector Search", "MatchService": "Vector Search",
     "IndexEndpointService": "Vector Search", "VizierService": "Vizier studies", "MigrationService": "Resource migration",
-    "PersistentResourceService": "Persistent resources",
     "ScheduleService": "Schedules of pipelines", "SpecialistPoolService": "Data labeling",
     "LlmUtilityService": "Generative models",
     "GenAiTuningService": "Tuning of generative models", "NotebookService": "Notebooks", "ModelGardenService": "Model Garden",
 }  # fmt: skip
 # The same for parts of the services that are answered here otherwise.
 _PARTS = {
-    "Explain": "Explanations", "BatchPredictionJob": "Batch predictions", "DataLabelingJob": "Data labeling",
-    "NasJob": "Neural architecture search",
+    "DataLabelingJob": "Data labeling", "NasJob": "Neural architecture search",
     "NasTrial": "Neural architecture search", "ModelDeploymentMonitoring": "Model monitoring", "ModelMonitoring": "Model monitoring",
-    "PipelineJob": "Pipeline jobs", "ModelEvaluation": "Model evaluations", "EvaluatedAnnotation": "Model evaluations",
-    "RawPredict": "Raw predictions", "StreamingPredict": "Streaming predictions", "GenerateContent": "Generative models",
+    "EvaluatedAnnotation": "Evaluated annotations",
+    "DirectRawPredict": "Direct predictions", "StreamingPredict": "Streaming predictions", "GenerateContent": "Generative models",
     "DatasetVersion": "Versions of data sets", "Annotation": "Annotations of data sets", "DataItem": "Items of data sets",
+    "BlobData": "Blobs of TensorBoard", "TensorboardUsage": "Figures on TensorBoard's use",
+    "TensorboardSize": "Figures on TensorBoard's size",
     "SavedQuer": "Saved queries", "Location": "Locations", "Iam": "Access policies",
 }  # fmt: skip
 

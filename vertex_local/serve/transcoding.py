@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from . import messages, rpc
 from .filters import camel
-from .rest import ApiError, Request
+from .rest import Answer, ApiError, Request
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
 _VARIABLE = re.compile(r"\{([\w.]+)=([^{}]+)\}")
 _INTEGER = re.compile("-?[0-9]{1,19}")
+_HTTP_BODY = "google.api.HttpBody"
 # Parameters that every method of Google's APIs takes and that say nothing to it.
 _SYSTEM = {
     "alt", "$alt", "callback", "fields", "$fields", "key", "access_token", "oauth_token", "prettyPrint", "quotaUser", "userIp",
@@ -53,14 +54,16 @@ class Rest:
         key = (rule["method"].upper(), *_shape(rule["uri"]))
         self._rules.setdefault(key, []).append(_Rule(method, path, fields, rule.get("body", "")))
 
-    def handle(self, request: Request, **_: str) -> dict[str, Any]:
+    def handle(self, request: Request, **_: str) -> dict[str, Any] | Answer:
         """Answer a request to a path of the API, of whichever version."""
         _, version, rest = request.path.split("/", 2)
         path = f"/v1/{rest}"
         for rule in self._rules.get((request.method, *_shape(path)), ()):
             if match := rule.path.fullmatch(path):
-                message = _request(rule, match, request)
-                return _answer(rule.method.call(message), "v1beta1" if version == "v1beta1" else "v1")
+                answered = rule.method.call(_request(rule, match, request))
+                if isinstance(answered, rpc.WithHeaders):
+                    return _http_body(answered)
+                return _answer(answered, "v1beta1" if version == "v1beta1" else "v1")
         raise _missing(request.method, path)
 
 
@@ -108,17 +111,32 @@ def _text(message: Message, path: str) -> str:
 def _request(rule: _Rule, match: re.Match[str], request: Request) -> Message:
     """Return the message that a REST request stands for."""
     message = rule.method.request()
-    body = request.json()
+    raw = _raw_field(message) if rule.body == "*" else None
+    if raw is not None:
+        raw.data = request.stream.read(request.length)
+        raw.content_type = request.headers.get("content-type", "")
+    body = {} if raw is not None else request.json()
     if rule.body and rule.body != "*":
         messages.parse(body, _member(message, rule.body))
     elif body:
         messages.parse(body, message)
-    for name, text in request.query.items():
+    for name, text in request.parameters or request.query.items():
         if name not in _SYSTEM:
             _set(message, name, text)
     for name, text in zip(rule.fields, match.groups(), strict=True):
         _set(message, name, text)
     return message
+
+
+def _raw_field(message: Message) -> Any:
+    """Return the google.api.HttpBody that a request's body is as it comes; None where the body is JSON of the request."""
+    names = [field.name for field in message.DESCRIPTOR.fields if field.message_type and field.message_type.full_name == _HTTP_BODY]
+    return getattr(message, names[0]) if names else None
+
+
+def _http_body(answered: rpc.WithHeaders) -> Answer:
+    body: Any = answered.message
+    return Answer(content=body.data, headers={"Content-Type": body.content_type, **answered.headers})
 
 
 def _member(message: Message, name: str) -> Message:
@@ -143,8 +161,8 @@ def _set(message: Message, name: str, text: str) -> None:
             raise ApiError("INVALID_ARGUMENT", f"{name} takes a whole number; got {text[:100]!r}.", name)
     if text:
         value: Any = {"true": True, "false": False}.get(text, text) if field.cpp_type == field.CPPTYPE_BOOL else text
-        repeated = hasattr(getattr(message, field.name), "append")
-        messages.parse({field.json_name: [value] if repeated else value}, message)
+        before = getattr(message, field.name)
+        messages.parse({field.json_name: [*before, value] if hasattr(before, "append") else value}, message)
     return None
 
 

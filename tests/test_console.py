@@ -1,0 +1,348 @@
+"""The console over HTTP: who is let in, what a page of another site could do, what stands on the pages, and how quick they are."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import urllib.parse
+
+import pytest
+from conftest import ROOT
+from test_serve_support import PARENT, Service, gone, job_spec, write_object
+
+from vertex_local.console import charts, command, forms, log_view, login, saved_models
+from vertex_local.console.curves import MOST_POINTS, Curve, Curves
+from vertex_local.serve.rest import ApiError
+
+FORM = "application/x-www-form-urlencoded"
+EVIL = "<script>alert('x')</script>"
+
+
+class Browser:
+    """A client that keeps its cookie and sends what a browser sends."""
+
+    def __init__(self, service: Service):
+        self.service, self.cookie, self.secret = service, "", ""
+        self.origin = f"https://127.0.0.1:{service.port}"
+
+    def ask(self, method: str, path: str, body: bytes | None = None, **headers: str):
+        """Return (code, headers, text); a header that is "" is not sent."""
+        sent = {"Sec-Fetch-Site": "same-origin", "Cookie": self.cookie, **{k.replace("_", "-"): v for k, v in headers.items()}}
+        code, answered, content = self.service.raw(method, path, body, {name: value for name, value in sent.items() if value})
+        if answered["Set-Cookie"]:
+            self.cookie = answered["Set-Cookie"].partition(";")[0]
+        return code, answered, content.decode(errors="replace")
+
+    def page(self, path: str, code: int = 200) -> str:
+        got, _, text = self.ask("GET", f"/console{path}")
+        assert got == code, text
+        if found := re.search('name="secret" value="([^"]+)"', text):
+            self.secret = found[1]
+        return text
+
+    def post(self, path: str, code: int = 303, **fields: str) -> str:
+        """Send a form and return where it leads, or the page that answers."""
+        body = urllib.parse.urlencode({"secret": self.secret, **fields}).encode()
+        got, answered, text = self.ask("POST", f"/console{path}", body, Content_Type=FORM, Origin=self.origin)
+        assert got == code, text
+        return answered["Location"] or text
+
+
+def logged_in(service: Service) -> Browser:
+    found = Browser(service)
+    address = service.endpoint.console_address()
+    code, answered, _ = found.ask("GET", address.removeprefix(found.origin), Sec_Fetch_Site="none")
+    assert (code, answered["Location"]) == (303, "/console/")
+    return found
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory):
+    started = Service(tmp_path_factory.mktemp("console"), f"--project_dir={ROOT}", "--project=p", "--region=us-central1")
+    yield started
+    started.stop()
+
+
+@pytest.fixture(scope="module")
+def browser(service):
+    found = logged_in(service)
+    found.page("/")
+    return found
+
+
+@pytest.fixture(scope="module")
+def job(service):
+    """A job that is over, whose name, label and log hold what a page must not run."""
+    line = json.dumps({"message": f"shown {EVIL}", "severity": "WARNING"})
+    number = service.create(f"print({line!r}); print('step 2')", name=f"job {EVIL}", labels={"team": "a"})
+    service.ended(number)
+    return number
+
+
+# ------------------------------------------------------------------ who is let in
+
+
+def test_an_address_logs_one_browser_in_once(service):
+    printed = next(line for line in service.out if "/console/login?token=" in line)
+    path = printed.partition(f":{service.port}")[2]
+    first, second = Browser(service), Browser(service)
+    code, answered, _ = first.ask("GET", path, Sec_Fetch_Site="none")
+    assert code == 303
+    for word in ("__Host-", "Secure", "HttpOnly", "SameSite=Strict", "Path=/"):
+        assert word in answered["Set-Cookie"]
+    assert first.page("/")
+    code, answered, text = second.ask("GET", path, Sec_Fetch_Site="none")
+    assert code == 401 and not answered["Set-Cookie"] and "has been used already" in text and "vertex_local console" in text
+
+
+def test_without_a_login_there_is_no_page(service, job):
+    stranger = Browser(service)
+    for path in ("/", "/customJobs", f"/customJobs/{job}", f"/logs/{job}/workerpool0-0", "/files/", "/models"):
+        text = stranger.page(path, 401)
+        assert "alert" not in text and "Not logged in" in text
+    stranger.cookie = f"__Host-vertex_local_{service.port}=guessed"
+    stranger.page("/", 401)
+    assert stranger.ask("GET", "/console/static/console.css")[0] == 200
+    assert Browser(service).ask("GET", "/")[1]["Location"] == "/console/"
+
+
+def test_the_cookie_opens_the_console_only(service, browser):
+    for path in (f"{PARENT}/customJobs", "/storage/v1/b"):
+        assert browser.ask("GET", path, Sec_Fetch_Site="")[0] == 401
+        assert browser.ask("GET", path)[0] == 403, "no web page asks the API, not even ours"
+    assert browser.ask("POST", "/console:address", b"{}", Content_Type="application/json", Sec_Fetch_Site="")[0] == 401
+
+
+def test_another_sites_page_changes_and_sees_nothing(service, browser):
+    body = urllib.parse.urlencode({"secret": browser.secret, "displayName": "x", "args": ""}).encode()
+    number = service.create("import time; time.sleep(300)")
+    path = f"/console/customJobs/{number}/cancel"
+    for headers in (
+        {"Origin": "https://evil.example", "Sec_Fetch_Site": "cross-site"}, {"Origin": "https://evil.example"}, {"Origin": "null"},
+        {"Origin": ""}, {"Origin": browser.origin, "Sec_Fetch_Site": "cross-site"},
+        {"Origin": browser.origin, "Sec_Fetch_Site": "same-site"},
+        {"Origin": browser.origin.replace("https", "http")}, {"Origin": f"https://127.0.0.1:{service.port + 1}"},
+    ):  # fmt: skip
+        assert browser.ask("POST", path, body, Content_Type=FORM, **headers)[0] == 403, headers
+    for kind in ("text/plain", "application/json", ""):
+        assert browser.ask("POST", path, body, Content_Type=kind, Origin=browser.origin)[0] == 415
+    assert browser.ask("GET", "/console/", Sec_Fetch_Site="cross-site")[0] == 403
+    assert browser.ask("GET", path)[0] == 501, "a link changes nothing"
+    wrong = urllib.parse.urlencode({"secret": "x" * 43}).encode()
+    for form in (wrong, b"", body.replace(browser.secret.encode(), logged_in(service).secret.encode())):
+        code, _, text = browser.ask("POST", path, form, Content_Type=FORM, Origin=browser.origin)
+        assert code == 403 and "earlier login" in text
+    assert service.call("GET", f"/customJobs/{number}")["state"] in ("JOB_STATE_PENDING", "JOB_STATE_RUNNING")
+    assert browser.post(f"/customJobs/{number}/cancel").startswith(f"/console/customJobs/{number}?said=")
+    assert service.ended(number)["state"] == "JOB_STATE_CANCELLED"
+
+
+def test_pages_run_no_foreign_script_and_are_not_framed(browser, job):
+    for path in ("/", f"/customJobs/{job}", "/customJobs", f"/logs/{job}/workerpool0-0", "/nothing-here"):
+        _, headers, text = browser.ask("GET", f"/console{path}")
+        policy = headers["Content-Security-Policy"]
+        assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy and "unsafe" not in policy
+        assert headers["X-Frame-Options"] == "DENY" and headers["Cache-Control"] == "no-store"
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert EVIL not in text and not re.search(r"<script>|\son\w+=|javascript:", text)
+    assert html.escape(EVIL, quote=False) in browser.page("/customJobs").replace("&#39;", "'")
+
+
+def test_files_are_sent_so_that_they_can_do_nothing_here(service, browser):
+    write_object(service, "a-bucket/run/report.html", EVIL)
+    write_object(service, "a-bucket/run/model.bin", b"\x00\x01")
+    _, headers, text = browser.ask("GET", "/console/files/a-bucket/run/report.html")
+    assert text == EVIL and headers["Content-Type"].startswith("text/html")
+    assert "sandbox allow-scripts;" in headers["Content-Security-Policy"] and "same-origin" not in headers["Content-Security-Policy"]
+    assert browser.ask("GET", "/console/files/a-bucket/run/model.bin")[1]["Content-Disposition"].startswith("attachment")
+    listed = browser.page("/files/a-bucket/run/")
+    assert "report.html" in listed and 'href="/console/files/a-bucket/"' in listed
+    for path in (
+        "../records.sqlite", "%2e%2e/records.sqlite", "a-bucket/../../serve/token", "/etc/passwd", "a-bucket/run/%00", "a-bucket/none",
+    ):  # fmt: skip
+        assert browser.ask("GET", f"/console/files/{path}")[0] in (400, 404), path
+    (service.state / "buckets" / "a-bucket" / "link").symlink_to("/etc")
+    assert browser.ask("GET", "/console/files/a-bucket/link/passwd")[0] == 404
+    for path in ("../../serve/token", "..%2f..%2fserve", "x/y"):
+        assert browser.ask("GET", f"/console/logs/{path}/workerpool0-0")[0] == 404
+
+
+def test_logins_end():
+    now = [0.0]
+    logins = login.Logins(1, clock=lambda: now[0])
+    old = logins.new_token()
+    now[0] += login.TOKEN_SECONDS + 1
+    assert logins.log_in(old) is None
+    session = logins.log_in(logins.new_token())
+    cookie = f"{logins.cookie_name}={session.cookie}"
+    assert logins.find(f"other=1; {cookie}") is session and logins.find("garbage;;=") is None
+    now[0] += login.SESSION_SECONDS + 1
+    assert logins.find(cookie) is None
+    again = logins.log_in(logins.new_token())
+    logins.log_out(again)
+    assert logins.find(f"{logins.cookie_name}={again.cookie}") is None
+
+
+# ------------------------------------------------------------------ what the pages show and do
+
+
+def test_lists_are_filtered_and_paged(service, browser, job):
+    for i in range(60):
+        name = f"{PARENT[4:]}/customJobs/9{i:03}"
+        service_record(service, name, {"displayName": f"made-{i}", "state": "JOB_STATE_FAILED", "createTime": f"2020-01-01T00:00:{i:02}Z"})
+    first = browser.page("/customJobs")
+    assert "made-59" in first and "made-5<" not in first
+    older = html.unescape(re.search('rel="next" href="/console([^"]+)"', first)[1])
+    assert "made-5<" in browser.page(older)
+    found = browser.page("/customJobs?filter=made-5")
+    assert found.count("made-5") > 10 and "made-4<" not in found
+    assert "made-7" in browser.page("/customJobs?state=FAILED&filter=" + urllib.parse.quote('displayName="made-7"'))
+    assert "Nothing here fits" in browser.page("/customJobs?filter=nobody")
+    assert "filter" in browser.page("/customJobs?filter=" + urllib.parse.quote("a=(("), 400)
+
+
+def service_record(service: Service, name: str, document: dict) -> None:
+    """Put a record into the service's store, as an earlier start may have left it."""
+    from vertex_local.local.store import Store
+
+    store = Store(service.state)
+    spec = {"jobSpec": job_spec("pass")}
+    store.add(name, "customJobs", {"name": name, **spec, **document})
+    store.close()
+
+
+def test_a_job_is_shown_and_run_again(service, browser, job):
+    text = browser.page(f"/customJobs/{job}")
+    assert "SUCCEEDED" in text and "workerpool0-0" in text and "exit code 0" in text and "team: a" in text
+    log = browser.page(f"/logs/{job}/workerpool0-0")
+    assert 'class="WARNING"' in log and "step 2" in log
+    assert "step 2" in browser.page(f"/logs/{job}/workerpool0-0?search=STEP") and "1 lines with" in browser.page(
+        f"/logs/{job}/workerpool0-0?search=step%202"
+    )
+    path = browser.post(f"/customJobs/{job}/rerun", displayName="again", args="--x=1\n\n--y=a b\n", output="gs://a-bucket/again")
+    number = re.search(r"customJobs/(\d+)", path)[1]
+    made = service.ended(number)
+    assert made["displayName"] == "again" and made["jobSpec"]["workerPoolSpecs"][0]["containerSpec"]["args"] == ["--x=1", "--y=a b"]
+    assert made["jobSpec"]["baseOutputDirectory"] == {"outputUriPrefix": "gs://a-bucket/again"}
+    assert "The job was created" in browser.page(path.removeprefix("/console"))
+    assert "required" in browser.post(f"/customJobs/{job}/rerun", 400, displayName="", args="")
+    browser.post(f"/customJobs/{number}/delete")
+    browser.page(f"/customJobs/{number}", 404)
+
+
+def test_it_follows_a_job_that_runs(service, browser, tmp_path):
+    go = tmp_path / "go"
+    source = f"""
+import json, os, pathlib, time
+with open(os.environ["TRAINER_EVENTS"], "a") as events:
+    events.write(json.dumps({{"time": 1.0, "phase": "step", "step": 40, "total_steps": 200, "examples_per_second": 1234}}) + "\\n")
+print("up", os.getpid(), flush=True)
+while not pathlib.Path({str(go)!r}).exists(): time.sleep(0.05)
+"""
+    number = service.create(source)
+    from test_local_support import wait_for
+
+    wait_for(lambda: "up" in service.log(number))
+    text = browser.page(f"/customJobs/{number}")
+    assert "step 40 of 200, 1,234 examples/s" in text and "data-live" in text and "runs" in text and ">Cancel<" in text
+    assert "data-tail" in browser.page(f"/logs/{number}/workerpool0-0")
+    assert "1 running" in browser.page("/")
+    pid = int(service.log(number).split()[1])
+    go.touch()
+    service.ended(number)
+    gone(pid)
+    text = browser.page(f"/customJobs/{number}")
+    assert ">Cancel<" not in text and "step 40" not in text
+
+
+def test_errors_are_pages(browser):
+    assert "NOT_FOUND" in browser.page("/customJobs/404404", 404)
+    assert "no page" in browser.page("/nonsense", 404)
+
+
+def test_the_command_prints_an_address(service, capsys, monkeypatch, tmp_path):
+    assert command.main([f"--state_dir={service.state}"]) == 0
+    found = Browser(service)
+    assert found.ask("GET", capsys.readouterr().out.strip().removeprefix(found.origin), Sec_Fetch_Site="none")[0] == 303
+    assert command.main([f"--state_dir={tmp_path}"]) == 1
+    assert "no service runs" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------ parts
+
+
+def test_a_log_however_long_is_read_in_parts(tmp_path):
+    path = tmp_path / "x.log"
+    with open(path, "w") as file:
+        for i in range(200_000):
+            file.write(f"line {i}\n")
+    end = log_view.before(path)
+    assert [end.lines[0].text, end.lines[-1].text] == [f"line {200_000 - log_view.LINES}", "line 199999"]
+    earlier = log_view.before(path, end.begin)
+    assert earlier.end == end.begin and earlier.lines[-1].text == f"line {200_000 - log_view.LINES - 1}"
+    assert log_view.behind(path, earlier.begin).lines == earlier.lines
+    found = log_view.search(path, "LINE 1234")
+    assert [line.text for line in found.lines[:2]] == ["line 1234", "line 12340"] and not found.more
+    many = log_view.search(path, "line")
+    assert many.more and len(many.lines) == log_view.LINES
+    assert log_view.search(path, "line", many.end).lines[0].text == f"line {log_view.LINES}"
+    path.write_text("no end\nof line")
+    assert [line.text for line in log_view.before(path).lines] == ["no end", "of line"]
+    assert log_view.before(tmp_path / "none").lines == [] and log_view.search(tmp_path / "none", "x").lines == []
+
+
+def test_forms_are_read():
+    assert forms.read(FORM, b"a=1&b=%C3%A9&a=2").fields == {"a": "2", "b": "é"}
+    body = (
+        b'--x\r\nContent-Disposition: form-data; name="a"\r\n\r\none\r\ntwo\r\n--x\r\nContent-Disposition: form-data; name="f";'
+        b' filename="i.png"\r\nContent-Type: image/png\r\n\r\n\x89PNG\r\n\xff\r\n--x--\r\n'
+    )
+    found = forms.read("multipart/form-data; boundary=x", body)
+    assert found.fields == {"a": "one\ntwo"} and found.files == {"f": b"\x89PNG\r\n\xff"}
+    for kind, content in (("text/plain", b""), (FORM, b"\xff"), ("multipart/form-data", b"--x"), ("multipart/form-data; boundary=x", b"")):
+        with pytest.raises(ApiError):
+            forms.read(kind, content)
+
+
+def test_charts_are_drawn():
+    drawn = str(charts.lines([charts.Series("a<b", [(0, 1.0), (1, float("nan")), (2, 3.0)]), charts.Series("c", [(0, 2.0)])]))
+    assert drawn.count("<circle") == 3 and "a&lt;b" in drawn and "<b" not in drawn.replace("a&lt;b", "")
+    assert charts.lines([]) == "" and charts.lines([charts.Series("a", [(0, float("inf"))])]) == ""
+    axes = [charts.Coordinate("lr", [0.1, 0.001], log=True), charts.Coordinate("kind", ["x", None])]
+    assert str(charts.parallel(axes, ["one", "two"], {0})).count("<polyline") == 2
+    assert str(charts.bars({"a": 1.0, "b": -2.0})).count("<rect") == 2 and charts.bars({}) == ""
+
+
+def test_curves_of_a_run_that_goes_on(tmp_path):
+    from tensorboard.compat.proto import event_pb2
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    def write(name: str, steps: range, mode: str = "wb", when: float = 1.0) -> None:
+        with open(tmp_path / name, mode) as file:
+            for step in steps:
+                event = event_pb2.Event(step=step, wall_time=when + step)
+                event.summary.value.add(tag="loss", simple_value=float(step))
+                RecordWriter(file).write(event.SerializeToString())
+
+    reader = Curves()
+    write("events.out.tfevents.1", range(5))
+    assert reader.of(tmp_path)["loss"][""].steps == [0, 1, 2, 3, 4]
+    write("events.out.tfevents.1", range(5, 8), "ab")
+    whole = (tmp_path / "events.out.tfevents.1").read_bytes()
+    (tmp_path / "events.out.tfevents.1").write_bytes(whole[:-3])  # the last one is being written
+    assert reader.of(tmp_path)["loss"][""].steps == list(range(7))
+    (tmp_path / "events.out.tfevents.1").write_bytes(whole)
+    write("events.out.tfevents.2", range(4, 10), when=100.0)  # killed, and resumed from step 4
+    assert reader.of(tmp_path)["loss"][""].steps == list(range(10))
+    assert reader.of(tmp_path / "none") == {}
+    long = Curve()
+    for step in range(3 * MOST_POINTS):
+        long.add(step, float(step))
+    assert len(long.steps) <= MOST_POINTS and long.steps == sorted(long.steps) and long.steps[-1] == 3 * MOST_POINTS - 1
+
+
+def test_a_signature_is_read_without_tensorflow(tmp_path):
+    assert saved_models.signature(tmp_path) is None
+    (tmp_path / "saved_model.pb").write_bytes(b"\x08\x01\x12\xff\xff")
+    assert saved_models.signature(tmp_path) is None

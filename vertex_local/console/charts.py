@@ -1,0 +1,176 @@
+"""Pictures in SVG, made here: what the browser gets needs no script. Colours are classes of console.css, so that dark mode has its own."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from .text import COLOURS, number
+
+WIDTH, HEIGHT = 560, 240
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 12, 30
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a chart: its name and its points, those without a finite value left out."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+
+    @property
+    def finite(self) -> list[tuple[float, float]]:
+        """Return the points that can be drawn."""
+        return [(x, y) for x, y in self.points if math.isfinite(x) and math.isfinite(y)]
+
+
+def lines(series: Sequence[Series], x_title: str = "step", marks: bool = False) -> Markup:
+    """Return a chart of lines over one axis, with a legend where there are several; "" if there is nothing to draw.
+
+    Args:
+        marks: draw the points only, as for values that do not follow one another.
+    """
+    drawn = [Series(each.name, each.finite) for each in series if each.finite]
+    if not drawn:
+        return Markup("")
+    xs, ys = _Axis([x for each in drawn for x, _ in each.points]), _Axis([y for each in drawn for _, y in each.points])
+    parts = [f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(_spoken(drawn))}">']
+    parts += _grid(xs, ys, x_title)
+    for i, each in enumerate(drawn):
+        places = [(xs.place(x, _LEFT, WIDTH - _RIGHT), ys.place(y, HEIGHT - _BOTTOM, _TOP)) for x, y in each.points]
+        if not marks and len(places) > 1:
+            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+            parts.append(f'<polyline class="line c{i % len(COLOURS)} d{i // len(COLOURS) % 3}" points="{path}"/>')
+        if marks or len(places) <= 60:
+            parts += [
+                f'<circle class="point c{i % len(COLOURS)}" cx="{x:.1f}" cy="{y:.1f}" r="3">'
+                f"<title>{html.escape(each.name)}: {number(value)} at {number(step)}</title></circle>"
+                for (x, y), (step, value) in zip(places, each.points)
+            ]
+    parts.append("</svg>")
+    return Markup("".join(parts) + _legend([each.name for each in drawn]))
+
+
+def _spoken(series: Sequence[Series]) -> str:
+    return "; ".join(f"{each.name}: from {number(each.points[0][1])} to {number(each.points[-1][1])}" for each in series[:8])
+
+
+def _legend(names: Sequence[str]) -> str:
+    if len(names) < 2:
+        return ""
+    items = "".join(f'<li><span class="swatch c{i % len(COLOURS)}"></span>{html.escape(name)}</li>' for i, name in enumerate(names))
+    return f'<ul class="legend">{items}</ul>'
+
+
+class _Axis:
+    """Values on a line from their least to their largest, a little more at both ends where they are all one."""
+
+    def __init__(self, values: Sequence[float]):
+        low, high = min(values), max(values)
+        if low == high:
+            spread = abs(low) * 0.1 or 1.0
+            low, high = low - spread, high + spread
+        self.low, self.high = low, high
+
+    def place(self, value: float, begin: float, end: float) -> float:
+        return begin + (value - self.low) / (self.high - self.low) * (end - begin)
+
+    def ticks(self, most: int) -> Iterator[float]:
+        """Yield round values within the axis."""
+        raw = (self.high - self.low) / most
+        power = 10.0 ** math.floor(math.log10(raw))
+        step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
+        tick = math.ceil(self.low / step - 1e-9) * step
+        while tick <= self.high + step * 1e-9:
+            yield 0.0 if abs(tick) < step * 1e-9 else tick
+            tick += step
+
+
+def _short(value: float) -> str:
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= limit:
+            factor = {"G": 1e9, "M": 1e6, "k": 1e3}[unit]
+            return f"{value / factor:.3g}{unit}"
+    return f"{value:.4g}"
+
+
+def _grid(xs: _Axis, ys: _Axis, x_title: str) -> Iterator[str]:
+    bottom, right = HEIGHT - _BOTTOM, WIDTH - _RIGHT
+    for tick in ys.ticks(5):
+        y = ys.place(tick, bottom, _TOP)
+        yield f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        yield f'<text class="tick end" x="{_LEFT - 6}" y="{y + 4:.1f}">{_short(tick)}</text>'
+    for tick in xs.ticks(6):
+        x = xs.place(tick, _LEFT, right)
+        yield f'<text class="tick middle" x="{x:.1f}" y="{bottom + 15}">{_short(tick)}</text>'
+    yield f'<text class="tick end" x="{right}" y="{HEIGHT - 2}">{html.escape(x_title)}</text>'
+
+
+def bars(values: Mapping[str, float]) -> Markup:
+    """Return horizontal bars, each with its name before and its value behind it; "" if there is nothing to draw."""
+    drawn = {name: value for name, value in values.items() if math.isfinite(value)}
+    if not drawn:
+        return Markup("")
+    most = max(abs(value) for value in drawn.values()) or 1.0
+    height = 22 * len(drawn) + 6
+    parts = [f'<svg class="chart bars" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="bars">']
+    for i, (name, value) in enumerate(drawn.items()):
+        y, width = 22 * i + 4, abs(value) / most * (WIDTH - 260)
+        parts.append(f'<text class="tick end" x="170" y="{y + 13}">{html.escape(name[:28])}</text>')
+        kind = "c0" if value >= 0 else "c5"
+        parts.append(f'<rect class="bar {kind}" x="178" y="{y}" width="{max(width, 1):.1f}" height="16"/>')
+        parts.append(f'<text class="tick" x="{184 + width:.1f}" y="{y + 13}">{number(value)}</text>')
+    return Markup("".join(parts) + "</svg>")
+
+
+@dataclass(frozen=True)
+class Coordinate:
+    """One axis of parallel coordinates: its name, and the values of each row, numbers or texts; None where a row has none."""
+
+    name: str
+    values: Sequence[float | str | None]
+    log: bool = False
+
+
+def parallel(axes: Sequence[Coordinate], names: Sequence[str], best: set[int]) -> Markup:
+    """Return rows as lines over parallel axes; the rows of `best` stand out.
+
+    Args:
+        names: of the rows, for the titles.
+    """
+    if len(axes) < 2 or not names:
+        return Markup("")
+    width, height, top, bottom = max(WIDTH, 130 * len(axes)), 280, 30, 26
+    places = [_coordinate(axis, height - bottom, top) for axis in axes]
+    xs = [70 + i * (width - 140) / (len(axes) - 1) for i in range(len(axes))]
+    parts = [f'<svg class="chart wide" viewBox="0 0 {width} {height}" role="img" aria-label="parallel coordinates">']
+    for row in sorted(range(len(names)), key=lambda row: row in best):
+        points = [(x, found[row]) for x, (found, _) in zip(xs, places) if found[row] is not None]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        kind = "best" if row in best else "row"
+        parts.append(f'<polyline class="line {kind}" points="{path}"><title>{html.escape(names[row])}</title></polyline>')
+    for axis, x, (_, ticks) in zip(axes, xs, places):
+        parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{height - bottom}"/>')
+        parts.append(f'<text class="tick middle strong" x="{x:.1f}" y="16">{html.escape(axis.name[:20])}</text>')
+        parts += [f'<text class="tick" x="{x + 5:.1f}" y="{y + 4:.1f}">{html.escape(text)}</text>' for y, text in ticks]
+    return Markup("".join(parts) + "</svg>")
+
+
+def _coordinate(axis: Coordinate, low: float, high: float) -> tuple[list[float | None], list[tuple[float, str]]]:
+    """Return each row's place on an axis, and the axis's ticks."""
+    given = [value for value in axis.values if value is not None]
+    if any(isinstance(value, str) for value in given):
+        known = list(dict.fromkeys(map(str, given)))
+        spots = {value: low + (i + 0.5) / len(known) * (high - low) for i, value in enumerate(known)}
+        return [None if value is None else spots[str(value)] for value in axis.values], [(y, text[:16]) for text, y in spots.items()]
+    if not given:
+        return [None for _ in axis.values], []
+    scale = math.log10 if axis.log and min(given) > 0 else float
+    line = _Axis([scale(value) for value in given])
+    found = [None if value is None else line.place(scale(value), low, high) for value in axis.values]
+    marks = [line.low + share * (line.high - line.low) for share in (0, 0.5, 1)]
+    return found, [(line.place(mark, low, high), _short(10**mark if scale is math.log10 else mark)) for mark in marks]

@@ -1,0 +1,131 @@
+"""A part of a log, however long that is: its end, what lies before or behind a place in it, and the lines with a text."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+LINES = 400  # on one page
+_LONGEST = 4000  # letters of a line that are shown
+_BLOCK = 1 << 16
+_SEARCHED = 1 << 30  # bytes that one request looks through
+_SEARCH_BLOCK = 4 << 20
+SEVERITIES = ("ERROR", "CRITICAL", "WARNING")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line: where it begins, what it says, and its severity if it is structured."""
+
+    at: int
+    text: str
+    severity: str
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some lines of a log. `begin` and `end` are places in bytes; `more` tells that a search has not come to the log's end."""
+
+    lines: list[Line]
+    begin: int
+    end: int
+    size: int
+    more: bool = False
+
+
+def before(path: Path, end: int | None = None) -> Part:
+    """Return the lines before a place, by default the log's last ones."""
+    size = _size(path)
+    end = size if end is None else min(end, size)
+    if not size:
+        return Part([], 0, 0, 0)
+    with open(path, "rb") as file:
+        at, data = end, b""
+        while at > 0 and data.count(b"\n") <= LINES:
+            step = min(_BLOCK, at)
+            at -= step
+            file.seek(at)
+            data = file.read(step) + data
+    lines = data.splitlines(keepends=True)
+    dropped = max(0, len(lines) - LINES) or (1 if at > 0 else 0)
+    begin = at + sum(map(len, lines[:dropped]))
+    return Part(_shown(lines[dropped:], begin), begin, end, size)
+
+
+def behind(path: Path, begin: int) -> Part:
+    """Return whole lines from a place on, which is the beginning of one."""
+    size = _size(path)
+    begin = min(begin, size)
+    if not size:
+        return Part([], 0, 0, 0)
+    with open(path, "rb") as file:
+        file.seek(begin)
+        lines = []
+        for _ in range(LINES):
+            line = file.readline(1 << 20)
+            if not line:
+                break
+            lines.append(line)
+    end = begin + sum(map(len, lines))
+    return Part(_shown(lines, begin), begin, end, size)
+
+
+def search(path: Path, text: str, begin: int = 0) -> Part:
+    """Return the lines with `text`, in capitals or not, from a place on: at most `LINES`, of at most `_SEARCHED` bytes."""
+    size = _size(path)
+    if not size or begin >= size:
+        return Part([], begin, begin, size)
+    found, at, last = [], begin, min(size, begin + _SEARCHED)
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        for place in _places(content, text.encode().lower(), begin, last):
+            if place < at:  # in a line that has been found already
+                continue
+            start = content.rfind(b"\n", 0, place) + 1
+            end = content.find(b"\n", place, min(len(content), place + (1 << 20)))
+            at = len(content) if end < 0 else end + 1
+            found += _shown([content[start : min(at, start + (1 << 20))]], start)
+            if len(found) == LINES:
+                break
+    end = at if len(found) == LINES else last
+    return Part(found, begin, end, size, more=end < size)
+
+
+def _places(content: mmap.mmap, wanted: bytes, begin: int, end: int) -> Iterator[int]:
+    """Yield where `wanted`, itself in small letters, stands; a block's small letters are searched many times as fast as by a pattern."""
+    for start in range(begin, end, _SEARCH_BLOCK):
+        block = content[start : min(end, start + _SEARCH_BLOCK + len(wanted) - 1)].lower()
+        place = block.find(wanted)
+        while place >= 0:
+            yield start + place
+            place = block.find(wanted, place + 1)
+
+
+def _size(path: Path) -> int:
+    try:
+        return os.path.getsize(path)
+    except OSError:
+        return 0
+
+
+def _shown(lines: list[bytes], at: int) -> list[Line]:
+    found = []
+    for line in lines:
+        text, severity = line[: 4 * _LONGEST].decode("utf-8", "replace").rstrip("\r\n"), ""
+        if text.startswith("{"):
+            text, severity = _structured(text)
+        found.append(Line(at, text[:_LONGEST] + ("…" if len(text) > _LONGEST else ""), severity))
+        at += len(line)
+    return found
+
+
+def _structured(text: str) -> tuple[str, str]:
+    """Return the message and severity of a line in JSON; the line itself if it is none."""
+    try:
+        entry = json.loads(text)
+        return str(entry["message"]), str(entry.get("severity", ""))
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return text, ""

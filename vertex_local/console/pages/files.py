@@ -1,0 +1,75 @@
+"""What lies in the buckets: folders as lists, text as text, reports as pages that can do nothing here."""
+
+from __future__ import annotations
+
+import mimetypes
+import os
+from pathlib import Path
+from typing import Any
+
+from ...serve.rest import Answer, ApiError
+from ..app import View, Visit, href, page
+from ..text import size
+
+_MOST = 1000  # names of a folder that are shown
+_TEXT = (".txt", ".json", ".jsonl", ".yaml", ".yml", ".csv", ".log", ".md", ".py")
+_IMAGES = (".png", ".jpg", ".jpeg", ".svg", ".gif")
+# A report may draw with its own script, but in an origin of its own, from where it reaches nothing.
+_SANDBOX = "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; font-src data:"
+
+
+def address(visit: Visit, path: str) -> str:
+    """Return the page of a file or folder in a bucket, given its path here or `gs://…`; "" if it lies in none."""
+    root = str(visit.console.local.buckets)
+    for start in (f"{root}/", "gs://", "/gcs/"):
+        if path.startswith(start):
+            return href(f"/files/{path.removeprefix(start)}")
+    return ""
+
+
+@page("GET", "/files/")
+def buckets(visit: Visit) -> View:
+    """Show the buckets."""
+    return _folder(visit, visit.console.local.buckets, "")
+
+
+@page("GET", "/files/{path*}")
+def show(visit: Visit, path: str) -> View | Answer:
+    """Show a folder, or send a file."""
+    root = visit.console.local.buckets
+    found = Path(os.path.normpath(root / path))
+    if "\0" in path or root not in found.parents or not found.resolve().is_relative_to(root.resolve()) or not found.exists():
+        raise ApiError("NOT_FOUND", f"there is no gs://{path[:200]}.")
+    return _folder(visit, found, path.strip("/")) if found.is_dir() else _file(found)
+
+
+def _folder(visit: Visit, folder: Path, path: str) -> View:
+    entries: list[dict[str, Any]] = []
+    names = sorted(os.scandir(folder), key=lambda entry: (not entry.is_dir(), entry.name)) if folder.is_dir() else []
+    for entry in names[:_MOST]:
+        stat, slash = entry.stat(), "/" * entry.is_dir()
+        entries.append({
+            "name": entry.name + slash, "href": href(f"/files/{path}{'/' * bool(path)}{entry.name}{slash}"),
+            "size": "" if slash else size(stat.st_size), "changed": stat.st_mtime,
+        })  # fmt: skip
+    above = path.rpartition("/")[0]
+    return View("files.html", {
+        "active": "files", "uri": f"gs://{path}", "entries": entries, "more": max(0, len(names) - _MOST),
+        "up": href(f"/files/{above}{'/' * bool(above)}") if path else "",
+    })  # fmt: skip
+
+
+def _file(path: Path) -> Answer:
+    """Return a file: what a browser shows without running it, in place; anything else to be saved."""
+    suffix, length = path.suffix.lower(), path.stat().st_size
+    headers = {"Content-Security-Policy": _SANDBOX}
+    if suffix in _TEXT:
+        headers["Content-Type"] = "text/plain; charset=utf-8"
+    elif suffix in (".html", ".htm"):
+        headers["Content-Type"] = "text/html; charset=utf-8"
+    elif suffix in _IMAGES:
+        headers["Content-Type"] = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+    else:
+        name = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "._-") else "_" for letter in path.name)
+        headers |= {"Content-Type": "application/octet-stream", "Content-Disposition": f'attachment; filename="{name}"'}
+    return Answer(200, b"", headers, path, (0, length))

@@ -1,0 +1,136 @@
+"""A tuning job: its trials, best on top, and pictures of the search."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...job import times
+from ...local.job_record import is_over
+from .. import charts
+from ..app import Redirect, View, Visit, href, page
+from ..text import number as short
+from .jobs import named, read_result
+
+_KIND = "hyperparameterTuningJobs"
+_MOST_TRIALS = 12  # whose curves are drawn over one another
+
+
+@page("GET", f"/{_KIND}/{{number}}")
+def show(visit: Visit, number: str) -> View:
+    """Show a tuning job."""
+    job = visit.call("GetHyperparameterTuningJob", name=named(visit, _KIND, number))
+    trials, study = job.get("trials", []), job["studySpec"]
+    metrics = [metric["metricId"] for metric in study["metrics"]]
+    signs = [1 if metric.get("goal") == "MINIMIZE" else -1 for metric in study["metrics"]]
+    ranked = sorted(trials, key=lambda trial: (_values(trial).get(metrics[0]) is None, signs[0] * _values(trial).get(metrics[0], 0.0)))
+    best = {ranked[0]["id"]} if ranked and metrics[0] in _values(ranked[0]) and len(metrics) == 1 else set()
+    parameters = list(dict.fromkeys(each["parameterId"] for trial in trials for each in trial.get("parameters", [])))
+    jobs = visit.console.local.state / "jobs"
+    return View("study.html", {
+        "active": _KIND, "job": {"parallelTrialCount": 1, **job}, "number": number, "over": is_over(job),
+        "done": sum("endTime" in trial for trial in trials), "metrics": metrics, "parameters": parameters,
+        "goal": ", ".join(f"{metric.get('goal', '').lower()} {metric['metricId']}" for metric in study["metrics"]),
+        "trials": [_row(trial, metrics, parameters, best, jobs, number) for trial in ranked],
+        "charts": list(_charts(trials, study, metrics, parameters, best)), "curves": _curves(visit, jobs, number, ranked),
+        "spec": {"studySpec": study, "trialJobSpec": job["trialJobSpec"]},
+    })  # fmt: skip
+
+
+@page("POST", f"/{_KIND}/{{number}}/cancel")
+def cancel(visit: Visit, number: str) -> Redirect:
+    """Ask the study to end."""
+    visit.call("CancelHyperparameterTuningJob", name=named(visit, _KIND, number))
+    return Redirect(href(f"/{_KIND}/{number}"), "The tuning job was asked to end.")
+
+
+@page("POST", f"/{_KIND}/{{number}}/delete")
+def delete(visit: Visit, number: str) -> Redirect:
+    """Forget the study's record."""
+    visit.call("DeleteHyperparameterTuningJob", name=named(visit, _KIND, number))
+    return Redirect(href(f"/{_KIND}"), f"The record of tuning job {number} is deleted; its files stay.")
+
+
+def _values(trial: Mapping[str, Any]) -> dict[str, float]:
+    return {each["metricId"]: each["value"] for each in trial.get("finalMeasurement", {}).get("metrics", []) if "value" in each}
+
+
+def _drawn(trial: Mapping[str, Any]) -> dict[str, Any]:
+    return {each["parameterId"]: each.get("value") for each in trial.get("parameters", [])}
+
+
+def _row(
+    trial: Mapping[str, Any], metrics: Sequence[str], parameters: Sequence[str], best: set[str], jobs: Path, number: str
+) -> dict[str, Any]:  # fmt: skip
+    values, drawn, final = _values(trial), _drawn(trial), trial.get("finalMeasurement", {})
+    own, spent = f"{number}-trial-{trial['id']}", ""
+    if "startTime" in trial and "endTime" in trial:
+        spent = times.describe(times.seconds(trial["endTime"]) - times.seconds(trial["startTime"]))
+    return {
+        "id": trial["id"], "state": trial["state"], "best": trial["id"] in best, "step": final.get("stepCount", ""), "duration": spent,
+        "metrics": [short(values[name]) if name in values else "" for name in metrics],
+        "parameters": [short(drawn[name]) if name in drawn else "" for name in parameters],
+        "why": trial.get("infeasibleReason", ""),
+        "log": href(f"/logs/{own}/workerpool0-0") if (jobs / own / "logs" / "workerpool0-0.log").exists() else "",
+    }  # fmt: skip
+
+
+def _charts(
+    trials: Sequence[Mapping[str, Any]], study: Mapping[str, Any], metrics: Sequence[str], parameters: Sequence[str], best: set[str]
+) -> Any:  # fmt: skip
+    """Yield the search's history, the parameters' importance, and the trials over parallel coordinates."""
+    done = [trial for trial in trials if metrics[0] in _values(trial)]
+    values = [(int(trial["id"]), _values(trial)[metrics[0]]) for trial in done]
+    sign = min if study["metrics"][0].get("goal") == "MINIMIZE" else max
+    reached = [(number, sign(value for _, value in values[: i + 1])) for i, (number, value) in enumerate(values)]
+    if values:
+        yield f"History of {metrics[0]}", charts.lines([charts.Series("best so far", reached), charts.Series("trial", values)], "trial")
+    if len(done) > 1 and parameters:
+        logs = {each["parameterId"] for each in study.get("parameters", []) if each.get("scaleType") in ("UNIT_LOG_SCALE",)}
+        axes = [charts.Coordinate(name, [_drawn(trial).get(name) for trial in done], name in logs) for name in parameters]
+        axes += [charts.Coordinate(name, [_values(trial).get(name) for trial in done]) for name in metrics]
+        marked = {i for i, trial in enumerate(done) if trial["id"] in best}
+        yield "Parameters and metrics of each trial", charts.parallel(axes, [f"trial {trial['id']}" for trial in done], marked)
+    if importance := _importance(done, metrics[0], parameters, sign is min):
+        yield f"Importance of the parameters for {metrics[0]}", charts.bars(importance)
+
+
+def _importance(
+    done: Sequence[Mapping[str, Any]], metric: str, parameters: Sequence[str], minimize: bool
+) -> dict[str, float]:  # fmt: skip
+    """Return how much of the metric's spread each parameter explains; nothing where too few trials are done to tell."""
+    from ...tuning.search import import_optuna
+
+    rows = [_drawn(trial) for trial in done]
+    if len(done) < 4 or any(row.keys() != set(parameters) for row in rows):
+        return {}
+    optuna = import_optuna()
+    study = optuna.create_study(direction="minimize" if minimize else "maximize")
+    axes = {name: _distribution(optuna, [row[name] for row in rows]) for name in parameters}
+    for trial, row in zip(done, rows):
+        study.add_trial(optuna.trial.create_trial(params=row, distributions=axes, value=_values(trial)[metric]))
+    try:
+        return dict(optuna.importance.get_param_importances(study, evaluator=optuna.importance.PedAnovaImportanceEvaluator()))
+    except (ValueError, RuntimeError):  # all trials are alike
+        return {}
+
+
+def _distribution(optuna: Any, values: Sequence[Any]) -> Any:
+    if any(isinstance(value, str) for value in values):
+        return optuna.distributions.CategoricalDistribution(tuple(dict.fromkeys(values)))
+    low, high = min(values), max(values)
+    return optuna.distributions.FloatDistribution(low, high if high > low else low + 1.0)
+
+
+def _curves(visit: Visit, jobs: Path, number: str, ranked: Sequence[Mapping[str, Any]]) -> list[tuple[str, Any]]:
+    """Return charts in which the trials' validation curves lie over one another, those of the best trials."""
+    series: dict[str, list[charts.Series]] = {}
+    for trial in ranked[:_MOST_TRIALS]:
+        result = read_result(jobs / f"{number}-trial-{trial['id']}")
+        folder = Path(result.get("outputs", {}).get("AIP_TENSORBOARD_LOG_DIR") or "/nonexistent")
+        for tag, runs in visit.console.curves.of(folder).items():
+            curve = runs.get("validation")
+            if curve and len(curve.steps) > 1:
+                series.setdefault(tag, []).append(charts.Series(f"trial {trial['id']}", list(zip(curve.steps, curve.values))))
+    return [(f"validation {tag}", charts.lines(found)) for tag, found in sorted(series.items())]

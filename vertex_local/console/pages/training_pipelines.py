@@ -1,0 +1,60 @@
+"""A training pipeline: the data's export, the job, the model that came of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...local.job_record import is_over, plain_state
+from ..app import Redirect, View, Visit, href, page
+from ..text import last_part
+from .jobs import named
+
+_KIND = "trainingPipelines"
+_BACKING = {"backingCustomJob": "customJobs", "backingHyperparameterTuningJob": "hyperparameterTuningJobs"}
+
+
+@page("GET", f"/{_KIND}/{{number}}")
+def show(visit: Visit, number: str) -> View:
+    """Show a training pipeline."""
+    job = visit.call("GetTrainingPipeline", name=named(visit, _KIND, number))
+    spec = {key: value for key, value in job.items() if key in ("inputDataConfig", "trainingTaskDefinition", "trainingTaskInputs")}
+    return View("pipeline.html", {
+        "active": _KIND, "job": job, "number": number, "over": is_over(job),
+        "steps": list(_steps(visit, job)), "spec": spec,
+    })  # fmt: skip
+
+
+@page("POST", f"/{_KIND}/{{number}}/cancel")
+def cancel(visit: Visit, number: str) -> Redirect:
+    """Ask the pipeline to end."""
+    visit.call("CancelTrainingPipeline", name=named(visit, _KIND, number))
+    return Redirect(href(f"/{_KIND}/{number}"), "The pipeline was asked to end.")
+
+
+@page("POST", f"/{_KIND}/{{number}}/delete")
+def delete(visit: Visit, number: str) -> Redirect:
+    """Forget the pipeline's record."""
+    visit.call("DeleteTrainingPipeline", name=named(visit, _KIND, number))
+    return Redirect(href(f"/{_KIND}"), f"The record of pipeline {number} is deleted; its job, model and files stay.")
+
+
+def _steps(visit: Visit, job: dict[str, Any]) -> Any:
+    """Yield what the pipeline consists of, with the state of each step."""
+    state, metadata = plain_state(job), job.get("trainingTaskMetadata", {})
+    backing = next(((kind, metadata[key]) for key, kind in _BACKING.items() if key in metadata), None)
+    if "inputDataConfig" in job:
+        dataset = job["inputDataConfig"].get("datasetId", "")
+        done = "SUCCEEDED" if backing else ("RUNNING" if state == "RUNNING" else state)
+        yield {"title": "Export of the data set", "state": done, "what": dataset, "href": href(f"/datasets/{dataset}") if dataset else ""}
+    if backing:
+        kind, name = backing
+        record = visit.console.local.records.get(name) or {}
+        job_state = plain_state(record) or state
+        yield {"title": "Training", "state": job_state, "what": last_part(name), "href": href(f"/{kind}/{last_part(name)}")}
+    else:
+        yield {"title": "Training", "state": "PENDING" if state in ("PENDING", "RUNNING") else state, "what": "", "href": ""}
+    if model := job.get("modelToUpload"):
+        name = model.get("name", "")
+        link = href(f"/models/{last_part(name)}", version=model.get("versionId")) if name else ""
+        done = "SUCCEEDED" if name else ("PENDING" if not is_over(job) else state)
+        yield {"title": "Upload of the model", "state": done, "what": model.get("displayName", ""), "href": link}

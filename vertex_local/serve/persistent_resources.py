@@ -1,0 +1,150 @@
+"""Persistent resources as records: machines that jobs may name, and the rules by which a job fits them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ..job import schema
+from ..local import job_record
+from . import messages
+from .local import Local
+from .rest import ApiError
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+KIND = "persistentResources"
+_ID = re.compile("[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
+_JOBS = ("customJobs", "hyperparameterTuningJobs")
+_MACHINE = ("machineType", "acceleratorType", "acceleratorCount", "tpuTopology", "reservationAffinity")
+_DISK = "pd-ssd"  # where a machine's disk is not said
+
+
+def check(resource: Message, resource_id: str) -> None:
+    """Refuse a resource that cannot be made."""
+    if not _ID.fullmatch(resource_id):
+        text = f"takes up to 63 small letters, digits and '-', a letter first and no '-' at the end; got {resource_id[:80]!r}"
+        raise ApiError("INVALID_ARGUMENT", f"persistentResourceId {text}.", "persistentResourceId")
+    if len(resource.display_name) > 128:
+        raise ApiError("INVALID_ARGUMENT", "displayName may have 128 characters at most.", "persistentResource.displayName")
+    messages.unsupported(resource.resource_runtime_spec, ("ray_spec",), where="persistentResource.resourceRuntimeSpec.")
+    messages.required(resource, "resource_pools", where="persistentResource.")
+    for index, pool in enumerate(resource.resource_pools):
+        check_pool(pool, f"persistentResource.resourcePools[{index}]")
+
+
+def check_pool(pool: Message, path: str) -> None:
+    """Refuse a pool without machines, or with fewer or more of them than it may grow to."""
+    messages.required(pool, "machine_spec.machine_type", where=f"{path}.")
+    scaling = pool.autoscaling_spec
+    least, most = scaling.min_replica_count, scaling.max_replica_count
+    if pool.HasField("autoscaling_spec"):
+        if not 1 <= least < most or (pool.HasField("replica_count") and not least <= pool.replica_count <= most):
+            text = "takes 1 <= minReplicaCount < maxReplicaCount, with replicaCount between them"
+            text += f"; got {least}, {most}, {pool.replica_count}"
+            raise ApiError("INVALID_ARGUMENT", f"{path}.autoscalingSpec {text}.", f"{path}.autoscalingSpec")
+    elif pool.replica_count < 1:
+        text = f"{path}.replicaCount takes 1 or more, unless autoscalingSpec is given; got {pool.replica_count}."
+        raise ApiError("INVALID_ARGUMENT", text, f"{path}.replicaCount")
+
+
+def with_ids(pools: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return pools of which each has an id of its own."""
+    taken, found = {pool["id"] for pool in pools if pool.get("id")}, []
+    for pool in pools:
+        number = 0
+        while not pool.get("id"):
+            name = f"pool-{number}"
+            pool = pool if name in taken else {**pool, "id": name}
+            number += 1
+        taken.add(pool["id"])
+        found.append(pool)
+    if len({pool["id"] for pool in found}) < len(found):
+        raise ApiError("INVALID_ARGUMENT", "resourcePools: two pools have one id.", "persistentResource.resourcePools")
+    return found
+
+
+def jobs_on(local: Local, resource: str) -> list[dict[str, Any]]:
+    """Return the jobs that run on a resource, or wait for their turn."""
+    parent, _, number = resource.rpartition(f"/{KIND}/")
+    found = []
+    for kind in _JOBS:
+        for document in local.records.list(kind, parent):
+            spec = document.get("jobSpec") or document.get("trialJobSpec") or {}
+            if spec.get("persistentResourceId") == number and not job_record.is_over(document):
+                found.append(document)
+    return found
+
+
+def shown(local: Local, document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a resource as the API shows it: with the machines that are in use by jobs that run now."""
+    used: dict[str, int] = {}
+    for job in jobs_on(local, document["name"]):
+        if job_record.plain_state(job) == "RUNNING":
+            spec = messages.read(job.get("jobSpec") or job["trialJobSpec"], "CustomJobSpec")
+            for _, place, pool in _matched(document, spec):
+                if place is not None:
+                    used[place["id"]] = used.get(place["id"], 0) + (pool.replica_count or 1)
+    pools = [{**pool, "usedReplicaCount": str(used.get(pool["id"], 0))} for pool in document["resourcePools"]]
+    return {**document, "resourcePools": pools}
+
+
+# ------------------------------------------------------------------ a job that names one
+
+
+def check_job(local: Local, parent: str, spec: Message, field: str) -> None:
+    """Refuse a CustomJobSpec that names a resource which is not there, does not run, or has no such machines.
+
+    Args:
+        parent: `projects/P/locations/L` of the job.
+        field: where the request has the spec, for errors.
+    """
+    if not spec.persistent_resource_id:
+        return
+    name, where = f"{parent}/{KIND}/{spec.persistent_resource_id}", f"{field}.persistentResourceId"
+    document = local.records.get(name)
+    if document is None:
+        text = f"{where}: {name[:200]} does not exist here; create it, or take the field out."
+        raise ApiError("NOT_FOUND", text, where)
+    if document["state"] != "RUNNING":
+        raise ApiError("FAILED_PRECONDITION", f"{where}: {name} is {document['state']}, not RUNNING; wait until it is.", where)
+    wanted: dict[str, int] = {}
+    for index, place, pool in _matched(document, spec):
+        path = f"{field}.workerPoolSpecs[{index}]"
+        if place is None:
+            known = ", ".join(_machine_text(each) for each in document["resourcePools"])
+            text = f"{path}.machineSpec: {spec.persistent_resource_id} has no pool of {_machine_text(_fields(pool))}; it has {known}."
+            raise ApiError("INVALID_ARGUMENT", text, f"{path}.machineSpec")
+        wanted[place["id"]] = wanted.get(place["id"], 0) + (pool.replica_count or 1)
+        if wanted[place["id"]] > most(place):
+            text = f"{path}.replicaCount: the job needs {wanted[place['id']]} machines of pool {place['id']}, which has {most(place)}."
+            raise ApiError("INVALID_ARGUMENT", text, f"{path}.replicaCount")
+
+
+def most(pool: Mapping[str, Any]) -> int:
+    """Return how many machines a pool has, or may grow to."""
+    return max(int(pool.get("replicaCount", 0)), int(pool.get("autoscalingSpec", {}).get("maxReplicaCount", 0)))
+
+
+def _matched(document: Mapping[str, Any], spec: Message) -> Iterator[tuple[int, dict[str, Any] | None, Message]]:
+    """Yield the place of each of a job's pools that has replicas, the resource's pool of such machines if there is one, and itself."""
+    for index, pool in enumerate(spec.worker_pool_specs):
+        if pool.WhichOneof("task"):
+            wanted = _machine(_fields(pool))
+            yield index, next((each for each in document["resourcePools"] if _machine(each) == wanted), None), pool
+
+
+def _fields(pool: Message) -> dict[str, Any]:
+    return {"machineSpec": schema.to_fields(pool.machine_spec), "diskSpec": schema.to_fields(pool.disk_spec)}
+
+
+def _machine(pool: Mapping[str, Any]) -> tuple[Any, ...]:
+    spec = pool.get("machineSpec", {})
+    return (*(str(spec.get(name, "")) for name in _MACHINE), pool.get("diskSpec", {}).get("bootDiskType") or _DISK)
+
+
+def _machine_text(pool: Mapping[str, Any]) -> str:
+    kind, accelerator, count, *_, disk = _machine(pool)
+    return f"{kind}{f' with {count} {accelerator}' if accelerator else ''} ({disk})"
