@@ -78,12 +78,12 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(args: argparse.Namespace, cancel: threading.Event) -> int:
     found = spec.read(args.spec)
-    values = spec.typed(found, args.parameter)
+    known = settings.load(Path(args.project_dir, "jobs"), settings.from_flags(args))
+    values = {**_of_settings(found, known), **spec.typed(found, args.parameter)}
     try:
         spec.check_parameters(found, values)
     except spec.PipelineError as error:
         raise UserError(f"--parameter: {error}") from None
-    known = settings.load(Path(args.project_dir, "jobs"), settings.from_flags(args))
     job_id = args.job_id or _new_id(found["pipelineInfo"].get("name", "pipeline"))
     if not spec.PIPELINE_ID.fullmatch(job_id):
         raise UserError(f"--job_id: has up to 128 small letters, digits and '-' and begins with a letter; got {quoted(job_id)}.")
@@ -92,6 +92,12 @@ def _run(args: argparse.Namespace, cancel: threading.Event) -> int:
     with _service(args, cancel) as service:
         parent = f"projects/{known.get('project', 'your-project')}/locations/{known.get('region', 'us-central1')}"
         return _Run(service, parent, job_id, Path(args.state_dir)).see(body, cancel)
+
+
+def _of_settings(found: Mapping[str, Any], known: Mapping[str, str]) -> dict[str, str]:
+    """Return the values of the parameters `project` and `location` that have no default: those under which the pipeline runs."""
+    values = {"project": known.get("project", "your-project"), "location": known.get("region", "us-central1")}
+    return {name: values[name] for name, one in spec.inputs(found).items() if name in values and "defaultValue" not in one}
 
 
 def _new_id(name: str) -> str:
@@ -232,6 +238,8 @@ def _log_name(task: Mapping[str, Any]) -> str:
 
 def _line(task: Mapping[str, Any]) -> str:
     state, name = task.get("state", ""), task.get("taskUniqueName", task["taskName"])
+    title = task.get("execution", {}).get("displayName", task["taskName"])
+    name += f" ({title})" if title != task["taskName"] else ""
     spent = f" {times.describe(_seconds(task))}" if state in OVER and "startTime" in task and state != "SKIPPED" else ""
     as_before = " (as before)" if state == "SKIPPED" else ""
     error = f": {task['error']['message']}" if state == "FAILED" and task.get("error", {}).get("message") else ""

@@ -149,7 +149,7 @@ def _note(local: Local, name: str, detail: dict[str, Any]) -> None:
 def task_ended(local: Local, name: str, detail: Mapping[str, Any]) -> None:
     """Pass on that a task has ended, with its inputs, outputs, execution and error: the place for what keeps lineage."""
     error = detail.get("error", {}).get("message", "")
-    local.say(f"{name}: {detail['taskUniqueName']}: {detail['state']}{': ' * bool(error)}{error}")
+    local.say(f"{name}: {detail['execution']['displayName']}: {detail['state']}{': ' * bool(error)}{error}")
 
 
 def _contexts(name: str, pipeline: Pipeline) -> dict[str, Any]:
