@@ -62,7 +62,7 @@ def places(kept: Any) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     for name in numbers:
         if not re.search(r"(^|_)lat(itude)?(_|$)", name.lower()):
             continue
-        other = next((each for each in numbers if _as_latitude(each) == name.lower()), None)
+        other = next((each for each in numbers if each != name and _as_latitude(each) == name.lower()), None)
         if other is None:
             continue
         longitude, latitude = kept.column(other), kept.column(name)
