@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import math
@@ -134,8 +135,6 @@ def test_parts_of_an_image_are_inputs_of_their_own(tmp_path):
     explainer = explain.Explainer(predict.load_signature(folder), spec_of(image_bytes={"modality": "image"}))
     pixels = np.full((8, 8, 1), 10, np.uint8)
     pixels[:2, :2] = 170
-    import base64
-
     content = base64.b64encode(tf.io.encode_png(pixels).numpy()).decode()
     (found,) = explainer.explain([{"image_bytes": {"b64": content}}])
     grid = np.array(found["attributions"]["image_bytes"])
@@ -249,6 +248,10 @@ def sdk(service):
         yield aiplatform
 
 
+def overriding(**override) -> dict:
+    return {"instances": [TRIP], "explanationSpecOverride": override}
+
+
 def test_the_sdk_is_told_what_answers_rest_on(service, sdk, models):
     from google.cloud.aiplatform import explain as types
 
@@ -269,7 +272,7 @@ def test_the_sdk_is_told_what_answers_rest_on(service, sdk, models):
     total = sum(attribution.feature_attributions.values())
     assert total == pytest.approx(attribution.instance_output_value - attribution.baseline_output_value) and attribution.output_name
     assert answer.deployed_model_id == endpoint.list_models()[0].id
-    override = {"metadata": {"inputs": {"passenger_count": {"inputBaselines": [1]}, "pickup_longitude": {"inputBaselines": [TRIP["pickup_longitude"]]}}}}
+    override = {"metadata": {"inputs": {"pickup_longitude": {"inputBaselines": [TRIP["pickup_longitude"]]}}}}
     name = endpoint.resource_name.rpartition("/")[2]
     base = "/v1/projects/my-project/locations/us-central1"
     found = service.call("POST", f"/endpoints/{name}:explain", {"instances": [TRIP], "explanationSpecOverride": override}, base=base)
@@ -278,8 +281,8 @@ def test_the_sdk_is_told_what_answers_rest_on(service, sdk, models):
         ({"instances": []}, 400, "instances takes a list"),
         ({"instances": [{"a": 1}]}, 400, "lacks"),
         ({"instances": [TRIP], "deployedModelId": "77"}, 404, "has no deployed model '77'"),
-        ({"instances": [TRIP], "explanationSpecOverride": {"parameters": {"xraiAttribution": {"stepCount": 5}}}}, 501, "xraiAttribution"),
-        ({"instances": [TRIP], "explanationSpecOverride": {"metadata": {"inputs": {"z": {"inputBaselines": [1]}}}}}, 400, "names the input z"),
+        (overriding(parameters={"xraiAttribution": {"stepCount": 5}}), 501, "xraiAttribution"),
+        (overriding(metadata={"inputs": {"z": {"inputBaselines": [1]}}}), 400, "names the input z"),
     ):
         assert says in str(service.call("POST", f"/endpoints/{name}:explain", body, code=code, base=base)), body
 
@@ -304,6 +307,9 @@ def test_words_by_a_spec_of_the_deployment_alone(service, sdk, models):
     assert math.isclose(sum(shares), attribution.instance_output_value - attribution.baseline_output_value, rel_tol=1e-6)
 
 
+PATHS = {"sampledShapleyAttribution": {"pathCount": 5}}
+
+
 @pytest.mark.parametrize(
     "spec, code, says",
     [
@@ -311,20 +317,13 @@ def test_words_by_a_spec_of_the_deployment_alone(service, sdk, models):
         ({"parameters": {}}, 400, "sampledShapleyAttribution is required"),
         ({"parameters": {"sampledShapleyAttribution": {"pathCount": 99}}}, 400, "pathCount takes 1 to 50; got 99"),
         ({"parameters": {"xraiAttribution": {"stepCount": 3}}}, 501, "xraiAttribution is not supported"),
-        (
-            {"parameters": {"sampledShapleyAttribution": {"pathCount": 5}}, "metadata": {"inputs": {"x": {"encoding": "BAG_OF_FEATURES"}}}},
-            501,
-            "encoding: IDENTITY alone",
-        ),
-        (
-            {"parameters": {"sampledShapleyAttribution": {"pathCount": 5}}, "metadata": {"inputs": {"x": {"inputBaselines": [1, 2]}}}},
-            501,
-            "one baseline is supported",
-        ),
+        ({"parameters": PATHS, "metadata": {"inputs": {"x": {"encoding": "BAG_OF_FEATURES"}}}}, 501, "encoding: IDENTITY alone"),
+        ({"parameters": PATHS, "metadata": {"inputs": {"x": {"inputBaselines": [1, 2]}}}}, 501, "one baseline is supported"),
     ],
 )
 def test_a_spec_that_is_not_worked_out_here_is_refused_at_the_upload(service, spec, code, says):
-    model = {"displayName": "m", "artifactUri": "gs://my-bucket/taxifare/model", "containerSpec": {"imageUri": SERVING}, "explanationSpec": spec}
+    folder = {"displayName": "m", "artifactUri": "gs://my-bucket/taxifare/model", "containerSpec": {"imageUri": SERVING}}
+    model = {**folder, "explanationSpec": spec}
     error = service.call("POST", "/models:upload", {"model": model}, code=code, base="/v1/projects/my-project/locations/us-central1")
     assert says in str(error), error
 

@@ -246,7 +246,6 @@ def test_a_name_with_a_nul_is_refused(house):
     [
         ("GET", "metadataStores/default/contexts", "Experiments and ML Metadata are not imitated"),
         ("POST", "tensorboards", "Vertex AI TensorBoard instances are not imitated"),
-        ("POST", "endpoints/1:explain", "Explanations are not imitated"),
         ("POST", "batchPredictionJobs", "Batch predictions are not imitated"),
         ("GET", "featurestores", "Feature Store are not imitated"),
         ("GET", "nothings", "nothings: GET is not imitated"),
