@@ -111,9 +111,13 @@ def _run(local: Local, name: str, pipeline: Pipeline, folder: Path, cancel: thre
         local.workers.address("kfp"), "vertex_local.pipelines.run:main", request, env=variables, cwd=local.project_dir, log=log
     )  # fmt: skip
     end, asked = None, False
+
+    def unwanted() -> bool:
+        return cancel.is_set() or local_jobs.stop_asked(folder)
+
     try:
         for event in fork.lines(_PATIENCE):
-            if (cancel.is_set() or local_jobs.stop_asked(folder)) and not asked:
+            if not asked and unwanted():
                 asked = True
                 fork.terminate()
             if event and "task" in event:
@@ -122,6 +126,8 @@ def _run(local: Local, name: str, pipeline: Pipeline, folder: Path, cancel: thre
                 end = event["end"]
     finally:
         fork.close()
+    if unwanted() and (end is None or end["state"] != "SUCCEEDED"):
+        return "CANCELLED", None
     if end is None:
         return "FAILED", {"code": 13, "message": f"kfp's runner ended with code {fork.code}: {_last_error(log)}"}
     return end["state"], {"code": 9, "message": end["error"]} if end["state"] == "FAILED" else None
