@@ -37,7 +37,7 @@ def show(visit: Visit, number: str) -> View:
 def predict(visit: Visit, number: str) -> View:
     """Ask the model for one prediction and show it, with what it rests on where the form asks for that."""
     endpoint = visit.call("GetEndpoint", name=named(visit, "endpoints", number))
-    found = _signature(visit, endpoint)
+    found, _ = _signature(visit, endpoint)
     if found is None:
         raise ApiError("FAILED_PRECONDITION", "no model with a signature is deployed here.")
     instance = {tensor.name: _value(visit, tensor) for tensor in found.inputs}
@@ -105,9 +105,10 @@ def _view(visit: Visit, number: str, given: Mapping[str, str], asked: Asked) -> 
     endpoint = visit.call("GetEndpoint", name=named(visit, "endpoints", number))
     shares = endpoint.get("trafficSplit", {})
     deployed = [{**each, "share": shares.get(each["id"], 0)} for each in endpoint.get("deployedModels", [])]
-    found = _signature(visit, endpoint)
+    found, sample = _signature(visit, endpoint)
     under_way, failure = _deployments(visit, endpoint["name"])
     names = [tensor.name for tensor in found.inputs] if found else []
+    given = given or {name: sample.get(name, sample.get("", "")) for name in names}
     return View("endpoint.html", {
         "active": "endpoints", "endpoint": endpoint, "number": number, "deployed": deployed, "signature": found,
         "under_way": under_way, "failure": failure, "given": {name: given.get(name, "") for name in names}, "answer": asked.answer,
@@ -116,15 +117,15 @@ def _view(visit: Visit, number: str, given: Mapping[str, str], asked: Asked) -> 
     })  # fmt: skip
 
 
-def _signature(visit: Visit, endpoint: Mapping[str, Any]) -> saved_models.Signature | None:
-    """Return the signature of the model that gets most of the traffic."""
+def _signature(visit: Visit, endpoint: Mapping[str, Any]) -> tuple[saved_models.Signature | None, dict[str, str]]:
+    """Return the signature of the model that gets most of the traffic, and an instance to begin with."""
     shares = endpoint.get("trafficSplit", {})
     for each in sorted(endpoint.get("deployedModels", []), key=lambda each: -shares.get(each["id"], 0)):
         model = visit.call("GetModel", name=f"{each['model'].partition('@')[0]}@{each['modelVersionId']}")
         folder = artifacts(visit, model)
         if folder and (found := saved_models.signature(folder)):
-            return found
-    return None
+            return found, saved_models.sample(folder)
+    return None, {}
 
 
 def _explained(visit: Visit, deployed: Mapping[str, Any]) -> bool:
