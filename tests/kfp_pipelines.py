@@ -121,7 +121,7 @@ def five():
 def chain(text: str = "first", n: int = 3) -> int:
     data = write(text=text).set_caching_options(True)
     read(data=data.output)
-    return add(a=n, b=4).output
+    return add(a=n, b=4).set_display_name("sum up").output
 
 
 @dsl.pipeline(name="branches")

@@ -128,6 +128,7 @@ def test_outputs_of_an_earlier_run_are_taken_by_content(run, pipelines):  # noqa
     assert set(states(first.job).values()) == {"SUCCEEDED"}
     assert states(again.job) == {"write": "SKIPPED", "read": "SKIPPED", "add": "SUCCEEDED"}
     assert output(again.job, "add") == 9 and output(again.job, "read") == "cached" and "SKIPPED       write (as before)" in again.out
+    assert " SUCCEEDED     add (sum up) " in again.out
     file = pipelines.state / "buckets" / tasks(first.job)["write"]["outputs"]["out"]["artifacts"][0]["uri"][len("gs://") :]
     file.write_text("changed by hand")
     other = run("chain", "--parameter=text=cached")
@@ -203,3 +204,21 @@ def test_interrupted_it_ends_the_steps_and_their_jobs(pipelines, compiled_google
         out, _ = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGINT and "CANCELLED     custom-training-job" in out
     wait_for(lambda: not pipelines.call("GET", "/customJobs?filter=state%3D%22JOB_STATE_RUNNING%22", base=base).get("customJobs"), 60)
+
+
+@pytest.mark.parametrize("change, told", [
+    ("", ""),
+    ("del e.execute_task", "kfp 2.17.3: kfp.local.orchestrator.enhanced_dag_orchestrator.execute_task is not there"),
+    ("e.execute_task = lambda task, spec: None", "enhanced_dag_orchestrator.execute_task takes task, spec, not task_name, task_spec"),
+])  # fmt: skip
+def test_a_release_of_kfp_that_the_patches_do_not_fit_is_refused(change, told):
+    code = (
+        "from kfp.local.orchestrator import enhanced_dag_orchestrator as e\n"
+        "from vertex_local.pipelines import patches\n"
+        f"{change}\n"
+        "try:\n    patches.check_runner()\nexcept patches.PatchError as error:\n    print(error)\n"
+    )
+    done = subprocess.run([kfp_python(), "-c", code], env=environ(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert told in done.stdout and bool(told) == bool(done.stdout)
+    assert not told or "pipelines run here with kfp 2.17.3: scripts/setup_kfp installs it." in done.stdout

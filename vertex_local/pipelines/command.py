@@ -97,9 +97,8 @@ def _run(args: argparse.Namespace, cancel: threading.Event) -> int:
 
 def _of_settings(found: Mapping[str, Any], known: Mapping[str, str]) -> dict[str, str]:
     """Return where the steps work, for a pipeline with the parameters `project` and `location`, as submitting fills them in, too."""
-    declared = found.get("root", {}).get("inputDefinitions", {}).get("parameters", {})
     given = {"project": known.get("project", PROJECT), "location": known.get("region", REGION)}
-    return {name: value for name, value in given.items() if name in declared}
+    return {name: value for name, value in given.items() if name in spec.inputs(found)}
 
 
 def _new_id(name: str) -> str:
@@ -240,6 +239,8 @@ def _log_name(task: Mapping[str, Any]) -> str:
 
 def _line(task: Mapping[str, Any]) -> str:
     state, name = task.get("state", ""), task.get("taskUniqueName", task["taskName"])
+    title = task.get("execution", {}).get("displayName", task["taskName"])
+    name += f" ({title})" if title != task["taskName"] else ""
     spent = f" {times.describe(_seconds(task))}" if state in OVER and "startTime" in task and state != "SKIPPED" else ""
     as_before = " (as before)" if state == "SKIPPED" else ""
     error = f": {task['error']['message']}" if state == "FAILED" and task.get("error", {}).get("message") else ""

@@ -131,9 +131,9 @@ class PipelineRun:
             state, error = "CANCELLED", "the pipeline was cancelled"
         elif any(task.state == "FAILED" for task in self.tasks.known):
             first = failed[0] if failed else next(task for task in self.tasks.known if task.state == "FAILED")
-            state, error = "FAILED", f"{first.unique_name}: {first.error}"
+            state, error = "FAILED", f"{first.shown_name}: {first.error}"
             if len(failed) > 1:
-                error += f" (failed tasks: {', '.join(task.unique_name for task in failed)})"
+                error += f" (failed tasks: {', '.join(task.shown_name for task in failed)})"
         else:
             state, error = "SUCCEEDED", ""
         self.tasks.to(root, state, error)
@@ -213,7 +213,8 @@ class PipelineRun:
             kind = rest["executors"][component.executor_label].WhichOneof("spec")
         iteration = _ITERATION.fullmatch(name)
         loop = self._loops.get((id(scope), iteration[1])) if iteration else None
-        return Task(name, spec.component_ref.name, loop or scope.owner, kind, sorted(spec.dependent_tasks))
+        title = "" if loop or spec.task_info.name == name else spec.task_info.name
+        return Task(name, spec.component_ref.name, loop or scope.owner, kind, sorted(spec.dependent_tasks), title)
 
     @property
     def _stops(self) -> bool:

@@ -27,6 +27,7 @@ class Task:
     parent: Task | None
     kind: str  # root, dag, container or importer
     dependencies: Sequence[str] = ()
+    title: str = ""  # what people call it, where that is not its name
     number: int = field(default_factory=lambda: secrets.randbits(62) | 1 << 61)
     created: str = field(default_factory=now)
     started: str = ""
@@ -46,6 +47,11 @@ class Task:
         """Its name below those of the tasks that it is a part of, without the pipeline's own."""
         above = self.parent.unique_name if self.parent and self.parent.kind != "root" else ""
         return f"{above}.{self.name}".lstrip(".")
+
+    @property
+    def shown_name(self) -> str:
+        """Its unique name with its title, for people."""
+        return f"{self.unique_name} ({self.title})" if self.title else self.unique_name
 
     @property
     def file_name(self) -> str:
@@ -112,7 +118,7 @@ class Tasks:
             if not is_artifact(value)
         }
         return {
-            "name": f"{self._parent}/metadataStores/default/executions/{task.number}", "displayName": task.name,
+            "name": f"{self._parent}/metadataStores/default/executions/{task.number}", "displayName": task.title or task.name,
             "state": _EXECUTIONS.get(task.state, "NEW"), "schemaTitle": _SCHEMAS.get(task.kind, "system.ContainerExecution"),
             "schemaVersion": "0.0.1", "createTime": task.created, "updateTime": task.ended or task.started or task.created,
             "metadata": metadata,

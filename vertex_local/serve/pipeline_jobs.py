@@ -151,7 +151,7 @@ def _note(local: Local, name: str, detail: dict[str, Any]) -> None:
         if document is not None:
             pipeline_lineage.ended(local.records, name, document["jobDetail"], detail)
         error = detail.get("error", {}).get("message", "")
-        local.say(f"{name}: {detail['taskUniqueName']}: {detail['state']}{': ' * bool(error)}{error}")
+        local.say(f"{name}: {detail['execution']['displayName']}: {detail['state']}{': ' * bool(error)}{error}")
 
 
 def _contexts(name: str, pipeline: Pipeline) -> dict[str, Any]:
