@@ -393,11 +393,26 @@ def test_rows_that_are_not_there_or_bad(models, tmp_path):
         main([f"--evaluate={models / 'words' / 'model'}", f"--eval_data_path={questions}", out])
 
 
+@pytest.mark.parametrize(
+    "slices_, says",
+    [("{'x': chunk['age'][:3]}", r"arrays of \d+ rows; x has the shape \(3,\)"), ("[1]", "a dict of arrays; got list"), ("1 / 0", "in slices: ZeroD")],
+)
+def test_slices_of_a_trainer_that_do_not_fit(zoo, tmp_path, slices_, says):
+    name = f"sliced_{re.sub('[^a-z]', '', says)[:9]}"
+    write_trainer(zoo, name, f"{HEAD}{MODELS['functional']}\ndef slices(chunk):\n    return {slices_}\n")
+    main = importlib.import_module(f"{name}.trainer.task").main
+    with pytest.raises(UserError, match=says):
+        main([f"--evaluate={zoo / 'functional' / 'model'}", f"--eval_data_path={zoo / 'valid.csv'}", f"--output_dir={tmp_path}"])
+
+
 def test_a_file_of_the_users_is_kept(models, tmp_path):
     (tmp_path / "evaluation.html").write_text("<p>mine")
     with pytest.raises(UserError, match="evaluation.html is no report of ours and is kept"):
         taxifare([f"--evaluate={models / 'good' / 'model'}", f"--output_dir={tmp_path}"])
     assert (tmp_path / "evaluation.html").read_text() == "<p>mine"
+    (tmp_path / "evaluation.html").rename(tmp_path / "evaluation.json")
+    with pytest.raises(UserError, match="evaluation.json is no report of ours and is kept"):
+        taxifare([f"--evaluate={models / 'good' / 'model'}", f"--output_dir={tmp_path}"])
 
 
 def test_a_model_without_a_profile_and_baselines_is_still_measured(models, tmp_path, capsys):

@@ -44,7 +44,8 @@ def regression(report: Mapping[str, Any], plots: Mapping[str, Any]) -> Iterator[
     """Yield predictions against labels, the errors' distribution, and maps of the errors."""
     judged, label = plots["judged"], report["about"]["label"]
     yield '<h2>Errors</h2><div class="cards">'
-    drawn = charts.density(judged["label"], judged["prediction"], (label, "predicted"), "Predictions by label: darker is more rows")
+    title = "Predictions by label: a stronger colour is more rows"
+    drawn = charts.density(judged["label"], judged["prediction"], (label, "predicted"), title)
     yield _card("Predicted against actual", drawn, "Rows on the dashed line are answered exactly; below it too low, above it too high.")
     errors = {"this model": judged["error"]} | ({"the other": plots["theirs"]["error"]} if plots["theirs"] else {})
     yield _card("Residuals", charts.histogram(errors, "predicted - actual", "Histogram of predicted less actual"))
