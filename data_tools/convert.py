@@ -80,14 +80,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def contract_of(trainer: str) -> Contract:
-    """Return what a trainer's model.py offers, checked.
+def hyperparameters_of(trainer: str) -> type:
+    """Return the dataclass of a trainer's hyperparameters; TensorFlow is not imported.
 
     Raises:
-        UserError: there is no such trainer, or its model.py is not what the contract says.
+        UserError: there is no such trainer.
     """
-    from vertex_runtime import contract
-
     try:
         task = importlib.import_module(f"{trainer.rstrip('/')}.trainer.task")
     except ModuleNotFoundError as error:
@@ -95,7 +93,18 @@ def contract_of(trainer: str) -> Contract:
             raise UserError(f"{trainer} imports {error.name}, which is not installed. Install it.") from None
         raise UserError(f"there is no trainer {trainer!r}: a trainer is a folder with a trainer/task.py in it.") from None
     own = [value for value in vars(task).values() if isinstance(value, type) and issubclass(value, CommonHyperparameters)]
-    hyperparameters = next((value for value in own if value is not CommonHyperparameters), CommonHyperparameters)
+    return next((value for value in own if value is not CommonHyperparameters), CommonHyperparameters)
+
+
+def contract_of(trainer: str) -> Contract:
+    """Return what a trainer's model.py offers, checked.
+
+    Raises:
+        UserError: there is no such trainer, or its model.py is not what the contract says.
+    """
+    hyperparameters = hyperparameters_of(trainer)
+    from vertex_runtime import contract
+
     return contract.load_module(f"{trainer.rstrip('/')}.trainer.model", hyperparameters)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import ROOT
 from test_local_support import alive, environ, wait_for
 
 from vertex_local.__main__ import main
@@ -211,7 +212,8 @@ def server(tmp_path_factory):
         "    signal.signal(signal.SIGTERM, lambda *_: emit('asked'))\n    emit('ready')\n"
         "    while True:\n        time.sleep(1)\n"
     )
-    started = ForkServer(sys.executable, ["programs", "no.such.module"], folder, environ(PYTHONPATH=f"{python._ROOT}:{folder}"), "x", folder)
+    env = environ(PYTHONPATH=f"{ROOT}:{folder}")
+    started = ForkServer(sys.executable, ["programs", "no.such.module"], folder, env, "x", folder)
     yield started
     started.close()
 
@@ -279,8 +281,9 @@ def test_the_server_ends_with_whoever_made_it(tmp_path):
     program = (
         "import os, sys, time\nfrom pathlib import Path\nfrom vertex_local.pipelines.forks import Fork, ForkServer\n"
         "folder = Path(sys.argv[1])\n"
-        "server = ForkServer(sys.executable, [], folder, {**os.environ, 'PYTHONPATH': os.environ['PYTHONPATH'] + ':' + str(folder)}, 's', folder)\n"
-        "fork = Fork(server.address, 'sleeper:main', None, env=dict(os.environ), cwd=folder, log=folder / 'logs' / 'x.log')\n"
+        "env = {**os.environ, 'PYTHONPATH': os.environ['PYTHONPATH'] + ':' + str(folder)}\n"
+        "server = ForkServer(sys.executable, [], folder, env, 's', folder)\n"
+        "fork = Fork(server.address, 'sleeper:main', None, env=env, cwd=folder, log=folder / 'logs' / 'x.log')\n"
         "(folder / 'pids').write_text(f'{server.process.pid} {next(fork.lines())}')\n"
         "os.kill(os.getpid(), 9)\n"
     )

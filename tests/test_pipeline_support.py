@@ -30,9 +30,18 @@ def kfp_python() -> str:
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the pipelines of kfp_pipelines.py, compiled once."""
+    return _compiled("kfp_pipelines.py", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def compiled_google(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the pipelines of kfp_google_pipelines.py, compiled once."""
+    return _compiled("kfp_google_pipelines.py", tmp_path_factory)
+
+
+def _compiled(program: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("compiled")
-    command = [kfp_python(), str(ROOT / "tests" / "kfp_pipelines.py"), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    done = subprocess.run([kfp_python(), str(ROOT / "tests" / program), str(folder)], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -52,7 +61,7 @@ def pipelines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 def tasks(job: dict) -> dict[str, dict]:
     """The details of a pipeline job's tasks by their unique names, without the pipeline's own."""
-    return {task["taskUniqueName"]: task for task in job["jobDetail"]["taskDetails"] if "parentTaskId" in task}
+    return {task["taskUniqueName"]: task for task in job.get("jobDetail", {}).get("taskDetails", []) if "parentTaskId" in task}
 
 
 def states(job: dict) -> dict[str, str]:

@@ -72,9 +72,7 @@ def eval_config(goal: Goal, threshold: float, tolerance: float, slice_by: tuple[
     limits = {"slicing_specs": [tfma.SlicingSpec()], "threshold": tfma.MetricThreshold(value_threshold=bound, change_threshold=change)}
     kind = "ExactMatch" if goal.by_class else OF_NUMBERS[goal.metric]
     measured = tfma.MetricConfig(class_name=kind, config=f'"name": "{goal.metric}"', per_slice_thresholds=[limits])
-    spec = tfma.ModelSpec(
-        signature_name=goal.trainer, model_type=tfma.TF_GENERIC, label_key=goal.label, example_weight_key=goal.weight
-    )
+    spec = tfma.ModelSpec(signature_name=goal.trainer, model_type=tfma.TF_GENERIC, label_key=goal.label, example_weight_key=goal.weight)
     return tfma.EvalConfig(
         model_specs=[spec],
         slicing_specs=[tfma.SlicingSpec(), *(tfma.SlicingSpec(feature_keys=[name]) for name in slice_by)],

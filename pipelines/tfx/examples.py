@@ -11,8 +11,6 @@ from data_tools.convert import contract_of
 from vertex_runtime.columns import Column
 from vertex_runtime.errors import FAILED, UserError
 
-NO_NUMBER = np.iinfo(np.int64).min  # stands for a missing whole number, which a tensor of int64 cannot say
-
 
 class ServedModel:
     """The signature `serving_default` of a SavedModel with examples for input and one prediction a row for output.
@@ -48,19 +46,17 @@ class ServedModel:
 
 def parse(serialized: tf.Tensor, columns: Sequence[Column]) -> dict[str, tf.Tensor]:
     """Return the columns' cells, each [rows], of serialized examples; a missing one is NaN or an empty text, as in a request."""
-    kinds = _kinds(serialized.numpy(), {column.name for column in columns})
-    wanted = {}
+    kinds = _kinds(serialized.numpy(), {column.name for column in columns if not column.is_text})
+    wanted, cells = {}, {}
     for column in columns:
-        if kinds.get(column.name) == "int64_list" and not column.is_text:
-            wanted[column.name] = tf.io.FixedLenFeature([], tf.int64, NO_NUMBER)
-        else:
-            wanted[column.name] = tf.io.FixedLenFeature([], *((tf.string, "") if column.is_text else (tf.float32, np.nan)))
-    cells = tf.io.parse_example(serialized, wanted)
-    return {name: _as_float(values) if values.dtype == tf.int64 else values for name, values in cells.items()}
-
-
-def _as_float(values: tf.Tensor) -> tf.Tensor:
-    return tf.where(values == NO_NUMBER, np.float32(np.nan), tf.cast(values, tf.float32))
+        whole = kinds.get(column.name) == "int64_list"
+        # Ragged, because a missing cell may be an empty list as well as no feature at all.
+        wanted[column.name] = tf.io.RaggedFeature(tf.string if column.is_text else tf.int64 if whole else tf.float32)
+    for name, values in tf.io.parse_example(serialized, wanted).items():
+        if values.dtype == tf.int64:
+            values = tf.cast(values, tf.float32)
+        cells[name] = values.to_tensor("" if values.dtype == tf.string else np.nan, [None, 1])[:, 0]
+    return cells
 
 
 def _kinds(records: np.ndarray, names: set[str]) -> dict[str, str]:
@@ -69,7 +65,8 @@ def _kinds(records: np.ndarray, names: set[str]) -> dict[str, str]:
     for record in records:
         features = tf.train.Example.FromString(record).features.feature
         for name in names - found.keys():
-            if name in features and (kind := features[name].WhichOneof("kind")):
+            kind = features[name].WhichOneof("kind") if name in features else None
+            if kind and getattr(features[name], kind).value:
                 found[name] = kind
         if len(found) == len(names):
             break

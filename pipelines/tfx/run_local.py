@@ -68,11 +68,14 @@ def run(pipeline: Any, goal: Goal, settings: Settings, terminal: TextIO) -> str:
 
 
 def _headline(error: BaseException) -> str:
-    """Return why a step failed as one sentence: of a job, what the service says of it."""
-    text = str(error)
-    if found := MESSAGE.search(text):
+    """Return why a step failed as one sentence: our own words if they are in it, of a job the service's, else the first cause's."""
+    causes = [error]
+    while following := causes[-1].__cause__ or causes[-1].__context__:
+        causes.append(following)
+    text = str(next((cause for cause in causes if isinstance(cause, UserError)), causes[-1]))
+    if found := MESSAGE.search(str(error)):
         text = found[1].replace('\\"', '"')
-    line = " ".join(text.split())[:500] or type(error).__name__
+    line = " ".join(text.split())[:500] or type(causes[-1]).__name__
     return line if line.endswith(".") else f"{line}."
 
 
@@ -80,8 +83,9 @@ def outcome(steps: dict[str, Step], goal: Goal, settings: Settings) -> tuple[lis
     """Return (lines that say what the run's artifacts hold, why nothing was pushed or "")."""
     evaluation = steps["Evaluator"].output("evaluation")
     values, worst = measured(evaluation.uri, goal)
-    compared = "; there was no blessed model to compare with" if values["baseline"] is None else f", {values['baseline']:.6g} the blessed one's"
-    lines = [f"{goal.metric} {values['candidate']:.6g} on {values['rows']} rows, threshold {settings.threshold:g}{compared}"]
+    limits = f"threshold {settings.threshold:g}, blessed model so far: "
+    limits += "none" if values["baseline"] is None else f"{values['baseline']:.6g}"
+    lines = [f"{goal.metric} {values['candidate']:.6g} on {values['rows']} rows; {limits}"]
     lines += [f"worst slice: {worst}"] * bool(worst)
     lines += [f"anomalies: {text}" for text in anomalies(steps["ExampleValidator"].output("anomalies").uri)]
     lines.append(f"evaluation: {evaluation.uri}, for tfma.load_eval_result")

@@ -64,8 +64,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", metavar="DIR", help="DIR/training and DIR/validation hold TFRecord (default: the sample data, converted)")
     parser.add_argument("--root", metavar="DIR", help="for TFX's artifacts (default: .tfx/TRAINER; compiling: gs://BUCKET/tfx/TRAINER)")
     parser.add_argument("--serving_dir", metavar="DIR", help="where models are pushed to (default: ROOT/serving)")
-    parser.add_argument("--schema", metavar="FILE", default="", help="a schema.pbtxt to check by (default: inferred from the training rows)")
-    parser.add_argument("--slice_by", metavar="COLUMN", nargs="*", help="tell the metric by this column's values, too (default: a class label's)")
+    parser.add_argument(
+        "--schema", metavar="FILE", default="", help="a schema.pbtxt to check by (default: inferred from the training rows)"
+    )
+    parser.add_argument(
+        "--slice_by", metavar="COLUMN", nargs="*", help="tell the metric by this column's values, too (default: a class label's)"
+    )
     parser.add_argument("--vertex", action="store_true", help="train as a custom job of Vertex AI: pipeline_vertex.py")
     parser.add_argument("--job", metavar="FILE", help="whose arguments and, with --vertex, machines are used (default: jobs/TRAINER.yaml)")
     parser.add_argument("--compile", metavar="FILE", help="write the pipeline's specification, *.json, and run nothing")
@@ -145,4 +149,6 @@ def check_cloud(paths: dict[str, str], image: str) -> None:
         if path and not path.startswith("gs://"):
             raise UserError(f"--{flag} must lie in a bucket for --compile, as gs://…; got {quoted(path)}.")
     if "your-project/" in image:
-        raise UserError("--image is made of jobs/settings.yaml, whose project is still your-project. Fill it in, or give --project or --image.")
+        raise UserError(
+            "--image is made of jobs/settings.yaml, whose project is still your-project. Fill it in, or give --project or --image."
+        )

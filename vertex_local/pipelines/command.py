@@ -34,6 +34,7 @@ _PAUSE = 0.2  # seconds between two looks at the pipeline
 _START = 120.0  # seconds for a service to be ready
 _STOP = 60.0
 _GROUPS = ("system.DagExecution", "system.Run")  # tasks that only hold others
+PROJECT, REGION = "your-project", "us-central1"  # where no settings name others
 POLICIES = {"slow": "PIPELINE_FAILURE_POLICY_FAIL_SLOW", "fast": "PIPELINE_FAILURE_POLICY_FAIL_FAST"}
 
 
@@ -78,20 +79,27 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(args: argparse.Namespace, cancel: threading.Event) -> int:
     found = spec.read(args.spec)
-    values = spec.typed(found, args.parameter)
+    known = settings.load(Path(args.project_dir, "jobs"), settings.from_flags(args))
+    values = {**_of_settings(found, known), **spec.typed(found, args.parameter)}
     try:
         spec.check_parameters(found, values)
     except spec.PipelineError as error:
         raise UserError(f"--parameter: {error}") from None
-    known = settings.load(Path(args.project_dir, "jobs"), settings.from_flags(args))
     job_id = args.job_id or _new_id(found["pipelineInfo"].get("name", "pipeline"))
     if not spec.PIPELINE_ID.fullmatch(job_id):
         raise UserError(f"--job_id: has up to 128 small letters, digits and '-' and begins with a letter; got {quoted(job_id)}.")
     body = _body(args, found, values, known)
     python.find(Path(os.path.abspath(args.project_dir)))  # said before a service is started
     with _service(args, cancel) as service:
-        parent = f"projects/{known.get('project', 'your-project')}/locations/{known.get('region', 'us-central1')}"
+        parent = f"projects/{known.get('project', PROJECT)}/locations/{known.get('region', REGION)}"
         return _Run(service, parent, job_id, Path(args.state_dir)).see(body, cancel)
+
+
+def _of_settings(found: Mapping[str, Any], known: Mapping[str, str]) -> dict[str, str]:
+    """Return where the steps work, for a pipeline with the parameters `project` and `location`, as submitting fills them in, too."""
+    declared = found.get("root", {}).get("inputDefinitions", {}).get("parameters", {})
+    given = {"project": known.get("project", PROJECT), "location": known.get("region", REGION)}
+    return {name: value for name, value in given.items() if name in declared}
 
 
 def _new_id(name: str) -> str:

@@ -52,6 +52,8 @@ _RUNNER = (
     ("kfp.local.executor_output_utils", "pb2_value_to_python", "value"),
     ("kfp.local.executor_output_utils", "runtime_artifact_to_dsl_artifact", "runtime_artifact"),
     ("kfp.local.placeholder_utils", "resolve_individual_placeholder", _PLACEHOLDER),
+    ("kfp.local.placeholder_utils", "recursively_resolve_json_dict_placeholders", _PLACEHOLDER.replace("element", "obj")),
+    ("kfp.local.placeholder_utils", "resolve_self_references_in_executor_input", _PLACEHOLDER.replace("element ", "")),
     ("kfp.local.subprocess_task_handler", "SubprocessTaskHandler", "image full_command pipeline_root runner env_vars"),
     ("kfp.local.subprocess_task_handler", "SubprocessTaskHandler.run", "self"),
     ("kfp.local.subprocess_task_handler", "SubprocessTaskHandler.validate_image", "self image"),
@@ -129,6 +131,8 @@ def for_runner(run: PipelineRun) -> None:
     executor_output_utils.runtime_artifact_to_dsl_artifact = _typed(executor_output_utils.runtime_artifact_to_dsl_artifact)
     importer_handler.run_importer = _typed_import(importer_handler.run_importer)
     placeholder_utils.resolve_individual_placeholder = _around(placeholder_utils.resolve_individual_placeholder, run.resolve)
+    # Arguments inside lists and objects may refer to others, such as the flags of a worker pool.
+    placeholder_utils.resolve_self_references_in_executor_input = _at_any_depth(placeholder_utils)
     _take_any_container(run)
 
 
@@ -195,6 +199,20 @@ def _output_artifacts(cls: Any, dag_outputs_spec: Any, io_store: Any) -> dict[st
             raise ValueError(f"the output {key} is that of one branch of several; {len(found)} of them gave it")
         outputs[key] = found[0]
     return outputs
+
+
+def _at_any_depth(module: types.ModuleType) -> Callable[..., dict[str, Any]]:
+    original = module.resolve_self_references_in_executor_input
+
+    def resolve_all(executor_input_dict: dict[str, Any], **names: Any) -> dict[str, Any]:
+        found = original(executor_input_dict=executor_input_dict, **names)
+        values = found.get("inputs", {}).get("parameterValues", {})
+        for name, value in values.items():
+            if isinstance(value, (list, dict)):
+                values[name] = module.recursively_resolve_json_dict_placeholders(value, executor_input_dict=found, **names)
+        return found
+
+    return resolve_all
 
 
 def _with_whole_numbers(original: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:

@@ -53,8 +53,9 @@ class PredictionService:
     def predict(self, request: types.PredictRequest) -> types.PredictResponse:
         """Answer instances with the deployed model that the traffic split draws."""
         endpoint = self._local.known(request.endpoint)
+        instances = _instances(request, endpoint)
         chosen = self._drawn(endpoint)
-        predictions = self._ask(chosen, _instances(request, endpoint))
+        predictions = self._ask(chosen, instances)
         return messages.new(
             "PredictResponse", predictions=[messages.value(each) for each in predictions], deployed_model_id=chosen.deployed["id"],
             model=chosen.deployed["model"], model_display_name=chosen.model["displayName"],

@@ -39,10 +39,11 @@ class Client:
     """A run of an experiment, from its first record to its last."""
 
     def __init__(self, experiment: Mapping[str, str], tensorboard: str | None, record: Mapping[str, Any]):
+        options = _options(experiment["name"], tensorboard)  # before the import, which takes seconds
         from google.cloud import aiplatform
 
         self._sdk = aiplatform
-        _configure(aiplatform, experiment["name"], tensorboard)
+        aiplatform.init(**options)
         self._experiment = aiplatform.Experiment.get_or_create(experiment["name"].rpartition("/")[2])
         if tensorboard and self._experiment.get_backing_tensorboard_resource() is None:
             self._experiment.assign_backing_tensorboard(tensorboard)
@@ -103,8 +104,8 @@ class Client:
             return kind(node["id"])
 
 
-def _configure(aiplatform: Any, experiment: str, tensorboard: str | None) -> None:
-    """Lead the SDK to the project and region that the names say, else the variables, and to another endpoint if one is set.
+def _options(experiment: str, tensorboard: str | None) -> dict[str, Any]:
+    """Return what leads the SDK to the project and region that the names say, else the variables, and to another endpoint if one is set.
 
     Raises:
         Unavailable: it would lead nowhere.
@@ -125,7 +126,7 @@ def _configure(aiplatform: Any, experiment: str, tensorboard: str | None) -> Non
         if trusted := env.get("CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE"):
             env["REQUESTS_CA_BUNDLE"] = trusted  # over the one that the machine has for all programs
     _reach(address or f"{region or DEFAULT_REGION}-aiplatform.googleapis.com:443")
-    aiplatform.init(**options)
+    return options
 
 
 def _reach(address: str) -> None:
@@ -182,6 +183,9 @@ def main() -> None:
         os.nice(10)
     logging.disable(logging.WARNING)  # the SDK tells of everything that it makes
     follow(sys.stdin)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # the SDK's threads hold nothing that is still needed
 
 
 if __name__ == "__main__":
