@@ -13,6 +13,7 @@ from .operations import OperationPool, Operations
 from .persistent_resource_service import PersistentResourceService
 from .pipeline_service import PipelineService
 from .prediction_service import PredictionService
+from .schedule_service import ScheduleService
 from .server import Route, route
 from .transcoding import PREFIXES, Rest
 
@@ -23,6 +24,7 @@ def methods(local: Local, operations: OperationPool) -> list[rpc.Method]:
         JobService(local, operations), PipelineService(local, operations), DatasetService(local, operations),
         ModelService(local, operations), EndpointService(local, operations), PredictionService(local), Operations(local, operations),
         PersistentResourceService(local, operations),
+        ScheduleService(local, operations, creates=hasattr(PipelineService, "create_pipeline_job")),
     )  # fmt: skip
     return list(rpc.methods(services))
 
