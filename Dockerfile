@@ -20,6 +20,7 @@ COPY --from=dependencies /opt/venv /opt/venv
 ARG TRAINER=taxifare
 WORKDIR /app
 COPY vertex_runtime/ vertex_runtime/
+COPY data_tools/ data_tools/
 COPY ${TRAINER}/ ${TRAINER}/
 ENV PATH=/opt/venv/bin:${PATH} PYTHONPATH=/app/${TRAINER}:/app
 ENTRYPOINT ["python", "-m", "trainer.task"]

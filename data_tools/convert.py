@@ -1,7 +1,7 @@
 """Convert training data of any format into any other, sharded and, if asked, shuffled: see `scripts/convert_data --help`.
 
 The rows are read and checked as the trainer would read them, by its COLUMNS. The files are written into a folder beside
-the target, which is renamed when all is done: the target is whole or not there.
+the target, which is renamed when all is done: the target is whole or not there. In a bucket the manifest comes last.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -29,9 +30,12 @@ from vertex_runtime.errors import FAILED, UserError, run_as_program
 from vertex_runtime.reporting import log
 from vertex_runtime.strategy import import_tensorflow
 
-from . import ended_by_signals, manifest, see_that_it_is_local
+from . import ended_by_signals, manifest, upload
 from .dealing import Shuffle, in_turn
 from .writers import WRITERS, check, schema_of, suffix
+
+if TYPE_CHECKING:
+    from vertex_runtime.contract import Contract
 
 LARGEST_SHARDS = 900  # each is an open file, of which a process has 1,024 by default
 GROUP_BYTES = 32 << 20  # of a Parquet file's row group
@@ -51,7 +55,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--from", nargs="+", dest="sources", metavar="PATH",
         help="files, wildcards, folders, archives, tables (bq://…); of one that holds train and test, --prefix says which",
     )  # fmt: skip
-    parser.add_argument("--to", metavar="FOLDER", help="a folder that is empty or does not exist")
+    parser.add_argument("--to", metavar="FOLDER", help="a folder that is empty or does not exist, here or in a bucket")
     parser.add_argument("--format", choices=sorted(WRITERS), help="what to write")
     parser.add_argument("--compress", choices=["none", "gzip", "zstd"], default="none", help="default: none")
     parser.add_argument("--shards", type=int, default=1, help=f"how many files, 1 to {LARGEST_SHARDS}; default: 1")
@@ -71,8 +75,37 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             raise UserError(f"--shards must be 1 to {LARGEST_SHARDS}; got {options.shards}.")
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", options.prefix):
             raise UserError(f"--prefix must be the start of a file's name, letters, digits and . _ -; got {options.prefix!r}.")
-        see_that_it_is_local(options.to)
+        if "://" in options.to and not options.to.startswith(upload.SCHEME):
+            raise UserError(f"--to takes a folder, or gs://bucket/folder; got {options.to[:100]}.")
     return options
+
+
+def hyperparameters_of(trainer: str) -> type:
+    """Return the dataclass of a trainer's hyperparameters; TensorFlow is not imported.
+
+    Raises:
+        UserError: there is no such trainer.
+    """
+    try:
+        task = importlib.import_module(f"{trainer.rstrip('/')}.trainer.task")
+    except ModuleNotFoundError as error:
+        if not f"{trainer.rstrip('/')}.trainer.task".startswith(error.name or "?"):
+            raise UserError(f"{trainer} imports {error.name}, which is not installed. Install it.") from None
+        raise UserError(f"there is no trainer {trainer!r}: a trainer is a folder with a trainer/task.py in it.") from None
+    own = [value for value in vars(task).values() if isinstance(value, type) and issubclass(value, CommonHyperparameters)]
+    return next((value for value in own if value is not CommonHyperparameters), CommonHyperparameters)
+
+
+def contract_of(trainer: str) -> Contract:
+    """Return what a trainer's model.py offers, checked.
+
+    Raises:
+        UserError: there is no such trainer, or its model.py is not what the contract says.
+    """
+    hyperparameters = hyperparameters_of(trainer)
+    from vertex_runtime import contract
+
+    return contract.load_module(f"{trainer.rstrip('/')}.trainer.model", hyperparameters)
 
 
 def columns_of(trainer: str) -> tuple[tuple[Column, ...], tuple[str, ...]]:
@@ -81,17 +114,7 @@ def columns_of(trainer: str) -> tuple[tuple[Column, ...], tuple[str, ...]]:
     Raises:
         UserError: there is no such trainer, or its rows are not those of files.
     """
-    from vertex_runtime import contract
-
-    try:
-        task = importlib.import_module(f"{trainer.rstrip('/')}.trainer.task")
-    except ModuleNotFoundError as error:
-        if not f"{trainer.rstrip('/')}.trainer.task".startswith(error.name or "?"):
-            raise UserError(f"{trainer} imports {error.name}, which is not installed. Install it.") from None
-        raise UserError(f"there is no trainer {trainer!r}: a trainer is a folder with a trainer/task.py in it.") from None
-    own = [value for value in vars(task).values() if isinstance(value, type) and issubclass(value, CommonHyperparameters)]
-    hyperparameters = next((value for value in own if value is not CommonHyperparameters), CommonHyperparameters)
-    model = contract.load_module(f"{trainer.rstrip('/')}.trainer.model", hyperparameters)
+    model = contract_of(trainer)
     headers = {column.name: column.header or column.name for column in model.columns}
     labels = tuple(headers.get(label, label) for label in model.labels)
     # Names and gaps as in the files: they mean the same to a trainer whose COLUMNS change later.
@@ -117,8 +140,7 @@ def convert(options: argparse.Namespace) -> dict[str, Any]:
     paths = formats.find(options.sources, f"--from (for --prefix {options.prefix})", columns, labels)
     bad = BadRows(options.bad_rows)
     schema = schema_of(kept)
-    target = os.path.realpath(options.to)
-    with _staging(target, options.to) as stage:
+    with _staging(options.to) as stage:
         try:
             rows = _counted(_rows(paths, columns, labels, bad, schema))
             shards = _write(rows, options, stage, schema)
@@ -225,7 +247,24 @@ def _close(writers: dict[int, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _staging(target: str, named: str) -> Iterator[str]:
+def _staging(named: str) -> Iterator[str]:
+    """Yield a folder whose files will be those of the target, or of no place where it does not come to that.
+
+    Raises:
+        UserError: the target has files, or cannot be written.
+    """
+    if not named.startswith(upload.SCHEME):
+        with _beside(os.path.realpath(named), named) as stage:
+            yield stage
+        return
+    upload.see_that_it_is_free(named)
+    with tempfile.TemporaryDirectory(prefix="converting-") as stage:
+        yield stage
+        upload.upload(stage, named)
+
+
+@contextlib.contextmanager
+def _beside(target: str, named: str) -> Iterator[str]:
     """Yield a folder beside the target, which becomes the target in the end, or is removed where it does not come to that.
 
     Raises:

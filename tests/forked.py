@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import importlib
 import json
 import os
 import runpy
@@ -22,9 +23,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run(module: str, flags: Sequence[str], env: Mapping[str, str], cwd: Path, timeout: float) -> subprocess.CompletedProcess[str]:
-    """Run `python -m MODULE FLAGS` in a fork; `env` is its whole environment."""
-    server, late = _server(), False
+def run(
+    module: str, flags: Sequence[str], env: Mapping[str, str], cwd: Path, timeout: float,
+    python: str = sys.executable, imported: tuple[str, ...] = ("keras", "tensorflow"),
+) -> subprocess.CompletedProcess[str]:  # fmt: skip
+    """Run `python -m MODULE FLAGS` in a fork of a `python` that has imported what `imported` says; `env` is its whole environment."""
+    server, late = _server(python, imported), False
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
         server.stdin.write(json.dumps([module, list(flags), dict(env), str(cwd), str(out), str(err)]) + "\n")
@@ -41,11 +45,11 @@ def run(module: str, flags: Sequence[str], env: Mapping[str, str], cwd: Path, ti
 
 
 @functools.cache
-def _server() -> subprocess.Popen[str]:
+def _server(python: str, imported: tuple[str, ...]) -> subprocess.Popen[str]:
     """Start the process that forks, once; it ends when its input does, with this process."""
     # As the runtime has it, which sets it before it imports TensorFlow.
     env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
-    command = [sys.executable, __file__]
+    command = [python, __file__, *imported]
     return subprocess.Popen(command, env=env, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
 
 
@@ -77,9 +81,8 @@ def _become(flags: Sequence[str], env: Mapping[str, str], cwd: str, out: str, er
 
 if __name__ == "__main__":
     gc.disable()  # as the runtime does while it imports TensorFlow
-    import keras  # noqa: F401
-    import tensorflow  # noqa: F401
-
+    for imported in sys.argv[1:]:
+        importlib.import_module(imported)
     gc.freeze()
     gc.enable()
     program, *rest = _requests()

@@ -12,7 +12,7 @@ from conftest import ROOT
 from test_serve_support import PARENT, Service, gone, job_spec, write_object
 
 from vertex_local.console import charts, command, forms, log_view, login, saved_models, trainer_flags
-from vertex_local.console.event_files import EventFiles
+from vertex_local.console.curves import MOST_POINTS, Curve, Curves
 from vertex_local.serve.rest import ApiError
 
 FORM = "application/x-www-form-urlencoded"
@@ -364,17 +364,21 @@ def test_curves_of_a_run_that_goes_on(tmp_path):
                 event.summary.value.add(tag="loss", simple_value=float(step))
                 RecordWriter(file).write(event.SerializeToString())
 
-    reader = EventFiles()
+    reader = Curves()
     write("events.out.tfevents.1", range(5))
-    assert reader.curves(tmp_path)["loss"][""].steps == [0, 1, 2, 3, 4]
+    assert reader.of(tmp_path)["loss"][""].steps == [0, 1, 2, 3, 4]
     write("events.out.tfevents.1", range(5, 8), "ab")
     whole = (tmp_path / "events.out.tfevents.1").read_bytes()
     (tmp_path / "events.out.tfevents.1").write_bytes(whole[:-3])  # the last one is being written
-    assert reader.curves(tmp_path)["loss"][""].steps == list(range(7))
+    assert reader.of(tmp_path)["loss"][""].steps == list(range(7))
     (tmp_path / "events.out.tfevents.1").write_bytes(whole)
     write("events.out.tfevents.2", range(4, 10), when=100.0)  # killed, and resumed from step 4
-    assert reader.curves(tmp_path)["loss"][""].steps == list(range(10))
-    assert reader.curves(tmp_path / "none") == {}
+    assert reader.of(tmp_path)["loss"][""].steps == list(range(10))
+    assert reader.of(tmp_path / "none") == {}
+    long = Curve()
+    for step in range(3 * MOST_POINTS):
+        long.add(step, float(step))
+    assert len(long.steps) <= MOST_POINTS and long.steps == sorted(long.steps) and long.steps[-1] == 3 * MOST_POINTS - 1
 
 
 def test_a_signature_is_read_without_tensorflow(tmp_path):

@@ -20,6 +20,7 @@ import time
 import numpy as np
 import pyarrow as pa
 import pytest
+import tensorflow as tf
 from conftest import FIRST_TRAINER, ROOT
 
 from data_tools import convert, dealing, download, manifest, taxi
@@ -302,7 +303,7 @@ def test_bad_rows(policy, tmp_path):
         (["taxifare", "--to", "t"], "--from, --format must be given"),
         (["taxifare", "--from", "x", "--to", "t", "--format", "csv", "--shards", "0"], "--shards must be 1 to 900; got 0"),
         (["taxifare", "--from", "x", "--to", "t", "--format", "csv", "--prefix", "../x"], "--prefix must be"),
-        (["taxifare", "--from", "x", "--to", "gs://b/t", "--format", "csv"], "--to must be a folder of this machine"),
+        (["taxifare", "--from", "x", "--to", "s3://b/t", "--format", "csv"], "--to takes a folder, or gs://bucket/folder; got s3://b/t"),
         (["taxifare", "--from", "x", "--to", "t", "--format", "tfrecord", "--compress", "zstd"], "TensorFlow writes no zstd"),
         (["taxifare", "--from", str(DATA["taxifare"]), "--to", "t", "--format", "csv", "--shards", "900"], None),
         (["taxifare", "--from", str(DATA["taxifare"]), "--to", "/proc/t", "--format", "csv"], "--to: cannot write to /proc/t"),
@@ -317,6 +318,26 @@ def test_mistakes_are_told_in_one_line(flags, message, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=message):
         convert.main(flags)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_bucket_gets_the_manifest_last(tmp_path, monkeypatch):
+    monkeypatch.setenv("VERTEX_LOCAL_BUCKET_ROOT", str(tmp_path))
+    flags = ["taxifare", "--from", str(DATA["taxifare"]), "--format", "parquet", "--shards", "2"]
+    convert.main([*flags, "--to", "gs://bucket/new"])
+    assert manifest.verify(str(tmp_path / "bucket" / "new"))["rows"] == 1600
+    with pytest.raises(UserError, match="--to must be an empty folder or a new one; got gs://bucket/new, which holds files"):
+        convert.main([*flags, "--to", "gs://bucket/new"])
+    copied, copy = [], tf.io.gfile.copy
+
+    def cut_short(source, target):
+        copied.append(os.path.basename(target))
+        copy(source, target)
+        os.truncate(target, 10)
+
+    monkeypatch.setattr(tf.io.gfile, "copy", cut_short)
+    with pytest.raises(UserError, match="training-00001-of-00002.parquet has 10 bytes instead of"):
+        convert.main([*flags, "--to", "gs://bucket/other"])
+    assert copied == ["training-00001-of-00002.parquet"] and not (tmp_path / "bucket" / "other" / "manifest.json").exists()
 
 
 def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):

@@ -96,7 +96,7 @@ def test_the_image_trains(tmp_path, trainer):
     here = importlib.metadata.packages_distributions()["tensorflow"][0]  # tensorflow, or tensorflow-cpu
     stage = make(tmp_path / "image", trainer, context, TENSORFLOW=here, REVISION="abc", CREATED="2026-11-21T00:00:00Z")
     app = stage.path(".")
-    assert sorted(path.name for path in app.iterdir()) == sorted([trainer, "vertex_runtime"]), "one trainer and the runtime, nothing else"
+    assert sorted(path.name for path in app.iterdir()) == sorted([trainer, "data_tools", "vertex_runtime"]), "one trainer"
     assert not [path for path in stage.root.rglob("*") if path.is_file() and path.suffix != ".py" and path.read_bytes() == b"secret"]
     assert not [path for path in app.rglob("*") if path.name in ("__pycache__", ".cache")]
     site = next(stage.root.glob("opt/venv/lib/python*/site-packages"))

@@ -62,6 +62,7 @@ def golden(folder, job_id: str, replica: str, prefix: str | None, cluster_spec: 
     variables = {
         "CLUSTER_SPEC": {"cluster": cluster_spec, "environment": "cloud", "task": task, "job": NO_JOB},
         "CLOUD_ML_PROJECT_ID": "123456789012",
+        "CLOUD_ML_REGION": "us-central1",
         "CLOUD_ML_JOB_ID": job_id,
         "CLOUD_ML_JOB": NO_JOB,
         "TRAINER_EVENTS": f"{state}/jobs/{job_id}/events/{replica}.jsonl",

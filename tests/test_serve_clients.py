@@ -150,8 +150,8 @@ def test_the_next_test_finds_neither(service):  # noqa: F811
 
 def test_what_is_missing_is_named(service):  # noqa: F811
     for path, says in (
-        ("/metadataStores/default", "Experiments and ML Metadata are not imitated"),
-        ("/tensorboards", "Vertex AI TensorBoard instances are not imitated"),
+        ("/studies", "Vizier studies are not imitated"),
+        ("/tensorboards/1:readUsage", "Figures on TensorBoard's use are not imitated"),
         ("/featurestores/x/entityTypes", "Feature Store are not imitated"),
         ("/endpoints/1:fly", "is not"),
     ):

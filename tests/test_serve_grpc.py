@@ -69,7 +69,7 @@ def test_jobs_are_created_awaited_and_listed(service, run):
 def test_what_is_wrong_comes_with_its_code_and_field(service, run):
     answer = run("""
         from google.api_core import exceptions
-        from google.cloud.aiplatform_v1 import JobServiceClient, MetadataServiceClient
+        from google.cloud.aiplatform_v1 import JobServiceClient, MetadataServiceClient, VizierServiceClient
         from google.rpc import error_details_pb2
         options = {"credentials": credentials, "client_options": {"api_endpoint": aiplatform.initializer.global_config.api_endpoint}}
         client, parent = JobServiceClient(**options), "projects/my-project/locations/us-central1"
@@ -82,6 +82,7 @@ def test_what_is_wrong_comes_with_its_code_and_field(service, run):
             lambda: client.list_custom_jobs(parent="somewhere"),
             lambda: client.list_nas_jobs(parent=parent),
             lambda: MetadataServiceClient(**options).list_contexts(parent=f"{parent}/metadataStores/default"),
+            lambda: VizierServiceClient(**options).list_studies(parent=parent),
         ):
             try:
                 ask()
@@ -93,10 +94,10 @@ def test_what_is_wrong_comes_with_its_code_and_field(service, run):
     assert [each[:2] for each in answer] == [
         ["INVALID_ARGUMENT", ["jobSpec.workerPoolSpecs"]], ["INVALID_ARGUMENT", ["customJob.displayName"]], ["NOT_FOUND", []],
         ["INVALID_ARGUMENT", ["name"]], ["INVALID_ARGUMENT", ["parent"]],
-        ["UNIMPLEMENTED", []], ["UNIMPLEMENTED", []],
+        ["UNIMPLEMENTED", []], ["NOT_FOUND", []], ["UNIMPLEMENTED", []],
     ]  # fmt: skip
     assert "projects/*/locations/*/customJobs/*; got" in answer[3][2]
-    assert "Neural architecture search" in answer[5][2] and answer[6][2].startswith("Experiments and ML Metadata are not imitated")
+    assert "Neural architecture search" in answer[5][2] and answer[7][2].startswith("Vizier studies are not imitated")
 
 
 def test_without_the_token_there_is_no_answer(service, run):

@@ -25,6 +25,7 @@ from vertex_local.local.plan import RunOptions
 from vertex_local.serve import jobs, messages, operations, predictor, routes, rpc  # noqa: E402
 from vertex_local.serve.executor import Executor  # noqa: E402
 from vertex_local.serve.local import Local  # noqa: E402
+from vertex_local.serve.pipeline_workers import PipelineWorkers  # noqa: E402
 from vertex_local.serve.rest import ApiError, Request  # noqa: E402
 from vertex_local.serve.transcoding import Rest  # noqa: E402
 from vertex_local.tuning import tune  # noqa: E402
@@ -55,7 +56,8 @@ class House:
         self.local = Local(
             state=state, buckets=folder / "buckets", project_dir=folder,
             options=RunOptions(state_dir=state, bucket_root=folder / "buckets", project_dir=folder), records=store.Store(state),
-            executor=Executor(most, waiting), predictors=predictor.Predictors(str(program), state / "models"), say=self.said.append,
+            executor=Executor(most, waiting), pipelines=Executor(most, waiting), workers=PipelineWorkers(folder, state / "serve"),
+            predictors=predictor.Predictors(str(program), state / "models"), say=self.said.append,
         )  # fmt: skip
         self.pool = operations.OperationPool(self.local)
         self.methods = {method.name: method for method in routes.methods(self.local, self.pool)}
@@ -246,10 +248,9 @@ def test_a_name_with_a_nul_is_refused(house):
 @pytest.mark.parametrize(
     "verb, path, says",
     [
-        ("GET", "metadataStores/default/contexts", "Experiments and ML Metadata are not imitated"),
-        ("POST", "tensorboards", "Vertex AI TensorBoard instances are not imitated"),
-        ("POST", "endpoints/1:explain", "Explanations are not imitated"),
-        ("POST", "batchPredictionJobs", "Batch predictions are not imitated"),
+        ("GET", "tensorboards/1/experiments/e/runs/r/timeSeries/1:readBlobData", "Blobs of TensorBoard are not imitated"),
+        ("GET", "tensorboards/1:readSize", "Figures on TensorBoard's size are not imitated"),
+        ("POST", "modelDeploymentMonitoringJobs", "Model monitoring are not imitated"),
         ("GET", "featurestores", "Feature Store are not imitated"),
         ("GET", "nothings", "nothings: GET is not imitated"),
     ],

@@ -27,8 +27,13 @@ class Schedules:
 
     def __init__(self, house: House):  # noqa: F811
         self.house, self.problem = house, None
-        self.methods = {each.name: each for each in rpc.methods([schedule_service.ScheduleService(house.local, house.pool, True)])}
+        self.service = schedule_service.ScheduleService(house.local, house.pool, self._check_job)
+        self.methods = {each.name: each for each in rpc.methods([self.service])}
         self.clock = schedules.Clock(house.local, self._create_pipeline_job)
+
+    def _check_job(self, local, parent, job, job_id) -> None:
+        if not job.runtime_config.gcs_output_directory:
+            raise ApiError("INVALID_ARGUMENT", "it takes a folder.", "pipelineJob.runtimeConfig.gcsOutputDirectory")
 
     def _create_pipeline_job(self, request):
         if self.problem:
@@ -149,6 +154,8 @@ def test_an_update_counts_from_now_on(scheduled):
         ({"cron": "TZ=Mars/Base 0 3 * * *"}, "schedule.cron"), ({"maxConcurrentRunCount": 0}, "schedule.maxConcurrentRunCount"),
         ({"createPipelineJobRequest": {"parent": "projects/q/locations/us-central1", "pipelineJob": {"displayName": "p"}}},
          "schedule.createPipelineJobRequest.parent"),
+        ({"createPipelineJobRequest": {"parent": PARENT, "pipelineJob": {"displayName": "p"}}},
+         "pipelineJob.runtimeConfig.gcsOutputDirectory"),
         ({"endTime": "2020-01-01T00:00:00Z"}, "schedule.endTime"),
     ],
 )  # fmt: skip

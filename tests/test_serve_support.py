@@ -6,9 +6,11 @@ import http.client
 import json
 import os
 import subprocess
+import sys
 from email.message import Message
 from pathlib import Path
 
+from conftest import ROOT
 from test_local_support import alive, environ, wait_for
 
 from vertex_local.testing import LocalService
@@ -100,3 +102,14 @@ def mark_of(process: subprocess.Popen) -> list[int]:
         if int(fields[1]) == process.pid:
             found.append(int(entry))
     return found
+
+
+def echo_service(folder, source: str = "", **env: str) -> Service:
+    """Start a service whose models need no TensorFlow: they answer with their instances, after what `source` does with them."""
+    program = folder / "echo"
+    program.write_text(
+        f"#!{sys.executable}\nimport json, sys, time\nfor line in sys.stdin:\n    instances = json.loads(line)['instances']\n"
+        f"    {source or 'pass'}\n    print(json.dumps({{'predictions': instances}}), flush=True)\n"
+    )
+    program.chmod(0o755)
+    return Service(folder, f"--project_dir={ROOT}", f"--python={program}", **env)

@@ -23,7 +23,7 @@ READERS = ("data.py", "rows.py")
 CORE = ("environment", "strategy", "loop", "steps", "checkpoint", "export")
 RUNTIME_FILE = 300
 LARGEST_FILES = {
-    "contract.py": 420, "data.py": 320, "run.py": 340, "inputs.py": 360, "rows.py": 340, "bucket_lock.py": 310, "cache.py": 310,
+    "contract.py": 420, "data.py": 320, "run.py": 350, "inputs.py": 360, "rows.py": 340, "bucket_lock.py": 310, "cache.py": 310,
 }  # fmt: skip
 
 
@@ -79,12 +79,17 @@ def test_the_files_that_users_edit_are_short(trainer, name, budget):
 
 def test_the_runtime_can_be_read_in_one_sitting():
     sizes = {path.name: lines_of_code(path) for path in SOURCES if path.parent.name == "vertex_runtime"}
-    assert sum(sizes[f"{name}.py"] for name in CORE) <= 1150, sizes
-    assert sum(size for name, size in sizes.items() if name not in READERS) <= 5350, sizes
+    assert sum(sizes[f"{name}.py"] for name in CORE) <= 1200, sizes
+    assert sum(size for name, size in sizes.items() if name not in READERS) <= 6200, sizes
     assert not {name: size for name, size in sizes.items() if size > LARGEST_FILES.get(name, RUNTIME_FILE)}
     report = {path.name: lines_of_code(path) for path in SOURCES if path.parent.name == "data_report"}  # no part of a run
     assert sum(report.values()) <= 1200, report
     assert not {name: size for name, size in report.items() if size > RUNTIME_FILE}
+    tracking = {path.name: lines_of_code(path) for path in SOURCES if path.parent.name == "tracking"}
+    assert sum(tracking.values()) <= 500, tracking
+    evaluation = {path.name: lines_of_code(path) for path in SOURCES if path.parent.name == "evaluation"}  # nor is this
+    assert sum(evaluation.values()) <= 1900, evaluation
+    assert not {name: size for name, size in evaluation.items() if size > RUNTIME_FILE}
     formats = {path.name: lines_of_code(path) for path in SOURCES if path.parent.name == "formats"}
     assert formats.pop("bigquery.py") <= 410  # a service, not a file, and shared by workers
     assert not {name: size for name, size in formats.items() if size > RUNTIME_FILE}
@@ -112,7 +117,9 @@ def test_hyperparameters_and_task_import_no_tensorflow(trainer):
     assert run_python(code) == "[]"
 
 
-@pytest.mark.parametrize("module", ["environment", "arguments", "errors", "outputs", "reporting", "strategy"])
+@pytest.mark.parametrize(
+    "module", ["environment", "arguments", "errors", "outputs", "reporting", "strategy", "checksums", "tracking.nodes", "tracking.client"]
+)
 def test_what_answers_at_once_imports_no_tensorflow(module):
     code = f"import sys, vertex_runtime.{module}; print(sorted({{'keras', 'numpy', 'tensorflow'}} & set(sys.modules)))"
     assert run_python(code) == "[]"
@@ -129,7 +136,8 @@ def test_the_local_service_knows_no_trainer_and_no_tensorflow():
         names = imports(path)
         others = {*TRAINERS, "vertex_submit", "trainer", "tensorflow", "keras", "numpy"}
         assert not {name.partition(".")[0] for name in names} & others, path.name
-        assert {name for name in names if name.startswith("vertex_runtime")} <= {"vertex_runtime.environment"}, path.name
+        light = {"vertex_runtime.environment", "vertex_runtime.checksums", "vertex_runtime.tracking"}  # of the last, `nodes` alone
+        assert {name for name in names if name.startswith("vertex_runtime")} <= light, path.name
 
 
 def test_what_submits_reads_job_files_in_one_place():

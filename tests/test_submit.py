@@ -549,6 +549,9 @@ def test_a_dry_deploy_says_every_call(tmp_path):
     assert "'max_replica_count': 3" in done.stdout or "max_replica_count=3" in done.stdout
     assert "instances=[{'text': 'how do i parse a date?'}, 'bare']" in done.stdout
     assert "past its end of support (2026-07-14)" in done.stderr
+    flags = ("--dry_run", *REAL, "--instances=ask.jsonl", "--parent_model=77")
+    shown = call(deploy.main, JOBS / "stackoverflow.yaml", *flags, cwd=tmp_path).stdout
+    assert "parent_model='77', version_aliases=['challenger']" in shown, "a new version is one to be compared"
 
 
 def test_the_check_request_is_rows_of_the_sample_data(tmp_path):

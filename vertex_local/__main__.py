@@ -10,17 +10,21 @@ COMMANDS = {
     "run": ("vertex_local.local.run", "run a custom job's file: every replica a process with the service's environment"),
     "check": ("vertex_local.check.command", "look at a job's file, package, flags, data, machines, images before you pay; time and price"),
     "tune": ("vertex_local.tuning.tune", "run a hyperparameter tuning job's file: trials in parallel, searched by Optuna"),
+    "pipeline": ("vertex_local.pipelines.command", "run a compiled pipeline: its steps here, its training as jobs of the local service"),
     "list": ("vertex_local.local.list_jobs", "the jobs of this machine: id, kind, state, name, start, duration"),
     "logs": ("vertex_local.local.show_logs", "what a job's replicas printed; -f follows it while it runs"),
     "stop": ("vertex_local.local.stop_job", "ask whoever runs a job to end it in order"),
-    "compare": ("vertex_local.local.compare", "in what two jobs differ: specs, arguments, measurements, times"),
+    "compare": ("vertex_local.local.compare", "in what two jobs or runs differ: parameters, data, code, environment, metrics, times"),
+    "lineage": ("vertex_local.metadata.show_lineage", "where a model comes from: run, job, parameters, commit, every file of its data"),
     "clean": ("vertex_local.local.clean", "remove the folders of jobs that are over; never outputs in buckets"),
     "copy": ("vertex_submit.copy_files", "copy files to Cloud Storage or from there: parallel, resumed, compared by checksum"),
     "env": ("vertex_local.serve.env", "print the lines that lead gcloud and Python programs to the running service"),
     "console": ("vertex_local.console.command", "print an address that opens the running service's console in a browser"),
     "serve": ("vertex_local.serve.command", "a job service on this machine that answers gcloud and the Python SDK"),
+    "watch": ("vertex_local.serve.watch", "compare what an endpoint is asked with its model's training rows; warn, start a pipeline"),
 }
-EXTRAS = {"console": "serve", "env": "serve", "serve": "serve", "tune": "tune"}  # of setup.py, which a command needs
+# Of setup.py, which a command needs.
+EXTRAS = {name: "serve" for name in ("console", "env", "lineage", "pipeline", "serve", "watch")} | {"tune": "tune"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -73,9 +73,12 @@ class RunOptions:
     only: str = option("all", "one stage alone, from the newest checkpoint: evaluate, or export", choices=STAGES)
     max_minutes: float = option(0.0, "stop training after so many minutes of this process, and export; 0: never", minimum=0)
     stall_minutes: float = option(0.0, "end by SIGABRT when nothing has moved for so many minutes; 0: never", minimum=0)
+    experiment: str = option("", "record the run in this experiment of Vertex AI Experiments [AIP_EXPERIMENT_NAME]")
     profile: str = option("", "A,B: write a profile of the steps from A to B to the log directory")
     plan: str = option("no", "say as JSON what would be trained, and stop: by the flags, the model or the data", choices=PLANS, bare="data")
     data_report: str = option("", "write a report on the data, *.html and *.json, there or beside the outputs, and stop", bare=BESIDE)
+    evaluate: str = option("", "evaluate this exported model on --eval_data_path, write evaluation.json and .html to D, and stop")
+    against: str = option("", "of --evaluate: another model, which is asked the same rows")
     ledger: str = option("", "append a hash of every row fed to every step to this file (for tests)")
 
 

@@ -143,6 +143,10 @@ class CsvBlocks:
                 start = end
 
     def _prepared(self, blocks: Sequence[int]) -> list[np.ndarray]:
+        return self.prepare(self.raw(blocks))
+
+    def raw(self, blocks: Sequence[int]) -> Chunk:
+        """Return the raw rows of some blocks."""
         texts: list[bytes] = []
         for block in blocks:
             for segment in self.index.blocks[block]:
@@ -150,7 +154,7 @@ class CsvBlocks:
                 with contextlib.suppress(OSError), open(segment.path, "rb", buffering=0) as file:  # `parse` says that it is gone
                     text = os.pread(file.fileno(), segment.end - segment.start, segment.start)
                 texts += [text] if text.endswith(b"\n") else [text, b"\n"]
-        return self.prepare(self.parse(b"".join(texts), sum(map(self.index.rows, blocks))))
+        return self.parse(b"".join(texts), sum(map(self.index.rows, blocks)))
 
 
 def csv_blocks(

@@ -102,8 +102,11 @@ class ModelModule(Protocol):
     def score(self, outputs: Mapping[str, np.ndarray], labels: Any) -> float:
         """Return a metric of served answers, for the gate. Default: the objective's own metric, where outputs are as they are."""
 
+    def slices(self, chunk: data.Chunk) -> Mapping[str, np.ndarray]:
+        """Return quantities by which an evaluation's errors are looked at, beside the columns: numbers or texts [rows]. Default: none."""
+
     def extra_files(self, facts: Facts) -> dict[str, str]:
-        """Return texts to put into `assets.extra` of the SavedModel, by name. Default: labels.txt for classes."""
+        """Return texts to put into `assets.extra` of the SavedModel, by name. Default: labels.txt, of several labels labels.NAME.txt."""
 
     def jit_compile(self, hp: Any, total_steps: int) -> bool:
         """Tell whether to compile the steps with XLA. Default: no, because many models are slower for it."""
@@ -448,10 +451,15 @@ def _package_name(module: ModuleType) -> str:
 def metric_is_mentioned(contract: Contract) -> bool:
     """Tell whether the objective's metric stands somewhere in the trainer's source: as a text, or as a class such as `AUC`."""
     name = contract.objective.removeprefix("val_")
+    return name == "loss" or mentions(contract, name)
+
+
+def mentions(contract: Contract, name: str) -> bool:
+    """Tell whether a name stands somewhere in the trainer's source, as a text, a name or an attribute, however it is spelt."""
     nodes = [node for _, tree in own_sources(contract.module).values() for node in ast.walk(tree)]
     words = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     words |= {node.attr for node in nodes if isinstance(node, ast.Attribute)} | {node.id for node in nodes if isinstance(node, ast.Name)}
-    return name == "loss" or name.replace("_", "").lower() in {word.replace("_", "").lower() for word in words}
+    return name.replace("_", "").lower() in {word.replace("_", "").lower() for word in words}
 
 
 def check_metrics(contract: Contract, names: Sequence[str]) -> None:
@@ -533,7 +541,9 @@ def _default(
 
     def extra_files(facts: Facts) -> dict[str, str]:
         names = facts.get("class_names") if isinstance(facts, Mapping) else None
-        return {} if names is None or isinstance(names, Mapping) else {"labels.txt": "".join(f"{name}\n" for name in names)}
+        several = {f"labels.{label}.txt": each for label, each in names.items()} if isinstance(names, Mapping) else {}
+        texts = several if names is None or several else {"labels.txt": names}
+        return {file: "".join(f"{name}\n" for name in each) for file, each in texts.items()}
 
     def jit_compile(hp: Any, total_steps: int) -> bool:
         return False

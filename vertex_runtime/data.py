@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from . import checksums
 from .columns import Category, Column, Image, Text
 from .environment import resolve_uri
 from .errors import FAILED, UserError
@@ -114,26 +115,14 @@ def fingerprint(path: str, whole: bool, reading: Reading | None = None) -> dict[
 
     Without `whole` only the ends (1 MiB each) are read, for data too large to read twice.
     """
-    digest, total = hashlib.sha256(), 0
     if is_table(path):
         from . import formats
 
         return formats.table(path).fingerprint(path, reading or formats.Reading())
     if "://" not in path and not os.path.exists(split_part(path)[0]):  # a name of rows, not of a file
         return {"path": path, "bytes": 0, "sha256": hashlib.sha256(path.encode()).hexdigest()}
-    for name in walk(path):
-        with open_binary(name) as file:
-            if whole:
-                while block := file.read(BLOCK_BYTES):
-                    digest.update(block)
-                    total += len(block)
-            else:
-                size = file.size() if hasattr(file, "size") else os.fstat(file.fileno()).st_size
-                digest.update(file.read(1 << 20))
-                file.seek(max(0, size - (1 << 20)))
-                digest.update(file.read(1 << 20))
-                total += size
-    return {"path": path, "bytes": total, "sha256": digest.hexdigest()}
+    total, digest = checksums.of_files(walk(path), whole, open_binary)
+    return {"path": path, "bytes": total, "sha256": digest}
 
 
 def walk(path: str) -> list[str]:
@@ -144,7 +133,7 @@ def walk(path: str) -> list[str]:
         import tensorflow as tf
 
         return sorted(f"{folder.rstrip('/')}/{name}" for folder, _, names in tf.io.gfile.walk(path) for name in names)
-    return sorted(os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names)
+    return checksums.files_in(path)
 
 
 class Watch:

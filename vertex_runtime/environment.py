@@ -52,6 +52,10 @@ class Environment:
     metric_file: str | None = None
     in_job: bool = False
     tpu: bool = False
+    experiment: str | None = None
+    experiment_run: str | None = None
+    tensorboard: str | None = None
+    pipeline: str | None = None
     debugged: str | None = None  # the replica that somebody debugs (`vertex_local run --debug`), so that it may take its time
 
     @classmethod
@@ -91,6 +95,10 @@ class Environment:
                 for name, value in variables.items()
             ),
             tpu=any(variables.get(name) for name in TPU_VARIABLES),
+            experiment=_text(variables, "AIP_EXPERIMENT_NAME"),
+            experiment_run=_text(variables, "AIP_EXPERIMENT_RUN_NAME"),
+            tensorboard=_text(variables, "AIP_TENSORBOARD_RESOURCE_NAME"),
+            pipeline=_text(variables, "TRAINER_PIPELINE_JOB"),  # ours: a pipeline's step tells its trainer which pipeline it is
             debugged=_text(variables, "TRAINER_DEBUG"),
         )
 
@@ -223,6 +231,17 @@ def _is_address(text: str) -> bool:
         return bool(found) and found[1].isprintable() and bool(found[1].encode("idna")) and 1 <= int(found[2]) <= 65535
     except UnicodeError:  # raised again by each lookup: a label that is empty or too long
         return False
+
+
+def uri_of(path: str, variables: Mapping[str, str] | None = None) -> str:
+    """Return what to call a path elsewhere: `gs://…` for a bucket's file, under `vertex_local` too; else the absolute path."""
+    root = (os.environ if variables is None else variables).get("VERTEX_LOCAL_BUCKET_ROOT")
+    if path.startswith("/gcs/") and not root:
+        return f"gs://{path[len('/gcs/') :]}"
+    if "://" in path:
+        return path
+    path = os.path.abspath(path)
+    return f"gs://{path[len(root) + 1 :]}" if root and path.startswith(root.rstrip("/") + "/") else path
 
 
 def resolve_uri(path: str, variables: Mapping[str, str] | None = None) -> str:

@@ -21,7 +21,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from . import bucket_manifest, columns, predict
+from . import bucket_manifest, checksums, columns, predict, sample_predictions
 from .contract import Contract, blame
 from .data import Chunk, concatenate, take
 from .errors import FAILED, UserError
@@ -45,6 +45,7 @@ class Exporter:
 
     def __init__(self, contract: Contract, network: keras.Model, prepare: Preparer):
         self.contract, self.network, self.facts = contract, network, prepare.facts
+        self.checksum: str | None = None  # of the files that were published
         self.module = tf.Module()
         with tf.device("/cpu:0"):
             state = network.trainable_variables + network.non_trainable_variables
@@ -100,6 +101,14 @@ class Exporter:
                         "call in TensorFlow operations, without tf.py_function and tf.numpy_function."
                     )
 
+    def signature(self) -> dict[str, dict[str, Any]]:
+        """Return type and shape of each input and output that is served."""
+        made_of = {"inputs": self.serve.structured_input_signature[1], "outputs": self.serve.structured_outputs}
+        return {
+            side: {name: {"dtype": spec.dtype.name, "shape": spec.shape.as_list()} for name, spec in sorted(specs.items())}
+            for side, specs in made_of.items()
+        }
+
     def expect(self, features: Any) -> dict[str, tf.Tensor]:
         """Return what the trained network answers on prepared features, by the path that training takes."""
         return self._named(self.contract.outputs(self.network(features, training=False), self.facts))
@@ -114,10 +123,15 @@ class Exporter:
         """Write the SavedModel with the copies as they are."""
         with tf.device("/cpu:0"):
             tf.saved_model.save(self.module, directory, signatures={"serving_default": self.serve})
-        for name, text in self.contract.extra_files(self.facts).items():
-            os.makedirs(f"{directory}/assets.extra", exist_ok=True)
-            with open(f"{directory}/assets.extra/{name}", "w", encoding="utf-8") as file:
-                file.write(text)
+        put_beside(directory, self.contract.extra_files(self.facts))
+
+
+def put_beside(directory: str, texts: Mapping[str, str]) -> None:
+    """Write texts into `assets.extra` of a SavedModel, by name."""
+    for name, text in texts.items():
+        os.makedirs(f"{directory}/assets.extra", exist_ok=True)
+        with open(f"{directory}/assets.extra/{name}", "w", encoding="utf-8") as file:
+            file.write(text)
 
 
 class Rehearsal:
@@ -166,13 +180,15 @@ class Rehearsal:
 
 
 def publish(
-    exporter: Exporter, prepare: Preparer, sample: Chunk, outputs: Outputs, tolerance: float, events: Events, step: int
-) -> dict[str, float]:
+    exporter: Exporter, prepare: Preparer, sample: Chunk, outputs: Outputs, tolerance: float, events: Events, step: int,
+    extra: Mapping[str, str] | None = None,
+) -> dict[str, float]:  # fmt: skip
     """Export, check and publish the trained model.
 
     Args:
         sample: raw evaluation rows with their labels, for the gate.
         tolerance: largest |served - trained| / max(1, |trained|).
+        extra: texts for `assets.extra`, by name.
 
     Returns:
         What the gate measured: rows, largest difference, metric of both paths.
@@ -183,6 +199,7 @@ def publish(
     stage = tempfile.mkdtemp(prefix="model-") if is_remote(outputs.model) else f"{outputs.model}.part"
     shutil.rmtree(stage, ignore_errors=True)  # ours: what a killed export left
     exporter.save(stage)
+    put_beside(stage, extra or {})
     events.enter("export", step)
     report, worst = compare(exporter, prepare, sample, stage)
     if not report["largest_difference"] <= tolerance or not report["metric_difference"] <= tolerance:
@@ -199,6 +216,7 @@ def publish(
     reason = exporter.save_keras(stage)
     where = f"{outputs.model}/assets.extra/model.keras, for keras.saving.load_model" if reason is None else f"no model.keras ({reason})"
     log("INFO", f"for fine-tuning: {where}")
+    exporter.checksum = checksums.of_folder(stage)
     _publish(stage, outputs.model, outputs.records)
     return report
 
@@ -214,7 +232,7 @@ def ask(directory: str, instances: list[dict[str, Any]]) -> list[Any]:
 
 
 def compare(exporter: Exporter, prepare: Preparer, sample: Chunk, directory: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Ask both paths about the sample; return (measurements, the worst rows)."""
+    """Ask both paths about the sample, and keep some answers beside the model; return (measurements, the worst rows)."""
     contract = exporter.contract
     features, labels = prepare(sample)[:2]
     count = rows_of(sample)
@@ -223,6 +241,7 @@ def compare(exporter: Exporter, prepare: Preparer, sample: Chunk, directory: str
     expected = {name: np.concatenate([part[name].numpy() for part in parts]) for name in parts[0]}
     instances = instances_of(contract, sample)
     answers = ask(directory, instances)
+    sample_predictions.keep(directory, instances, answers)
     rows = answers if len(expected) > 1 else [{name: row} for name in expected for row in answers]
     served = {name: np.array([_plain_in(row[name]) for row in rows]) for name in expected}
     difference = np.zeros(count)

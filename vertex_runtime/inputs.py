@@ -30,6 +30,7 @@ from .learnt import kept, learn, learns_classes
 from .locations import data_paths
 from .order import block_rows
 from .outputs import versions
+from .profile import Profile
 from .reporting import log
 from .rows import (
     AnyRows,
@@ -100,6 +101,8 @@ class Inputs:
         self.facts = self._facts(lambda: data.rechunk(self._part("training"), rows))
         self.prepare = Preparer(self.contract, hp, self.facts, self.bad)
         sampler = export.Sampler(hp.seed, self.contract.inputs)
+        self.profile = Profile(self.contract.columns, self.contract.labels, hp.seed) if trains else None
+        self.blocks: CsvBlocks | None = None
         self.train = self._rows("training") if trains else None
         self.evaluation = self._rows("evaluation", sampler)
         self.test = self._rows("test") if test and trains else None
@@ -209,7 +212,7 @@ class Inputs:
 
         Where a row lies in a chunk may decide the last bit of a feature: vectorised and single operations round differently.
         """
-        chunks = self._sampled(self._part(name), sampler)
+        chunks = self._sampled(self._part(name), self.profile if name == "training" else sampler)
         if any(isinstance(column, Image) for column in self.contract.columns):
             return chunks  # large, and decoded one by one
         block = block_rows(each)
@@ -241,6 +244,7 @@ class Inputs:
             cache = Cache(layout, folder, key)
             self.held.callback(cache.close)
             if (source := self._blocks(name, each)) is not None:
+                self.blocks = source
                 return CachedRows(cache, source.index.count, each, source, self.watch.see, self._share(0.05))
             started = time.monotonic()
             if alone:
@@ -365,7 +369,7 @@ class Inputs:
                 self.places[name] = np.flatnonzero(np.concatenate(masks))
         return self.places[name]
 
-    def _sampled(self, chunks: Iterable[data.Chunk], sampler: export.Sampler | None) -> Iterator[data.Chunk]:
+    def _sampled(self, chunks: Iterable[data.Chunk], sampler: export.Sampler | Profile | None) -> Iterator[data.Chunk]:
         for chunk in chunks:
             if sampler is not None:
                 sampler.add(chunk)

@@ -237,6 +237,18 @@ def write_json(records: str, name: str, value: Mapping[str, Any]) -> None:
     os.replace(path + ".tmp", path)
 
 
+def read_json(records: str, name: str) -> dict[str, Any]:
+    """Return a record that an earlier start of the run wrote; nothing where there is none that can be read."""
+    import tensorflow as tf
+
+    try:
+        with tf.io.gfile.GFile(f"{records}/{name}") as file:
+            found = json.loads(file.read())
+    except (tf.errors.OpError, OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def versions() -> dict[str, str]:
     """Return the versions of Python and of what computes, by module."""
     import keras

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import base64
 import gc
+import importlib.util
 import json
 import os
 import re
@@ -59,13 +60,36 @@ def answer(signature: Any, instances: Sequence[Any]) -> list[Any]:
     Raises:
         ValueError: an instance does not fit the signature; its text starts with the instance's place (from 0).
     """
-    import tensorflow as tf
+    found = ask(signature, columns_of(signature, instances))
+    lists = {name: _jsonable(name, values) for name, values in found.items()}
+    if len(lists) == 1:
+        return next(iter(lists.values()))
+    return [dict(zip(lists, row)) for row in zip(*lists.values())]
 
+
+def columns_of(signature: Any, instances: Sequence[Any]) -> dict[str, list[Any]]:
+    """Return instances as the signature's inputs, by name: what a tensor takes, for each instance.
+
+    Raises:
+        ValueError: an instance does not fit the signature; its text starts with the instance's place (from 0).
+    """
     specs = signature.structured_input_signature[1]
     columns: dict[str, list[Any]] = {name: [] for name in specs}
     for place, instance in enumerate(instances):
         for name, value in _named(instance, specs, place).items():
-            columns[name].append(_value(value, specs[name].dtype, name, place))
+            columns[name].append(value_of(value, specs[name].dtype, name, place))
+    return columns
+
+
+def ask(signature: Any, columns: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """Return the model's outputs as arrays [rows, ...], by name.
+
+    Raises:
+        ValueError: as `columns_of`.
+    """
+    import tensorflow as tf
+
+    specs = signature.structured_input_signature[1]
     try:
         given = {name: tf.constant(values, specs[name].dtype) for name, values in columns.items()}
         found = signature(**given)
@@ -73,10 +97,7 @@ def answer(signature: Any, instances: Sequence[Any]) -> list[Any]:
         raise _refused(str(error.message)) from None
     except (ValueError, TypeError) as error:
         raise ValueError(f"{_odd_one(columns, specs)}: does not fit the model's inputs: {str(error).splitlines()[0][:120]}") from None
-    lists = {name: _jsonable(name, values.numpy()) for name, values in found.items()}
-    if len(lists) == 1:
-        return next(iter(lists.values()))
-    return [dict(zip(lists, row)) for row in zip(*lists.values())]
+    return {name: values.numpy() for name, values in found.items()}
 
 
 def _named(instance: Any, specs: Mapping[str, Any], place: int) -> Mapping[str, Any]:
@@ -98,7 +119,7 @@ def _refused(message: str) -> ValueError:
     return ValueError(f"0: the model refuses the instances: {' '.join(message.split())[:200]}")
 
 
-def _odd_one(columns: Mapping[str, list[Any]], specs: Mapping[str, Any]) -> int:
+def _odd_one(columns: Mapping[str, Sequence[Any]], specs: Mapping[str, Any]) -> int:
     """Return the place of the first instance whose shape differs from the signature's."""
     import numpy as np
 
@@ -113,10 +134,10 @@ def _odd_one(columns: Mapping[str, list[Any]], specs: Mapping[str, Any]) -> int:
     return 0
 
 
-def _value(value: Any, dtype: Any, name: str, place: int) -> Any:
+def value_of(value: Any, dtype: Any, name: str, place: int) -> Any:
     """Turn JSON into what a tensor takes; `null` is a missing cell: NaN among numbers, an empty text elsewhere."""
     if isinstance(value, list):
-        return [_value(part, dtype, name, place) for part in value]
+        return [value_of(part, dtype, name, place) for part in value]
     if dtype.name == "string":
         if isinstance(value, dict) and set(value) == {"b64"}:
             try:
@@ -143,7 +164,12 @@ def _jsonable(name: str, values: Any) -> list[Any]:
     return [value.decode("utf-8") for value in values.tolist()]
 
 
-def _batches(lines: Iterable[str]) -> Iterable[tuple[list[int], list[Any]]]:
+def batches(lines: Iterable[str]) -> Iterable[tuple[list[int], list[Any]]]:
+    """Yield (numbers of lines, instances) of JSON lines, some at a time; blank lines are none.
+
+    Raises:
+        ValueError: a line is not JSON; what came before it has been yielded.
+    """
     numbers: list[int] = []
     instances: list[Any] = []
     for number, line in enumerate(lines, 1):
@@ -171,13 +197,35 @@ def _answer_lines(signature: Any, numbers: Sequence[int], instances: Sequence[An
 
 
 def _serve(signature: Any, lines: Iterable[str]) -> None:
-    """Answer whole requests, one a line: `{"predictions": [...]}`, or `{"error": ...}` for what does not fit the model."""
+    """Answer whole requests, one a line: `{"predictions": [...]}`, or `{"error": ...}` for what does not fit the model.
+
+    A request with an ExplanationSpec as `explain` is answered with `explanations`, too: see explain.py.
+    """
     for line in lines:
         try:
-            found: dict[str, Any] = {"predictions": answer(signature, json.loads(line)["instances"])}
+            request = json.loads(line)
+            found: dict[str, Any] = {"predictions": answer(signature, request["instances"])}
+            if "explain" in request:
+                found["explanations"] = _explain().Explainer(signature, request["explain"]).explain(request["instances"])
         except Exception as error:  # whatever TensorFlow makes of a request, the next one gets its answer
             found = {"error": str(error).partition("\n")[0] or type(error).__name__}
         print(json.dumps(found, ensure_ascii=False), flush=True)
+
+
+def _explain() -> Any:
+    """Return the module explain.py beside this one, which may not be in a package."""
+    if __package__:
+        from . import explain
+
+        return explain
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "explain.py")
+    spec = importlib.util.spec_from_file_location("explain", path)
+    if spec is None or spec.loader is None or not os.path.exists(path):
+        raise ValueError(f"--explain needs {path}, which is not there")
+    sys.modules["predict"] = sys.modules[__name__]
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -186,14 +234,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("model_dir", help="folder of the SavedModel: what a trainer writes to <output_dir>/model")
     parser.add_argument("--envelope", action="store_true", help='print the whole answer, {"predictions": [...]}, instead')
     parser.add_argument("--requests", action="store_true", help='each line is a request, {"instances": [...]}, until the input ends')
+    parser.add_argument("--explain", action="store_true", help="print what each answer rests on instead: see explain.py")
     args = parser.parse_args(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         if args.requests:
             _serve(load_signature(args.model_dir), sys.stdin)
             return 0
+        if args.explain:
+            _explain().print_lines(args.model_dir, sys.stdin)
+            return 0
         signature, everything = None, []
-        for numbers, instances in _batches(sys.stdin):
+        for numbers, instances in batches(sys.stdin):
             if not instances:
                 continue
             signature = signature or load_signature(args.model_dir)
@@ -211,4 +263,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    if not __package__:
+        sys.path.pop(0)  # this file's own folder, whose profile.py would stand for the standard library's
     sys.exit(main())

@@ -140,8 +140,12 @@ class Scalars:
             writer.flush()
         return written
 
-    def hyperparameters(self, values: Mapping[str, object], objective: str) -> list[str]:
-        """Write the run's hyperparameters for TensorBoard's HParams page; returns the files that this call made."""
+    def hyperparameters(self, values: Mapping[str, object], objective: str, about: Mapping[str, object]) -> list[str]:
+        """Write the run's hyperparameters for TensorBoard's HParams page, and for its Text page what else is known `about` it.
+
+        Returns:
+            The files that this call made.
+        """
         import tensorflow as tf
         from tensorboard.plugins.hparams import summary_v2 as hparams
 
@@ -154,6 +158,7 @@ class Scalars:
         with tf.summary.create_file_writer(self.directory).as_default():
             hparams.hparams_config(kinds, [metric])
             hparams.hparams(plain)
+            tf.summary.text("run", f"```json\n{json.dumps(about, indent=1, default=str)}\n```", step=0)
             tf.summary.flush()
         return [path for path in tf.io.gfile.glob(f"{self.directory}/*") if path not in before and not tf.io.gfile.isdir(path)]
 
@@ -200,6 +205,8 @@ class Events:
         self.path = variables.get("TRAINER_EVENTS")
         self.place, self.at, self.signal = None, 0, signal.SIGKILL
         self.counts: dict[str, int] = {}
+        self.seconds: dict[str, float] = {}  # spent in each phase so far
+        self._entered = ("", time.monotonic())
         text = variables.get("TRAINER_KILL", "")
         try:
             for part in filter(None, text.split(",")):
@@ -218,6 +225,10 @@ class Events:
     def enter(self, phase: str, step: int, **fields: object) -> None:
         """Announce a phase: data, build, step, checkpoint, evaluation, export or end."""
         self.beat(f"{phase} at step {step}")
+        before, since = self._entered
+        self._entered = (phase, time.monotonic())
+        if before:
+            self.seconds[before] = self.seconds.get(before, 0.0) + self._entered[1] - since
         self.counts[phase] = self.counts.get(phase, 0) + 1
         if self.path:
             with open(self.path, "a") as file:

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -33,9 +32,14 @@ from .errors import Preempted, UserError
 from .inputs import Inputs
 from .loop import Trainer, end_by_sigterm
 from .outputs import Outputs, prepare, record, seal, versions, write_json
+from .profile import NAME as PROFILE
 from .reporting import Events, Hypertune, Progress, Scalars, format_metrics, log
 from .rows import CachedRows, MemoryRows, Share
 from .steps import Plan, Steps, optimizers
+from .tracking import experiment
+from .tracking.experiment import AT_THE_END, WHEN_STOPPED
+from .tracking.record import Record
+from .training_profile import texts_of, training_profile
 
 Restored = tuple[dict[str, np.ndarray], dict[str, Any]]
 SAME = 1e-4  # relative: evaluations of one model by two sources that differ in nothing that counts
@@ -58,6 +62,8 @@ class Run:
         self.events = Events(os.environ, self.beat)
         self.tuning = Hypertune(self.contract.objective, self.env.trial, self.env.metric_file, quiet=not self.env.is_chief)
         self.checkpointer = Checkpointer(self.outputs.checkpoints, self.outputs.records, self.events, self.env.is_chief)
+        self.record = Record(self)
+        self.reporter = experiment.Reporter(None, self.env)
 
     def agree(self, value: int) -> int:
         """Return the chief's value on every worker."""
@@ -91,7 +97,10 @@ def train_and_export(run: Run) -> dict[str, float]:
         changed = admit(run, inputs, trainer, restored)
         if env.is_chief:
             describe_run(run, inputs, plan, trainer)
-            write_run(run, inputs, trainer, "running")
+            begin_record(run, restored)
+            held.callback(run.reporter.fail)
+            if options.only != "evaluate":  # which changes nothing of the run
+                write_run(run, inputs, trainer, "running")
         if restored:
             log("INFO", f"resuming from step {restored[1]['step']} of {plan.total_steps} ({run.outputs.checkpoints})")
         try:
@@ -181,11 +190,14 @@ def build(run: Run, inputs: Inputs, plan: Plan) -> Trainer:
     def on_evaluation(step: int, metrics: dict[str, float]) -> None:
         progress.evaluated(step, metrics)
         write(step, metrics | rates(network, progress), flush=True)
+        run.record.evaluated(step, metrics)
+        run.reporter.evaluated(step, metrics)
         run.tuning.report(step, metrics[contract.objective])
 
     peers = (tf.errors.OpError,) if env.worker_count > 1 else ()  # it may be a peer's that went away
     if env.is_chief and options.only == "all":
-        record(outputs.records, *scalars.hyperparameters(dataclasses.asdict(run.hp), contract.objective))
+        written = scalars.hyperparameters(dataclasses.asdict(run.hp), contract.objective, run.record.made_of(inputs))
+        record(outputs.records, *written)
     return Trainer(
         steps, plan, inputs.train, inputs.evaluation, run.checkpointer, contract.callbacks(run.hp), inputs.fingerprint(),
         run.events, progress, on_evaluation, write,
@@ -308,9 +320,14 @@ def finish(run: Run, inputs: Inputs, trainer: Trainer, metrics: dict[str, float]
     tolerance = max(tolerance, 2e-2) if reduced_precision(trainer.model) and not run.options.skew_tolerance else tolerance
     if trainer.rehearsal is not None:
         trainer.rehearsal.check()
+    profile = training_profile(inputs)
+    extra = texts_of(inputs, profile, trainer.exporter.serve.structured_outputs)
     with blame(run.contract.module, "the export"):
-        gate = export.publish(trainer.exporter, inputs.prepare, inputs.sample, run.outputs, tolerance, run.events, state["step"])
+        gate = export.publish(trainer.exporter, inputs.prepare, inputs.sample, run.outputs, tolerance, run.events, state["step"], extra)
+    if profile:
+        write_json(records, PROFILE, profile)
     write_json(records, "metrics.json", metrics | {"skew_gate": gate} | common)
+    run.record.published(trainer.exporter, metrics)
     write_run(run, inputs, trainer, "out of time" if trainer.out_of_time else "finished")
     seal(records)
     say_end(run, inputs, metrics, gate)
@@ -392,42 +409,21 @@ def describe_run(run: Run, inputs: Inputs, plan: Plan, trainer: Trainer) -> None
     log("INFO", f"outputs: model {run.outputs.model}, checkpoints {run.outputs.checkpoints}, logs {run.outputs.logs}")
 
 
+def begin_record(run: Run, restored: Restored | None) -> None:
+    """Begin the record of the run, or go on with that of its earlier starts; find the experiment that it is in."""
+    if restored:
+        run.record.resume(restored[1]["step"])
+    run.record.experiment = experiment.names(run.options.experiment, run.env, run.contract.name, run.record.id)
+    run.reporter = experiment.Reporter(run.record.experiment, run.env)
+
+
 def write_run(run: Run, inputs: Inputs, trainer: Trainer, state: str) -> None:
-    """Write run.json: enough to tell later what this run was, and how it stands."""
-    best = {name: value for name, value in trainer.state["best"].items() if name != "metrics"}
-    seconds = round(time.monotonic() - run.started, 1)
-    write_json(run.outputs.records, "run.json", {
-        "command": sys.argv,
-        "commit": commit(os.path.dirname(run.contract.module.__file__ or "")),
-        "hyperparameters": dataclasses.asdict(run.hp),
-        "options": dataclasses.asdict(run.options),
-        "environment": dataclasses.asdict(run.env),
-        "versions": versions(),
-        "data": inputs.described(),
-        "rows": {"train": inputs.train.count, "evaluation": inputs.evaluation.count},
-        "synthetic_sample_data": inputs.synthetic,
-        "total_steps": trainer.plan.total_steps,
-        "jit_compile": bool(trainer.plan.jit_compile),
-        "outputs": dataclasses.asdict(run.outputs),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - seconds)),
-        "state": state,
-        "duration_seconds": seconds,
-        "step": trainer.state["step"],
-        "best": best,
-    })  # fmt: skip
-
-
-def commit(folder: str) -> str | None:
-    """Return the git commit of the code, with `+changes` where files differ from it; None outside a checkout."""
-    git = ["git", "-C", folder or "."]
-    try:
-        found = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
-        if found.returncode:
-            return None
-        changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, timeout=5)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return found.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
+    """Write run.json, and tell the experiment that the run is in, if any, how it stands."""
+    run.record.write(inputs, trainer, state)
+    if state == "running":
+        run.reporter.begin(run.record.written)
+    else:
+        run.reporter.end(run.record.written, AT_THE_END if state != "interrupted" else WHEN_STOPPED)
 
 
 def say_end(run: Run, inputs: Inputs, metrics: dict[str, float], gate: dict[str, Any]) -> None:

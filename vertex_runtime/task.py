@@ -33,6 +33,10 @@ def train(package: str, hyperparameters: type, argv: Sequence[str] | None, descr
     hp, options = parse(hyperparameters, argv, description)
     env = Environment.from_mapping(os.environ)
     trainer = package.split(".")[-2] if "." in package else _folder(package)
+    if options.evaluate or options.against:
+        from .evaluation import run as evaluation
+
+        return evaluation.say(package, trainer, hyperparameters, hp, options, env)
     if options.data_report:
         from .data_report.run import say
 

@@ -37,11 +37,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def add_job_flags(parser: argparse.ArgumentParser) -> None:
     """Add what can be said of any kind of job beside its file."""
-    parser.add_argument("--base_output_dir", metavar="gs://…", type=_folder, help="another place for its outputs than the file says")
+    parser.add_argument("--base_output_dir", metavar="gs://…", type=folder, help="another place for its outputs than the file says")
     parser.add_argument("--no_check", action="store_true", help="do not run `python -m vertex_local check` before")
 
 
-def _folder(text: str) -> str:
+def folder(text: str) -> str:
+    """Parse a folder in a bucket for argparse."""
     try:
         if not text.startswith("gs://"):
             raise UserError("takes gs://bucket/folder")
@@ -49,6 +50,14 @@ def _folder(text: str) -> str:
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{error}; got {text!r}") from None
     return text
+
+
+def labels(text: str) -> dict[str, str]:
+    """Parse labels for argparse."""
+    pairs = [part.partition("=") for part in text.split(",") if part]
+    if not pairs or any(not (name and equals) for name, equals, _ in pairs):
+        raise argparse.ArgumentTypeError(f"takes key=value,key=value; got {text[:100]!r}.")
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def positive(text: str) -> float:
@@ -156,7 +165,7 @@ def console(values: Mapping[str, str], number: str) -> str:
 
 def plain_state(job: Mapping[str, Any]) -> str:
     """Return a job's state without the enum's prefix, such as RUNNING."""
-    return str(job.get("state", "PENDING")).removeprefix("JOB_STATE_").removeprefix("PIPELINE_STATE_")
+    return str(job.get("state", "PENDING")).removeprefix("JOB_STATE_").removeprefix("PIPELINE_STATE_") or "PENDING"
 
 
 def follow(

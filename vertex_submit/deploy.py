@@ -20,7 +20,7 @@ from vertex_local import cli
 from vertex_local.errors import UserError
 from vertex_local.job import settings
 
-from . import checkout, cloud, jobs, sdk, submission
+from . import checkout, cloud, explanation, jobs, registry, sdk, submission
 
 SAMPLE = """
 import json, sys
@@ -43,7 +43,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--artifact_uri", metavar="gs://…", help="folder of the SavedModel (default: model/ in the job's output directory)")
     parser.add_argument("--model_display_name", metavar="NAME", help="for the upload (default: the trainer's name)")
     parser.add_argument("--parent_model", metavar="ID", help="for the upload: make it a new version of this model")
-    parser.add_argument("--version_aliases", metavar="A,B", type=sdk.aliases, help="for the upload")
+    parser.add_argument("--version_aliases", metavar="A,B", type=sdk.aliases, help="for the upload (a new version's default: challenger)")
+    parser.add_argument("--explain", action="store_true", help="for the upload: explanations, too (ends in March 2027)")
     parser.add_argument("--endpoint", metavar="NAME", help="its name in lists; made if there is none (default: the trainer's name)")
     parser.add_argument("--machine_type", metavar="TYPE", default="n1-standard-2", help="(default: %(default)s)")
     parser.add_argument("--replicas", metavar="N", type=int, default=1, help="how many machines at least (default: %(default)s)")
@@ -70,19 +71,23 @@ def _deploy(args: argparse.Namespace) -> int:
     trainer = checkout.trainer_of(job.pools[0], args.spec)
     instances = read_instances(args.instances) if args.instances else sample_instances(trainer)
     upload = None if args.model else upload_options(args, job, trainer, values)
+    if args.explain:
+        print(f"warning: {explanation.DEPRECATED}", file=sys.stderr)
     if upload:
         submission.warn_about_images({values["serving"]})
     name = args.endpoint or trainer
     calls = [("Model.upload", upload) if upload else ("Model", {"model_name": args.model})]
     calls.append(("Endpoint.list", {"filter": f'display_name="{name}"', "order_by": "create_time desc"}))
-    for call in calls:
-        show(*call)
+    for call, options in calls:
+        show(call, {**options, "explanation": explanation.FILE} if args.explain and options is upload else options)
     if args.dry_run:
         show("Endpoint.create", {"display_name": name}, "where there is none: ")
         show("Model.deploy", deployment(args))
         show("Endpoint.predict", {"instances": instances})
         return 0
     service = sdk.connect(values, args)
+    if args.explain:
+        upload |= explanation.options(explanation.read(upload["artifact_uri"], values["project"], args.token_file))
     aiplatform = sdk.start(service, values["bucket"])
     with sdk.errors(service.project):
         model = aiplatform.Model.upload(**upload) if upload else aiplatform.Model(args.model)
@@ -118,7 +123,7 @@ def refuse_numbers(args: argparse.Namespace) -> None:
         raise DeployError(f"--replicas: takes 1 or more; got {args.replicas}.")
     if args.max_replicas is not None and args.max_replicas < args.replicas:
         raise DeployError(f"--max_replicas: takes {args.replicas} (--replicas) or more; got {args.max_replicas}.")
-    for name in ("artifact_uri", "parent_model", "version_aliases", "model_display_name"):
+    for name in ("artifact_uri", "parent_model", "version_aliases", "model_display_name", "explain"):
         if args.model and getattr(args, name):
             raise DeployError(f"--{name}: is for an upload; leave it or --model out.")
 
@@ -134,7 +139,7 @@ def upload_options(args: argparse.Namespace, job: jobs.Job, trainer: str, values
         "artifact_uri": uri,
         "serving_container_image_uri": values["serving"],
         "parent_model": args.parent_model,
-        "version_aliases": args.version_aliases,
+        "version_aliases": args.version_aliases or ([registry.CHALLENGER] if args.parent_model else None),
     }
     return {name: value for name, value in options.items() if value}
 

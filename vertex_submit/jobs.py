@@ -32,6 +32,8 @@ class Kind:
 CUSTOM = Kind("custom job", "CustomJob", "customJobs", "custom-jobs")
 TUNING = Kind("hyperparameter tuning job", "HyperparameterTuningJob", "hyperparameterTuningJobs", "hp-tuning-jobs")
 PIPELINE = Kind("training pipeline", "TrainingPipeline", "trainingPipelines")
+PIPELINE_JOB = Kind("pipeline job", "PipelineJob", "pipelineJobs")
+SCHEDULE = Kind("schedule", "Schedule", "schedules")
 
 
 @dataclass
@@ -134,14 +136,14 @@ def set_trial_counts(job: Job, counts: Mapping[str, int | None]) -> None:
         job.message.max_failed_trial_count = min(job.message.max_failed_trial_count, job.message.max_trial_count or 1)
 
 
-def refuse_placeholders(job: Job) -> None:
+def refuse_placeholders(job: Job, remedy: str = "") -> None:
     """Raise a SettingsError if what is to be sent still holds a placeholder of the project's settings."""
     sent, _ = job.file()
     for placeholder in settings.PLACEHOLDERS:
         if placeholder in sent:
             numbers = [n for n, line in enumerate(job.text.splitlines(), 1) if placeholder in line and not line.lstrip().startswith("#")]
             where = f"{job.path}:{numbers[0]}" if numbers else job.path
-            remedy = f"put your own into {Path(job.path).parent / 'settings.yaml'}, or into the file"
+            remedy = remedy or f"put your own into {Path(job.path).parent / 'settings.yaml'}, or into the file"
             raise settings.SettingsError(f"{where}: {placeholder} is a placeholder: {remedy}.")
 
 

@@ -101,8 +101,12 @@ def start(service: Service, bucket: str, dry_run: bool = False) -> Any:
 # ------------------------------------------------------------------ jobs
 
 
-def create(service: Service, job: jobs.Job) -> Any:
-    """Create a job and return the service's message of it. It is sent once: whether a lost answer was a yes, nobody knows."""
+def create(service: Service, job: jobs.Job, options: Mapping[str, Any] | None = None) -> Any:
+    """Create a job and return the service's message of it. It is sent once: whether a lost answer was a yes, nobody knows.
+
+    Args:
+        options: other fields of the request, such as an id of one's own.
+    """
     from google.api_core import exceptions
     from requests.exceptions import ConnectionError, Timeout
 
@@ -110,7 +114,7 @@ def create(service: Service, job: jobs.Job) -> Any:
     try:
         with errors(service.project):
             send = getattr(_client(service, job.kind), f"create_{field}")
-            return send(parent=service.parent, **{field: jobs.wrap(job)}, retry=None, timeout=CREATE_SECONDS)
+            return send(parent=service.parent, **{field: jobs.wrap(job)}, retry=None, timeout=CREATE_SECONDS, **(options or {}))
     except CloudError as error:
         lost = (exceptions.ServerError, exceptions.RetryError, ConnectionError, Timeout)
         if isinstance(error.__cause__, lost):
@@ -129,12 +133,18 @@ def _field(kind: jobs.Kind) -> str:
 
 
 def _client(service: Service, kind: jobs.Kind) -> Any:
+    names = {jobs.PIPELINE: "Pipeline", jobs.PIPELINE_JOB: "Pipeline", jobs.SCHEDULE: "Schedule"}
+    return client(service, f"{names.get(kind, 'Job')}ServiceClient")
+
+
+def client(service: Service, name: str) -> Any:
+    """Return a client of one of the API's services, such as ModelServiceClient, set up as `start` sets up the SDK."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        from google.cloud.aiplatform_v1 import JobServiceClient, PipelineServiceClient
-    client = PipelineServiceClient if kind is jobs.PIPELINE else JobServiceClient
+        from google.cloud import aiplatform_v1
     endpoint = {"api_endpoint": service.options.get("api_endpoint") or service.url.removeprefix("https://")}
-    return client(credentials=service.credentials, client_options=endpoint, transport="rest" if service.redirected else None)
+    made = getattr(aiplatform_v1, name)
+    return made(credentials=service.credentials, client_options=endpoint, transport="rest" if service.redirected else None)
 
 
 # ------------------------------------------------------------------ credentials

@@ -11,7 +11,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from vertex_local.job import images, settings
+from vertex_local.job import images, schema, settings
 
 from . import cloud, jobs, sdk
 
@@ -46,23 +46,26 @@ def keep_and_check(job: jobs.Job, args: argparse.Namespace, values: Mapping[str,
     return path
 
 
-def by_hand(job: jobs.Job, service: sdk.Service) -> Callable[[Path], str]:
-    """Return what makes, of a file, the line of the shell that sends it without this program."""
+def by_hand(job: jobs.Job, service: sdk.Service, options: Mapping[str, str] | None = None) -> Callable[[Path], str]:
+    """Return what makes, of a file, the line of the shell that sends it without this program; `options` are as `sdk.create` has them."""
 
     def command(path: Path) -> str:
         if job.gcloud_takes_it:
             return cloud.command(jobs.gcloud_command(job, path, service.project, service.region))
-        reason = "it refuses the file's empty pool" if job.kind.group else "it knows no training pipelines"
-        url = f"{service.url}/v1/{service.parent}/{job.kind.collection}"
+        reason = "it refuses the file's empty pool" if job.kind.group else f"it knows no {job.kind.title}s"
+        query = "&".join(f"{schema.camel_case(name)}={value}" for name, value in (options or {}).items())
+        url = f"{service.url}/v1/{service.parent}/{job.kind.collection}{'?' * bool(query)}{query}"
         return f"# gcloud cannot send it, for {reason}; by hand:\n$ {jobs.curl_command(url, path)}"
 
     return command
 
 
-def send(job: jobs.Job, args: argparse.Namespace, service: sdk.Service, path: Path) -> tuple[str, str]:
+def send(
+    job: jobs.Job, args: argparse.Namespace, service: sdk.Service, path: Path, options: Mapping[str, str] | None = None
+) -> tuple[str, str]:  # fmt: skip
     """Print the line that does the same by hand, create the job, and return its resource name and state."""
-    print(by_hand(job, service)(path), flush=True)
-    created = sdk.create(service, job)
+    print(by_hand(job, service, options)(path), flush=True)
+    created = sdk.create(service, job, options)
     return created.name, created.state.name
 
 
@@ -71,6 +74,8 @@ def report(job: jobs.Job, service: sdk.Service, name: str, state: str) -> None:
     number, where = name.rpartition("/")[2], f"--project={service.project} --region={service.region}"
     if job.kind.group:
         logs, stop = (f"gcloud ai {job.kind.group} {verb} {number} {where}" for verb in ("stream-logs", "cancel"))
+    elif job.kind in (jobs.PIPELINE_JOB, jobs.SCHEDULE):
+        return _report_pipeline(job, service, name, state)
     else:  # its custom job has its name, once it is there
         newest = f"gcloud ai custom-jobs list {where} --filter=displayName:{shlex.quote(job.message.display_name)}"
         newest += " --sort-by=~createTime --limit=1 --format='value(name)'"
@@ -79,6 +84,15 @@ def report(job: jobs.Job, service: sdk.Service, name: str, state: str) -> None:
     console = cloud.console({"project": service.project, "region": service.region}, number)
     print(f"submitted {job.kind.title} {name}")
     print(f"  state   {cloud.plain_state({'state': state})}\n  console {console}\n  logs    $ {logs}\n  cancel  $ {stop}", flush=True)
+
+
+def _report_pipeline(job: jobs.Job, service: sdk.Service, name: str, state: str) -> None:
+    """Print the same of a pipeline job, whose steps' logs are in the console, and of a schedule."""
+    number, tab = name.rpartition("/")[2], "schedules" if job.kind is jobs.SCHEDULE else "runs"
+    verb = "pause" if job.kind is jobs.SCHEDULE else "cancel"
+    console = f"https://console.cloud.google.com/vertex-ai/pipelines/locations/{service.region}/{tab}/{number}?project={service.project}"
+    print(f"submitted {job.kind.title} {name}\n  state   {cloud.plain_state({'state': state})}\n  console {console}")
+    print(f"  {verb:7} $ {jobs.curl_command(f'{service.url}/v1/{name}:{verb}')}", flush=True)
 
 
 def follow(job: jobs.Job, args: argparse.Namespace, service: sdk.Service, name: str, cancel: threading.Event) -> tuple[int, dict[str, Any]]:
@@ -93,8 +107,13 @@ def follow(job: jobs.Job, args: argparse.Namespace, service: sdk.Service, name: 
 
 
 def _detail(job: Mapping[str, Any]) -> str:
-    """Return how many trials have ended, of a tuning job, or a training pipeline's own job."""
+    """Return how many trials have ended, of a tuning job; the steps that run, of a pipeline job; a training pipeline's own job."""
     if "maxTrialCount" in job:
         ended = [trial for trial in job.get("trials", []) if trial.get("state") in ("SUCCEEDED", "INFEASIBLE")]
         return f"{len(ended)} of {job['maxTrialCount']} trials"
+    if "jobDetail" in job:
+        tasks = job["jobDetail"].get("taskDetails", [])
+        ended = sum(task.get("state") in ("SUCCEEDED", "SKIPPED", "NOT_TRIGGERED") for task in tasks)
+        running = [task.get("taskName", "?") for task in tasks if task.get("state") == "RUNNING"]
+        return f"{ended} steps done" + (f", now {', '.join(running[:3])}" if running else "")
     return job.get("trainingTaskMetadata", {}).get("backingCustomJob", "")

@@ -36,7 +36,7 @@ def build_parser(which: str) -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("spec", help=f"the {kind.title}'s file, as gcloud's --config takes it")
     parser.add_argument("--display_name", metavar="NAME", help="the job's name in lists (default: the file's)")
-    parser.add_argument("--labels", metavar="KEY=VALUE,…", type=_labels, default={}, help="labels of the job")
+    parser.add_argument("--labels", metavar="KEY=VALUE,…", type=cloud.labels, default={}, help="labels of the job")
     cloud.add_job_flags(parser)
     if kind is jobs.CUSTOM:
         parser.add_argument(
@@ -51,13 +51,6 @@ def build_parser(which: str) -> argparse.ArgumentParser:
     sdk.add_flags(parser)
     cloud.add_flags(parser)
     return parser
-
-
-def _labels(text: str) -> dict[str, str]:
-    pairs = [part.partition("=") for part in text.split(",") if part]
-    if not pairs or any(not (name and equals) for name, equals, _ in pairs):
-        raise argparse.ArgumentTypeError(f"takes key=value,key=value; got {text[:100]!r}.")
-    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def main(argv: Sequence[str]) -> int:

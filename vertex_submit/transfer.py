@@ -237,6 +237,21 @@ def download(client: Any, uri: str, folder: Path, options: Options = DEFAULTS) -
         yield from _in_parallel(work, options.workers)
 
 
+def checksums(client: Any, uri: str) -> dict[str, tuple[int, str]]:
+    """Return size in bytes and CRC32C of each object below a folder's `gs://…`, by its name below it; {} if there is none."""
+    from google.api_core.exceptions import NotFound
+
+    bucket, _, name = uri[len("gs://") :].partition("/")
+    prefix = f"{name.rstrip('/')}/" if name else ""
+    with _one_line(uri):
+        try:
+            found = list(client.list_blobs(bucket, prefix=prefix, retry=_retry()))
+        except NotFound:  # the bucket
+            return {}
+    names = {blob.name[len(prefix) :]: blob for blob in found if not blob.name.endswith("/")}
+    return {name: (blob.size, blob.crc32c) for name, blob in names.items() if name.rpartition("/")[2] not in LEFT_OUT}
+
+
 def _verify_manifests(uri: str, blobs: Mapping[str, Any]) -> None:
     """Compare what a bucket holds with each run's manifest there; raise a TransferError at the first difference."""
     for name in [name for name in blobs if name.rpartition("/")[2] == "manifest.json"]:

@@ -18,7 +18,7 @@ from vertex_runtime import data
 from vertex_runtime.columns import Date, Number, Text
 from vertex_runtime.sparse import Rows, RowSparseAdam
 
-from .features import CELL_RANGE, COORDINATES, MAX_CELL_PAIRS, Features, cell_pairs, city_features, lab_features
+from .features import CELL_RANGE, COORDINATES, KM_PER_LAT, KM_PER_LON, MAX_CELL_PAIRS, Features, cell_pairs, city_features, lab_features
 from .hyperparameters import Hyperparameters
 
 NAME = "taxifare"
@@ -149,6 +149,13 @@ def build_model(hp: Hyperparameters, facts: Mapping[str, np.ndarray], total_step
         loss = MembersLoss(hp.loss_delta)
     model.compile(optimizer, loss, weighted_metrics=[MembersRMSE(name="rmse")])
     return model
+
+
+def slices(chunk: data.Chunk) -> dict[str, np.ndarray]:
+    """Return each trip's distance as the crow flies, in kilometres: an evaluation shows the errors by it."""
+    east = (chunk["dropoff_longitude"] - chunk["pickup_longitude"]) * KM_PER_LON
+    north = (chunk["dropoff_latitude"] - chunk["pickup_latitude"]) * KM_PER_LAT
+    return {"distance_km": np.hypot(east, north)}
 
 
 def outputs(predictions: tf.Tensor, facts: Mapping[str, np.ndarray]) -> dict[str, tf.Tensor]:

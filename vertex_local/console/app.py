@@ -23,7 +23,7 @@ from ..serve.rest import Answer, ApiError, Request
 from ..serve.rpc import Method
 from ..serve.server import Route, route
 from . import forms, text
-from .event_files import EventFiles
+from .curves import Curves
 from .login import Logins, Session
 
 BASE = "/console"
@@ -112,7 +112,7 @@ class Console:
     def __init__(self, local: Local, methods: list[Method], everybody: bool = False):
         self.local, self.logins = local, Logins(everybody=everybody)
         self.parent, self._url = "", ""  # known once the service listens
-        self.event_files = EventFiles()
+        self.curves = Curves()
         self._methods = {method.name: method for method in methods}
         for module in pkgutil.iter_modules([str(_HERE / "pages")]):
             importlib.import_module(f"{__package__}.pages.{module.name}")
@@ -202,7 +202,7 @@ class Console:
     def _templates(self) -> jinja2.Environment:
         found = jinja2.Environment(
             loader=jinja2.FileSystemLoader(_HERE / "templates"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-            undefined=jinja2.StrictUndefined,
+            undefined=jinja2.ChainableUndefined,  # the API's JSON leaves out what is empty
         )  # fmt: skip
         found.filters.update(
             ago=text.ago, duration=text.duration, bytes=text.size, number=text.number, state=plain_state, id=text.last_part,

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import mmap
 import os
-import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 LINES = 400  # on one page
 _LONGEST = 4000  # letters of a line that are shown
 _BLOCK = 1 << 16
-_SEARCHED = 256 << 20  # bytes that one request looks through
+_SEARCHED = 1 << 30  # bytes that one request looks through
+_SEARCH_BLOCK = 4 << 20
 SEVERITIES = ("ERROR", "CRITICAL", "WARNING")
 
 
@@ -78,16 +79,29 @@ def search(path: Path, text: str, begin: int = 0) -> Part:
     size = _size(path)
     if not size or begin >= size:
         return Part([], begin, begin, size)
-    wanted = re.compile(re.escape(text.encode()), re.IGNORECASE)
     found, at, last = [], begin, min(size, begin + _SEARCHED)
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        while len(found) < LINES and (match := wanted.search(content, at, last)):
-            start = content.rfind(b"\n", 0, match.start()) + 1
-            end = content.find(b"\n", match.end(), min(len(content), match.end() + (1 << 20)))
+        for place in _places(content, text.encode().lower(), begin, last):
+            if place < at:  # in a line that has been found already
+                continue
+            start = content.rfind(b"\n", 0, place) + 1
+            end = content.find(b"\n", place, min(len(content), place + (1 << 20)))
             at = len(content) if end < 0 else end + 1
             found += _shown([content[start : min(at, start + (1 << 20))]], start)
+            if len(found) == LINES:
+                break
     end = at if len(found) == LINES else last
     return Part(found, begin, end, size, more=end < size)
+
+
+def _places(content: mmap.mmap, wanted: bytes, begin: int, end: int) -> Iterator[int]:
+    """Yield where `wanted`, itself in small letters, stands; a block's small letters are searched many times as fast as by a pattern."""
+    for start in range(begin, end, _SEARCH_BLOCK):
+        block = content[start : min(end, start + _SEARCH_BLOCK + len(wanted) - 1)].lower()
+        place = block.find(wanted)
+        while place >= 0:
+            yield start + place
+            place = block.find(wanted, place + 1)
 
 
 def _size(path: Path) -> int:

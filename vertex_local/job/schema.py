@@ -99,6 +99,12 @@ def _with_numbers(fields: dict[str, Any], descriptor: Any) -> dict[str, Any]:
     return fields
 
 
+def camel_case(name: str) -> str:
+    """Return a field's name as JSON has it."""
+    first, *others = name.split("_")
+    return first + "".join(word.capitalize() for word in others)
+
+
 def top_keys(text: str, name: str) -> list[str]:
     """Return the names at the top of the file: they tell one kind of job from another."""
     loader = _loader(text, name)

@@ -16,6 +16,7 @@ from ..errors import UserError
 from ..job import job_file
 from ..job.job_file import JobFile
 from ..job.pools import Pool
+from ..metadata import lineage
 from . import debugging, devices, job_record, jobs, lifecycle, packages, plan
 from .containers import Containers
 from .engines import find_engine
@@ -157,7 +158,8 @@ def kept(job: JobFile, options: RunOptions, result: jobs.Result) -> Iterator[Non
         except Taken:  # a study that is continued
             job_record.reopen(store, name, document)
         try:
-            yield
+            with lineage.kept(store, name, job.display_name, job.output, options.paths().buckets, print):
+                yield
         finally:
             state = result.state.removeprefix("JOB_STATE_")
             error = {"code": 3, "message": result.error or "the job failed"} if state == job_record.FAILED else None

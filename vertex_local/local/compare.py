@@ -1,46 +1,116 @@
-"""Show in what two jobs differ: fields of their specs, arguments of their trainers, last measurements, state and times.
+"""Show in what two runs differ: parameters, data, code, environment, and of jobs their specs; metrics with their spread, and times.
 
     python -m vertex_local compare 20261128120000 20261128130000
+    python -m vertex_local compare taxifare-run-20261128-120000 my-experiment/my-run
+
+A RUN is a job's id or full name, the folder of a run's outputs (or a gs://…), or EXPERIMENT/RUN of Vertex AI Experiments.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .. import cli
-from ..job import times
+from ..errors import UserError, quoted
+from ..job import buckets, times
+from ..metadata import lineage, runs
 from . import records
 from .report import Follower
 
-_OF_THE_RECORD = ("name", "createTime", "startTime", "endTime", "updateTime", "state", "error", "trials", "trainingTaskMetadata")
+_OF_THE_RECORD = (
+    "name", "createTime", "startTime", "endTime", "updateTime", "state", "error", "trials", "trainingTaskMetadata", "outputInfo",
+    "completionStats", "partialFailures",
+)  # fmt: skip
 _LONGEST = 100  # characters of a value that are shown
 _NONE = "-"
+
+
+@dataclass
+class Side:
+    """One of the two: rows of what went in, of how it went, and of its measurements."""
+
+    title: str
+    asked: dict[str, str] = field(default_factory=dict)
+    went: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, str] = field(default_factory=dict)
+
+    def take(self, found: Sequence[Mapping[str, Any]]) -> Side:
+        """Add what the records of a run, or of trials, say."""
+        if found:
+            one = found[0]
+            trials = {f"parameters.{name}" for name in one["hyperparameters"]} if len(found) > 1 else set()
+            self.asked |= {name: value for name, value in runs.asked(one).items() if name not in trials}
+            self.went = {**runs.went(one), **self.went} if len(found) == 1 else self.went
+            self.metrics = {**self.metrics, **runs.metrics(found)}
+        return self
 
 
 def main(argv: Sequence[str]) -> int:
     """Print what differs and return the exit code: 0, whether anything differs or not."""
     parser = records.parser("compare", __doc__)
-    parser.add_argument("job_ids", metavar="ID", nargs=2, help="the jobs' ids or full names")
+    parser.add_argument("runs", metavar="RUN", nargs=2, help="a job's id or full name, a folder of outputs, or EXPERIMENT/RUN")
+    parser.add_argument("--bucket_root", metavar="DIR", help="folder for gs://BUCKET/X as BUCKET/X (default: STATE_DIR/buckets)")
     args = parser.parse_args(argv)
-    return cli.supervised(lambda cancel: _compare(args.state_dir, *args.job_ids))
+    return cli.supervised(lambda cancel: _compare(args))
 
 
-def _compare(state_dir: str, first: str, second: str) -> int:
-    with records.opened(state_dir) as found:
-        pair = (found.get(first), found.get(second))
-    rows = [("", *(record.job_id for record in pair))]
-    for look in (_fields, _how_it_went, _metrics):
-        one, other = map(look, pair)
-        always = look is not _fields  # of what went in, only what differs
-        rows += [(key, one.get(key, _NONE), other.get(key, _NONE)) for key in {**one, **other} if always or one.get(key) != other.get(key)]
+def _compare(args: argparse.Namespace) -> int:
+    root = Path(os.path.realpath(args.bucket_root or Path(args.state_dir) / "buckets"))
+    one, other = (_side(args.state_dir, root, asked) for asked in args.runs)
+    rows = [("", one.title, other.title)]
+    for name in runs.differing(one.asked, other.asked):  # of what went in, only what differs
+        rows.append((name, one.asked.get(name, _NONE), other.asked.get(name, _NONE)))
+    rows += _equal(one, other)
+    for mine, others in ((one.went, other.went), (one.metrics, other.metrics)):
+        rows += [(name, mine.get(name, _NONE), others.get(name, _NONE)) for name in {**mine, **others}]
     widths = [max(len(_short(row[i])) for row in rows) for i in range(3)]
     for row in rows:
         print("  ".join(_short(cell).ljust(width) for cell, width in zip(row, widths)).rstrip())
     return 0
+
+
+def _equal(one: Side, other: Side) -> Iterator[tuple[str, str, str]]:
+    """Yield a row for each kind of thing that both runs have, and have alike: that nothing is shown of it must not be doubtful."""
+    for kind in ("parameters.", "data ", "code.", "environment."):
+        mine, others = ({name for name in side.asked if name.startswith(kind)} for side in (one, other))
+        if mine and others and not any(one.asked.get(name) != other.asked.get(name) for name in mine | others):
+            yield (kind.strip(" ."), "the same", "the same")
+
+
+def _side(state_dir: str, root: Path, asked: str) -> Side:
+    """Return what is known of a run by any of its names."""
+    folder = Path(buckets.to_path(asked, root)) if asked.startswith("gs://") else Path(asked)
+    if folder.is_dir() or asked.startswith("gs://"):
+        folder = folder.parent if folder.name == "model" else folder
+        found = runs.of_folder(folder)
+        if not found:
+            raise UserError(f"RUN: {quoted(asked)} holds no run.json of a run ({folder}), nor do its checkpoints and its trials.")
+        return Side(asked).take(found)
+    with records.opened(state_dir) as kept:
+        if "/" in asked and not asked.startswith("projects/"):
+            found, logged = runs.of_experiment_run(kept.store, root, asked)
+            side = Side(asked).take(found)
+            of_run = {name: value for name, value in logged.items() if name.startswith("parameters.") and not found}
+            side.asked |= of_run
+            side.went.setdefault("state", logged["state"])
+            own = {name: value for name, value in logged.items() if name != "state" and not name.startswith("parameters.")}
+            side.metrics = {**own, **side.metrics}
+            return side
+        return _job(kept.get(asked))
+
+
+def _job(record: records.Record) -> Side:
+    """Return what is known of a job, and of the run that its outputs hold."""
+    side = Side(record.job_id, _fields(record), _how_it_went(record), _metrics(record))
+    found = [each for folder in _bases(record.result) for each in runs.of_folder(folder)]
+    return side.take([each for each in found if lineage.is_of_job(each, record.job_id)])
 
 
 def _short(cell: str) -> str:
@@ -103,6 +173,13 @@ def _metrics(record: records.Record) -> dict[str, str]:
             break
     last = Follower(record.folder / "events" / "workerpool0-0.jsonl").last()
     return found | {f"last {key}": f"{last[key]:,}" for key in ("step", "examples_per_second") if isinstance(last.get(key), (int, float))}
+
+
+def _bases(result: Mapping[str, Any]) -> list[Path]:
+    """Return the folder that a job has written its outputs to, or a study its trials'; none where that is not known."""
+    if "log_dir" in result:
+        return [Path(result["log_dir"])]
+    return [Path(folder).parent for folder in list(_output_folders(result))[:1]]
 
 
 def _output_folders(result: Mapping[str, Any]) -> Iterator[Path]:

@@ -56,6 +56,7 @@ class Identity:
     output: str | None = None
     trial: str | None = None
     project: str = PROJECT
+    region: str = REGION
 
 
 # ------------------------------------------------------------------ the caller's
@@ -125,8 +126,8 @@ def service_variables(job: JobFile, members: Sequence[Member], member: Member, o
     variables = {
         "CLUSTER_SPEC": json.dumps(cluster_spec(members, member, pool, of.trial)),
         "CLOUD_ML_PROJECT_ID": of.project,
-        # The service's ids are numbers; a name chosen here becomes one that stays the same.
-        "CLOUD_ML_JOB_ID": of.job_id if of.job_id.isdecimal() else str(zlib.crc32(of.job_id.encode())),
+        "CLOUD_ML_REGION": of.region,
+        "CLOUD_ML_JOB_ID": number_of(of.job_id),
         "CLOUD_ML_JOB": json.dumps(_task(pool)),
         **_directories(of),
     }
@@ -145,6 +146,11 @@ def service_variables(job: JobFile, members: Sequence[Member], member: Member, o
         variables["TPU_NODE_NAME"] = "local-tpu"
         variables["TPU_CONFIG"] = json.dumps({"project": TENANT, "zone": "local", "tpu_node_name": "local-tpu"})
     return variables
+
+
+def number_of(job_id: str) -> str:
+    """Return a job's id as replicas see it: the service's ids are numbers, a name chosen here becomes one that stays the same."""
+    return job_id if job_id.isdecimal() else str(zlib.crc32(job_id.encode()))
 
 
 def cluster_spec(members: Sequence[Member], member: Member, pool: Pool, trial: str | None) -> dict:

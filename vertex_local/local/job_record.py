@@ -20,7 +20,7 @@ from typing import Any
 from ..job.times import now
 from .store import Store, private_folder
 
-KINDS = ("customJobs", "hyperparameterTuningJobs", "trainingPipelines", "pipelineJobs")
+KINDS = ("customJobs", "hyperparameterTuningJobs", "batchPredictionJobs", "trainingPipelines", "pipelineJobs")
 SUCCEEDED, FAILED, CANCELLED = ENDED = ("SUCCEEDED", "FAILED", "CANCELLED")
 LOCK = ".lock"
 SERVICE_LOCK = "serve/lock"  # held by the service of a state folder, whose queue the jobs that are PENDING stand in
@@ -96,8 +96,19 @@ def end(store: Store, name: str, state: str, error: Mapping[str, Any] | None = N
         document["endTime"] = now()
         if error:
             document["error"] = dict(error)
+        _end_tasks(document, state, error)
 
     update(store, name, change)
+
+
+def _end_tasks(document: dict[str, Any], state: str, error: Mapping[str, Any] | None) -> None:
+    """Note that the tasks of a pipeline that were still under way have ended with it."""
+    for task in document.get("jobDetail", {}).get("taskDetails", []):
+        if "endTime" not in task:
+            task.update(state=state, endTime=document["endTime"])
+            task.setdefault("pipelineTaskStatus", []).append({"updateTime": document["endTime"], "state": state})
+            if error:
+                task["error"] = dict(error)
 
 
 def _set_state(document: dict[str, Any], state: str) -> None:

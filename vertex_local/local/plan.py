@@ -105,7 +105,7 @@ class RunOptions:
     def identity(self, job: JobFile, job_id: str, root: Path) -> Identity:
         """Return which job the replicas belong to; `root` is where buckets lie."""
         output = None if job.output is None else buckets.to_path(job.output, root)
-        return Identity(job_id, output, self.trial, self.google_project)
+        return Identity(job_id, output, self.trial, self.google_project, self.region)
 
 
 @dataclass(frozen=True)

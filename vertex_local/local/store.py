@@ -11,7 +11,7 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,16 @@ CREATE TABLE IF NOT EXISTS resources (
 CREATE INDEX IF NOT EXISTS by_parent ON resources (kind, parent, created, name);
 CREATE INDEX IF NOT EXISTS by_state ON resources (kind, parent, json_extract(document, '$.state'), created, name);
 CREATE INDEX IF NOT EXISTS by_id ON resources (id);
+CREATE INDEX IF NOT EXISTS by_uri ON resources (parent, json_extract(document, '$.uri')) WHERE kind = 'artifacts';
 CREATE TABLE IF NOT EXISTS objects (
   bucket TEXT, name TEXT, generation INTEGER, document TEXT NOT NULL, PRIMARY KEY (bucket, name));
+CREATE TABLE IF NOT EXISTS links (
+  kind TEXT, source TEXT, target TEXT, document TEXT NOT NULL, PRIMARY KEY (kind, source, target)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS by_target ON links (kind, target, source);
+CREATE TABLE IF NOT EXISTS points (
+  series TEXT, step INTEGER, document TEXT NOT NULL, PRIMARY KEY (series, step)) WITHOUT ROWID;
 """
+_KEPT_IN = ("resources", "objects", "links", "points")
 
 
 class Taken(Exception):
@@ -96,6 +103,11 @@ class Store:
         rows = self._run("SELECT kind, document FROM resources WHERE id = ?", number)
         return [json.loads(document) for kind, document in rows if not kinds or kind in kinds]
 
+    def artifacts_at(self, uri: str, store: str) -> list[dict[str, Any]]:
+        """Return the artifacts of a metadata store that stand for what lies at an address, the newest first."""
+        where = "kind = 'artifacts' AND parent = ? AND json_extract(document, '$.uri') = ? ORDER BY created DESC, name"
+        return [json.loads(row[0]) for row in self._run(f"SELECT document FROM resources WHERE {where}", store, uri)]
+
     def has_id(self, number: str) -> bool:
         """Return whether any resource has that id, which is the last part of its name."""
         return bool(self._run("SELECT 1 FROM resources WHERE id = ? LIMIT 1", number))
@@ -122,9 +134,16 @@ class Store:
         """Forget the record, and nothing else; return whether there was one."""
         return bool(self._run("DELETE FROM resources WHERE name = ? RETURNING 1", name))
 
+    def remove_below(self, name: str) -> None:
+        """Forget the records, links and points of all resources whose names begin with `name/`."""
+        beyond = f"{name}/", f"{name}0"  # the character after "/"
+        with self._lock:
+            for table, column in (("resources", "name"), ("links", "source"), ("links", "target"), ("points", "series")):
+                self._run(f"DELETE FROM {table} WHERE {column} > ? AND {column} < ?", *beyond)
+
     def clear(self) -> None:
         """Forget every record, and nothing else."""
-        for table in ("resources", "objects"):
+        for table in _KEPT_IN:
             self._run(f"DELETE FROM {table}")
 
     # ------------------------------------------------------------------ many
@@ -136,18 +155,24 @@ class Store:
 
     def count(self, kind: str, parent: str | None = None, state: str | None = None) -> int:
         """Return how many documents of a kind there are, of all parents or of one, in any state or in one."""
-        where, values = ("AND json_extract(document, '$.state') = ?", (state,)) if state else ("", ())
-        return self._run(f"SELECT count(*) FROM resources WHERE kind = ? AND ifnull(parent = ?, 1) {where}", kind, parent, *values)[0][0]
+        wanted = {"kind": kind, "parent": parent, "json_extract(document, '$.state')": state}
+        given = {field: value for field, value in wanted.items() if value is not None}
+        where = " AND ".join(f"{field} = ?" for field in given)
+        return self._run(f"SELECT count(*) FROM resources WHERE {where}", *given.values())[0][0]
 
     def parents(self, kinds: Sequence[str]) -> list[str]:
         """Return the parents that documents of these kinds have, projects with their regions."""
-        return [row[0] for row in self._run(
-            f"SELECT DISTINCT parent FROM resources WHERE kind IN ({', '.join('?' * len(kinds))}) ORDER BY parent", *kinds
-        )]  # fmt: skip
+        found = set()
+        for kind in kinds:
+            parent: str | None = ""
+            while parent is not None:  # from one parent to the next, whatever lies between
+                found.add(parent)
+                parent = self._run("SELECT min(parent) FROM resources WHERE kind = ? AND parent > ?", kind, parent)[0][0]
+        return sorted(found - {""})
 
     def page(
         self, kind: str, parent: str, size: int, token: str = "", *, order: str = "createTime", descending: bool = True,
-        state: str | None = None, accepts: Callable[[dict[str, Any]], bool] | None = None,
+        state: str | None = None, link: tuple[str, str] | None = None, accepts: Callable[[dict[str, Any]], bool] | None = None,
     ) -> Page:  # fmt: skip
         """Return up to `size` documents that `accepts` lets pass, and the token of those that follow.
 
@@ -157,13 +182,15 @@ class Store:
         Args:
             order: one of ORDERS; documents without that field count as having an empty one.
             state: lets only documents in that state pass, which an index finds.
+            link: (kind, target) lets only documents pass that have such a link.
 
         Raises:
             BadToken: the token is not one of a list in this order.
         """
         after = _decoded(token, order, descending) if token else None
         found, last = Page(), ("", "")
-        for key, document in self._ordered(kind, parent, state, order, descending, after):
+        rows = _ROWS if accepts else min(_ROWS, size + 1)
+        for key, document in self._ordered(kind, parent, (state, link), order, descending, after, rows):
             if accepts is not None and not accepts(document):
                 continue
             if len(found.documents) == size:
@@ -174,24 +201,74 @@ class Store:
         return found
 
     def _ordered(
-        self, kind: str, parent: str, state: str | None, order: str, descending: bool, after: tuple[str, str] | None
+        self, kind: str, parent: str, only: tuple[str | None, tuple[str, str] | None], order: str, descending: bool,
+        after: tuple[str, str] | None, rows_at_once: int,
     ) -> Iterator[tuple[tuple[str, str], dict[str, Any]]]:
-        """Yield ((order's value, name), document), a few rows of the file at a time."""
+        """Yield ((order's value, name), document), reading a few rows of the file at a time."""
         value = {"createTime": "created", "name": "name"}.get(order, f"ifnull(json_extract(document, '$.{order}'), '')")
         sign, way = ("<", "DESC") if descending else (">", "ASC")
+        state, link = only
         while True:
             beyond, values = (f"AND ({value}, name) {sign} (?, ?)", after) if after else ("", ())
             if state is not None:
                 beyond, values = f"AND json_extract(document, '$.state') = ? {beyond}", (state, *values)
+            if link is not None:
+                beyond, values = f"AND name IN (SELECT source FROM links WHERE kind = ? AND target = ?) {beyond}", (*link, *values)
             rows = self._run(
                 f"SELECT {value}, name, document FROM resources WHERE kind = ? AND parent = ? {beyond}"
-                f" ORDER BY {value} {way}, name {way} LIMIT {_ROWS}", kind, parent, *values,
+                f" ORDER BY {value} {way}, name {way} LIMIT {rows_at_once}", kind, parent, *values,
             )  # fmt: skip
             for key, name, document in rows:
                 yield (key, name), json.loads(document)
-            if len(rows) < _ROWS:
+            if len(rows) < rows_at_once:
                 return
             after = rows[-1][:2]
+
+    # ------------------------------------------------------------------ links between resources
+
+    def link(self, kind: str, source: str, target: str, document: Mapping[str, Any] | None = None) -> None:
+        """Keep that `source` has a link of a kind to `target`, both full names, and what is to be said of it."""
+        self._run("INSERT OR REPLACE INTO links VALUES (?, ?, ?, ?)", kind, source, target, json.dumps(document or {}))
+
+    def unlink(self, kind: str, source: str, target: str) -> None:
+        """Forget a link."""
+        self._run("DELETE FROM links WHERE kind = ? AND source = ? AND target = ?", kind, source, target)
+
+    def remove_links(self, name: str) -> None:
+        """Forget every link from and to a resource."""
+        self._run("DELETE FROM links WHERE source = ? OR target = ?", name, name)
+
+    def links_from(self, kind: str, source: str) -> dict[str, dict[str, Any]]:
+        """Return the targets of a resource's links of a kind, each with what is said of its link."""
+        rows = self._run("SELECT target, document FROM links WHERE kind = ? AND source = ? ORDER BY target", kind, source)
+        return {target: json.loads(document) for target, document in rows}
+
+    def links_to(self, kind: str, target: str) -> dict[str, dict[str, Any]]:
+        """Return the sources of the links of a kind to a resource, each with what is said of its link."""
+        rows = self._run("SELECT source, document FROM links WHERE kind = ? AND target = ? ORDER BY source", kind, target)
+        return {source: json.loads(document) for source, document in rows}
+
+    # ------------------------------------------------------------------ points of time series
+
+    def write_points(self, series: str, points: Iterable[tuple[int, Mapping[str, Any]]]) -> None:
+        """Keep points, each with its step, under the full name of their series; a later one of the same step counts."""
+        rows = [(series, step, json.dumps(document)) for step, document in points]
+        with self._lock:
+            self._base.execute("BEGIN IMMEDIATE")
+            try:
+                self._base.executemany("INSERT OR REPLACE INTO points VALUES (?, ?, ?)", rows)
+            except BaseException:
+                self._base.execute("ROLLBACK")
+                raise
+            self._base.execute("COMMIT")
+
+    def points(self, series: str) -> list[dict[str, Any]]:
+        """Return all points of a series in the order of their steps."""
+        return [json.loads(row[0]) for row in self._run("SELECT document FROM points WHERE series = ? ORDER BY step", series)]
+
+    def remove_points(self, series: str) -> None:
+        """Forget all points of a series."""
+        self._run("DELETE FROM points WHERE series = ?", series)
 
     # ------------------------------------------------------------------ stored objects
 

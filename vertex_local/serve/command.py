@@ -30,10 +30,11 @@ from ..errors import UserError
 from ..job import schema, settings
 from ..local import job_record
 from ..local.store import FILE, Store
-from . import endpoint, grpc_server, jobs, operations, rest, routes, schedules, storage_upload, tls
+from . import endpoint, grpc_server, jobs, operations, pipeline_jobs, rest, routes, schedules, storage_upload, tls
 from .executor import Executor
 from .guards import ADDRESS
 from .local import Local
+from .pipeline_workers import PipelineWorkers
 from .predictor import Predictors
 from .rpc import Method
 from .server import Route, Server, route
@@ -92,7 +93,7 @@ def _serve(args: argparse.Namespace, cancel: threading.Event) -> int:
             stack.callback(_stop, server, grpc, local, pool, own)
             lost = jobs.settle(local)
             operations.settle(local.records)
-            clock = schedules.Clock(local, next((each.call for each in methods if each.name == "CreatePipelineJob"), None))
+            clock = schedules.Clock(local, next(each.call for each in methods if each.name == "CreatePipelineJob"))
             stack.callback(clock.stop)
             clock.start()
             server.start()
@@ -149,7 +150,8 @@ def _local(args: argparse.Namespace, state: Path, own: Path) -> Local:
         raise ServeError(f"{state / FILE}: cannot be read ({error}); move it away to start without records.") from None
     return Local(
         state=state, buckets=buckets, project_dir=project, options=cli.run_options(args), records=records,
-        executor=Executor(args.parallel_jobs), predictors=Predictors(args.python, own / "models"), say=_say,
+        executor=Executor(args.parallel_jobs), pipelines=Executor(args.parallel_jobs), predictors=Predictors(args.python, own / "models"),
+        workers=PipelineWorkers(project, own), say=_say,
     )  # fmt: skip
 
 
@@ -205,12 +207,14 @@ def _listen_grpc(
 
 def _reset(local: Local) -> dict[str, Any]:
     """End every job and remove all records and, of the service's own folder, all buckets."""
+    local.pipelines.cancel_all()
     local.executor.cancel_all()
     local.predictors.stop_all()
     local.records.clear()
     if local.state in local.buckets.parents:
         for bucket in local.buckets.iterdir():
             shutil.rmtree(bucket)
+    shutil.rmtree(local.state / pipeline_jobs.CACHE, ignore_errors=True)
     return {}
 
 
@@ -219,7 +223,9 @@ def _stop(server: Server, grpc: grpc_server.GrpcServer, local: Local, pool: oper
         (own / name).unlink(missing_ok=True)
     server.refuse()
     grpc.stop()
+    local.pipelines.stop()
     local.executor.stop()
+    local.workers.stop_all()
     local.predictors.stop_all()
     pool.stop()
     server.stop()

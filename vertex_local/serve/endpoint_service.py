@@ -6,9 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ..job import images
 from ..local import job_record
-from . import lists, messages, models
+from . import explanations, lists, messages, models, samples
 from .local import Local, location_of
 from .operations import OperationPool
 from .rest import ApiError
@@ -18,11 +17,10 @@ if TYPE_CHECKING:
     from google.longrunning import operations_pb2
     from google.protobuf.message import Message
 
-_CHANGEABLE = ("display_name", "description", "labels", "traffic_split")
+_CHANGEABLE = ("display_name", "description", "labels", "traffic_split", "predict_request_response_logging_config")
 _OUTPUT_ONLY = ("deployedModels", "trafficSplit", "dedicatedEndpointDns")
 _ID = re.compile("[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _DEPLOYED_ID = re.compile("[a-zA-Z0-9_-]{1,128}")
-_SERVES_SAVED_MODELS = re.compile(r"(tensorflow/serving|tf[-_]?serving|tensorflow-serving)[\w.-]*([:@].*)?")
 _PRIVATE = ("network", "enable_private_service_connect", "private_service_connect_config")
 
 
@@ -43,6 +41,7 @@ class EndpointService:
         name = f"{request.parent}/endpoints/{wanted}" if wanted else self._local.new_name(request.parent, "endpoints")
         given = messages.to_json(request.endpoint)
         kept = {key: value for key, value in given.items() if key not in _OUTPUT_ONLY}
+        samples.check_config(kept)
         now = job_record.now()
         document = self._local.records.add(name, "endpoints", {**kept, "name": name, "createTime": now, "updateTime": now})
         return self._operations.finished(request.parent, "CreateEndpointOperationMetadata", ("Endpoint", self._shown(document)))
@@ -61,6 +60,8 @@ class EndpointService:
         """Change an endpoint's texts, labels and traffic split."""
         changed = messages.changes(request.endpoint, request.update_mask, _CHANGEABLE)
 
+        samples.check_config(changed)
+
         def change(document: dict[str, Any]) -> None:
             if changed.get("trafficSplit"):
                 _check_split(changed["trafficSplit"], _ids(document))
@@ -69,21 +70,23 @@ class EndpointService:
         return messages.read(self._shown(self._changed(request.endpoint.name, change)), "Endpoint")
 
     def delete_endpoint(self, request: types.DeleteEndpointRequest) -> operations_pb2.Operation:
-        """Forget an endpoint on which nothing is deployed."""
+        """Forget an endpoint on which nothing is deployed, and what it was asked."""
         endpoint = self._local.known(request.name)
         if endpoint.get("deployedModels"):
             raise ApiError("FAILED_PRECONDITION", f"{endpoint['name']} has deployed models; undeploy them first.")
         self._local.records.remove(endpoint["name"])
+        samples.Samples(self._local.state).forget(endpoint["name"])
         return self._operations.finished(location_of(endpoint["name"]), "DeleteOperationMetadata", None)
 
     def deploy_model(self, request: types.DeployModelRequest) -> operations_pb2.Operation:
         """Start a model's process; the operation is done once it has answered that it can be asked."""
         endpoint = self._local.known(request.endpoint)
         messages.required(request, "deployed_model.model")
-        messages.unsupported(request.deployed_model, ("explanation_spec",), where="deployedModel.")
+        if request.deployed_model.HasField("explanation_spec"):
+            explanations.check(request.deployed_model.explanation_spec, "deployedModel.explanationSpec")
         parent = location_of(request.endpoint)
         model = models.version(self._local, models.full_name(parent, request.deployed_model.model))
-        _check_image(model["containerSpec"]["imageUri"])
+        models.check_image(model["containerSpec"]["imageUri"])
         deployed = self._deployed(request.deployed_model, endpoint["name"], model)
         split = {deployed["id"] if key == "0" else key: share for key, share in request.traffic_split.items()}
         _check_deployment(endpoint, deployed["id"], split)
@@ -128,13 +131,6 @@ class EndpointService:
         """Change an endpoint's record in one step, so that of two changes at once each sees the other's, and return it."""
         document = job_record.update(self._local.records, name, change)
         return document or self._local.known(name)
-
-
-def _check_image(image: str) -> None:
-    row = images.find(image)
-    if not (row and row.role == "serving") and not _SERVES_SAVED_MODELS.search(image):
-        text = f"the local service answers with the SavedModel, as prebuilt TensorFlow serving images do; it cannot run {image[:200]!r}."
-        raise ApiError("UNIMPLEMENTED", text, "model.containerSpec.imageUri")
 
 
 def _ids(endpoint: Mapping[str, Any]) -> list[str]:

@@ -1,12 +1,13 @@
 """The filter language of list calls, as AIP-160 and Cloud Logging define it: `a.b="x" AND (c>=1 OR NOT d:y)`.
 
-OR binds tighter than AND in both of them, and what stands side by side is both wanted. Functions and bare words are refused.
+OR binds tighter than AND in both of them, and what stands side by side is both wanted. Of functions only those pass that a list
+names, such as `in_context("…")` of metadata; bare words are refused.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,8 @@ _NUMBER = re.compile(r"[-+]?[0-9]{1,300}(\.[0-9]{1,300})?([eE][-+]?[0-9]{1,3})?"
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?(Z|[-+][0-9]{2}:[0-9]{2})")
 _LONGEST = 20_000  # characters, as Logging's own limit
 _DEEPEST = 50
+_LISTS = ("parentContexts",)  # fields in which ":" looks for a whole value
+CALL = "()"  # the operator of a function: the field named as it has the argument among its values
 
 
 class FilterError(ValueError):
@@ -90,16 +93,18 @@ class _Comparison(Filter):
         return _holds(self.lookup(item, self.name), self.operator, self.value)
 
     def values(self, name: str) -> set[str] | None:
-        return {self.value} if self.operator == "=" and camel(self.name) == name else None
+        is_wanted = self.operator in ("=", CALL) or (self.operator == ":" and name in _LISTS)
+        return {self.value} if is_wanted and camel(self.name) == name else None
 
     def least(self, name: str) -> str | None:
         return self.value if self.operator in ("=", ">", ">=") and camel(self.name) == name else None
 
 
-def parse(text: str, lookup: Lookup) -> Filter:
+def parse(text: str, lookup: Lookup, functions: Collection[str] = ()) -> Filter:
     """Return the filter `text`; an empty one lets everything pass.
 
     Args:
+        functions: those of one argument that may be called; `lookup` returns the list in which that must stand.
         lookup: returns the value of an item's field by its dotted name, without quotes: `labels.a.com/b` for `labels."a.com/b"`.
 
     Raises:
@@ -118,7 +123,7 @@ def parse(text: str, lookup: Lookup) -> Filter:
         position = match.end()
     if not tokens:
         return Filter()
-    reader = _Reader(tokens, lookup)
+    reader = _Reader(tokens, lookup, functions)
     found = reader.expression(0)
     if reader.at < len(tokens):
         raise FilterError(f"filter: expected AND or OR before {tokens[reader.at][1][:40]!r}.")
@@ -126,8 +131,8 @@ def parse(text: str, lookup: Lookup) -> Filter:
 
 
 def camel(name: str) -> str:
-    """Return `display_name` as `displayName`."""
-    return re.sub("_([a-z])", lambda match: match[1].upper(), name)
+    """Return `display_name` as `displayName`, and `slice_.value`, whose name Python has taken, as `slice.value`."""
+    return re.sub(r"_(?:([a-z])|(?=\.|$))", lambda match: (match[1] or "").upper(), name)
 
 
 def lookup(item: Mapping[str, Any], name: str) -> Any:
@@ -146,8 +151,8 @@ def lookup(item: Mapping[str, Any], name: str) -> Any:
 class _Reader:
     """A reader of the grammar's rules, one method each; every method goes on at the token `at`."""
 
-    def __init__(self, tokens: list[tuple[str, str]], lookup: Lookup):
-        self.tokens, self.lookup, self.at = tokens, lookup, 0
+    def __init__(self, tokens: list[tuple[str, str]], lookup: Lookup, functions: Collection[str]):
+        self.tokens, self.lookup, self.functions, self.at = tokens, lookup, functions, 0
         self.subject: tuple[str, str] | None = None  # the field and operator of the values that are being read
 
     def _next(self) -> tuple[str, str]:
@@ -204,6 +209,8 @@ class _Reader:
         if self.subject:
             return self._value(*self.subject, self.at)
         start = self.at
+        if self._next()[1] in self.functions and self.tokens[start + 1 : start + 2] == [("mark", "(")]:
+            return self._call()
         name = self._name()
         kind, operator = self._next()
         if name is None or kind != "op":
@@ -216,6 +223,15 @@ class _Reader:
         self.subject = None
         self._close()
         return values
+
+    def _call(self) -> Filter:
+        name = self._next()[1]
+        kind, text = self.tokens[self.at + 2] if self.at + 2 < len(self.tokens) else ("end", "nothing")
+        if kind not in ("word", "text"):
+            raise FilterError(f"filter: {name}(…) takes one name in quotes; got {text[:40]!r}.")
+        self.at += 3
+        self._close()
+        return _Comparison(self.lookup, name, CALL, text if kind == "word" else _unquoted(text))
 
     def _name(self) -> str | None:
         """Read a field's name, in which a map's key may be quoted."""
@@ -253,6 +269,8 @@ def _unquoted(text: str) -> str:
 def _holds(found: Any, operator: str, value: str) -> bool:
     if operator == ":":
         return _has(found, value)
+    if operator == CALL:
+        return value in (found or ())
     if isinstance(found, list):
         return any(_holds(each, operator, value) for each in found)
     if found is None:

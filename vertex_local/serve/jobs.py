@@ -1,4 +1,4 @@
-"""What custom jobs, tuning jobs and training pipelines have in common: made, run in their turn, cancelled, forgotten."""
+"""What custom jobs, tuning jobs, batch predictions and training pipelines have in common: made, run in their turn, cancelled, forgotten."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ LONGEST_NAME = 128
 # What only the service sets.
 _OUTPUT_ONLY = (
     "name", "state", "createTime", "startTime", "endTime", "updateTime", "error", "trials", "webAccessUris", "trainingTaskMetadata",
-    "satisfiesPzs", "satisfiesPzi",
+    "satisfiesPzs", "satisfiesPzi", "modelVersionId", "outputInfo", "completionStats", "partialFailures", "resourcesConsumed",
+    "jobDetail", "templateMetadata",
 )  # fmt: skip
 
 # How a job ended: its state, and the error of one that failed.
@@ -39,12 +40,16 @@ def check_name(job: Message) -> None:
         raise ApiError("INVALID_ARGUMENT", f"displayName may have {LONGEST_NAME} characters at most.", "displayName")
 
 
-def create(local: Local, parent: str, kind: str, job: Message, work: Work) -> dict[str, Any]:
-    """Keep a new job that has been checked, let it run when it is its turn, and return its record."""
-    name = local.new_name(parent, kind)
-    document = job_record.add(local.records, name, kind, kept(job))
+def create(local: Local, parent: str, kind: str, job: Message, work: Work, job_id: str = "", **more: Any) -> dict[str, Any]:
+    """Keep a new job that has been checked, let it run when it is its turn, and return its record, which has `more` fields.
+
+    Args:
+        job_id: the last part of its name where the client chooses it.
+    """
+    name = f"{parent}/{kind}/{job_id}" if job_id else local.new_name(parent, kind)
+    document = job_record.add(local.records, name, kind, {**kept(job), **more})
     try:
-        local.executor.start(
+        local.executor_of(kind).start(
             name, lambda cancel: _run(local, name, work, cancel), lambda: _end(local, name, *as_seen(local, "CANCELLED", None))
         )
     except ApiError:
@@ -82,7 +87,7 @@ def as_seen(local: Local, state: str, error: dict[str, Any] | None) -> End:
     """Return the end of a job as its user sees it: only what a user cancelled is CANCELLED."""
     if state != "CANCELLED":
         return state, error
-    if local.executor.stopping.is_set():
+    if local.stopping:
         return "FAILED", {"code": 14, "message": STOPPED}
     return state, CANCELED
 
@@ -109,7 +114,7 @@ def cancel(local: Local, name: str) -> None:
     document = local.known(name)
     if job_record.is_over(document):
         raise ApiError("FAILED_PRECONDITION", f"{name} is over ({document['state']}); there is nothing to cancel.")
-    if not local.executor.cancel(name):
+    if not local.executor_of(name.split("/")[-2]).cancel(name):
         raise ApiError("FAILED_PRECONDITION", f"{name} is run by another process than the service; end it there.")
     job_record.cancelling(local.records, name)
 

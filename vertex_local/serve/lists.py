@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..local import store
@@ -16,7 +16,9 @@ DEFAULT_SIZE, LARGEST_SIZE = 100, 1000
 
 
 def page(
-    records: store.Store, kind: str, request: Message, parent: str = "", shown: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None
+    records: store.Store, kind: str, request: Message, parent: str = "", *,
+    shown: Callable[[dict[str, Any]], Mapping[str, Any]] | None = None, only: Callable[[dict[str, Any]], bool] | None = None,
+    accepts: filters.Filter | None = None, link: tuple[str, str] | None = None,
 ) -> tuple[list[dict[str, Any]], str]:  # fmt: skip
     """Return the records of one page of a list, newest first unless the request has another order, and the next page's token.
 
@@ -24,15 +26,22 @@ def page(
         request: a List request: `parent`, `page_size`, `page_token`, and perhaps `filter` and `order_by`.
         parent: whose records to list, by default the request's `parent`.
         shown: returns of a record what the filter looks at, by default the record itself.
+        only: says which records belong to the list at all, by default every one.
+        accepts: the request's filter, where it has been read already.
+        link: (kind, target) lists only records that have such a link in the store.
     """
-    accepts = parsed_filter(getattr(request, "filter", ""))
+    accepts = accepts or parsed_filter(getattr(request, "filter", ""))
     order, descending = _order(getattr(request, "order_by", ""))
     states = accepts.values("state")
     state = next(iter(states)) if states is not None and len(states) == 1 else None
+
+    def passes(document: dict[str, Any]) -> bool:
+        return (only is None or only(document)) and accepts(shown(document) if shown else document)
+
     try:
         found = records.page(
-            kind, parent or request.parent, size(request), request.page_token, order=order, descending=descending, state=state,
-            accepts=None if type(accepts) is filters.Filter else lambda document: accepts(shown(document) if shown else document),
+            kind, parent or request.parent, size(request), request.page_token, order=order, descending=descending, state=state, link=link,
+            accepts=None if type(accepts) is filters.Filter and only is None else passes,
         )  # fmt: skip
     except store.BadToken as error:
         raise ApiError("INVALID_ARGUMENT", f"pageToken: {error}.", "pageToken") from None
@@ -59,10 +68,10 @@ def size(request: Message) -> int:
     return min(request.page_size or DEFAULT_SIZE, LARGEST_SIZE)
 
 
-def parsed_filter(text: str, lookup: filters.Lookup = filters.lookup) -> filters.Filter:
+def parsed_filter(text: str, lookup: filters.Lookup = filters.lookup, functions: Collection[str] = ()) -> filters.Filter:
     """Return a request's filter; one that cannot be read is INVALID_ARGUMENT."""
     try:
-        return filters.parse(text, lookup)
+        return filters.parse(text, lookup, functions)
     except filters.FilterError as error:
         raise ApiError("INVALID_ARGUMENT", str(error), "filter") from None
 

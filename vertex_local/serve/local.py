@@ -12,6 +12,7 @@ from ..local import jobs
 from ..local.plan import RunOptions
 from ..local.store import Store
 from .executor import Executor
+from .pipeline_workers import PipelineWorkers
 from .predictor import Predictors
 from .rest import ApiError
 
@@ -20,7 +21,10 @@ _MOST_IDS = 100_000  # ids given out that are remembered beside the records
 
 @dataclass
 class Local:
-    """The service's folders and parts. `say` prints a line where the service was started."""
+    """The service's folders and parts. `say` prints a line where the service was started.
+
+    Pipelines have an executor of their own: one that waits for its steps' jobs must not take the place of such a job.
+    """
 
     state: Path
     buckets: Path
@@ -28,11 +32,22 @@ class Local:
     options: RunOptions
     records: Store
     executor: Executor
+    pipelines: Executor
     predictors: Predictors
+    workers: PipelineWorkers
     say: Callable[[str], None]
     address: str = ""  # host and port of the REST API, once it listens
     _given: dict[str, None] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def executor_of(self, kind: str) -> Executor:
+        """Return who runs jobs of a kind, such as customJobs."""
+        return self.pipelines if kind == "pipelineJobs" else self.executor
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the service ends: then a cancelled job was not the user's wish."""
+        return self.executor.stopping.is_set() or self.pipelines.stopping.is_set()
 
     def known(self, name: str) -> dict[str, Any]:
         """Return the record of that name, or answer NOT_FOUND."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..local import job_record
-from . import lists, messages, models
+from . import evaluations, lists, messages, models
 from .local import Local, location_of
 from .operations import OperationPool
 from .rest import ApiError
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 _CHANGEABLE = ("display_name", "description", "labels", "version_description", "version_aliases")
 
 
-class ModelService:
-    """Models, their versions and aliases."""
+class ModelService(evaluations.ModelEvaluations):
+    """Models, their versions and aliases, and evaluations of them."""
 
     def __init__(self, local: Local, operations: OperationPool):
         self._local, self._operations = local, operations
@@ -98,6 +98,7 @@ class ModelService:
         name = self._local.known(request.name.partition("@")[0])["name"]
         models.check_not_deployed(self._local, name, None)
         self._local.records.remove(name)
+        evaluations.forget(self._local, name)
         return self._operations.finished(location_of(name), "DeleteOperationMetadata", None)
 
     def delete_model_version(self, request: types.DeleteModelVersionRequest) -> operations_pb2.Operation:
@@ -108,4 +109,5 @@ class ModelService:
             raise ApiError("FAILED_PRECONDITION", text)
         models.check_not_deployed(self._local, version["name"], version["versionId"])
         models.change(self._local, version["name"], lambda record: record["versions"].pop(version["versionId"], None))
+        evaluations.forget(self._local, version["name"], version["versionId"])
         return self._operations.finished(location_of(version["name"]), "DeleteOperationMetadata", None)

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..job import buckets
+from ..job import buckets, images
 from ..local import job_record
-from . import messages
+from ..metadata import lineage
+from . import explanations, instances, messages
 from .local import Local
 from .rest import ApiError
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 # As the API's reference gives it for `Model.version_aliases`.
 _ALIAS = re.compile("[a-z][a-zA-Z0-9-]{0,126}[a-z0-9]")
+_SERVES_SAVED_MODELS = re.compile(r"(tensorflow/serving|tf[-_]?serving|tensorflow-serving)[\w.-]*([:@].*)?")
 _NOT_COPIED = (
     "name", "versionId", "versionAliases", "createTime", "updateTime", "versionCreateTime", "versionUpdateTime", "encryptionSpec",
     "deployedModels", "originalModelInfo", "etag",
@@ -35,7 +37,8 @@ def check_alias(alias: str, field: str) -> None:
 def check_upload(local: Local, parent: str, model: Message, model_id: str, parent_model: str) -> None:
     """Check a Model that is to be uploaded, but not whether its files are there yet."""
     messages.required(model, "display_name", "container_spec.image_uri", where="model.")
-    messages.unsupported(model, ("explanation_spec",), where="model.")
+    if model.HasField("explanation_spec"):
+        explanations.check(model.explanation_spec, "model.explanationSpec")
     for alias in model.version_aliases:
         check_alias(alias, "model.versionAliases")
     if model_id and not _MODEL_ID.fullmatch(model_id):
@@ -58,7 +61,12 @@ def upload(local: Local, parent: str, model: Message, model_id: str, parent_mode
     if not parent_model:
         local.records.add(name, "models", {"name": name, "versions": {}, "createTime": now, "updateTime": now})
     record = change(local, name, lambda record: _add_version(record, document, now))
-    return record["versions"][str(record["last"])]
+    version = record["versions"][str(record["last"])]
+    try:
+        lineage.record_upload(local.records, version, folder(local, version))
+    except OSError as error:  # the model is there all the same
+        local.say(f"note: {name}@{version['versionId']} is not in ML Metadata: {error}")
+    return version
 
 
 def copy(local: Local, request: Message) -> dict[str, Any]:
@@ -85,8 +93,8 @@ def _add_version(record: dict[str, Any], document: Mapping[str, Any], now: str) 
     record["versions"][version] = {
         **document, "name": record["name"], "versionId": version, "versionAliases": aliases, "createTime": record["createTime"],
         "updateTime": now, "versionCreateTime": now, "versionUpdateTime": now,
-        "supportedDeploymentResourcesTypes": ["DEDICATED_RESOURCES"], "supportedInputStorageFormats": ["jsonl"],
-        "supportedOutputStorageFormats": ["jsonl"],
+        "supportedDeploymentResourcesTypes": ["DEDICATED_RESOURCES"], "supportedInputStorageFormats": list(instances.FORMATS),
+        "supportedOutputStorageFormats": ["jsonl", "csv"],
     }  # fmt: skip
 
 
@@ -145,6 +153,14 @@ def folder(local: Local, document: Mapping[str, Any]) -> Path:
         return Path(buckets.to_path(uri, local.buckets))
     except buckets.BucketError as error:
         raise ApiError("INVALID_ARGUMENT", str(error), "model.artifactUri") from None
+
+
+def check_image(image: str) -> None:
+    """Refuse a serving container that does more than to answer with the SavedModel."""
+    row = images.find(image)
+    if not (row and row.role == "serving") and not _SERVES_SAVED_MODELS.search(image):
+        text = f"the local service answers with the SavedModel, as prebuilt TensorFlow serving images do; it cannot run {image[:200]!r}."
+        raise ApiError("UNIMPLEMENTED", text, "model.containerSpec.imageUri")
 
 
 def check_not_deployed(local: Local, name: str, version: str | None) -> None:

@@ -1,4 +1,5 @@
-"""google.cloud.aiplatform.v1.PipelineService: training pipelines, which are the data's export, the job, the model's upload."""
+"""google.cloud.aiplatform.v1.PipelineService: training pipelines, which are the data's export, the job, the model's upload, and
+pipeline jobs, which are compiled pipelines of any steps."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..local import job_record
-from . import exports, jobs, lists, messages, models, persistent_resources, runs
+from . import exports, jobs, lists, messages, models, persistent_resources, pipeline_jobs, runs
 from .local import Local, location_of
 from .operations import OperationPool
 from .rest import ApiError
@@ -25,7 +26,7 @@ _DEFINITION = re.compile(r"gs://google-cloud-aiplatform/schema/trainingjob/defin
 
 
 class PipelineService:
-    """Training pipelines of custom jobs and of tuning jobs."""
+    """Training pipelines of custom jobs and of tuning jobs; pipeline jobs."""
 
     def __init__(self, local: Local, operations: OperationPool):
         self._local, self._operations = local, operations
@@ -69,6 +70,59 @@ class PipelineService:
         jobs.forget(self._local, request.name)
         return self._operations.finished(location_of(request.name), "DeleteOperationMetadata", None)
 
+    # ------------------------------------------------------------------ pipeline jobs
+
+    def create_pipeline_job(self, request: types.CreatePipelineJobRequest) -> types.PipelineJob:
+        """Check and keep a new pipeline job, and let it run when it is its turn."""
+        pipeline = pipeline_jobs.checked(self._local, request.parent, request.pipeline_job, request.pipeline_job_id)
+        return messages.read(pipeline_jobs.create(self._local, request.parent, pipeline), "PipelineJob")
+
+    def get_pipeline_job(self, request: types.GetPipelineJobRequest) -> types.PipelineJob:
+        """Return a pipeline job with its tasks."""
+        return messages.read(self._local.known(request.name), "PipelineJob")
+
+    def list_pipeline_jobs(self, request: types.ListPipelineJobsRequest) -> types.ListPipelineJobsResponse:
+        """Return one page of pipeline jobs."""
+        return lists.answer(self._local.records, pipeline_jobs.KIND, request, "PipelineJob", "pipeline_jobs")
+
+    def cancel_pipeline_job(self, request: types.CancelPipelineJobRequest) -> empty_pb2.Empty:
+        """Ask a pipeline job and the jobs of its steps to end; its state tells when they have."""
+        from google.protobuf import empty_pb2
+
+        jobs.cancel(self._local, request.name)
+        return empty_pb2.Empty()
+
+    def delete_pipeline_job(self, request: types.DeletePipelineJobRequest) -> operations_pb2.Operation:
+        """Forget a pipeline job that is over; what it made and all files stay."""
+        jobs.forget(self._local, request.name)
+        return self._operations.finished(location_of(request.name), "DeleteOperationMetadata", None)
+
+    def batch_cancel_pipeline_jobs(self, request: types.BatchCancelPipelineJobsRequest) -> operations_pb2.Operation:
+        """Ask several pipeline jobs to end: all of them, or none if one is not there or over."""
+        found = [self._local.known(name) for name in request.names]
+        for document in found:
+            if job_record.is_over(document):
+                raise ApiError("FAILED_PRECONDITION", f"{document['name']} is over ({document['state']}); there is nothing to cancel.")
+        for document in found:
+            jobs.cancel(self._local, document["name"])
+        shown = [messages.to_json(messages.read(self._local.known(each["name"]), "PipelineJob")) for each in found]
+        response = ("BatchCancelPipelineJobsResponse", {"pipelineJobs": shown})
+        return self._operations.finished(request.parent, "BatchCancelPipelineJobsOperationMetadata", response)
+
+    def batch_delete_pipeline_jobs(self, request: types.BatchDeletePipelineJobsRequest) -> operations_pb2.Operation:
+        """Forget several pipeline jobs that are over: all of them, or none."""
+        found = [self._local.known(name) for name in request.names]
+        for document in found:
+            if not job_record.is_over(document):
+                raise ApiError("FAILED_PRECONDITION", f"{document['name']} is in {document['state']}; cancel it first.")
+        for document in found:
+            self._local.records.remove(document["name"])
+        shown = [messages.to_json(messages.read(each, "PipelineJob")) for each in found]
+        response = ("BatchDeletePipelineJobsResponse", {"pipelineJobs": shown})
+        return self._operations.finished(request.parent, "DeleteOperationMetadata", response)
+
+    # ------------------------------------------------------------------ how a training pipeline runs
+
     def _check_upload(self, parent: str, pipeline: Message, output: str) -> None:
         model = pipeline.model_to_upload
         models.check_upload(self._local, parent, model, pipeline.model_id, pipeline.parent_model)
@@ -82,7 +136,8 @@ class PipelineService:
     ) -> jobs.End:  # fmt: skip
         """Export the data, run the job, upload the model."""
         job_record.running(self._local.records, name)
-        work = task.work(self._local, export(cancel) if export else {})
+        exported = export(cancel) if export else {}
+        work = task.work(self._local, {**exported, pipeline_jobs.PIPELINE: name})  # which our trainers record
         backing, (state, error) = jobs.run_backing(self._local, name, task.kind, task.job, work, cancel)
         if state == "SUCCEEDED" and pipeline.HasField("model_to_upload"):
             model = messages.kind("Model")()

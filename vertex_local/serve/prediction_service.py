@@ -1,52 +1,65 @@
-"""google.cloud.aiplatform.v1.PredictionService: predictions come from the exported model itself."""
+"""google.cloud.aiplatform.v1.PredictionService: predictions, and explanations of them, come from the exported model itself."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import messages, models, raw
+from . import explanations, messages, models, raw, samples
 from .local import Local
 from .rest import ApiError
 from .rpc import WithHeaders
 
 if TYPE_CHECKING:
     from google.cloud.aiplatform_v1 import types
+    from google.protobuf.message import Message
 
 LARGEST_REQUEST = 1_500_000  # bytes: what a shared public endpoint takes
 LARGEST_DEDICATED = 10_000_000  # and what a dedicated one does
 
 
 @dataclass(frozen=True)
-class _Answered:
-    """What a deployed model answered, with its record and that of the model's version."""
+class _Deployed:
+    """A model that is deployed: the endpoint's record of it, and that of its version."""
 
-    predictions: list[Any]
+    local: Local
+    endpoint: Mapping[str, Any]
     deployed: Mapping[str, Any]
-    model: Mapping[str, Any]
+
+    @cached_property
+    def model(self) -> dict[str, Any]:
+        return models.version(self.local, f"{self.deployed['model']}@{self.deployed['modelVersionId']}")
+
+    @property
+    def key(self) -> str:
+        """By which its process is known."""
+        return f"{self.endpoint['name']}/deployedModels/{self.deployed['id']}"
+
+    @property
+    def folder(self) -> Path:
+        return models.folder(self.local, self.model)
 
 
 class PredictionService:
-    """Predictions of deployed models."""
+    """Predictions of deployed models, and what they rest on."""
 
     def __init__(self, local: Local):
-        self._local = local
+        self._local, self._samples = local, samples.Samples(local.state)
 
     def predict(self, request: types.PredictRequest) -> types.PredictResponse:
         """Answer instances with the deployed model that the traffic split draws."""
         endpoint = self._local.known(request.endpoint)
-        _check_size(request.ByteSize(), endpoint)
-        if not request.instances:
-            raise ApiError("INVALID_ARGUMENT", "instances takes a list with at least one instance.", "instances")
-        if messages.plain(request.parameters):
-            raise ApiError("UNIMPLEMENTED", "parameters are not supported: the exported model takes none.", "parameters")
-        found = self._ask(endpoint, [messages.plain(each) for each in request.instances])
+        instances = _instances(request, endpoint)
+        chosen = self._drawn(endpoint)
+        predictions = self._ask(chosen, instances)
         return messages.new(
-            "PredictResponse", predictions=[messages.value(each) for each in found.predictions], deployed_model_id=found.deployed["id"],
-            model=found.deployed["model"], model_display_name=found.model["displayName"],
-            model_version_id=found.deployed["modelVersionId"],
+            "PredictResponse", predictions=[messages.value(each) for each in predictions], deployed_model_id=chosen.deployed["id"],
+            model=chosen.deployed["model"], model_display_name=chosen.model["displayName"],
+            model_version_id=chosen.deployed["modelVersionId"],
         )  # fmt: skip
 
     def raw_predict(self, request: types.RawPredictRequest) -> WithHeaders:
@@ -56,29 +69,64 @@ class PredictionService:
         endpoint = self._local.known(request.endpoint)
         _check_size(len(request.http_body.data), endpoint)
         body = raw.read(request.http_body.data, request.http_body.content_type)
-        found = self._ask(endpoint, body.instances)
-        answer = httpbody_pb2.HttpBody(content_type=raw.JSON, data=body.answer(found.predictions))
+        chosen = self._drawn(endpoint)
+        answer = httpbody_pb2.HttpBody(content_type=raw.JSON, data=body.answer(self._ask(chosen, body.instances)))
         return WithHeaders(answer, {
             "X-Vertex-AI-Endpoint-Id": endpoint["name"].rpartition("/")[2],
-            "X-Vertex-AI-Deployed-Model-Id": found.deployed["id"],
-            "X-Vertex-AI-Model": found.deployed["model"],
-            "X-Vertex-AI-Model-Version-Id": found.deployed["modelVersionId"],
+            "X-Vertex-AI-Deployed-Model-Id": chosen.deployed["id"],
+            "X-Vertex-AI-Model": chosen.deployed["model"],
+            "X-Vertex-AI-Model-Version-Id": chosen.deployed["modelVersionId"],
         })  # fmt: skip
 
     def stream_raw_predict(self, request: types.StreamRawPredictRequest) -> WithHeaders:
         """Answer as `raw_predict`, in a stream of one message: such a container answers all at once."""
         return self.raw_predict(request)
 
-    def _ask(self, endpoint: Mapping[str, Any], instances: list[Any]) -> _Answered:
+    def explain(self, request: types.ExplainRequest) -> types.ExplainResponse:
+        """Answer instances as `predict` does, and say what each answer rests on."""
+        endpoint = self._local.known(request.endpoint)
+        instances = _instances(request, endpoint)
+        chosen = self._named(endpoint, request.deployed_model_id) if request.deployed_model_id else self._drawn(endpoint)
+        spec = explanations.spec_of(chosen.deployed, chosen.model, chosen.folder)
+        if request.HasField("explanation_spec_override"):
+            spec = explanations.overridden(spec, request.explanation_spec_override)
+        predictions, found = self._local.predictors.explain(chosen.key, str(chosen.folder), instances, spec)
+        return messages.new(
+            "ExplainResponse", predictions=[messages.value(each) for each in predictions], deployed_model_id=chosen.deployed["id"],
+            explanations=[explanations.explanation(each) for each in found],
+        )  # fmt: skip
+
+    def _ask(self, chosen: _Deployed, instances: list[Any]) -> list[Any]:
+        """Return the model's predictions; a sample of what it is asked is kept."""
+        predictions = self._local.predictors.ask(chosen.key, str(chosen.folder), instances)
+        self._samples.add(chosen.endpoint, chosen.deployed["id"], instances, predictions)
+        return predictions
+
+    def _drawn(self, endpoint: Mapping[str, Any]) -> _Deployed:
+        """Return the deployed model that the traffic split draws."""
         deployed = {each["id"]: each for each in endpoint.get("deployedModels", [])}
         shares = {key: share for key, share in endpoint.get("trafficSplit", {}).items() if key in deployed and share}
         if not shares:
             text = f"{endpoint['name']} has no deployed model that gets traffic; deploy one with a trafficSplit, or update that."
             raise ApiError("FAILED_PRECONDITION", text)
-        chosen = deployed[random.choices(list(shares), list(shares.values()))[0]]
-        model = models.version(self._local, f"{chosen['model']}@{chosen['modelVersionId']}")
-        key = f"{endpoint['name']}/deployedModels/{chosen['id']}"
-        return _Answered(self._local.predictors.ask(key, str(models.folder(self._local, model)), instances), chosen, model)
+        return _Deployed(self._local, endpoint, deployed[random.choices(list(shares), list(shares.values()))[0]])
+
+    def _named(self, endpoint: Mapping[str, Any], wanted: str) -> _Deployed:
+        deployed = {each["id"]: each for each in endpoint.get("deployedModels", [])}
+        if wanted not in deployed:
+            text = f"{endpoint['name']} has no deployed model {wanted[:140]!r}; it has {', '.join(deployed) or 'none'}."
+            raise ApiError("NOT_FOUND", text, "deployedModelId")
+        return _Deployed(self._local, endpoint, deployed[wanted])
+
+
+def _instances(request: Message, endpoint: Mapping[str, Any]) -> list[Any]:
+    """Return the instances of a request to predict or explain."""
+    _check_size(request.ByteSize(), endpoint)
+    if not request.instances:
+        raise ApiError("INVALID_ARGUMENT", "instances takes a list with at least one instance.", "instances")
+    if messages.plain(request.parameters):
+        raise ApiError("UNIMPLEMENTED", "parameters are not supported: the exported model takes none.", "parameters")
+    return [messages.plain(each) for each in request.instances]
 
 
 def _check_size(size: int, endpoint: Mapping[str, Any]) -> None:

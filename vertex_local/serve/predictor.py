@@ -41,16 +41,24 @@ class Predictors:
 
     def ask(self, key: str, model: str, instances: list[Any]) -> list[Any]:
         """Return its predictions, one for each instance; instances that do not fit are INVALID_ARGUMENT."""
+        return self._answer(key, model, {"instances": instances})["predictions"]
+
+    def explain(self, key: str, model: str, instances: list[Any], spec: dict[str, Any]) -> tuple[list[Any], list[dict[str, Any]]]:
+        """Return its predictions and what each rests on, by an ExplanationSpec in JSON form: see vertex_runtime/explain.py."""
+        answer = self._answer(key, model, {"instances": instances, "explain": spec})
+        return answer["predictions"], answer["explanations"]
+
+    def _answer(self, key: str, model: str, request: dict[str, Any]) -> dict[str, Any]:
         worker = self._worker(key, model)
         try:
-            answer = worker.ask({"instances": instances})
+            answer = worker.ask(request)
         except _Ended:
             if worker.stopped or not worker.ready:
                 raise  # undeployed meanwhile, or it never came up; a process that ended since is started again, once
-            answer = self._worker(key, model).ask({"instances": instances})
+            answer = self._worker(key, model).ask(request)
         if "error" in answer:
             raise ApiError("INVALID_ARGUMENT", f"instances: {answer['error']}", "instances")
-        return answer["predictions"]
+        return answer
 
     def stop(self, key: str) -> None:
         """End the process of that key, if there is one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -61,6 +61,7 @@ class Request:
     stream: BinaryIO
     base: str = ""  # scheme and host, for links
     version: str = "v1"
+    parameters: Sequence[tuple[str, str]] = ()  # of the query, one for each value: `query` holds the last of each name
 
     def json(self) -> dict[str, Any]:
         """Return the body, an object; nothing at all counts as an empty one."""

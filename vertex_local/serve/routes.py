@@ -8,6 +8,7 @@ from .endpoint_service import EndpointService
 from .job_service import JobService
 from .local import Local
 from .logging_api import LogReader
+from .metadata_service import MetadataService
 from .model_service import ModelService
 from .operations import OperationPool, Operations
 from .persistent_resource_service import PersistentResourceService
@@ -15,6 +16,7 @@ from .pipeline_service import PipelineService
 from .prediction_service import PredictionService
 from .schedule_service import ScheduleService
 from .server import Route, route
+from .tensorboard_service import TensorboardService
 from .transcoding import PREFIXES, Rest
 
 
@@ -23,8 +25,8 @@ def methods(local: Local, operations: OperationPool) -> list[rpc.Method]:
     services = (
         JobService(local, operations), PipelineService(local, operations), DatasetService(local, operations),
         ModelService(local, operations), EndpointService(local, operations), PredictionService(local), Operations(local, operations),
-        PersistentResourceService(local, operations),
-        ScheduleService(local, operations, creates=hasattr(PipelineService, "create_pipeline_job")),
+        MetadataService(local, operations), TensorboardService(local, operations),
+        PersistentResourceService(local, operations), ScheduleService(local, operations),
     )  # fmt: skip
     return list(rpc.methods(services))
 

@@ -121,7 +121,7 @@ def pascal(name: str) -> str:
 
 # What the API's services are called in its documents; a service that is not named here is called by its own name.
 _FEATURES = {
-    "MetadataService": "Experiments and ML Metadata", "TensorboardService": "Vertex AI TensorBoard instances",
+    "MetadataService": "ML Metadata", "TensorboardService": "Vertex AI TensorBoard instances",
     "FeaturestoreService": "Feature Store", "IndexService": "Vector Search", "MatchService": "Vector Search",
     "IndexEndpointService": "Vector Search", "VizierService": "Vizier studies", "MigrationService": "Resource migration",
     "SpecialistPoolService": "Data labeling",
@@ -130,12 +130,13 @@ _FEATURES = {
 }  # fmt: skip
 # The same for parts of the services that are answered here otherwise.
 _PARTS = {
-    "Explain": "Explanations", "BatchPredictionJob": "Batch predictions", "DataLabelingJob": "Data labeling",
-    "NasJob": "Neural architecture search",
+    "DataLabelingJob": "Data labeling", "NasJob": "Neural architecture search",
     "NasTrial": "Neural architecture search", "ModelDeploymentMonitoring": "Model monitoring", "ModelMonitoring": "Model monitoring",
-    "PipelineJob": "Pipeline jobs", "ModelEvaluation": "Model evaluations", "EvaluatedAnnotation": "Model evaluations",
+    "EvaluatedAnnotation": "Evaluated annotations",
     "DirectRawPredict": "Direct predictions", "StreamingPredict": "Streaming predictions", "GenerateContent": "Generative models",
     "DatasetVersion": "Versions of data sets", "Annotation": "Annotations of data sets", "DataItem": "Items of data sets",
+    "BlobData": "Blobs of TensorBoard", "TensorboardUsage": "Figures on TensorBoard's use",
+    "TensorboardSize": "Figures on TensorBoard's size",
     "SavedQuer": "Saved queries", "Location": "Locations", "Iam": "Access policies",
 }  # fmt: skip
 

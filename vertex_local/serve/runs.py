@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..job import job_file
+from ..job import buckets, job_file
+from ..job.job_file import JobFile
 from ..job.schema import SpecError
 from ..local import cluster, job_record, report
 from ..local.plan import RunOptions
-from . import messages
+from ..metadata import lineage
+from . import messages, tensorboards
 from .jobs import End, Work
 from .local import Local
 from .rest import ApiError
@@ -35,11 +37,13 @@ def custom(local: Local, job: Message, field: str, variables: Mapping[str, str] 
     messages.required(job, "worker_pool_specs", where=f"{field}.")
     with _errors_of(field, "jobSpec"):
         checked = job_file.of_message(_with_counts(job), "job")
+    tensorboard = tensorboards.find(local.records, job.tensorboard, f"{field}.tensorboard")
 
     def work(name: str, cancel: threading.Event) -> End:
         options = _options(local, name)
-        log = _Log(local.state / "jobs" / str(options.job_id), lambda: job_record.running(local.records, name))
-        result = cluster.run(checked, options, variables=variables, report=log, cancel=cancel)
+        log = Log(local.state / "jobs" / str(options.job_id), lambda: job_record.running(local.records, name))
+        with _tracked(local, tensorboard, name, checked, log.say):
+            result = cluster.run(checked, options, variables=variables, report=log, cancel=cancel)
         log.say(f"job {result.job_id}: {result.state}")
         return _end(result)
 
@@ -54,18 +58,38 @@ def tuning(local: Local, job: Message, field: str = "", variables: Mapping[str, 
     messages.required(job, "study_spec", "trial_job_spec.worker_pool_specs", where=where)
     with _errors_of(field, ""):
         search = study.of(job_file.of_message(_with_counts(_with_env(job, variables or {})), "job"))
+    tensorboard = tensorboards.find(local.records, job.trial_job_spec.tensorboard, f"{where}trialJobSpec.tensorboard")
 
     def work(name: str, cancel: threading.Event) -> End:
         def on_trial(trial: Mapping[str, Any]) -> None:
             job_record.running(local.records, name)
             job_record.update(local.records, name, lambda kept: kept.update(trials=_with(kept.get("trials", []), _shown(trial))))
 
-        result = runner.run(search, _options(local, name), cancel=cancel, on_trial=on_trial)
+        with _tracked(local, tensorboard, name, search.job, local.say):
+            result = runner.run(search, _options(local, name), cancel=cancel, on_trial=on_trial)
         trials = [_shown(trial) for trial in result.trials]
         job_record.update(local.records, name, lambda kept: kept.update(trials=trials))
         return _end(result)
 
     return work
+
+
+@contextlib.contextmanager
+def _tracked(local: Local, tensorboard: str, name: str, job: JobFile, say: Callable[[str], None]) -> Iterator[None]:
+    """Fill the job's TensorBoard instance, if it names one, while the block lasts; keep at its end what the job left behind."""
+    follower = None
+    output, title = job.output, local.known(name).get("displayName", "")
+    if tensorboard and output:
+        base = Path(buckets.to_path(output, local.buckets))
+
+        def folders() -> dict[str, Path]:
+            if job.kind == job_file.CUSTOM:
+                return {"": base / "logs"}
+            return {path.parent.name: path for path in base.glob("*/logs")}
+
+        follower = tensorboards.Follower(local.records, tensorboard, name, title, folders)
+    with tensorboards.followed(follower, say), lineage.kept(local.records, name, title, output, local.buckets, say):
+        yield
 
 
 def _options(local: Local, name: str) -> RunOptions:
@@ -130,7 +154,7 @@ def _errors_of(field: str, own: str) -> Iterator[None]:
         raise ApiError("INVALID_ARGUMENT", text, where) from None
 
 
-class _Log(report.Quiet):
+class Log(report.Quiet):
     """Keeps what is said about the job as a whole beside its replicas' logs; the first update means that they run."""
 
     def __init__(self, folder: Path, started: Callable[[], None]):

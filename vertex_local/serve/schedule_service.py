@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..job import times
 from ..local import job_record
-from . import jobs, lists, messages, rpc, schedules
+from . import jobs, lists, messages, pipeline_jobs, schedules
 from .local import Local, location_of
 from .operations import OperationPool
 from .rest import ApiError
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from google.protobuf import empty_pb2
     from google.protobuf.message import Message
 
+CheckJob = Callable[[Local, str, "Message", str], Any]  # of a location, the job and its id
 _CHANGEABLE = (
     "display_name", "cron", "start_time", "end_time", "max_run_count", "max_concurrent_run_count", "max_concurrent_active_run_count",
     "allow_queueing", "create_pipeline_job_request",
@@ -32,16 +34,14 @@ _OUTPUT_ONLY = (
 class ScheduleService:
     """Schedules of pipeline jobs; `schedules.Clock` starts their runs."""
 
-    def __init__(self, local: Local, operations: OperationPool, creates: bool):
+    def __init__(self, local: Local, operations: OperationPool, check_job: CheckJob = pipeline_jobs.checked):
         self._local, self._operations = local, operations
-        self._creates = creates  # whether there are pipeline jobs here
+        self._check_job = check_job  # refuses a pipeline job that could not run
 
     def create_schedule(self, request: types.CreateScheduleRequest) -> types.Schedule:
         """Check and keep a new schedule; its first run is due at the next time of its cron expression."""
         schedule = request.schedule
-        _check(schedule, request.parent)
-        if not self._creates:
-            raise rpc.not_answered("PipelineService", "CreatePipelineJob")
+        self._check(schedule, request.parent)
         name, now = self._local.new_name(request.parent, KIND), job_record.now()
         given = {key: value for key, value in messages.to_json(schedule).items() if key not in _OUTPUT_ONLY}
         document = {**given, "name": name, "state": ACTIVE, "createTime": now, "updateTime": now, "startedRunCount": "0"}
@@ -62,7 +62,7 @@ class ScheduleService:
 
         def change(document: dict[str, Any]) -> None:
             messages.apply(document, changed)
-            _check(messages.read(document, "Schedule"), location_of(document["name"]))
+            self._check(messages.read(document, "Schedule"), location_of(document["name"]))
             if document["state"] == ACTIVE:
                 schedules.advance(document, time.time())
 
@@ -93,6 +93,13 @@ class ScheduleService:
         name = self._local.known(request.name)["name"]
         self._local.records.remove(name)
         return self._operations.finished(location_of(name), "DeleteOperationMetadata", None)
+
+    def _check(self, schedule: Message, parent: str) -> None:
+        """Refuse a schedule that could not run, or whose pipeline job could not."""
+        _check(schedule, parent)
+        job = messages.new("PipelineJob")
+        job.CopyFrom(schedule.create_pipeline_job_request.pipeline_job)  # checking gives it a name
+        self._check_job(self._local, parent, job, "")
 
     def _changed(self, name: str, change: Any) -> types.Schedule:
         document = job_record.update(self._local.records, name, change) or self._local.known(name)

@@ -24,7 +24,7 @@ _LOOK = 1.0  # seconds between two looks at what is due
 _MISSED = 60.0  # seconds after which a run whose time has passed is left out: the service was not there
 
 # Creates a pipeline job: PipelineService.create_pipeline_job.
-Create = Callable[["Message"], "Message"]
+Create = Callable[["Message"], Any]
 
 
 def next_time(cron: str, after: float) -> float | None:
@@ -36,8 +36,10 @@ def next_time(cron: str, after: float) -> float | None:
     Raises:
         ApiError: it is none.
     """
-    from cronsim import CronSim, CronSimError
-
+    try:
+        from cronsim import CronSim, CronSimError
+    except ImportError:
+        raise ApiError("FAILED_PRECONDITION", "schedules need the package cronsim where the service runs: pip install cronsim.") from None
     fields, zone = cron.split(), "UTC"
     if fields and fields[0].partition("=")[0] in ("TZ", "CRON_TZ"):
         zone = fields.pop(0).partition("=")[2]
@@ -68,7 +70,7 @@ def advance(document: dict[str, Any], after: float) -> None:
 class Clock:
     """Starts what is due, in a thread of its own, from `start` to `stop`."""
 
-    def __init__(self, local: Local, create: Create | None):
+    def __init__(self, local: Local, create: Create):
         self._local, self._create = local, create
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="schedules", daemon=True)
@@ -114,8 +116,6 @@ class Clock:
         """Create a schedule's pipeline job and note what came of it."""
         request = messages.read(document["createPipelineJobRequest"], "CreatePipelineJobRequest")
         try:
-            if self._create is None:
-                raise ApiError("UNIMPLEMENTED", "pipeline jobs are not imitated by this version of the local service.")
             response = self._create(request).name
             self._local.records.change(response, lambda job: job.update(scheduleName=document["name"]))
         except ApiError as error:

@@ -183,7 +183,7 @@ class App:
         stream = _Upload(call, loop) if upload else io.BytesIO(await call.body())
         version = "v1beta1" if path.startswith("/v1beta1/") else "v1"
         base = f"{call.scope['scheme']}://{call.headers['Host']}{prefix}"
-        request = Request(call.method, path, call.query, call.headers, call.length, stream, base, version)
+        request = Request(call.method, path, call.query, call.headers, call.length, stream, base, version, call.parameters)
         answer = await loop.run_in_executor(self._uploads if upload else self._calls, partial(handler, request, **names))
         return answer if isinstance(answer, Answer) else Answer(content=answer)
 
@@ -252,8 +252,12 @@ class _Call:
         self.deadline = 0.0
 
     @property
+    def parameters(self) -> list[tuple[str, str]]:
+        return urllib.parse.parse_qsl(self.query_string, keep_blank_values=True)
+
+    @property
     def query(self) -> dict[str, str]:
-        return dict(urllib.parse.parse_qsl(self.query_string, keep_blank_values=True))
+        return dict(self.parameters)
 
     async def read(self, size: int) -> bytearray:
         """Return at least `size` bytes of the body; a client that leaves early is a ConnectionError."""

@@ -120,7 +120,7 @@ def _request(rule: _Rule, match: re.Match[str], request: Request) -> Message:
         messages.parse(body, _member(message, rule.body))
     elif body:
         messages.parse(body, message)
-    for name, text in request.query.items():
+    for name, text in request.parameters or request.query.items():
         if name not in _SYSTEM:
             _set(message, name, text)
     for name, text in zip(rule.fields, match.groups(), strict=True):
@@ -161,8 +161,8 @@ def _set(message: Message, name: str, text: str) -> None:
             raise ApiError("INVALID_ARGUMENT", f"{name} takes a whole number; got {text[:100]!r}.", name)
     if text:
         value: Any = {"true": True, "false": False}.get(text, text) if field.cpp_type == field.CPPTYPE_BOOL else text
-        repeated = hasattr(getattr(message, field.name), "append")
-        messages.parse({field.json_name: [value] if repeated else value}, message)
+        before = getattr(message, field.name)
+        messages.parse({field.json_name: [*before, value] if hasattr(before, "append") else value}, message)
     return None
 
 

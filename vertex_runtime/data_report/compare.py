@@ -9,8 +9,8 @@ import numpy as np
 
 from . import sketches
 from .parts import FEW, PLACES, Part, shown
+from .sketches import DRIFT  # noqa: F401 - from which a difference is a warning
 
-DRIFT = 0.1  # the distance from which a difference between parts is a warning: a normal distribution moved by 0.25 deviations
 BINS, SHOWN = 10, 30  # of the drift, by quantiles; of a plot, of equal width
 
 
@@ -78,16 +78,7 @@ def _drift(first: Part, second: Part, name: str) -> dict[str, Any] | None:
             np.r_[np.bincount(np.searchsorted(edges, part[~np.isnan(part)], side="left"), minlength=len(edges) + 1), np.isnan(part).sum()]
             for part in (one, two)
         ]
-    sizes = [int(histogram.sum()) for histogram in histograms]
-    if not min(sizes):
-        return None
-    both = (histograms[0] + histograms[1]) / sum(sizes) * min(sizes)
-    rare = both < 5  # too rare for the rule of chance, which counts on five rows and more: taken together
-    pooled = [np.r_[histogram[~rare], histogram[rare].sum()] for histogram in histograms]
-    bins = int(((pooled[0] + pooled[1]) > 0).sum())
-    distance = sketches.js_distance(*pooled)
-    chance = sketches.chance_distance(*sizes, bins) if bins > 1 else 0.0
-    return {"distance": round(distance, 6), "chance": round(chance, 6), "drifts": distance >= DRIFT and distance > chance}
+    return sketches.drift(*histograms)
 
 
 # ------------------------------------------------------------------ plots

@@ -2,49 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from ..pages import STYLE, svg, table, ticks
 from .findings import is_warned_of, summary
 from .parts import day
 from .report import KIND
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 520, 190, 46, 24, 8  # of a histogram, and what its axes take of it
 THICK, TOLD = 17, 32  # of bars: the height of a value's, and the width of each number beside them
-STYLE = """
-:root { color-scheme: light dark; --page: #fff; --card: #f6f7f9; --line: #d9dde3; --text: #1d2127; --faint: #59616d;
-  --a: #7fb0e3; --a-edge: #2b6cb0; --b: #b4430a; --c: #1f7a4d; --warn: #8a3b00; --warn-back: #fff1e0; }
-@media (prefers-color-scheme: dark) { :root { --page: #14171c; --card: #1d2229; --line: #363d48; --text: #e6e9ee; --faint: #a3acb9;
-  --a: #2f5f94; --a-edge: #7db4f0; --b: #ff9d57; --c: #63cf98; --warn: #ffc48a; --warn-back: #3a2a18; } }
-* { box-sizing: border-box; }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--page); margin: 0; }
-main { max-width: 1180px; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
-h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2rem 0 .6rem; }
-h3 { font-size: 1rem; margin: 0; overflow-wrap: anywhere; } h3 small { color: var(--faint); font-weight: 400; font-size: .87rem; }
-p { margin: .3rem 0; } .faint { color: var(--faint); font-size: .87rem; } a { color: inherit; }
-ul { list-style: none; padding: 0; margin: 0; }
-li { padding: .45rem .75rem; margin: .3rem 0; border-radius: 6px; background: var(--card); overflow-wrap: anywhere; }
-li.warning { background: var(--warn-back); border-left: 4px solid var(--warn); } li b { margin-right: .35rem; }
-li.warning b, .drifts { color: var(--warn); font-weight: 600; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .2rem .7rem .2rem 0; text-align: right; border-bottom: 1px solid var(--line); vertical-align: top; }
-th { font-weight: 600; } th:first-child, td:first-child, .left, td.place { text-align: left; } td.left { white-space: nowrap; }
-td.place { overflow-wrap: anywhere; min-width: 9rem; }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 440px), 1fr)); }
-.cards { gap: 1rem; margin-top: 1rem; align-items: start; }
-.card { background: var(--card); border-radius: 8px; padding: .8rem 1rem 1rem; min-width: 0; }
-.card table { font-size: .87rem; width: 100%; } svg { display: block; width: 100%; height: auto; margin: .5rem 0; }
-svg text { fill: var(--faint); font: 11px system-ui, sans-serif; } svg .name { fill: var(--text); }
-svg .grid { stroke: var(--line); stroke-width: 1; }
-.p0 { fill: var(--a); stroke: var(--a-edge); stroke-width: 1; } .p1 { fill: none; stroke: var(--b); stroke-width: 2; }
-.p2 { fill: none; stroke: var(--c); stroke-width: 2; stroke-dasharray: 5 3; }
-.bar.p1 { fill: var(--b); stroke: none; } .bar.p2 { fill: var(--c); stroke: none; }
-.legend { display: flex; gap: 1.2rem; flex-wrap: wrap; }
-.legend svg { display: inline-block; width: 26px; height: 12px; margin: 0 .4rem 0 0; vertical-align: -1px; }
-details { margin-top: .4rem; font-size: .87rem; } summary { cursor: pointer; color: var(--faint); }
-"""
 
 
 def page(report: Mapping[str, Any]) -> str:
@@ -76,14 +44,6 @@ def _page(report: Mapping[str, Any]) -> Iterator[str]:
     yield "</div>" + _method(about) + "</main></body></html>"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table; cells are HTML already, one that begins with `<td` stands as it is."""
-    texts = [bool(rows) and rows[0][i].startswith(('<td class="left', '<td class="place')) for i in range(len(head))]
-    titles = "".join(f'<th scope="col"{" class=left" * is_text}>{cell}</th>' for cell, is_text in zip(head, texts))
-    body = "".join(f"<tr>{''.join(cell if cell.startswith('<td') else f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
 def _place(text: str) -> str:
     return f'<td class="place">{escape(text)}</td>'
 
@@ -103,7 +63,7 @@ def _parts(report: Mapping[str, Any]) -> str:
         listed = escape(", ".join(files[:3])) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
         cells = [escape(name), whole, f"{part['bad_rows']['count']:,}", _share(part["duplicates"]), _share(part["conflicts"])]
         rows.append([*cells, "<br>".join(among) or "-", f'<td class="place">{listed}</td>'])
-    return _table(["part", "rows", "bad rows", "repeated rows", "inputs with several labels", "rows also", "files"], rows)
+    return table(["part", "rows", "bad rows", "repeated rows", "inputs with several labels", "rows also", "files"], rows)
 
 
 def _places(report: Mapping[str, Any]) -> Iterator[str]:
@@ -118,13 +78,13 @@ def _places(report: Mapping[str, Any]) -> Iterator[str]:
             rows += [[f"{escape(name)}: {what}", *map(_place, places)] for places in part[key]["first"]]
     if rows:
         yield f"<details><summary>Where rows are equal: the first of each kind ({len(rows)})</summary>"
-        yield _table(["what", "row", "other row"], rows) + "</details>"
+        yield table(["what", "row", "other row"], rows) + "</details>"
     for name, part in report["parts"].items():
         first = part["bad_rows"]["first"]
         if first:
             bad = [[_place(one[key]) for key in ("place", "reason", "value")] for one in first]
             yield f"<details open><summary>The first bad rows of {escape(name)} ({len(bad)} of {part['bad_rows']['count']:,})</summary>"
-            yield _table(["place", "what is wrong", "value"], bad) + "</details>"
+            yield table(["place", "what is wrong", "value"], bad) + "</details>"
 
 
 def _legend(parts: Sequence[str]) -> str:
@@ -153,7 +113,7 @@ def _overview(report: Mapping[str, Any]) -> str:
         what = f'<td class="left">{escape(summary(said["kind"], figures))}</td>'
         rows.append([link, f'<td class="left">{kind}</td>', what, *missing, *(_drift(said, other) for other in others)])
     missing = [f"missing, {escape(part)}" for part in report["parts"]]
-    return _table(["column", "kind", f"in {escape(first)}", *missing, *(f"drift, {escape(other)}" for other in others)], rows)
+    return table(["column", "kind", f"in {escape(first)}", *missing, *(f"drift, {escape(other)}" for other in others)], rows)
 
 
 def _card(number: int, name: str, said: Mapping[str, Any], parts: Sequence[str]) -> str:
@@ -179,12 +139,12 @@ def _figures(said: Mapping[str, Any]) -> str:
     quantiles = ["5%", "25%", "50%", "75%", "95%"] if "quantiles" in known else []
     rows = [[key, *(_number(part.get(key), key) for part in said["parts"].values())] for key in keys]
     rows += [[key, *(_number(part.get("quantiles", {}).get(key), key) for part in said["parts"].values())] for key in quantiles]
-    found = f"<details><summary>Figures</summary>{_table(['', *map(escape, said['parts'])], rows)}</details>"
+    found = f"<details><summary>Figures</summary>{table(['', *map(escape, said['parts'])], rows)}</details>"
     values = {name: dict(part["values"]) for name, part in said["parts"].items() if "values" in part}
     if values:
         listed = list(dict.fromkeys(value for part in values.values() for value in part))[:50]
         rows = [[escape(str(value)), *(f"{part.get(value, 0):,}" for part in values.values())] for value in listed]
-        found += f"<details><summary>Rows by value</summary>{_table(['value', *map(escape, values)], rows)}</details>"
+        found += f"<details><summary>Rows by value</summary>{table(['value', *map(escape, values)], rows)}</details>"
     return found
 
 
@@ -212,10 +172,10 @@ def _histogram(name: str, kind: str, plot: Mapping[str, Any], parts: Sequence[st
         return TOP + (1 - share / top) * (HEIGHT - TOP - BOTTOM)
 
     drawn = []
-    for share in _ticks(0, top, 4):
+    for share in ticks(0, top, 4):
         drawn.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - 8}" y1="{y(share):.1f}" y2="{y(share):.1f}"/>')
         drawn.append(f'<text x="{LEFT - 6}" y="{y(share) + 4:.1f}" text-anchor="end">{share * 100:.3g}%</text>')
-    marks = [low + (high - low) * i / 3 for i in range(4)] if kind == "date" else _ticks(low, high, 6)
+    marks = [low + (high - low) * i / 3 for i in range(4)] if kind == "date" else ticks(low, high, 6)
     for i, value in enumerate(marks):
         text = day(value)[:10] if kind == "date" else f"{value:.6g}"
         anchor = "middle" if kind != "date" or 0 < i < 3 else "start" if i == 0 else "end"
@@ -229,7 +189,7 @@ def _histogram(name: str, kind: str, plot: Mapping[str, Any], parts: Sequence[st
         points.append(f"L{x(high):.1f},{y(0):.1f}" + ("Z" if not i else ""))
         drawn.append(f'<path class="p{i}" d="{"".join(points)}"/>')
     drawn.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - 8}" y1="{y(0):.1f}" y2="{y(0):.1f}"/>')
-    return _svg(f"Histogram of {name}: shares of rows in {', '.join(shares)}", WIDTH, HEIGHT, drawn)
+    return svg(f"Histogram of {name}: shares of rows in {', '.join(shares)}", WIDTH, HEIGHT, drawn)
 
 
 def _bars(name: str, plot: Mapping[str, Any], parts: Sequence[str]) -> str:
@@ -251,21 +211,7 @@ def _bars(name: str, plot: Mapping[str, Any], parts: Sequence[str]) -> str:
             drawn.append(f'<rect class="bar p{number}" x="{left:.1f}" y="{upper:.1f}" {size}/>')
         told = " / ".join(f"{row[k] * 100:.3g}" for row in shares.values()) + " %"
         drawn.append(f'<text x="{left + max(row[k] for row in shares.values()) * scale + 6:.1f}" y="{middle + 4:.1f}">{told}</text>')
-    return _svg(f"Shares of the values of {name} in {', '.join(shares)}", WIDTH, TOP + len(values) * tall + 4, drawn)
-
-
-def _svg(title: str, width: float, height: float, drawn: Sequence[str]) -> str:
-    said = escape(title)
-    return f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{said}"><title>{said}</title>{"".join(drawn)}</svg>'
-
-
-def _ticks(low: float, high: float, most: int) -> list[float]:
-    """Return up to `most` + 1 round numbers between two."""
-    rough = (high - low) / most
-    power = 10.0 ** math.floor(math.log10(rough)) if rough > 0 else 1.0
-    step = next((factor * power for factor in (1, 2, 5, 10) if factor * power >= rough), power)
-    first = math.ceil(low / step - 1e-9)
-    return [round(k * step, 12) for k in range(first, first + most + 2) if k * step <= high + step * 1e-9]
+    return svg(f"Shares of the values of {name} in {', '.join(shares)}", WIDTH, TOP + len(values) * tall + 4, drawn)
 
 
 def _method(about: Mapping[str, Any]) -> str:

@@ -46,7 +46,7 @@ class ColumnPart:
     """One column in one part. `kind`: number, category, text, date, image or array."""
 
     def __init__(self, column: Column | None, values: np.ndarray, is_label: bool, limits: Limits):
-        self.kind, self.shape, self.is_label = _kind(column, values, is_label), list(values.shape[1:]), is_label
+        self.kind, self.shape, self.is_label = kind_of(column, values, is_label), list(values.shape[1:]), is_label
         self.missing = self.infinite = 0
         self.moments = sketches.Moments()
         self.counts = sketches.Counts(limits.values, keep=self.kind in ("category", "image"))
@@ -127,7 +127,8 @@ def day(seconds: float) -> str:
     return str(np.datetime64(int(seconds), "s")).replace("T", " ")
 
 
-def _kind(column: Column | None, values: np.ndarray, is_label: bool) -> str:
+def kind_of(column: Column | None, values: np.ndarray, is_label: bool) -> str:
+    """Return what a column holds: number, category, text, date, image or array."""
     if is_label and values.ndim == 1 and values.dtype.kind != "f" and not isinstance(column, (Number, Date)):
         return "category"
     for kind, name in ((Number, "number"), (Category, "category"), (Date, "date"), (Image, "image"), (Text, "text")):

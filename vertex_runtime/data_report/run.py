@@ -15,7 +15,8 @@ from ..arguments import BESIDE, RunOptions
 from ..data import PATH, ROW, BadRows, Chunk, read, take
 from ..environment import Environment, quoted, resolve_uri
 from ..errors import UserError
-from ..outputs import is_remote, resolve_outputs
+from ..outputs import resolve_outputs
+from ..report_files import is_ours, write
 from ..reporting import log
 from ..strategy import import_tensorflow
 from . import Limits, Report, collect
@@ -25,7 +26,7 @@ from .report import KIND
 if TYPE_CHECKING:
     from ..contract import Contract
 
-NAME = "data_report"
+NAME, FLAG = "data_report", "--data_report"
 BRIEF = 4.0  # seconds for each part, where `check` asks
 
 
@@ -41,7 +42,7 @@ def say(package: str, trainer: str, hyperparameters: type, hp: Any, options: Run
         log("INFO", f"{env.name}: the chief writes the data report.")
         return {}
     stem = _stem(options, env, trainer)
-    before = [path for path in (f"{stem}.json", f"{stem}.html") if _is_ours(path)]
+    before = [path for path in (f"{stem}.json", f"{stem}.html") if is_ours(path, KIND, FLAG)]
     import_tensorflow()
     from ..contract import load_module
     from .findings import table
@@ -49,8 +50,8 @@ def say(package: str, trainer: str, hyperparameters: type, hp: Any, options: Run
 
     report = gather(load_module(f"{package}.model", hyperparameters), hp, options, env)
     found = report.as_json()
-    _write(f"{stem}.json", json.dumps(found, indent=1) + "\n")
-    _write(f"{stem}.html", page(found))
+    write(f"{stem}.json", json.dumps(found, indent=1) + "\n", FLAG)
+    write(f"{stem}.html", page(found), FLAG)
     for line in table(report):
         log("INFO", line)
     for finding in report.findings:
@@ -177,55 +178,3 @@ def _stem(options: RunOptions, env: Environment, trainer: str) -> str:
     if not given.endswith("/") and os.path.isfile(resolve_uri(given)):
         raise UserError(f"--data_report is the place to write to, a folder or a file *.html; {quoted(given)} is a file of another kind.")
     return f"{resolve_uri(given.rstrip('/') or '/').rstrip('/')}/{NAME}"
-
-
-def _is_ours(path: str) -> bool:
-    """Tell whether there is an earlier report in the way.
-
-    Raises:
-        UserError: it is no report.
-    """
-    try:
-        with _open(path, "r") as file:
-            head = file.read(2000)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except (OSError, UnicodeDecodeError) as error:
-        head = f"({error})"
-    if KIND not in head:
-        raise UserError(f"--data_report: {path} is no report of ours and is kept. Name another folder: --data_report=FOLDER.")
-    return True
-
-
-def _open(path: str, mode: str) -> Any:
-    if not is_remote(path):
-        return open(path, mode, encoding="utf-8")
-    import tensorflow as tf
-
-    if mode == "r" and not tf.io.gfile.exists(path):
-        raise FileNotFoundError(path)
-    return tf.io.gfile.GFile(path, mode)
-
-
-def _write(path: str, text: str) -> None:
-    try:
-        if is_remote(path):
-            _write_remote(path, text)
-            return
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        with open(f"{path}.tmp", "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(f"{path}.tmp", path)
-    except OSError as error:
-        why = error.strerror or error
-        raise UserError(f"--data_report: cannot write {path}: {why}. Name another folder: --data_report=FOLDER.") from None
-
-
-def _write_remote(path: str, text: str) -> None:
-    import tensorflow as tf
-
-    try:
-        with _open(path, "w") as file:
-            file.write(text)
-    except tf.errors.OpError as error:
-        raise OSError(str(error).splitlines()[0]) from None

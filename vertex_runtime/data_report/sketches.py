@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..hashing import mix
 MOST_ROWS = 1 << 20  # different rows of a part that are held as hashes (40 bytes each); beyond that a share of them is
 MOST_VALUES = 1000  # different values of a column that are counted one by one
 SAMPLE_ROWS = 10_000  # rows of a part that quantiles, plots and drift go by
+DRIFT = 0.1  # the distance from which a difference between parts is a warning: a normal distribution moved by 0.25 deviations
 SHORT = 64  # bytes of a text up to which texts are hashed all at once
 
 Array = np.ndarray
@@ -164,11 +166,15 @@ class RowSample:
 
     def add(self, rows: dict[str, Array]) -> None:
         """Offer rows: columns [n]."""
-        keys = self.random.random(len(next(iter(rows.values()))))
+        self.offer(len(next(iter(rows.values()))), lambda taken: {name: values[taken] for name, values in rows.items()})
+
+    def offer(self, count: int, take: Callable[[Array], dict[str, Array]]) -> None:
+        """Offer `count` rows, of which `take` returns those at some places: columns [places]."""
+        keys = self.random.random(count)
         taken = np.flatnonzero(keys < self.limit)
         if not len(taken):
             return
-        offered = {"": keys[taken], **{name: values[taken] for name, values in rows.items()}}
+        offered = {"": keys[taken], **take(taken)}
         joined = {name: np.concatenate([self.rows[name], offered[name]]) for name in offered} if self.rows else offered
         if len(joined[""]) > self.size:
             kept = np.sort(np.argpartition(joined[""], self.size - 1)[: self.size])
@@ -274,6 +280,27 @@ def chance_distance(first: int, second: int, bins: int) -> float:
     freedom = max(1, bins - 1)
     quantile = freedom * (1 - 2 / (9 * freedom) + 3.719 * math.sqrt(2 / (9 * freedom))) ** 3
     return min(1.0, math.sqrt((1 / first + 1 / second) * quantile / (8 * math.log(2))))
+
+
+def drift(first: Array, second: Array) -> dict[str, Any] | None:
+    """Return the Jensen-Shannon distance of two histograms, and what chance alone explains; None where one is empty.
+
+    Args:
+        first, second: rows over the same bins, [bins].
+
+    Returns:
+        {"distance", "chance", "drifts"}: the latter where the distance is above `DRIFT` and above chance.
+    """
+    sizes = [int(first.sum()), int(second.sum())]
+    if not min(sizes):
+        return None
+    both = (first + second) / sum(sizes) * min(sizes)
+    rare = both < 5  # too rare for the rule of chance, which counts on five rows and more: taken together
+    pooled = [np.r_[histogram[~rare], histogram[rare].sum()] for histogram in (first, second)]
+    bins = int(((pooled[0] + pooled[1]) > 0).sum())
+    distance = js_distance(*pooled)
+    chance = chance_distance(*sizes, bins) if bins > 1 else 0.0
+    return {"distance": round(distance, 6), "chance": round(chance, 6), "drifts": distance >= DRIFT and distance > chance}
 
 
 # ------------------------------------------------------------------ cells as numbers

@@ -24,7 +24,7 @@ def show(visit: Visit, number: str) -> View:
     files = [path for uri in uris for path in _files(visit, uri)]
     head = _head(files[0]) if files else []
     return View("dataset.html", {
-        "active": "datasets", "dataset": {"dataItemCount": "", "labels": {}, **dataset},
+        "active": "datasets", "dataset": dataset,
         "kind": dataset.get("metadataSchemaUri", "").rpartition("/")[2].partition("_")[0],
         "sources": [(uri, address(visit, uri)) for uri in uris], "head": head, "titled": bool(head) and not any(map(_is_number, head[0])),
         "reports": _reports(visit, files),

@@ -73,15 +73,12 @@ def delete(visit: Visit, number: str) -> Redirect:
 def _view(visit: Visit, number: str, given: Mapping[str, str], answer: Any, version: str) -> View:
     endpoint = visit.call("GetEndpoint", name=named(visit, "endpoints", number))
     shares = endpoint.get("trafficSplit", {})
-    deployed = [
-        {"displayName": "", "createTime": "", "modelVersionId": "", **each, "share": shares.get(each["id"], 0)}
-        for each in endpoint.get("deployedModels", [])
-    ]
+    deployed = [{**each, "share": shares.get(each["id"], 0)} for each in endpoint.get("deployedModels", [])]
     found = _signature(visit, endpoint)
     under_way, failure = _deployments(visit, endpoint["name"])
     names = [tensor.name for tensor in found.inputs] if found else []
     return View("endpoint.html", {
-        "active": "endpoints", "endpoint": {"labels": {}, **endpoint}, "number": number, "deployed": deployed, "signature": found,
+        "active": "endpoints", "endpoint": endpoint, "number": number, "deployed": deployed, "signature": found,
         "under_way": under_way, "failure": failure, "given": {name: given.get(name, "") for name in names}, "answer": answer,
         "answered_by": version, "chart": charts.bars(_shares(answer)),
     })  # fmt: skip

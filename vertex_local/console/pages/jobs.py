@@ -32,7 +32,7 @@ def show(visit: Visit, number: str) -> View:
     result = read_result(folder)
     args, fields = _arguments(visit, job)
     return View("job.html", {
-        "active": "customJobs", "job": {"error": None, "startTime": "", "endTime": "", "labels": {}, **job}, "number": number,
+        "active": "customJobs", "job": job, "number": number,
         "over": is_over(job), "restarts": result.get("restarts") or "", "rules": rules(result), "progress": progress(folder, job),
         "replicas": list(_attempts(result)), "logs": logs(folder), "charts": curves(visit, result),
         "outputs": list(_outputs(visit, result)), "args": args, "fields": fields, "argument_pools": "every pool",
@@ -113,7 +113,7 @@ def curves(visit: Visit, result: Mapping[str, Any], most: int = _MOST_CURVES) ->
     """Return (tag, chart) of what a job wrote for TensorBoard."""
     folder = Path(result.get("outputs", {}).get("AIP_TENSORBOARD_LOG_DIR") or "/nonexistent")
     found = []
-    for tag, runs in sorted(visit.console.event_files.curves(folder).items())[:most]:
+    for tag, runs in sorted(visit.console.curves.of(folder).items())[:most]:
         series = [charts.Series(run or tag, list(zip(curve.steps, curve.values))) for run, curve in sorted(runs.items())]
         if chart := charts.lines(series):
             found.append((tag, chart))

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ...errors import UserError
 from ...job import buckets
+from ...metadata import sources
 from ...serve.rest import ApiError
 from .. import saved_models
 from ..app import Redirect, View, Visit, href, message, page
@@ -23,12 +25,29 @@ def show(visit: Visit, number: str) -> View:
     model = visit.call("GetModel", name=f"{base}@{wanted}" if wanted else base)
     versions = visit.call("ListModelVersions", name=base).get("models", [])
     folder = artifacts(visit, model)
-    shown = {"description": "", "versionDescription": "", "labels": {}, **model}
     return View("model.html", {
-        "active": "models", "model": shown, "number": number, "signature": saved_models.signature(folder) if folder else None,
+        "active": "models", "model": model, "number": number, "signature": saved_models.signature(folder) if folder else None,
         "versions": [{**each, "metrics": _metrics(visit, f"{base}@{each['versionId']}")} for each in versions],
         "artifacts": address(visit, model.get("artifactUri", "")), "evaluations": _evaluations(visit, f"{base}@{model['versionId']}"),
         "endpoints": visit.call("ListEndpoints", parent=visit.parent).get("endpoints", []), "pipeline": _pipeline(model),
+    })  # fmt: skip
+
+
+@page("GET", "/models/{number}/lineage")
+def lineage(visit: Visit, number: str) -> View:
+    """Follow a version back to its run and its data; every file is looked at again, which may take a while."""
+    local, version = visit.console.local, visit.query.get("version", "")
+    name = f"{named(visit, 'models', number)}@{version}" if version else named(visit, "models", number)
+    try:
+        found = sources.origin(local.records, local.buckets, sources.find(local.records, local.buckets, name)).json()
+    except UserError as error:
+        raise ApiError("NOT_FOUND", str(error)) from None
+    job = (found["job"] or {}).get("name", "")
+    kind = job.split("/")[-2] if "/" in job else ""
+    files = [{**each, "link": address(visit, each["uri"])} for each in found["data"]]
+    return View("lineage.html", {
+        "active": "models", "number": number, "version": version, "found": found, "files": files,
+        "job_link": href(f"/{kind}/{last_part(job)}") if kind else "",
     })  # fmt: skip
 
 
@@ -85,7 +104,7 @@ def _evaluations(visit: Visit, name: str) -> list[dict[str, Any]]:
     if not visit.console.has("ListModelEvaluations"):
         return []
     found = visit.call("ListModelEvaluations", parent=name).get("modelEvaluations", [])
-    return [{"displayName": "", "createTime": "", **each, "pairs": _numbers(each.get("metrics") or {})} for each in found]
+    return [{**each, "pairs": _numbers(each.get("metrics") or {})} for each in found]
 
 
 def _metrics(visit: Visit, name: str) -> str:

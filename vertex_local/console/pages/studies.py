@@ -29,7 +29,7 @@ def show(visit: Visit, number: str) -> View:
     parameters = list(dict.fromkeys(each["parameterId"] for trial in trials for each in trial.get("parameters", [])))
     jobs = visit.console.local.state / "jobs"
     return View("study.html", {
-        "active": _KIND, "job": {"error": None, "labels": {}, "parallelTrialCount": 1, **job}, "number": number, "over": is_over(job),
+        "active": _KIND, "job": {"parallelTrialCount": 1, **job}, "number": number, "over": is_over(job),
         "done": sum("endTime" in trial for trial in trials), "metrics": metrics, "parameters": parameters,
         "goal": ", ".join(f"{metric.get('goal', '').lower()} {metric['metricId']}" for metric in study["metrics"]),
         "trials": [_row(trial, metrics, parameters, best, jobs, number) for trial in ranked],
@@ -129,7 +129,7 @@ def _curves(visit: Visit, jobs: Path, number: str, ranked: Sequence[Mapping[str,
     for trial in ranked[:_MOST_TRIALS]:
         result = read_result(jobs / f"{number}-trial-{trial['id']}")
         folder = Path(result.get("outputs", {}).get("AIP_TENSORBOARD_LOG_DIR") or "/nonexistent")
-        for tag, runs in visit.console.event_files.curves(folder).items():
+        for tag, runs in visit.console.curves.of(folder).items():
             curve = runs.get("validation")
             if curve and len(curve.steps) > 1:
                 series.setdefault(tag, []).append(charts.Series(f"trial {trial['id']}", list(zip(curve.steps, curve.values))))

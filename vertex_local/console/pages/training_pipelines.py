@@ -19,7 +19,7 @@ def show(visit: Visit, number: str) -> View:
     job = visit.call("GetTrainingPipeline", name=named(visit, _KIND, number))
     spec = {key: value for key, value in job.items() if key in ("inputDataConfig", "trainingTaskDefinition", "trainingTaskInputs")}
     return View("pipeline.html", {
-        "active": _KIND, "job": {"error": None, "labels": {}, **job}, "number": number, "over": is_over(job),
+        "active": _KIND, "job": job, "number": number, "over": is_over(job),
         "steps": list(_steps(visit, job)), "spec": spec,
     })  # fmt: skip
 

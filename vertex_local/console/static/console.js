@@ -28,7 +28,9 @@ async function refresh() {
     const box = section.querySelector("ol.log");
     const follow = section.hasAttribute("data-tail") && box && atEnd(box);
     const place = box ? box.scrollTop : 0;
+    const open = [...section.querySelectorAll("details[open][id]")].map((details) => details.id);
     section.innerHTML = next.innerHTML;
+    for (const id of open) document.getElementById(id)?.setAttribute("open", "");
     if (follow) toEnd(section);
     else if (box) section.querySelector("ol.log").scrollTop = place;
   }

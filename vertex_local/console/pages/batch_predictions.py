@@ -1,0 +1,38 @@
+"""A batch prediction job: its figures, where the predictions lie, what went wrong."""
+
+from __future__ import annotations
+
+from ...local.job_record import is_over
+from ..app import Redirect, View, Visit, href, page
+from .files import address
+from .jobs import logs, named
+from .pipeline_jobs import resource
+
+_KIND = "batchPredictionJobs"
+
+
+@page("GET", f"/{_KIND}/{{number}}")
+def show(visit: Visit, number: str) -> View:
+    """Show a batch prediction job."""
+    job = visit.call("GetBatchPredictionJob", name=named(visit, _KIND, number))
+    inputs, output = job.get("inputConfig", {}), job.get("outputInfo", {}).get("gcsOutputDirectory", "")
+    model = f"{job.get('model', '').partition('@')[0]}@{job.get('modelVersionId', '')}"
+    return View("batch_prediction.html", {
+        "active": _KIND, "job": job, "number": number, "over": is_over(job), "model": resource(model),
+        "inputs": [(uri, address(visit, uri)) for uri in inputs.get("gcsSource", {}).get("uris", [])],
+        "output": output, "output_link": address(visit, output), "logs": logs(visit.console.local.state / "jobs" / number),
+    })  # fmt: skip
+
+
+@page("POST", f"/{_KIND}/{{number}}/cancel")
+def cancel(visit: Visit, number: str) -> Redirect:
+    """Ask the job to end."""
+    visit.call("CancelBatchPredictionJob", name=named(visit, _KIND, number))
+    return Redirect(href(f"/{_KIND}/{number}"), "The job was asked to end.")
+
+
+@page("POST", f"/{_KIND}/{{number}}/delete")
+def delete(visit: Visit, number: str) -> Redirect:
+    """Forget the job's record."""
+    visit.call("DeleteBatchPredictionJob", name=named(visit, _KIND, number))
+    return Redirect(href(f"/{_KIND}"), f"The record of job {number} is deleted; its files stay.")

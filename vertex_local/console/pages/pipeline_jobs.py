@@ -1,0 +1,97 @@
+"""A run of a compiled pipeline: its graph, its tasks with what went in and came out, and the jobs that steps made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ...local.job_record import is_over
+from .. import graph
+from ..app import Redirect, View, Visit, href, message, page
+from ..text import duration, last_part
+from .files import address
+from .jobs import named
+
+_KIND = "pipelineJobs"
+_LONGEST = 160  # letters of a parameter's value that are shown
+# Of the console's own pages, by the kind in a resource's name.
+_PAGES = ("customJobs", "hyperparameterTuningJobs", "models", "endpoints", "batchPredictionJobs", "datasets")
+
+
+@page("GET", f"/{_KIND}/{{number}}")
+def show(visit: Visit, number: str) -> View:
+    """Show a pipeline job."""
+    name = named(visit, _KIND, number)
+    job = visit.call("GetPipelineJob", name=name)
+    details = (visit.console.local.records.get(name) or job).get("jobDetail", {}).get("taskDetails", [])
+    spec = job.get("pipelineSpec", {})
+    known, nodes = graph.states(details), graph.nodes(spec) if spec.get("root") else []
+    folder = visit.console.local.state / "jobs" / number / "logs"
+    return View("pipeline_job.html", {
+        "active": _KIND, "job": job, "number": number, "over": is_over(job),
+        "graph": graph.drawn(nodes, known), "titles": {node.name: node.title for node in nodes},
+        "tasks": [_task(visit, number, each) for each in details if each.get("componentName") != "root"],
+        "parameters": job.get("runtimeConfig", {}).get("parameterValues", {}), "root": job.get("runtimeConfig", {}),
+        "root_link": address(visit, job.get("runtimeConfig", {}).get("gcsOutputDirectory", "")),
+        "runner_log": href(f"/logs/{number}/kfp") if (folder / "kfp.log").exists() else "",
+        "spec": {key: value for key, value in job.items() if key in ("runtimeConfig", "pipelineSpec", "serviceAccount")},
+    })  # fmt: skip
+
+
+@page("POST", f"/{_KIND}/{{number}}/cancel")
+def cancel(visit: Visit, number: str) -> Redirect:
+    """Ask the pipeline to end."""
+    visit.call("CancelPipelineJob", name=named(visit, _KIND, number))
+    return Redirect(href(f"/{_KIND}/{number}"), "The pipeline was asked to end.")
+
+
+@page("POST", f"/{_KIND}/{{number}}/delete")
+def delete(visit: Visit, number: str) -> Redirect:
+    """Forget the pipeline's record."""
+    visit.call("DeletePipelineJob", name=named(visit, _KIND, number))
+    return Redirect(href(f"/{_KIND}"), f"The record of pipeline {number} is deleted; its files stay.")
+
+
+@page("POST", f"/{_KIND}/{{number}}/rerun")
+def rerun(visit: Visit, number: str) -> Redirect:
+    """Run the same pipeline once more; steps whose inputs are the same are taken from the cache."""
+    job = visit.call("GetPipelineJob", name=named(visit, _KIND, number))
+    kept = ("displayName", "pipelineSpec", "runtimeConfig", "labels", "serviceAccount", "network")
+    made = visit.call(
+        "CreatePipelineJob", parent=visit.parent, pipeline_job=message("PipelineJob", {key: job[key] for key in kept if key in job})
+    )
+    return Redirect(href(f"/{_KIND}/{last_part(made['name'])}"), "The pipeline was started again.")
+
+
+def _task(visit: Visit, number: str, detail: Mapping[str, Any]) -> dict[str, Any]:
+    name = detail.get("taskUniqueName", detail["taskName"])
+    values = detail.get("execution", {}).get("metadata", {})
+    return {
+        "name": name, "state": detail["state"], "duration": duration(detail), "error": detail.get("error", {}).get("message", ""),
+        "attempts": sum(each["state"] == "RUNNING" for each in detail.get("pipelineTaskStatus", [])),
+        "log": href(f"/logs/{number}/{last_part(detail['log']).removesuffix('.log')}") if detail.get("log") else "",
+        "job": resource(detail.get("executorDetail", {}).get("containerDetail", {}).get("mainJob", "")),
+        "artifacts": [
+            (way, key, each.get("schemaTitle", "").rpartition(".")[2], *_artifact(visit, each))
+            for way in ("inputs", "outputs")
+            for key, found in detail.get(way, {}).items()
+            for each in found.get("artifacts", [])
+        ],
+        "parameters": [(key, str(value)[:_LONGEST]) for key, value in values.items()],
+    }  # fmt: skip
+
+
+def _artifact(visit: Visit, artifact: Mapping[str, Any]) -> tuple[str, str]:
+    """Return what an artefact is called and the page that shows it."""
+    name = str(artifact.get("metadata", {}).get("resourceName", ""))
+    uri = artifact.get("uri", "")
+    return (name or uri), (resource(name)[1] or address(visit, uri))
+
+
+def resource(name: str) -> tuple[str, str]:
+    """Return a resource's id and its page; two empty texts for none."""
+    parts = name.split("/")
+    if len(parts) < 2 or parts[-2] not in _PAGES:
+        return "", ""
+    number, _, version = parts[-1].partition("@")
+    return number, href(f"/{parts[-2]}/{number}", version=version)

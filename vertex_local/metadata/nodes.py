@@ -1,0 +1,222 @@
+"""The graph of a metadata store: artifacts, executions and contexts as records in the API's form, events and membership as links.
+
+Every function takes the records alone, so that a job which runs without the service leaves the same graph as one that runs
+under it. Names are full ones: `projects/P/locations/L/metadataStores/S/artifacts/A`.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..job.times import now
+from ..local.store import Store, Taken
+
+ARTIFACTS, EXECUTIONS, CONTEXTS = COLLECTIONS = ("artifacts", "executions", "contexts")
+STORES, SCHEMAS = "metadataStores", "metadataSchemas"
+DEFAULT_STORE = "default"
+INPUT, OUTPUT = EVENTS = ("INPUT", "OUTPUT")  # kinds of links from an execution to an artifact
+IN_CONTEXT, PARENT = "context", "parent"  # from a node to a context it belongs to, from a context to one above it
+_ID = re.compile("[a-z0-9][a-z0-9-]{0,127}")
+
+
+class BadId(ValueError):
+    """An id that no node of a metadata store can have."""
+
+
+@dataclass
+class Subgraph:
+    """Nodes and the events between them, each as the API shows it."""
+
+    artifacts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    executions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+
+def check_id(number: str) -> str:
+    """Return an id that a node may have; raise BadId for any other."""
+    if not _ID.fullmatch(number):
+        raise BadId(f"has 1 to 128 of a-z, 0-9 and '-', and does not begin with '-'; got {number[:140]!r}.")
+    return number
+
+
+def store_of(name: str) -> str:
+    """Return the name of the store that a node belongs to."""
+    return "/".join(name.split("/")[:6])
+
+
+def ensure_store(records: Store, location: str) -> str:
+    """Return the name of a location's default metadata store, which is made where it is missing.
+
+    Args:
+        location: `projects/P/locations/L`.
+    """
+    name = f"{location}/{STORES}/{DEFAULT_STORE}"
+    if records.get(name) is None:
+        try:
+            when = now()
+            records.add(name, STORES, {"name": name, "createTime": when, "updateTime": when})
+        except Taken:
+            pass  # another process was faster
+    return name
+
+
+def add(records: Store, store: str, collection: str, document: Mapping[str, Any], number: str = "") -> dict[str, Any]:
+    """Keep a new node and return it; without `number` it gets an id.
+
+    Raises:
+        BadId: such an id cannot be.
+        Taken: there is one of that name.
+    """
+    name = f"{store}/{collection}/{check_id(number or str(uuid.uuid4()))}"
+    when = now()
+    document = {**document, "name": name, "createTime": when, "updateTime": when, "etag": secrets.token_hex(8)}
+    return records.add(name, collection, document)
+
+
+def put(records: Store, store: str, collection: str, document: Mapping[str, Any], number: str) -> dict[str, Any]:
+    """Keep a node, or bring the one of that id up to date: its fields are replaced, its metadata's keys merged."""
+    try:
+        return add(records, store, collection, document, number)
+    except Taken:
+        pass  # below
+
+    def merge(kept: dict[str, Any]) -> None:
+        metadata = {**kept.get("metadata", {}), **document.get("metadata", {})}
+        kept.update({**document, "metadata": metadata})
+
+    return change(records, f"{store}/{collection}/{number}", merge) or dict(document)
+
+
+def change(records: Store, name: str, alter: Callable[[dict[str, Any]], Any]) -> dict[str, Any] | None:
+    """Change a node in one step and return it; None if there is none."""
+
+    def touched(document: dict[str, Any]) -> None:
+        alter(document)
+        document.update(updateTime=now(), etag=secrets.token_hex(8))
+
+    return records.change(name, touched)
+
+
+def remove(records: Store, name: str) -> None:
+    """Forget a node and its links."""
+    records.remove_links(name)
+    records.remove(name)
+
+
+# ------------------------------------------------------------------ links
+
+
+def add_to_context(records: Store, context: str, nodes: Iterable[str]) -> None:
+    """Let artifacts and executions belong to a context."""
+    for name in nodes:
+        records.link(IN_CONTEXT, name, context)
+
+
+def add_children(records: Store, context: str, children: Iterable[str]) -> None:
+    """Let contexts stand below another one."""
+    for name in children:
+        records.link(PARENT, name, context)
+
+
+def add_event(records: Store, execution: str, artifact: str, kind: str, labels: Mapping[str, str] | None = None, time: str = "") -> None:
+    """Note that an execution has read an artifact, or made it.
+
+    Args:
+        kind: INPUT or OUTPUT.
+        time: RFC 3339; by default now.
+    """
+    document = {"eventTime": time or now(), **({"labels": dict(labels)} if labels else {})}
+    records.link(kind, execution, artifact, document)
+
+
+def shown(records: Store, document: dict[str, Any]) -> dict[str, Any]:
+    """Return a context as the API shows it, with the contexts above it; any other node as it is."""
+    if f"/{CONTEXTS}/" not in document["name"]:
+        return document
+    parents = list(records.links_from(PARENT, document["name"]))
+    return {**document, "parentContexts": parents} if parents else document
+
+
+# ------------------------------------------------------------------ subgraphs
+
+
+def of_execution(records: Store, execution: str) -> Subgraph:
+    """Return an execution with its artifacts and events."""
+    found = Subgraph()
+    _take(records, found, execution)
+    for event in events_of(records, execution):
+        found.events.append(event)
+        _take(records, found, event["artifact"])
+    return found
+
+
+def of_context(records: Store, context: str) -> Subgraph:
+    """Return the nodes that belong to a context, and the events between them."""
+    found = Subgraph()
+    for name in records.links_to(IN_CONTEXT, context):
+        _take(records, found, name)
+    for execution in found.executions:
+        found.events += [event for event in events_of(records, execution) if event["artifact"] in found.artifacts]
+    return found
+
+
+def of_artifact(
+    records: Store, artifact: str, hops: int | None = None, accepts: Callable[[dict[str, Any]], bool] | None = None
+) -> Subgraph:  # fmt: skip
+    """Return all that an artifact was made of and all that was made of it.
+
+    Args:
+        hops: how many events away from the artifact a node may be; None is without end.
+        accepts: lets only such artifacts pass, beside the one asked for.
+    """
+    found, seen = Subgraph(), {artifact}
+    queue = deque([(artifact, 0)])
+    known: dict[tuple[str, str, str], dict[str, Any]] = {}
+    while queue:
+        name, distance = queue.popleft()
+        document = records.get(name)
+        is_artifact = f"/{ARTIFACTS}/" in name
+        if document is None or (is_artifact and name != artifact and accepts is not None and not accepts(document)):
+            continue
+        _take(records, found, name)
+        if hops is not None and distance >= hops:
+            continue
+        for event in events_at(records, name) if is_artifact else events_of(records, name):
+            known[event["execution"], event["artifact"], event["type"]] = event
+            other = event["execution"] if is_artifact else event["artifact"]
+            if other not in seen:
+                seen.add(other)
+                queue.append((other, distance + 1))
+    kept = {**found.artifacts, **found.executions}
+    found.events = [event for event in known.values() if event["execution"] in kept and event["artifact"] in kept]
+    return found
+
+
+def events_of(records: Store, execution: str) -> list[dict[str, Any]]:
+    """Return the events of an execution, its inputs first."""
+    return [
+        {"execution": execution, "artifact": name, "type": kind, **document}
+        for kind in EVENTS
+        for name, document in records.links_from(kind, execution).items()
+    ]
+
+
+def events_at(records: Store, artifact: str) -> list[dict[str, Any]]:
+    """Return the events of an artifact: who made it comes last."""
+    return [
+        {"execution": name, "artifact": artifact, "type": kind, **document}
+        for kind in EVENTS
+        for name, document in records.links_to(kind, artifact).items()
+    ]
+
+
+def _take(records: Store, found: Subgraph, name: str) -> None:
+    document = records.get(name)
+    if document is not None:
+        (found.artifacts if f"/{ARTIFACTS}/" in name else found.executions)[name] = document

@@ -1,0 +1,79 @@
+"""TensorBoard instances as records: experiments, runs and time series below each other, and the points of a series.
+
+Names are full ones: `projects/P/locations/L/tensorboards/T/experiments/E/runs/R/timeSeries/S`. As `nodes`, it takes the
+records alone: the service's RPCs and what reads a job's event files write through it.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ..job.times import now
+from ..local.store import Store, Taken
+
+TENSORBOARDS, EXPERIMENTS, RUNS, SERIES = "tensorboards", "experiments", "runs", "timeSeries"
+_ID = re.compile("[a-z0-9][a-z0-9-]{0,127}")
+
+
+def fits_id(number: str) -> bool:
+    """Tell whether an experiment or a run may have that id."""
+    return _ID.fullmatch(number) is not None
+
+
+def id_of(text: str) -> str:
+    """Return the id that stands for a folder's or a job's name: small letters, digits and '-', not empty."""
+    return re.sub("[^a-z0-9-]", "-", text.lower()).strip("-")[:128] or "default"
+
+
+def add(records: Store, parent: str, collection: str, number: str, document: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep a new resource below `parent` and return it; raise Taken if there is one of that name."""
+    when = now()
+    name = f"{parent}/{collection}/{number}"
+    document = {**document, "name": name, "createTime": when, "updateTime": when, "etag": secrets.token_hex(8)}
+    return records.add(name, collection, document)
+
+
+def ensure(records: Store, parent: str, collection: str, number: str, document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the resource of that id, which is made where it is missing."""
+    name = f"{parent}/{collection}/{number}"
+    try:
+        return records.get(name) or add(records, parent, collection, number, document)
+    except Taken:
+        return records.get(name) or {"name": name}
+
+
+def add_series(records: Store, run: str, display_name: str, value_type: str = "SCALAR", plugin: str = "scalars") -> dict[str, Any]:
+    """Return the time series of that display name of a run, which is made where it is missing."""
+    for known in records.list(SERIES, run):
+        if known["displayName"] == display_name:
+            return known
+    document = {"displayName": display_name, "valueType": value_type, "pluginName": plugin}
+    return ensure(records, run, SERIES, secrets.token_hex(10), document)
+
+
+def write(records: Store, series: str, points: Iterable[Mapping[str, Any]]) -> None:
+    """Keep points, each in the form of the API's TimeSeriesDataPoint; a later one of the same step replaces an earlier one."""
+    points = [(int(point.get("step", 0)), point) for point in points]
+    if not points:
+        return
+    records.write_points(series, points)
+    last, newest = max(step for step, _ in points), max(point.get("wallTime", "") for _, point in points)
+
+    def reach(document: dict[str, Any]) -> None:
+        known = document.get("metadata", {})
+        reached = {"maxStep": str(max(last, int(known.get("maxStep", 0)))), "maxWallTime": max(newest, known.get("maxWallTime", ""))}
+        document.update(metadata={**known, **reached}, updateTime=now())
+
+    records.change(series, reach)
+
+
+def thinned(points: Sequence[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+    """Return at most so many points, evenly drawn, the first and the last among them."""
+    if len(points) <= most:
+        return list(points)
+    if most == 1:
+        return [points[-1]]
+    return [points[round(i * (len(points) - 1) / (most - 1))] for i in range(most)]

@@ -1,0 +1,146 @@
+"""Outputs of earlier runs, found by content: the component, its arguments, the files of its input artefacts, the checkout's sources.
+
+The key is that of kfp's own cache and what kfp leaves out. An entry counts only while what it names is still there: files in
+the bucket root, and resources (models, endpoints, jobs) in the local service. Runs in the pipelines' environment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kfp.local import cache
+
+from ..job import buckets
+from .service import Service
+from .tasks import is_artifact
+
+if TYPE_CHECKING:
+    from .run import Request
+
+_SOURCES = (".py", ".yaml", ".yml", "Dockerfile")
+_NOT_SOURCES = ("tests", "docs", "benchmarks", "build", "dist", "__pycache__", "node_modules")
+_RESOURCE = re.compile(r"projects/[^/]+/locations/[^/]+/.+")
+
+
+class ContentCache(cache.LocalCache):
+    """kfp's cache of one run's project and location.
+
+    Args:
+        used: called with a line about the entry when one is used.
+    """
+
+    def __init__(self, request: Request, used: Callable[[str], None]):
+        super().__init__(str(Path(request.cache_dir, hashlib.sha256(request.parent.encode()).hexdigest()[:16])))
+        self._service, self._used, self._writing = request.service, used, threading.Lock()
+        self._client = Service(request.service["url"], request.service["token_file"], request.service["ca_file"])
+        self._sources = sources(Path(request.project_dir))
+
+    def compute_key(self, *args: Any, **names: Any) -> str:
+        """Return the key of a task: kfp's, with the files of its input artefacts and the checkout's sources."""
+        digest = hashlib.sha256(super().compute_key(*args, **names).encode())
+        digest.update(self._sources.encode())
+        for name, value in sorted(names["arguments"].items()):
+            if is_artifact(value):
+                for artifact in value if isinstance(value, list) else [value]:
+                    digest.update(f"{name} {self._files(artifact.uri)}\n".encode())
+        return digest.hexdigest()
+
+    def _files(self, uri: str) -> str:
+        return fingerprint(Path(buckets.to_path(uri, self._service["bucket_root"]))) if uri.startswith("gs://") else ""
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        """Return the outputs kept under a key; None if there are none, or if something of them is gone."""
+        try:
+            entry = json.loads(Path(self._entry_path(key)).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        outputs = {name: _read(value) for name, value in entry.items()}
+        if not all(map(self._is_there, outputs.values())):
+            return None
+        self._used(f"entry {key[:12]}")
+        return outputs
+
+    def put(self, key: str, outputs: dict[str, Any]) -> None:
+        """Keep a task's outputs under a key."""
+        path = Path(self._entry_path(key))
+        with self._writing:
+            new = path.with_suffix(".new")
+            new.write_text(json.dumps({name: _written(value) for name, value in outputs.items()}), encoding="utf-8")
+            new.replace(path)
+
+    def _is_there(self, value: Any) -> bool:
+        if isinstance(value, list) and is_artifact(value):
+            return all(map(self._is_there, value))
+        if is_artifact(value):
+            if (name := value.metadata.get("resourceName")) and not self._answers(name):
+                return False
+            path = buckets.to_path(value.uri, self._service["bucket_root"]) if value.uri.startswith("gs://") else ""
+            return not path or os.path.exists(path) or value.schema_title.startswith("google.")
+        return all(map(self._answers, _resources(value)))
+
+    def _answers(self, name: str) -> bool:
+        return self._client.get(name) is not None
+
+
+def _resources(value: Any) -> Iterator[str]:
+    """Yield the resources that a `gcp_resources` names."""
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        for each in json.loads(value)["resources"] if isinstance(value, str) and "resourceUri" in value else ():
+            name = re.sub(r"^https://[^/]+/v1(beta1)?/", "", each["resourceUri"])
+            if _RESOURCE.fullmatch(name):
+                yield name
+
+
+def _written(value: Any) -> Any:
+    if isinstance(value, list) and is_artifact(value):
+        return {"artifacts": [_written(each)["artifact"] for each in value]}
+    if is_artifact(value):
+        about = {"name": value.name, "uri": value.uri, "metadata": value.metadata}
+        return {"artifact": {**about, "type": {"schemaTitle": value.schema_title, "schemaVersion": value.schema_version}}}
+    return {"value": value}
+
+
+def _read(entry: Mapping[str, Any]) -> Any:
+    if "artifacts" in entry:
+        return [_read({"artifact": each}) for each in entry["artifacts"]]
+    if "artifact" not in entry:
+        return entry["value"]
+    from kfp.dsl import executor
+
+    artifact = executor.create_artifact_instance(entry["artifact"])
+    artifact.schema_title, artifact.schema_version = entry["artifact"]["type"]["schemaTitle"], entry["artifact"]["type"]["schemaVersion"]
+    return artifact
+
+
+def fingerprint(path: Path) -> str:
+    """Return a checksum of a file or of all files of a folder, with their names; "" where there is nothing."""
+    digest = hashlib.sha256()
+    files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
+    for file in files:
+        digest.update(f"{file.relative_to(path)}\0{file.stat().st_size}\0".encode())
+        with open(file, "rb") as opened:
+            while piece := opened.read(1 << 20):
+                digest.update(piece)
+    return digest.hexdigest() if files else ""
+
+
+def sources(project: Path) -> str:
+    """Return a checksum of what jobs and components run of a checkout: its modules, job files and Dockerfile; "" for another folder."""
+    if not (project / "setup.py").is_file():
+        return ""
+    digest = hashlib.sha256()
+    for folder, names, files in os.walk(project):
+        names[:] = sorted(name for name in names if not name.startswith(".") and name not in _NOT_SOURCES)
+        names[:] = [name for name in names if not Path(folder, name, "pyvenv.cfg").exists()]
+        for file in sorted(name for name in files if name.endswith(_SOURCES)):
+            path = Path(folder, file)
+            digest.update(f"{path.relative_to(project)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()

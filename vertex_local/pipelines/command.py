@@ -1,0 +1,251 @@
+"""Run a compiled pipeline on this machine, its training steps as jobs of the local service.
+
+    python -m vertex_local pipeline pipeline.yaml --parameter epochs=3 --parameter 'columns=["fare", "hour"]'
+
+It goes to the service that runs with the same --state_dir; where none does, one is started for this run alone. What the
+pipeline makes lies below --pipeline_root in a bucket. Exit codes: 0 the pipeline succeeded, 1 it failed, 2 it cannot be started,
+128 + signal it was cancelled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import cli
+from ..errors import UserError, quoted
+from ..job import buckets, settings, times
+from ..local import job_record
+from . import python, spec
+from .service import Answer, Service
+from .tasks import OVER
+
+_PAUSE = 0.2  # seconds between two looks at the pipeline
+_START = 120.0  # seconds for a service to be ready
+_STOP = 60.0
+_GROUPS = ("system.DagExecution", "system.Run")  # tasks that only hold others
+PROJECT, REGION = "your-project", "us-central1"  # where no settings name others
+POLICIES = {"slow": "PIPELINE_FAILURE_POLICY_FAIL_SLOW", "fast": "PIPELINE_FAILURE_POLICY_FAIL_FAST"}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line's parser."""
+    parser = cli.Parser(
+        prog="python -m vertex_local pipeline", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("spec", help="compiled pipeline, YAML or JSON")
+    parser.add_argument(
+        "--parameter", metavar="NAME=VALUE", type=_pair, action="append", default=[],
+        help="value of one of the pipeline's parameters; lists and objects in JSON; repeatable",
+    )  # fmt: skip
+    parser.add_argument(
+        "--pipeline_root", metavar="GS_URI", help="folder for what the pipeline makes (default: the spec's, or gs://BUCKET/pipelines)"
+    )
+    parser.add_argument("--no_caching", action="store_true", help="run every step, though it ran before with the same inputs")
+    parser.add_argument(
+        "--failure_policy", choices=POLICIES, default="slow",
+        help="slow (the default) goes on with what does not need a failed step, fast starts nothing more",
+    )  # fmt: skip
+    parser.add_argument("--job_id", metavar="ID", help="name of this run, must be new (default: the pipeline's name and the time)")
+    parser.add_argument("--label", metavar="NAME=VALUE", type=_pair, action="append", default=[], help="label of this run; repeatable")
+    parser.add_argument("--service_account", metavar="NAME", help="for steps that ask for it; nothing runs under it here")
+    cli.add_place_flags(parser)
+    settings.add_flags(parser)
+    return parser
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"takes NAME=VALUE; got {quoted(text)}.")
+    return name, value
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one pipeline and return its exit code."""
+    args = build_parser().parse_args(argv)
+    return cli.supervised(lambda cancel: _run(args, cancel))
+
+
+def _run(args: argparse.Namespace, cancel: threading.Event) -> int:
+    found = spec.read(args.spec)
+    known = settings.load(Path(args.project_dir, "jobs"), settings.from_flags(args))
+    values = {**_of_settings(found, known), **spec.typed(found, args.parameter)}
+    try:
+        spec.check_parameters(found, values)
+    except spec.PipelineError as error:
+        raise UserError(f"--parameter: {error}") from None
+    job_id = args.job_id or _new_id(found["pipelineInfo"].get("name", "pipeline"))
+    if not spec.PIPELINE_ID.fullmatch(job_id):
+        raise UserError(f"--job_id: has up to 128 small letters, digits and '-' and begins with a letter; got {quoted(job_id)}.")
+    body = _body(args, found, values, known)
+    python.find(Path(os.path.abspath(args.project_dir)))  # said before a service is started
+    with _service(args, cancel) as service:
+        parent = f"projects/{known.get('project', PROJECT)}/locations/{known.get('region', REGION)}"
+        return _Run(service, parent, job_id, Path(args.state_dir)).see(body, cancel)
+
+
+def _of_settings(found: Mapping[str, Any], known: Mapping[str, str]) -> dict[str, str]:
+    """Return where the steps work, for a pipeline with the parameters `project` and `location`, as submitting fills them in, too."""
+    declared = found.get("root", {}).get("inputDefinitions", {}).get("parameters", {})
+    given = {"project": known.get("project", PROJECT), "location": known.get("region", REGION)}
+    return {name: value for name, value in given.items() if name in declared}
+
+
+def _new_id(name: str) -> str:
+    return f"{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')[:100]}-{time.strftime('%Y%m%d%H%M%S')}"
+
+
+def _body(args: argparse.Namespace, found: dict[str, Any], values: dict[str, Any], known: Mapping[str, str]) -> dict[str, Any]:
+    """Return the PipelineJob in JSON form."""
+    root = args.pipeline_root or found.get("defaultPipelineRoot") or f"gs://{known.get('bucket', 'your-bucket')}/pipelines"
+    try:
+        buckets.check_folder(root)
+    except buckets.BucketError as error:
+        raise UserError(f"--pipeline_root: {error}") from None
+    if args.no_caching:
+        for _, _, task in spec.tasks(found):
+            task["cachingOptions"] = {"enableCache": False}
+    return {
+        "displayName": found["pipelineInfo"].get("name", "pipeline")[:128], "pipelineSpec": found, "labels": dict(args.label),
+        "runtimeConfig": {
+            "gcsOutputDirectory": root, "parameterValues": values, "failurePolicy": POLICIES[args.failure_policy],
+        },
+        **({"serviceAccount": args.service_account} if args.service_account else {}),
+    }  # fmt: skip
+
+
+# ------------------------------------------------------------------ the service
+
+
+@contextlib.contextmanager
+def _service(args: argparse.Namespace, cancel: threading.Event) -> Iterator[Service]:
+    """Yield the service of the state folder, or one that runs as long as the context lasts."""
+    from ..serve import endpoint
+
+    state = Path(os.path.abspath(args.state_dir))
+    if job_record.service_runs(state):
+        yield Service.of(endpoint.find(state, wait=_START))
+        return
+    state.mkdir(parents=True, exist_ok=True)
+    log = state / "pipeline-service.log"
+    command = [sys.executable, "-m", "vertex_local", "serve", "--port=0", f"--state_dir={state}", *_passed_on(args)]
+    with open(log, "wb") as out:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
+    try:
+        yield Service.of(_ready(process, state, log, cancel))
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(_STOP)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _passed_on(args: argparse.Namespace) -> list[str]:
+    """Return the flags that a service takes as this command does."""
+    flags = [f"--{name}={value}" for name in ("bucket_root", "project_dir", "python", "containers") if (value := getattr(args, name))]
+    flags += [f"--{name}" for name in ("with_index", "cloud_credentials") if getattr(args, name)]
+    flags += [f"--build_arg={name}={value}" for name, value in args.build_arg]
+    return flags + [f"--{name}={value}" for name in ("project", "region") if (value := getattr(args, name))]
+
+
+def _ready(process: subprocess.Popen, state: Path, log: Path, cancel: threading.Event) -> Any:
+    from ..serve import endpoint
+
+    end = time.monotonic() + _START
+    while time.monotonic() < end and process.poll() is None and not cancel.wait(_PAUSE):
+        with contextlib.suppress(endpoint.EndpointError):
+            return endpoint.find(state)
+    if cancel.is_set():
+        raise KeyboardInterrupt
+    said = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
+    raise UserError(f"the local service did not start: {said[-1].removeprefix('error: ')} (all of it is in {log})")
+
+
+# ------------------------------------------------------------------ one run
+
+
+class _Run:
+    """One run as its user sees it: a line when a task starts or ends, and a summary."""
+
+    def __init__(self, service: Service, parent: str, job_id: str, state_dir: Path):
+        self.service, self.parent, self.job_id, self.state_dir = service, parent, job_id, state_dir
+        self.name = f"{parent}/pipelineJobs/{job_id}"
+        self.shown: dict[str, str] = {}
+
+    def see(self, body: dict[str, Any], cancel: threading.Event) -> int:
+        """Create the pipeline job, follow it to its end and return the exit code."""
+        answer = self.service.ask("POST", f"{self.parent}/pipelineJobs?pipelineJobId={self.job_id}", body)
+        if answer.error:
+            raise UserError(answer.error)
+        print(f"pipeline {self.job_id}: {body['displayName']}, outputs in {body['runtimeConfig']['gcsOutputDirectory']}", flush=True)
+        asked = False
+        while True:
+            job = self._shown()
+            if job_record.is_over(job):
+                return self._summary(job)
+            if cancel.wait(_PAUSE) and not asked:
+                asked = True
+                print("cancelling: the steps that run are asked to end", flush=True)
+                self.service.ask("POST", f"{self.name}:cancel", {})
+            elif asked:
+                time.sleep(_PAUSE)
+
+    def _shown(self) -> dict[str, Any]:
+        """Return the job as it stands, after printing what is new of its tasks."""
+        answer: Answer = self.service.ask("GET", self.name)
+        if answer.error:
+            raise UserError(f"the pipeline {self.job_id} is lost: {answer.error}")
+        for task in answer.content.get("jobDetail", {}).get("taskDetails", []):
+            state = task.get("state", "")
+            if self.shown.get(task["taskId"]) != state and not _is_group(task):
+                self.shown[task["taskId"]] = state
+                print(_line(task), flush=True)
+        return answer.content
+
+    def _summary(self, job: dict[str, Any]) -> int:
+        steps = [task for task in job.get("jobDetail", {}).get("taskDetails", []) if not _is_group(task)]
+        counts = {state: sum(task.get("state") == state for task in steps) for state in OVER}
+        told = ", ".join(f"{count} {state.lower().replace('_', ' ')}" for state, count in counts.items() if count) or "no step"
+        state, folder = job_record.plain_state(job), self.state_dir / "jobs" / self.job_id
+        print(f"{state} after {times.describe(_seconds(job))}: {told.replace('skipped', 'as before')}; see {folder}", flush=True)
+        if state == "FAILED":
+            print(f"error: {job.get('error', {}).get('message', 'it failed')}", file=sys.stderr)
+            failed = next((task for task in steps if task.get("state") == "FAILED"), None)
+            if failed:
+                where = "" if str(self.state_dir) == ".vertex_local" else f" --state_dir={self.state_dir}"
+                print(f"its log: python -m vertex_local logs {self.job_id}{where} --replica {_log_name(failed)}", file=sys.stderr)
+        return int(state != "SUCCEEDED")
+
+
+def _is_group(task: Mapping[str, Any]) -> bool:
+    return task.get("execution", {}).get("schemaTitle") in _GROUPS and task.get("state") != "NOT_TRIGGERED"
+
+
+def _log_name(task: Mapping[str, Any]) -> str:
+    return re.sub(r"[^\w.-]", "-", task.get("taskUniqueName", task["taskName"]))
+
+
+def _line(task: Mapping[str, Any]) -> str:
+    state, name = task.get("state", ""), task.get("taskUniqueName", task["taskName"])
+    spent = f" {times.describe(_seconds(task))}" if state in OVER and "startTime" in task and state != "SKIPPED" else ""
+    as_before = " (as before)" if state == "SKIPPED" else ""
+    error = f": {task['error']['message']}" if state == "FAILED" and task.get("error", {}).get("message") else ""
+    return f"{time.strftime('%H:%M:%S')} {state:13s} {name}{spent}{as_before}{error}"
+
+
+def _seconds(each: Mapping[str, Any]) -> float:
+    start = each.get("startTime") or each.get("createTime")
+    return times.seconds(each["endTime"]) - times.seconds(start) if start and "endTime" in each else 0.0

@@ -1,0 +1,295 @@
+"""Programs as forks of a process that has imported what they need: their start takes milliseconds, and they end with who asked.
+
+    python -m vertex_local.pipelines.forks ADDRESS MODULE...    # serves until its standard input ends
+
+A request names a function and its argument. The function runs in a process of its own group, with the environment, the
+folder and the log that the request gives; on the same connection come its lines (see `emit`) and, last, its exit code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn, TextIO
+
+from ..errors import UserError
+
+EVENTS = "VERTEX_LOCAL_EVENTS"  # variable: the descriptor that `emit` writes to
+KILL_AFTER = 10.0  # seconds between SIGTERM and SIGKILL, for what a program has to cancel elsewhere
+_TICK = 0.05
+
+
+# ------------------------------------------------------------------ who asks
+
+
+class Fork:
+    """A program that was asked for. It is ended when its Fork is closed, or when the process that holds it ends.
+
+    Args:
+        address: the Unix socket of the server.
+        function: as "package.module:function"; it is called with `argument`, which JSON can hold.
+        env: the program's whole environment.
+        log: file to which its output is appended; when which line was said goes to `../lines/<the same name>`.
+    """
+
+    def __init__(self, address: str, function: str, argument: Any, *, env: Mapping[str, str], cwd: Path, log: Path):
+        self._socket = socket.socket(socket.AF_UNIX)
+        request = {"function": function, "argument": argument, "env": dict(env), "cwd": str(cwd), "log": str(log)}
+        try:
+            self._socket.connect(address)
+            self._socket.sendall(json.dumps(request).encode() + b"\n")
+        except OSError as error:
+            self._socket.close()
+            raise UserError(f"the process from which pipelines' steps fork is gone ({error.strerror}); run the pipeline again.") from None
+        self._rest = b""
+        self.code: int | None = None
+
+    def lines(self, patience: float | None = None) -> Iterator[Any]:
+        """Yield what the program emits until it has ended; None whenever nothing has come for `patience` seconds."""
+        self._socket.settimeout(patience)
+        while self.code is None:
+            try:
+                data = self._socket.recv(1 << 16)
+            except TimeoutError:
+                yield None
+                continue
+            except ConnectionError:
+                data = b""
+            *lines, self._rest = (self._rest + data).split(b"\n")
+            for line in lines:
+                event = json.loads(line)
+                if isinstance(event, dict) and "exit" in event:
+                    self.code = event["exit"]
+                else:
+                    yield event
+            if not data and self.code is None:
+                self.code = -signal.SIGKILL  # the server was killed, and the program with it
+
+    def wait(self) -> int:
+        """Return the exit code once the program has ended: negative for a signal."""
+        for _ in self.lines():
+            pass
+        return self.code if self.code is not None else 1
+
+    def terminate(self) -> None:
+        """Send SIGTERM to the program, and SIGKILL if it goes on."""
+        with contextlib.suppress(OSError):
+            self._socket.sendall(b"t")
+
+    def close(self) -> None:
+        """End the program if it still runs."""
+        self._socket.close()
+
+
+def emit(event: Any) -> None:
+    """Send an event, which JSON can hold, to whoever asked for this program."""
+    data, place = json.dumps(event).encode() + b"\n", int(os.environ[EVENTS])
+    while data:
+        data = data[os.write(place, data) :]
+
+
+class ForkServer:
+    """The process that forks, with `modules` imported; it ends with the process that made it.
+
+    Args:
+        python: its interpreter.
+        folder: an existing folder with a short path that only this user can look into, for its socket.
+        logs: folder for what it says.
+    """
+
+    def __init__(self, python: str, modules: Sequence[str], folder: Path, env: Mapping[str, str], name: str, logs: Path):
+        self.address = str(folder / f"{name}.socket")
+        self.log = logs / f"pipelines-{name}.log"
+        listener = socket.socket(socket.AF_UNIX)  # bound here, so that clients can come before the imports are done
+        listener.bind(self.address)
+        listener.listen(128)
+        command = [python, "-m", __spec__.name, str(listener.fileno()), *modules]
+        with listener, open(self.log, "ab") as log:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=dict(env), pass_fds=(listener.fileno(),), start_new_session=True
+            )  # fmt: skip
+
+    @property
+    def ended(self) -> bool:
+        """Whether the process is gone."""
+        return self.process.poll() is not None
+
+    def close(self) -> None:
+        """End the process; what it has forked ends by itself."""
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
+        try:
+            self.process.wait(2 * KILL_AFTER)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        Path(self.address).unlink(missing_ok=True)
+
+
+# ------------------------------------------------------------------ the server
+
+
+def main(argv: Sequence[str]) -> int:
+    """Import the modules and fork for whoever connects, until standard input ends."""
+    gc.disable()  # imports make no rubbish that is worth the search
+    for name in argv[1:]:
+        try:
+            importlib.import_module(name)
+        except Exception:  # whatever needs it will say so itself
+            traceback.print_exc()
+    gc.freeze()  # so that collections of the forks do not copy these pages
+    gc.enable()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for supervisors
+    listener = socket.socket(fileno=int(argv[0]))
+    with selectors.DefaultSelector() as selector:
+        selector.register(listener, selectors.EVENT_READ)
+        selector.register(sys.stdin, selectors.EVENT_READ)
+        while True:
+            ready = [key.fileobj for key, _ in selector.select()]
+            if sys.stdin in ready:
+                return 0
+            connection, _ = listener.accept()
+            if not os.fork():
+                listener.close()
+                _guarded(lambda: _supervise(connection))
+            connection.close()
+
+
+def _guarded(work: Any) -> NoReturn:
+    """Do the work of a fork and end it, so that it never goes on as its parent would."""
+    code = 1
+    try:
+        code = work() or 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def _supervise(connection: socket.socket) -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    data = b""
+    while not data.endswith(b"\n"):
+        piece = connection.recv(1 << 20)
+        if not piece:
+            return
+        data += piece
+    request = json.loads(data)
+    out, err = os.pipe(), os.pipe()
+    pid = os.fork()
+    if not pid:
+        _guarded(lambda: _become(request, connection, out[1], err[1]))
+    os.close(out[1])
+    os.close(err[1])
+    code = _watch(pid, connection, {"out": out[0], "err": err[0]}, Path(request["log"]))
+    with contextlib.suppress(OSError):
+        connection.sendall(json.dumps({"exit": code}).encode() + b"\n")
+
+
+def _become(request: dict[str, Any], connection: socket.socket, out: int, err: int) -> Any:
+    """Make this fork what a new program would be, and call the function."""
+    os.setsid()
+    os.chdir(request["cwd"])
+    null = os.open(os.devnull, os.O_RDONLY)
+    for target, source in ((0, null), (1, out), (2, err)):
+        os.dup2(source, target)
+    for each in (null, out, err):
+        os.close(each)
+    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w", 1), open(2, "w", 1)
+    os.environ.clear()
+    os.environ.update(request["env"], **{EVENTS: str(connection.fileno())})
+    sys.path[:] = [path for path in sys.path if path]
+    sys.path[:0] = [path for path in request["env"].get("PYTHONPATH", "").split(os.pathsep) if path and path not in sys.path]
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    module, _, name = request["function"].partition(":")
+    return getattr(importlib.import_module(module), name)(request["argument"])
+
+
+def _watch(pid: int, connection: socket.socket, streams: Mapping[str, int], log: Path) -> int:
+    """Write down what the program says until it has ended, and end it when nobody wants it any more; return its exit code."""
+    (log.parent.parent / "lines").mkdir(parents=True, exist_ok=True)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    selector, deadline, code = selectors.DefaultSelector(), 0.0, None
+    with selector, open(log, "ab") as file, open(log.parent.parent / "lines" / log.name, "a") as lines:
+        outputs = [_Output(kind, place, file, lines) for kind, place in streams.items()]
+        for output in outputs:
+            selector.register(output.place, selectors.EVENT_READ, output)
+        selector.register(connection, selectors.EVENT_READ)
+        while code is None:
+            for key, _ in selector.select(_TICK):
+                if key.data is not None and not key.data.read():
+                    selector.unregister(key.fd)
+                elif key.data is None:
+                    if not connection.recv(1):  # whoever asked is gone
+                        selector.unregister(connection)
+                    if not deadline:
+                        _signal(pid, signal.SIGTERM)
+                        deadline = time.monotonic() + KILL_AFTER
+            if deadline and time.monotonic() > deadline:
+                _signal(pid, signal.SIGKILL)
+            found, status = os.waitpid(pid, os.WNOHANG)
+            code = os.waitstatus_to_exitcode(status) if found else None
+        for output in outputs:
+            output.drain()
+    _signal(pid, signal.SIGKILL)  # what it has left behind in its group
+    return code
+
+
+def _signal(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # gone, or all that is left are zombies
+        os.killpg(pid, number)
+
+
+class _Output:
+    """One stream of a program on its way into the log."""
+
+    def __init__(self, kind: str, place: int, file: BinaryIO, lines: TextIO):
+        self.kind, self.place, self._file, self._lines, self._rest = kind, place, file, lines, b""
+
+    def read(self) -> bool:
+        """Take what is there; return whether there can be more."""
+        data = os.read(self.place, 1 << 16)
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if not data and self._rest:
+            lines.append(self._rest)
+            self._rest = b""
+        for line in lines:
+            self._file.write(line + b"\n")
+            self._lines.write(f"{time.time():.6f} {self.kind} {len(line) + 1}\n")
+        if lines:
+            self._file.flush()
+            self._lines.flush()
+        return bool(data)
+
+    def drain(self) -> None:
+        """Take what is left, without waiting for processes that hold the stream open."""
+        os.set_blocking(self.place, False)
+        with contextlib.suppress(BlockingIOError):
+            while self.read():
+                pass
+        if self._rest:
+            self._file.write(self._rest + b"\n")
+            self._lines.write(f"{time.time():.6f} {self.kind} {len(self._rest) + 1}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

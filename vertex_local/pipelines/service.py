@@ -1,0 +1,65 @@
+"""A client of the local service in the standard library alone: for the command and for a pipeline's processes."""
+
+from __future__ import annotations
+
+import json
+import ssl
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the service says: an object in the API's form, or why not."""
+
+    content: dict[str, Any] = field(default_factory=dict)
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Service:
+    """Where the service is.
+
+    Attributes:
+        token_file: "" if nobody needs a token.
+    """
+
+    url: str
+    token_file: str
+    ca_file: str
+
+    @classmethod
+    def of(cls, endpoint: Any) -> Service:
+        """Return the service of an `serve.endpoint.Endpoint`."""
+        return cls(endpoint.url, endpoint.token_file or "", endpoint.ca_file)
+
+    def ask(self, method: str, path: str, body: Any = None) -> Answer:
+        """Send one request of the API's version 1."""
+        headers = {"Content-Type": "application/json"} if body is not None else {}
+        data = None if body is None else json.dumps(body).encode()
+        try:
+            if self.token_file:
+                headers["Authorization"] = f"Bearer {Path(self.token_file).read_text()}"
+            trust = urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=self.ca_file))
+            direct = urllib.request.build_opener(urllib.request.ProxyHandler({}), trust)
+            with direct.open(urllib.request.Request(f"{self.url}/v1/{path}", data, headers, method=method), timeout=60) as answer:
+                return Answer(json.loads(answer.read() or b"{}"))
+        except urllib.error.HTTPError as error:
+            return Answer(error=_message(error))
+        except (OSError, ValueError) as error:
+            return Answer(error=f"the local service does not answer: {error}")
+
+    def get(self, name: str) -> dict[str, Any] | None:
+        """Return a resource in the API's form; None if there is none of that name, or the service does not answer."""
+        answer = self.ask("GET", name)
+        return None if answer.error else answer.content
+
+
+def _message(error: urllib.error.HTTPError) -> str:
+    try:
+        return json.loads(error.read())["error"]["message"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return f"the local service answers {error.code} {error.reason}"

@@ -1,0 +1,148 @@
+"""The tasks of a pipeline that runs, each as the API's PipelineTaskDetail with what a graph of them needs beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+import secrets
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..job.times import now
+
+OVER = ("SUCCEEDED", "SKIPPED", "FAILED", "CANCELLED", "NOT_TRIGGERED")
+_EXECUTIONS = {"SUCCEEDED": "COMPLETE", "SKIPPED": "CACHED", "FAILED": "FAILED", "CANCELLED": "CANCELLED", "RUNNING": "RUNNING"}
+_SCHEMAS = {"dag": "system.DagExecution", "importer": "system.ImporterExecution", "root": "system.Run"}
+
+
+@dataclass
+class Task:
+    """One task: where it belongs, what goes in and out of it, and its states so far."""
+
+    name: str
+    component: str
+    parent: Task | None
+    kind: str  # root, dag, container or importer
+    dependencies: Sequence[str] = ()
+    number: int = field(default_factory=lambda: secrets.randbits(62) | 1 << 61)
+    created: str = field(default_factory=now)
+    started: str = ""
+    ended: str = ""
+    state: str = "PENDING"
+    error: str = ""
+    attempts: int = 0
+    cached: bool = False
+    log: str = ""
+    resource: str = ""  # of the job or other resource that the step made in the service
+    inputs: dict[str, Any] = field(default_factory=dict)
+    outputs: dict[str, Any] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def unique_name(self) -> str:
+        """Its name below those of the tasks that it is a part of, without the pipeline's own."""
+        above = self.parent.unique_name if self.parent and self.parent.kind != "root" else ""
+        return f"{above}.{self.name}".lstrip(".")
+
+    @property
+    def file_name(self) -> str:
+        """A name for its files, of the latest attempt: not longer than a file system takes."""
+        name = re.sub(r"[^\w.-]", "-", self.unique_name)
+        name = name if len(name) < 120 else f"{name[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+        return name if self.attempts < 2 else f"{name}-retry-{self.attempts - 1}"
+
+
+class Tasks:
+    """All tasks of one run; `changed` is called with a task's detail whenever something of it has changed."""
+
+    def __init__(self, parent: str, job_id: str, changed: Callable[[dict[str, Any]], None]):
+        self._parent, self._job_id, self._changed = parent, job_id, changed
+        self._lock = threading.Lock()
+        self.known: list[Task] = []
+
+    def begin(self, task: Task, state: str = "RUNNING") -> Task:
+        """Note a task that starts, or one that has its final state at once."""
+        with self._lock:
+            self.known.append(task)
+        self.to(task, state)
+        return task
+
+    def to(self, task: Task, state: str, error: str = "") -> None:
+        """Note a task's new state; an error with a state that is not final is that of an attempt which is retried."""
+        when = now()
+        task.state = state
+        task.started = task.started or ("" if state in ("PENDING", "NOT_TRIGGERED") else when)
+        if state in OVER:
+            task.ended, task.error = when, error
+        status = {"code": 1 if state == "CANCELLED" else 9, "message": error}
+        task.history.append({"updateTime": when, "state": state, **({"error": status} if error else {})})
+        with self._lock:
+            self._changed(self.detail(task))
+
+    def children(self, parent: Task) -> list[Task]:
+        """Return the tasks of a dag that are known."""
+        with self._lock:
+            return [task for task in self.known if task.parent is parent]
+
+    def detail(self, task: Task) -> dict[str, Any]:
+        """Return a task in the API's form, with `dependencies` and `log` beside its fields."""
+        detail = {
+            "taskId": str(task.number), "taskName": task.name, "taskUniqueName": task.unique_name, "createTime": task.created,
+            "startTime": task.started, "endTime": task.ended, "state": task.state, "pipelineTaskStatus": list(task.history),
+            "execution": self._execution(task),
+            "inputs": self._artifacts(task, task.inputs), "outputs": self._artifacts(task, task.outputs),
+            "componentName": task.component, "dependencies": list(task.dependencies), "log": task.log,
+        }  # fmt: skip
+        if task.parent is not None:
+            detail["parentTaskId"] = str(task.parent.number)
+        if task.kind == "container":
+            detail["executorDetail"] = {"containerDetail": {"mainJob": task.resource}}
+        if task.error:
+            detail["error"] = {"code": 1 if task.state == "CANCELLED" else 9, "message": task.error}
+        return {key: value for key, value in detail.items() if value not in ("", {}, [])}
+
+    def _execution(self, task: Task) -> dict[str, Any]:
+        metadata = {
+            f"{way}:{name}": _in_json(value)
+            for way, values in (("input", task.inputs), ("output", task.outputs))
+            for name, value in values.items()
+            if not is_artifact(value)
+        }
+        return {
+            "name": f"{self._parent}/metadataStores/default/executions/{task.number}", "displayName": task.name,
+            "state": _EXECUTIONS.get(task.state, "NEW"), "schemaTitle": _SCHEMAS.get(task.kind, "system.ContainerExecution"),
+            "schemaVersion": "0.0.1", "createTime": task.created, "updateTime": task.ended or task.started or task.created,
+            "metadata": metadata,
+        }  # fmt: skip
+
+    def _artifacts(self, task: Task, values: Mapping[str, Any]) -> dict[str, Any]:
+        found = {name: value if isinstance(value, list) else [value] for name, value in values.items() if is_artifact(value)}
+        return {name: {"artifacts": [self._artifact(task, name, each) for each in artifacts]} for name, artifacts in found.items()}
+
+    def _artifact(self, task: Task, name: str, artifact: Any) -> dict[str, Any]:
+        """Return an artefact in the API's form; whoever asks for the same URI finds the same artefact."""
+        identity = artifact.uri or f"{self._job_id}/{task.number}/{name}"
+        number = int.from_bytes(hashlib.sha256(identity.encode()).digest()[:8], "big")
+        return {
+            "name": f"{self._parent}/metadataStores/default/artifacts/{number}", "displayName": name, "uri": artifact.uri,
+            "schemaTitle": artifact.schema_title, "schemaVersion": artifact.schema_version, "metadata": _in_json(dict(artifact.metadata)),
+            "state": "LIVE", "createTime": task.created, "updateTime": task.ended or task.created,
+        }  # fmt: skip
+
+
+def _in_json(value: Any) -> Any:
+    """Return a value as a Struct can hold it: numbers that are not finite become text."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _in_json(each) for key, each in value.items()}
+    return [_in_json(each) for each in value] if isinstance(value, (list, tuple)) else value
+
+
+def is_artifact(value: Any) -> bool:
+    """Tell whether a value is an artefact of kfp, or a list of them, and not a parameter's."""
+    first = value[0] if isinstance(value, list) and value else value
+    return hasattr(first, "uri") and hasattr(first, "schema_title")

@@ -1,0 +1,203 @@
+"""The RPCs of JobService that are about batch predictions: a registered model is asked what lies in files."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..job import buckets
+from ..local import job_record
+from ..local.jobs import stop_asked
+from . import batch, jobs, lists, messages, models, runs
+from .executor import Stopped
+from .instances import FORMATS, TYPES, Config
+from .local import Local, location_of
+from .operations import OperationPool
+from .rest import ApiError
+
+if TYPE_CHECKING:
+    from google.cloud.aiplatform_v1 import types
+    from google.longrunning import operations_pb2
+    from google.protobuf import empty_pb2
+    from google.protobuf.message import Message
+
+_KIND = "batchPredictionJobs"
+_OUTPUTS = ("jsonl", "csv")
+_UNSUPPORTED = ("unmanaged_container_model", "generate_explanation", "explanation_spec")
+_LOOKS = 0.2  # seconds between two looks whether somebody wants the job to end
+
+
+class BatchPredictionJobs:
+    """Batch predictions run in the service's queue, beside training jobs, each with a process that holds the model."""
+
+    _local: Local
+    _operations: OperationPool
+
+    def create_batch_prediction_job(self, request: types.CreateBatchPredictionJobRequest) -> types.BatchPredictionJob:
+        """Check and keep a new batch prediction, and let it run when it is its turn."""
+        job = request.batch_prediction_job
+        model = _checked(self._local, request.parent, job)
+        folder = _output_prefix(self._local, job)
+
+        def work(name: str, cancel: threading.Event) -> jobs.End:
+            with job_record.held(self._local.state / "jobs" / name.rpartition("/")[2]):
+                return _Run(self._local, name, job, model, folder).work(cancel)
+
+        made = jobs.create(self._local, request.parent, _KIND, job, work, modelVersionId=model["versionId"])
+        return messages.read(made, "BatchPredictionJob")
+
+    def get_batch_prediction_job(self, request: types.GetBatchPredictionJobRequest) -> types.BatchPredictionJob:
+        """Return a batch prediction; its figures are a few seconds old while it runs."""
+        return messages.read(self._local.known(request.name), "BatchPredictionJob")
+
+    def list_batch_prediction_jobs(self, request: types.ListBatchPredictionJobsRequest) -> types.ListBatchPredictionJobsResponse:
+        """Return one page of batch predictions."""
+        return lists.answer(self._local.records, _KIND, request, "BatchPredictionJob", "batch_prediction_jobs")
+
+    def cancel_batch_prediction_job(self, request: types.CancelBatchPredictionJobRequest) -> empty_pb2.Empty:
+        """Ask a batch prediction to end; what it has written stays, its state tells when it has ended."""
+        from google.protobuf import empty_pb2
+
+        jobs.cancel(self._local, request.name)
+        return empty_pb2.Empty()
+
+    def delete_batch_prediction_job(self, request: types.DeleteBatchPredictionJobRequest) -> operations_pb2.Operation:
+        """Forget a batch prediction that is over; its files stay."""
+        jobs.forget(self._local, request.name)
+        return self._operations.finished(location_of(request.name), "DeleteOperationMetadata", None)
+
+
+# ------------------------------------------------------------------ checks
+
+
+def _checked(local: Local, parent: str, job: Message) -> dict[str, Any]:
+    """Check a job and return the version of the model that it asks."""
+    jobs.check_name(job)
+    messages.unsupported(job, _UNSUPPORTED)
+    messages.required(job, "model")
+    messages.unsupported(job.input_config, ("bigquery_source", "vertex_multimodal_dataset_source"), where="inputConfig.")
+    messages.unsupported(job.output_config, ("bigquery_destination", "vertex_multimodal_dataset_destination"), where="outputConfig.")
+    messages.required(
+        job, "input_config.instances_format", "input_config.gcs_source.uris", "output_config.predictions_format",
+        "output_config.gcs_destination.output_uri_prefix",
+    )  # fmt: skip
+    _one_of(job.input_config.instances_format, FORMATS, "inputConfig.instancesFormat")
+    _one_of(job.output_config.predictions_format, _OUTPUTS, "outputConfig.predictionsFormat")
+    _check_instances(job)
+    if messages.plain(job.model_parameters):
+        raise ApiError("UNIMPLEMENTED", "modelParameters are not supported: the exported model takes none.", "modelParameters")
+    if job.manual_batch_tuning_parameters.batch_size < 0:
+        raise ApiError("INVALID_ARGUMENT", "batchSize takes 1 or more.", "manualBatchTuningParameters.batchSize")
+    model = models.version(local, models.full_name(parent, job.model))
+    models.check_image(model["containerSpec"]["imageUri"])
+    batch.files(job.input_config.gcs_source.uris, local.buckets)
+    return model
+
+
+def _check_instances(job: Message) -> None:
+    config, form = job.instance_config, job.input_config.instances_format
+    _one_of(config.instance_type, TYPES, "instanceConfig.instanceType")
+    if config.included_fields and config.excluded_fields:
+        text = "includedFields and excludedFields exclude each other: give one of them."
+        raise ApiError("INVALID_ARGUMENT", text, "instanceConfig.excludedFields")
+    if form not in ("jsonl", "csv") and (config.key_field or config.included_fields or config.excluded_fields or config.instance_type):
+        text = f"instanceConfig is about the fields of jsonl and csv; {form} has none: leave it out."
+        raise ApiError("INVALID_ARGUMENT", text, "instanceConfig")
+
+
+def _one_of(value: str, known: tuple[str, ...], field: str) -> None:
+    if value == "bigquery":
+        raise ApiError("UNIMPLEMENTED", f"{field}: BigQuery is not supported by the local service; use Cloud Storage.", field)
+    if value not in known:
+        raise ApiError("INVALID_ARGUMENT", f"{field} takes {', '.join(filter(None, known))}; got {value[:100]!r}.", field)
+
+
+def _output_prefix(local: Local, job: Message) -> Path:
+    field = "outputConfig.gcsDestination.outputUriPrefix"
+    try:
+        return Path(buckets.to_path(buckets.check_folder(job.output_config.gcs_destination.output_uri_prefix), local.buckets))
+    except buckets.BucketError as error:
+        raise ApiError("INVALID_ARGUMENT", str(error), field) from None
+
+
+# ------------------------------------------------------------------ one job
+
+
+class _Run:
+    """A job in its turn: the model's process, the log, the record."""
+
+    def __init__(self, local: Local, name: str, job: Message, model: dict[str, Any], prefix: Path):
+        self._local, self._name, self._job, self._model, self._prefix = local, name, job, model, prefix
+        self._own = local.state / "jobs" / name.rpartition("/")[2]
+        self._log = runs.Log(self._own, lambda: None)
+
+    def work(self, cancel: threading.Event) -> jobs.End:
+        """Predict everything; the job has failed if nothing could be predicted."""
+        job_record.running(self._local.records, self._name)
+        folder = self._folder()
+        self._update(outputInfo={"gcsOutputDirectory": "gs://" + str(folder.relative_to(self._local.buckets))})
+        with self._process(cancel) as ask:
+            counts = self._batch(ask).run(folder, self._job.output_config.predictions_format, cancel)
+        if counts.succeeded or not counts.failures:
+            return "SUCCEEDED", None
+        text = f"nothing was predicted: {counts.failed:,} instance(s) failed; the first: {counts.failures[0]}"
+        return "FAILED", {"code": 3, "message": text}
+
+    def _folder(self) -> Path:
+        """Return the job's own folder, as the service names it; only the path's own characters of the display name stay."""
+        made = self._local.known(self._name)["createTime"]
+        title = re.sub(r"[^\w.-]+", "_", self._model["displayName"])
+        return self._prefix / f"prediction-{title}-{made[:23]}Z"
+
+    def _batch(self, ask: Any) -> batch.Batch:
+        given, form = self._job.instance_config, self._job.input_config.instances_format
+        kind = given.instance_type or ("array" if form == "csv" else "")
+        if form == "csv" and kind == "object":
+            self._log.say("note: Vertex AI sends rows of csv as arrays, whatever instanceType says; jsonl has objects there, too.")
+        return batch.Batch(
+            uris=self._job.input_config.gcs_source.uris, form=form,
+            config=Config(kind, given.key_field, tuple(given.included_fields), tuple(given.excluded_fields)),
+            size=self._job.manual_batch_tuning_parameters.batch_size or batch.BATCH, root=self._local.buckets, ask=ask,
+            say=self._log.say, note=lambda counts: self._update(**counts.as_fields()),
+        )  # fmt: skip
+
+    def _update(self, **fields: Any) -> None:
+        job_record.update(self._local.records, self._name, lambda document: document.update(fields))
+
+    @contextlib.contextmanager
+    def _process(self, cancel: threading.Event) -> Iterator[Any]:
+        """Yield what asks the model's process; a cancelled job ends it, whatever it is doing."""
+        predictors, over = self._local.predictors, threading.Event()
+        path = str(models.folder(self._local, self._model))
+
+        def watch() -> None:
+            while not over.wait(_LOOKS):
+                if stop_asked(self._own):  # by `python -m vertex_local stop`
+                    cancel.set()
+                if cancel.is_set():  # and again, should the process be started meanwhile
+                    predictors.stop(self._name)
+
+        def unless_cancelled(work: Callable[..., Any], *more: Any) -> Any:
+            if cancel.is_set():
+                raise Stopped
+            try:
+                return work(self._name, path, *more)
+            except ApiError:
+                if cancel.is_set():
+                    raise Stopped from None
+                raise
+
+        watcher = threading.Thread(target=watch, name="batch-cancel", daemon=True)
+        watcher.start()
+        try:
+            unless_cancelled(predictors.ready)
+            self._log.say(f"{self._model['name']}@{self._model['versionId']} can be asked")
+            yield lambda instances: unless_cancelled(predictors.ask, instances)
+        finally:
+            over.set()
+            watcher.join()
+            predictors.stop(self._name)

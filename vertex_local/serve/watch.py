@@ -1,0 +1,206 @@
+"""Compare what an endpoint is asked with the rows that its model was trained on, and warn where they differ.
+
+    python -m vertex_local watch taxifare
+    python -m vertex_local watch taxifare --follow --run 'scripts/submit_job jobs/taxifare.yaml'
+
+The service keeps a sample of the requests (docs/registry.md); the model holds the profile of its training rows. Of each column
+the distance is shown, 0 (alike) to 1, and what chance alone explains. Columns above both --threshold and chance drift: the
+exit code is then 3. With --follow it goes on, and starts --run or --pipeline each time that columns begin to drift.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import cli
+from ..errors import UserError, quoted
+from ..job import buckets
+from ..local import records, store
+from . import samples
+
+DRIFTS = 3  # the exit code where columns drift
+DRIFT = 0.1  # the distance from which the data report and the evaluation warn, too
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Drift:
+    """What a look at one deployed model found: how many instances it was asked, and the numbers of each column."""
+
+    deployed: Mapping[str, Any]
+    rows: int
+    columns: Mapping[str, Mapping[str, float]]
+
+    def over(self, threshold: float) -> list[str]:
+        """Return the columns that drift, the furthest first."""
+        found = [name for name, said in self.columns.items() if said["distance"] >= threshold and said["distance"] > said["chance"]]
+        return sorted(found, key=lambda name: -self.columns[name]["distance"])
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line's parser."""
+    parser = records.parser("watch", __doc__)
+    parser.add_argument("endpoint", metavar="ENDPOINT", help="its id, full name or display name")
+    parser.add_argument("--threshold", metavar="X", type=_distance, default=DRIFT, help="distance that is warned of (default: %(default)s)")
+    parser.add_argument("--last", metavar="N", type=cli.whole(1), default=20_000, help="the newest instances only (default: %(default)s)")
+    parser.add_argument("--follow", action="store_true", help="go on until Ctrl-C")
+    parser.add_argument("--every", metavar="SECONDS", type=cli.whole(1), default=60, help="for --follow: between looks (default: 60)")
+    parser.add_argument("--run", metavar="COMMAND", help="start this in a shell where columns drift: $WATCH_COLUMNS names them")
+    parser.add_argument("--pipeline", metavar="SPEC", help="run this compiled pipeline where columns drift")
+    parser.add_argument("--parameter", metavar="NAME=VALUE", action="append", default=[], help="for --pipeline; repeatable")
+    parser.add_argument("--bucket_root", metavar="DIR", help="the service's folder for gs:// (default: STATE_DIR/buckets)")
+    parser.add_argument("--python", metavar="PATH", default=sys.executable, help="interpreter for the comparison (default: this one)")
+    return parser
+
+
+def _distance(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"takes a distance from 0 to 1; got {quoted(text)}.")
+    return value
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the distances and return the exit code: DRIFTS if a column is above the threshold."""
+    args = build_parser().parse_args(argv)
+    return cli.supervised(lambda cancel: _watch(args, cancel))
+
+
+def _watch(args: argparse.Namespace, cancel: threading.Event) -> int:
+    _check(args)
+    state, before, drifted = Path(args.state_dir).resolve(), set[str](), False
+    shown: list[tuple[int, set[str]]] = []
+    while True:
+        with _opened(state, args.state_dir) as kept:
+            endpoint = _find(kept, args.endpoint)
+            looks = list(_looks(kept, endpoint, state, args))
+        now = {f"{look.deployed['id']} {name}" for look in looks for name in look.over(args.threshold)}
+        if (said := [(sum(look.rows for look in looks), now)]) != shown:  # followed, the same numbers are not told again and again
+            for look in looks:
+                _show(look, args.threshold)
+            shown = said
+        drifted = drifted or bool(now)
+        if now - before:
+            _start(args, endpoint, sorted({each.partition(" ")[2] for each in now}))
+        before = now
+        if not args.follow or cancel.wait(args.every):
+            return DRIFTS if drifted else 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.run and args.pipeline:
+        raise UserError("--run: give it or --pipeline, not both.")
+    if args.parameter and not args.pipeline:
+        raise UserError("--parameter: is for --pipeline; give that, too.")
+    if args.pipeline and not Path(args.pipeline).is_file():
+        raise UserError(f"--pipeline: there is no file {args.pipeline}; compile the pipeline first.")
+
+
+@contextlib.contextmanager
+def _opened(state: Path, name: str) -> Iterator[store.Store]:
+    if not (state / store.FILE).is_file():
+        raise UserError(f"--state_dir: no service has run in {name} yet.")
+    with contextlib.closing(store.Store(state)) as kept:
+        yield kept
+
+
+def _find(kept: store.Store, name: str) -> dict[str, Any]:
+    """Return the endpoint of that id, full name or display name."""
+    found = [each for each in kept.list("endpoints") if name in (each["name"], each["name"].rpartition("/")[2], each.get("displayName"))]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UserError(f"ENDPOINT: several are called {quoted(name)}: give the full name, {' or '.join(each['name'] for each in found)}.")
+    known = ", ".join(f"{each['name'].rpartition('/')[2]} ({each.get('displayName', '')})" for each in kept.list("endpoints")) or "none"
+    raise UserError(f"ENDPOINT: there is no endpoint {quoted(name)} here; there are: {known}.")
+
+
+# ------------------------------------------------------------------ one look
+
+
+def _looks(kept: store.Store, endpoint: Mapping[str, Any], state: Path, args: argparse.Namespace) -> Iterator[Drift]:
+    """Yield what each deployed model that was asked something was asked."""
+    asked: dict[str, list[Any]] = {}
+    for each in samples.read(state, endpoint["name"]):
+        asked.setdefault(each["deployedModelId"], []).append(each["instance"])
+    deployed = {each["id"]: each for each in endpoint.get("deployedModels", [])}
+    if not deployed:
+        raise UserError(f"ENDPOINT: {endpoint['name']} has no deployed model.")
+    if not set(asked) & set(deployed) and not args.follow:
+        print(f"{endpoint['name']}: no request of its deployed models is kept yet", flush=True)
+    root = args.bucket_root or state / "buckets"
+    for number, each in deployed.items():
+        if number in asked:
+            uri = _version(kept, each)["artifactUri"]
+            yield Drift(each, *_compared(args.python, buckets.to_path(uri, root), asked[number][-args.last :]))
+
+
+def _version(kept: store.Store, deployed: Mapping[str, Any]) -> dict[str, Any]:
+    record = kept.get(deployed["model"].partition("@")[0]) or {"versions": {}}
+    found = record["versions"].get(deployed["modelVersionId"])
+    if found is None:
+        raise UserError(f"ENDPOINT: its model {deployed['model']}@{deployed['modelVersionId']} has been deleted.")
+    return found
+
+
+def _compared(python: str, model: str, instances: Sequence[Any]) -> tuple[int, dict[str, Any]]:
+    """Return how many instances there are, and the drift of each column; another process works with the numbers."""
+    path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
+    text = "".join(json.dumps(each) + "\n" for each in instances)
+    done = subprocess.run(
+        [python, "-m", "vertex_runtime.profile", model], input=text, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+    )
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise UserError(f"ENDPOINT: its requests cannot be compared: {said.removeprefix('error: ')}")
+    found = json.loads(done.stdout)
+    return found["rows"], found["columns"]
+
+
+def _show(look: Drift, threshold: float) -> None:
+    """Print the numbers of each column, and one line on stderr for each that drifts."""
+    over, name = look.over(threshold), look.deployed.get("displayName", "")
+    print(f"{name} (deployed model {look.deployed['id']}, version {look.deployed['modelVersionId']}): {look.rows:,} instances")
+    width = max(map(len, [*look.columns, "column"]))
+    print(f"  {'column':{width}}  distance  by chance")
+    for column, said in sorted(look.columns.items(), key=lambda each: -each[1]["distance"]):
+        print(f"  {column:{width}}  {said['distance']:8.3f}  {said['chance']:9.3f}{'  drifts' if column in over else ''}")
+    sys.stdout.flush()
+    if over:
+        listed = ", ".join(f"{column} {look.columns[column]['distance']:.3f}" for column in over)
+        print(f"warning: what {name} is asked is not what it was trained on: {listed} (threshold {threshold:g})", file=sys.stderr)
+
+
+# ------------------------------------------------------------------ what a drift starts
+
+
+def _start(args: argparse.Namespace, endpoint: Mapping[str, Any], columns: Sequence[str]) -> None:
+    """Run the command or the pipeline that was asked for, to its end."""
+    if args.pipeline:
+        words = [sys.executable, "-m", "vertex_local", "pipeline", args.pipeline, f"--state_dir={args.state_dir}"]
+        words += [f"--bucket_root={args.bucket_root}"] if args.bucket_root else []
+        words += [word for each in args.parameter for word in ("--parameter", each)]
+    elif args.run:
+        words = ["/bin/sh", "-c", args.run]
+    else:
+        return
+    print(f"start: {args.run or ' '.join(words[1:])}", flush=True)
+    path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
+    about = {"WATCH_COLUMNS": ",".join(columns), "WATCH_ENDPOINT": endpoint["name"], "PYTHONPATH": path}
+    code = subprocess.run(words, env={**os.environ, **about}, stdin=subprocess.DEVNULL).returncode
+    if code and not args.follow:
+        raise OSError(f"{'--pipeline' if args.pipeline else '--run'}: it ended with {code}.")
+    print(f"it ended with {code}", flush=True)

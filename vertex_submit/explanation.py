@@ -1,0 +1,57 @@
+"""Explanations of a model that is uploaded: the baselines that its exporter left, as the SDK's types.
+
+Vertex AI ends them in March 2027; the local service goes on explaining.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from typing import Any
+
+from vertex_local.errors import UserError
+
+from . import transfer
+
+FILE = "assets.extra/explanation.json"
+DEPRECATED = (
+    "--explain: Vertex AI ends explanations in March 2027, and its SDK calls them deprecated; the local way goes on: "
+    "scripts/predict MODEL --explain, the report of scripts/evaluate, and the local service."
+)
+
+
+class ExplanationError(UserError):
+    """Baselines that are not there, and the remedy."""
+
+
+def read(uri: str, project: str, token_file: str | None) -> dict[str, Any]:
+    """Return the ExplanationSpec, in JSON form, that lies with a SavedModel in a bucket.
+
+    Raises:
+        ExplanationError: there is none.
+    """
+    from google.api_core import exceptions
+
+    bucket, _, folder = uri.removeprefix("gs://").partition("/")
+    name = f"{folder.rstrip('/')}/{FILE}"
+    try:
+        text = transfer.open_client(project, token_file).bucket(bucket).blob(name).download_as_bytes()
+        return json.loads(text)
+    except exceptions.NotFound:
+        remedy = "Export the model anew with this version (--only=export), or leave --explain out"
+        raise ExplanationError(f"--explain: there is no gs://{bucket}/{name} with baselines. {remedy}.") from None
+    except exceptions.GoogleAPICallError as error:
+        raise ExplanationError(f"--explain: gs://{bucket}/{name} cannot be read: {str(error.message)[:200]}") from None
+    except ValueError as error:
+        raise ExplanationError(f"--explain: gs://{bucket}/{name} is not JSON ({error}). Export the model anew (--only=export).") from None
+
+
+def options(spec: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of the SDK's `Model.upload` for a spec, as its own types."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from google.cloud.aiplatform import explain
+    return {
+        "explanation_metadata": explain.ExplanationMetadata.from_json(json.dumps(spec["metadata"])),
+        "explanation_parameters": explain.ExplanationParameters.from_json(json.dumps(spec["parameters"])),
+    }
