@@ -24,7 +24,7 @@ EXTRAS = {
     "gcs": ["google-cloud-storage>=2.16"],  # the lock of outputs in a bucket; prebuilt containers bring it
     "bigquery": ["google-cloud-bigquery>=3.20", "google-cloud-bigquery-storage>=2.24"],
     "serve": [
-        "certifi>=2024.2.2", "google-cloud-aiplatform>=1.72", "google-cloud-storage>=2.16", "h11>=0.14", "jinja2>=3.1",
+        "certifi>=2024.2.2", "cronsim>=2.6", "google-cloud-aiplatform>=1.72", "google-cloud-storage>=2.16", "h11>=0.14", "jinja2>=3.1",
         "optuna>=5.0", "PyYAML>=6.0", "rich>=13.0", "starlette>=0.37", "trustme>=1.1", "uvicorn>=0.29",
     ],  # fmt: skip
     "tune": ["google-cloud-aiplatform>=1.60", "optuna>=5.0", "plotly>=5.20", "PyYAML>=6.0", "rich>=13.0"],
@@ -32,7 +32,7 @@ EXTRAS = {
     # vertex_local checks job files with the types of google-cloud-aiplatform, benchmarks compare with scikit-learn.
     # The service takes the API's paths from the SDK, which has had them as tables since 1.72.
     "test": [
-        "certifi>=2024.2.2", "debugpy>=1.8", "google-cloud-aiplatform>=1.72", "google-cloud-bigquery>=3.20",
+        "certifi>=2024.2.2", "cronsim>=2.6", "debugpy>=1.8", "google-cloud-aiplatform>=1.72", "google-cloud-bigquery>=3.20",
         "google-cloud-bigquery-storage>=2.24", "h11>=0.14", "jinja2>=3.1", "optuna>=5.0", "packaging>=23.0", "pandas>=2.0",
         "plotly>=5.20", "pytest>=8.0", "PyYAML>=6.0", "rich>=13.0", "scikit-learn>=1.4", "setuptools>=65.0", "starlette>=0.37",
         "trustme>=1.1", "uvicorn>=0.29", "wheel",

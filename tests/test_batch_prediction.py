@@ -141,10 +141,6 @@ def test_bad_instances_are_counted_and_told_with_their_place(service, model):
     assert texts[0].startswith("pickup_latitude must be") and texts[1].startswith("is not JSON") and texts[2].startswith("lacks dropoff")
     places = [failure["message"].partition(": ")[0] for failure in job["partialFailures"]]
     assert places == [f"{uri}:{number}" for number in (3, 4, 6, 9)]
-    uri = write_object(service, "batch-bucket/worse.jsonl", jsonl(*[far] * 30))
-    job, results, errors = predicted(service, job_of(model, uri), "FAILED")
-    assert not results and len(errors) == 30 and len(job["partialFailures"]) == 20
-    assert f"nothing was predicted: 30 instance(s) failed; the first: {uri}:1: pickup_latitude must be" in job["error"]["message"]
 
 
 # ------------------------------------------------------------------ what the model says does not matter here
@@ -215,6 +211,17 @@ def test_keys_and_fields_left_out(echo):
     assert [each["instance"] for each in results] == asked, "what was left out is in the output"
 
 
+def test_a_job_that_predicts_nothing_has_failed(echo):
+    service, model = echo
+    uri = write_object(service, "batch-bucket/worse.jsonl", jsonl({"a": 1}) * 30)
+    job, results, errors = predicted(service, job_of(model, uri, instanceConfig={"keyField": "id"}), "FAILED")
+    assert not results and len(errors) == 30 and len(job["partialFailures"]) == 20
+    assert f"nothing was predicted: 30 instance(s) failed; the first: {uri}:1: lacks the field id" in job["error"]["message"]
+    uri = write_object(service, "batch-bucket/empty.jsonl", "\n")
+    job, results, errors = predicted(service, job_of(model, uri))
+    assert results == errors == [] and job["completionStats"] == {}, "JSON leaves noughts out"
+
+
 def test_csv_in_and_out(echo):
     service, model = echo
     uri = write_object(service, "batch-bucket/r.csv", 'when,count,note\n"2010",1,"one ""note"",\nin two lines"\nnow,2.5,\nx\nnow,3,"3"\n')
@@ -253,6 +260,15 @@ def test_odd_characters_come_out_as_they_went_in(echo):
     uri = write_object(service, "batch-bucket/characters.jsonl", "\ufeff" + "\n".join(odd) + "\n")
     _, results, errors = predicted(service, job_of(model, uri))
     assert [json.dumps(each["prediction"]) for each in results] == [json.dumps(json.loads(each)) for each in odd] and not errors
+
+
+@pytest.mark.parametrize("form, head", [("jsonl", b""), ("csv", b"a\n")])
+def test_bytes_that_are_no_text_are_not_guessed_at(echo, form, head):
+    service, model = echo
+    uri = write_object(service, f"batch-bucket/bytes.{form}", head + '"é"\n'.encode() + '"é"\n'.encode("latin-1") + b'"e"\n')
+    job, results, errors = predicted(service, job_of(model, uri, form=form))
+    assert [each["prediction"] for each in results] == (["é", "e"] if form == "jsonl" else [["é"], ["e"]])
+    assert len(errors) == 1 and errors[0]["error"]["message"].startswith("is not UTF-8")
 
 
 def test_what_cannot_be_run_is_refused_at_once(echo):

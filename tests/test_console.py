@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 from test_serve_support import PARENT, Service, gone, job_spec, write_object
 
-from vertex_local.console import charts, command, forms, log_view, login, saved_models
+from vertex_local.console import charts, command, forms, log_view, login, saved_models, trainer_flags
 from vertex_local.console.curves import MOST_POINTS, Curve, Curves
 from vertex_local.serve.rest import ApiError
 
@@ -231,12 +231,50 @@ def test_a_job_is_shown_and_run_again(service, browser, job):
     browser.page(f"/customJobs/{number}", 404)
 
 
+def test_a_trainers_job_has_fields_for_its_time(service, browser, job):
+    assert "flag.max_minutes" not in browser.page(f"/customJobs/{job}"), "it is no trainer of ours"
+    spec = job_spec("", "--lr=0.1", "--max-minutes", "5")
+    spec["workerPoolSpecs"][0]["containerSpec"]["command"] = ["python", "-c", "pass", "taxifare.trainer.task"]
+    made = service.call("POST", "/customJobs", {"displayName": "ours", "jobSpec": spec})
+    number = made["name"].rpartition("/")[2]
+    text = browser.page(f"/customJobs/{number}")
+    assert re.search('name="flag.max_minutes" value="5"', text) and re.search('name="flag.stall_minutes" value=""', text)
+    assert ">--lr=0.1</textarea>" in text, "what has a field of its own stands in no line"
+
+    def again(code: int = 303, **fields: str) -> str:
+        form = {"displayName": "again", "args": "--lr=0.1", **{name.replace("__", "."): value for name, value in fields.items()}}
+        return browser.post(f"/customJobs/{number}/rerun", code, **form)
+
+    def args(path: str) -> list[str]:
+        job = service.call("GET", f"/customJobs/{re.search(r'customJobs/([0-9]+)', path)[1]}")
+        return job["jobSpec"]["workerPoolSpecs"][0]["containerSpec"]["args"]
+
+    assert args(again(flag__max_minutes="7", flag__stall_minutes="0.5")) == ["--lr=0.1", "--max_minutes=7", "--stall_minutes=0.5"]
+    assert args(again(flag__max_minutes="", flag__stall_minutes="")) == ["--lr=0.1"]
+    assert args(again(args="--max_minutes=9\n--lr=1")) == ["--lr=1", "--max_minutes=9"]
+    for value in ("soon", "-1", "inf", "nan"):
+        assert "--stall_minutes takes a number of minutes" in again(400, flag__stall_minutes=value)
+    assert "give it once" in again(400, args="--max_minutes=9", flag__max_minutes="7")
+
+
+@pytest.mark.parametrize(
+    "task, known",
+    [
+        ({"pythonModule": "trainer.task"}, True), ({"pythonModule": "own.task"}, False), ({"imageUri": "r/p/taxifare:v1"}, True),
+        ({"imageUri": "r/p/other:v1"}, False), ({"imageUri": "r/p/taxifare:v1", "command": ["sh"]}, False),
+    ],
+)  # fmt: skip
+def test_what_a_trainer_is(task, known):
+    assert trainer_flags.is_trainer(task, ROOT) is known
+
+
 def test_it_follows_a_job_that_runs(service, browser, tmp_path):
     go = tmp_path / "go"
     source = f"""
 import json, os, pathlib, time
 with open(os.environ["TRAINER_EVENTS"], "a") as events:
-    events.write(json.dumps({{"time": 1.0, "phase": "step", "step": 40, "total_steps": 200, "examples_per_second": 1234}}) + "\\n")
+    events.write(json.dumps({{"time": 1.0, "phase": "step", "step": 40, "total_steps": 200, "examples_per_second": 1234,
+        "limited_by": "input", "waiting_for_rows": 0.61, "share_of_peak": 0.39, "peak_examples_per_second": 3164}}) + "\\n")
 print("up", os.getpid(), flush=True)
 while not pathlib.Path({str(go)!r}).exists(): time.sleep(0.05)
 """
@@ -245,6 +283,7 @@ while not pathlib.Path({str(go)!r}).exists(): time.sleep(0.05)
 
     wait_for(lambda: "up" in service.log(number))
     text = browser.page(f"/customJobs/{number}")
+    assert "Limited by input: 61% of the time waiting for rows, 39% of the 3,164 examples/s that computing takes" in text
     assert "step 40 of 200, 1,234 examples/s" in text and "data-live" in text and "runs" in text and ">Cancel<" in text
     assert "data-tail" in browser.page(f"/logs/{number}/workerpool0-0")
     assert "1 running" in browser.page("/")

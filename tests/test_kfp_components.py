@@ -47,8 +47,8 @@ def test_training_rows_are_converted_by_the_image_of_the_job(planned):
     words = ["taxifare", "--from", "a.csv", "b.csv", "--to", target, "--format", "parquet", "--shards", "2", "--shuffle"]
     command = ["python", "-m", "data_tools.convert"]
     assert conversion == {"container_spec": {"image_uri": "h/taxifare:1", "command": command, "args": words}, "replica_count": "1"}
-    assert all(pools[0]["container_spec"]["args"][-2:] == ["--train_data_path", target] for pools in (trials, training))
-    assert target not in validation[0]["container_spec"]["args"] and target not in data
+    assert all(pools[0]["container_spec"]["args"][-2:] == ["--train_data_path", f"{target}/training-*"] for pools in (trials, training))
+    assert not [word for word in (*validation[0]["container_spec"]["args"], *data) if target in word]
     assert planned["nothing to convert"]["error"].startswith("train_data_path: is empty")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from test_local_support import wait_for
+from test_local_support import call, wait_for, write_job
 from test_serve_support import ENDED, Service
 
 pytest.importorskip("google.cloud.aiplatform", reason="google-cloud-aiplatform is not installed")
@@ -23,8 +23,9 @@ from google.cloud import aiplatform  # noqa: E402
 from google.cloud.aiplatform.metadata import metadata as sdk_metadata  # noqa: E402
 
 from vertex_local.__main__ import main  # noqa: E402
+from vertex_local.local.environment import number_of  # noqa: E402
 from vertex_local.local.store import Store  # noqa: E402
-from vertex_local.metadata import lineage, nodes  # noqa: E402
+from vertex_local.metadata import event_files, lineage, nodes  # noqa: E402
 from vertex_runtime import checksums  # noqa: E402
 from vertex_runtime.environment import Environment, uri_of  # noqa: E402
 from vertex_runtime.tracking import experiment  # noqa: E402
@@ -103,11 +104,12 @@ def test_a_resumed_run_is_the_same_run(outputs, run_trainer):
 
 
 def test_tensorboard_shows_what_the_run_goes_by(outputs):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.compat.proto.event_pb2 import Event
 
-    events = EventAccumulator(str(outputs / "other" / "logs"))
-    events.Reload()
-    text = events.Tensors("run")[0].tensor_proto.string_val[0].decode()
+    (path,) = (outputs / "other" / "logs").glob("*tfevents*")
+    with open(path, "rb") as file:
+        values = [value for content in event_files.records_of(file) for value in Event.FromString(content).summary.value]
+    (text,) = [value.tensor.string_val[0].decode() for value in values if value.tag == "run"]
     about = json.loads(text.removeprefix("```json\n").removesuffix("\n```"))
     assert about["seed"] == 3 and {file["uri"] for file in about["data"]} == {
         str(outputs / "data" / name) for name in ("taxi-train.csv", "taxi-valid.csv")
@@ -238,6 +240,56 @@ def test_an_execution_is_recorded_without_a_service(tmp_path):
     assert set(nodes.of_context(records, context).executions) == {made.execution}
     with pytest.raises(nodes.BadId):
         lineage.record_execution(records, LOCATION, "No_Id")
+    records.close()
+
+
+def test_a_deployed_model_and_names_that_are_several_models(tmp_path):
+    folder = tmp_path / ".vertex_local" / "buckets" / "bucket" / "m"
+    folder.mkdir(parents=True)
+    (folder / "saved_model.pb").write_text("x")
+    records = Store(tmp_path / ".vertex_local")
+    for number, title in (("1", "taxi"), ("2", "taxi"), ("3", "other")):
+        name = f"{LOCATION}/models/{number}"
+        version = {"name": name, "versionId": "1", "versionAliases": ["default"], "displayName": title, "artifactUri": "gs://bucket/m"}
+        records.add(name, "models", {"name": name, "versions": {"1": version}, "createTime": number})
+        lineage.record_upload(records, version, folder)
+    deployed = [{"model": f"{LOCATION}/models/3", "modelVersionId": "1"}]
+    records.add(f"{LOCATION}/endpoints/9", "endpoints", {"name": f"{LOCATION}/endpoints/9", "deployedModels": deployed})
+    records.add(f"{LOCATION}/endpoints/8", "endpoints", {"name": f"{LOCATION}/endpoints/8"})
+    records.close()
+    text = said(tmp_path, "lineage", "endpoints/9")
+    assert f"{LOCATION}/models/3@1" in text and "as they were made" in text and "not recorded" in text
+    assert f"{LOCATION}/models/3@1" in said(tmp_path, "lineage", f"{LOCATION}/endpoints/9")
+    for asked, says in (("taxi", "several models are called so"), ("endpoints/8", "no model"), ("endpoints/7", "no such endpoint")):
+        done = command(tmp_path, "lineage", asked)
+        assert done.returncode == 2 and says in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_a_job_without_the_service_is_recorded(tmp_path):
+    """Of a program that is no trainer of ours, the model alone; of one of ours that broke off, that it failed."""
+    script = "import os, pathlib; f = pathlib.Path(os.environ['AIP_MODEL_DIR']); f.mkdir(parents=True); (f / 'saved_model.pb').touch()"
+    (tmp_path / "train.py").write_text(script)
+    write_job(tmp_path, [("train.py", 1)], baseOutputDirectory={"outputUriPrefix": "gs://bucket/out"})
+    done = call(tmp_path, "job.yaml", "--job_id=12")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(said(tmp_path, "lineage", "gs://bucket/out/model", "--json"))
+    assert found["job"]["name"].endswith("customJobs/12") and found["model"]["now"] == "same" and found["run"] is None
+    assert [each["schemaTitle"] for each in found["executions"]] == ["system.CustomJobExecution"]
+
+
+def test_a_run_that_broke_off_in_a_job_has_failed(outputs, tmp_path):
+    base = tmp_path / "buckets" / "bucket" / "out"
+    shutil.copytree(outputs / "one", base)
+    record = json.loads((base / "run.json").read_text())
+    record |= {"state": "running", "job": {"id": "12", "trial": None}}
+    (base / "run.json").write_text(json.dumps(record))
+    records = Store(tmp_path)
+    job = f"{LOCATION}/customJobs/12"
+    (made,) = lineage.record_job(records, job, "x", "gs://bucket/out", tmp_path / "buckets")
+    assert records.get(made.execution)["state"] == "FAILED"
+    assert lineage.record_job(records, f"{LOCATION}/customJobs/13", "y", "gs://bucket/other", tmp_path / "buckets") == []
+    record["job"] = {"id": number_of("20-trial-3-2"), "trial": "3"}  # a trial that a continued study ran again
+    assert lineage.is_of_job(record, "20") and not lineage.is_of_job(record, "21")
     records.close()
 
 

@@ -135,8 +135,27 @@ def test_what_is_wrong_with_a_request_is_said_with_its_field(pipelines, body):  
     ):  # fmt: skip
         assert told in create(pipelines, sent, code)["error"]["message"]
     assert "begins with a letter" in create(pipelines, body("chain"), 400, "Job-1")["error"]["message"]
-    schedule = pipelines.call("POST", "/schedules", {}, 501, BASE)["error"]["message"]
-    assert "Schedules of pipelines are not imitated" in schedule
+    schedule = {"displayName": "s", "cron": "0 3 * * *", "maxConcurrentRunCount": 1}
+    schedule["createPipelineJobRequest"] = {"parent": BASE.removeprefix("/v1/"), "pipelineJob": body("chain", n="many")}
+    told = pipelines.call("POST", "/schedules", schedule, 400, BASE)["error"]["message"]
+    assert "parameter n: takes a whole number" in told, "it is said when the schedule is made"
+
+
+def test_the_sdk_schedules_a_pipeline(sdk, pipelines, compiled):  # noqa: F811
+    job = aiplatform.PipelineJob(
+        display_name="chain", template_path=str(compiled / "chain.yaml"), pipeline_root=ROOT_URI, parameter_values={"text": "due", "n": 2}
+    )
+    schedule = job.create_schedule(display_name="every minute", cron="* * * * *", max_run_count=1)
+    assert schedule.state.name == "ACTIVE" and schedule.cron == "* * * * *"
+    schedule.pause()
+    schedule.resume()
+    schedule.wait()  # a minute at most, and the run is started: then it is COMPLETED
+    (run,) = [each for each in schedule.list_jobs()]
+    run.wait()
+    assert run.state.name == "PIPELINE_STATE_SUCCEEDED"
+    assert [each.display_name for each in aiplatform.PipelineJobSchedule.list()] == ["every minute"]
+    schedule.delete()
+    assert not aiplatform.PipelineJobSchedule.list()
 
 
 def test_an_id_is_taken_once(pipelines, body):  # noqa: F811

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shutil
 import sys
 
 import pytest
@@ -341,3 +342,37 @@ def test_another_signature_than_the_champions_is_refused(model, tmp_path):
     own = {**SIGNATURE, "outputs": {"price": {"dtype": "float32", "shape": [None]}}}
     done = model.promote(tmp_path, 2, 1, signature=own, code=promote.REFUSED)
     assert "its outputs differ" in done.stderr and "lacks fare, adds price" in done.stderr
+
+
+# ------------------------------------------------------------------ with what a trainer evaluates
+
+
+@pytest.mark.slow
+def test_from_two_trained_models_to_a_champion(service, tmp_path, run_trainer):
+    """The evaluation that the runtime writes is the one that the gate and the registry take."""
+    folders, sample = {}, ROOT / "taxifare" / "tests" / "data" / "taxi-valid.csv"
+    for name, examples in (("short", 480), ("long", 24_000)):
+        run_trainer("taxifare", "--num_evals=1", f"--num_examples_to_train_on={examples}", f"--output_dir={name}", cwd=tmp_path)
+        folders[name] = service.state / "buckets" / "models-bucket" / "trained" / name
+        shutil.copytree(tmp_path / name / "model", folders[name])
+    options = {"display_name": "trained", "serving_container_image_uri": SERVING}
+    first = aiplatform.Model.upload(artifact_uri="gs://models-bucket/trained/short", **options)
+    aiplatform.Model.upload(
+        artifact_uri="gs://models-bucket/trained/long", parent_model=first.resource_name, version_aliases=["challenger"], **options
+    )
+
+    def evaluated(model: str, against: str = "") -> str:
+        flags = [f"--evaluate={folders[model]}", f"--eval_data_path={sample}", f"--output_dir=of-{model}"]
+        run_trainer("taxifare", *flags, *([f"--against={folders[against]}"] if against else []), cwd=tmp_path)
+        return f"--evaluation=of-{model}/evaluation.json"
+
+    alone = evaluated("short")
+    refused = call(promote.main, "trained@1", alone, "--threshold=0.1", cwd=tmp_path, code=promote.REFUSED)
+    assert re.search(r"is not promoted: rmse is [\d.]+, must be 0.1 or less\.", refused.stderr)
+    call(promote.main, "trained@1", alone, "--threshold=50", "--most_skew=0.5", cwd=tmp_path)
+    call(promote.main, "trained", evaluated("long", "short"), "--most_skew=0.5", cwd=tmp_path)
+    (kept,) = aiplatform.Model(f"{first.resource_name}@champion").list_model_evaluations()
+    written = json.loads((tmp_path / "of-long" / "evaluation.json").read_text())
+    assert kept.metrics["rootMeanSquaredError"] == written["metrics"]["rmse"] and written["against"]["paired"]["p_value"] < 0.05
+    back = call(promote.main, "trained@1", evaluated("short", "long"), cwd=tmp_path, code=promote.REFUSED)
+    assert "above that of" in back.stderr and "on the same 400 rows" in back.stderr

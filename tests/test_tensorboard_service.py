@@ -226,10 +226,41 @@ def test_a_job_fills_its_instance_while_it_runs(sdk, service, board, tmp_path): 
     assert sdk.Experiment.list() == [], "the experiment of a job's instance is none of Vertex AI Experiments"
 
 
-def test_an_instance_that_is_not_there_is_found_before_the_job_runs(sdk, service, board, tmp_path):  # noqa: F811
+def test_a_job_of_an_instance_elsewhere_runs_and_says_so(sdk, service):  # noqa: F811
+    """A job file for the cloud names an instance of the cloud."""
+    location = f"projects/{service.endpoint.project}/locations/{service.endpoint.region}"
+    spec = job_spec("pass", tensorboard=f"{location}/tensorboards/77", baseOutputDirectory={"outputUriPrefix": "gs://bucket/out"})
+    name = service.request("POST", f"/v1/{location}/customJobs", {"displayName": "x", "jobSpec": spec})["name"]
+    ended = wait_for(lambda: (found := service.request("GET", f"/v1/{name}"))["state"].endswith(ENDED) and found, 90)
+    log = service.state / "jobs" / name.rpartition("/")[2] / "logs" / "service.log"
+    assert ended["state"] == "JOB_STATE_SUCCEEDED" and "tensorboards/77 is no TensorBoard instance of this service" in log.read_text()
+
+
+TRIAL = """
+import hypertune, os, sys
+sys.path.insert(0, os.environ["TESTS"])
+from test_event_file_support import scalar, write
+from pathlib import Path
+value = float(sys.argv[-1].partition("=")[2])
+write(Path(os.environ["AIP_TENSORBOARD_LOG_DIR"]) / "train" / "events.out.tfevents.1", scalar("x", value), step=1)
+hypertune.HyperTune().report_hyperparameter_tuning_metric("loss", value, 1)
+"""
+
+
+def test_a_study_fills_its_instance_by_trials(sdk, service, board):  # noqa: F811
     location = board.resource_name.rpartition("/tensorboards/")[0]
-    with pytest.raises(exceptions.BadRequest, match="there is no TensorBoard instance"):
-        aiplatform.CustomJob("x", [{"machine_spec": {"machine_type": "n1-standard-4"}, "replica_count": 1,
-                                    "container_spec": {"image_uri": "host/any:1", "command": ["true"]}}]).submit(
-            tensorboard=f"{location}/tensorboards/77", service_account="a@b.c")  # fmt: skip
-    assert service.request("GET", f"/v1/{location}/customJobs") == {}
+    spec = job_spec(TRIAL, tensorboard=board.resource_name, baseOutputDirectory={"outputUriPrefix": "gs://bucket/study"})
+    spec["workerPoolSpecs"][0]["containerSpec"]["env"] = [{"name": "TESTS", "value": str(ROOT / "tests")}]
+    parameter = {"parameterId": "x", "discreteValueSpec": {"values": [1, 2]}}
+    body = {
+        "displayName": "study", "maxTrialCount": 2, "parallelTrialCount": 1, "trialJobSpec": spec,
+        "studySpec": {"metrics": [{"metricId": "loss", "goal": "MINIMIZE"}], "parameters": [parameter], "algorithm": "GRID_SEARCH"},
+    }  # fmt: skip
+    name = service.request("POST", f"/v1/{location}/hyperparameterTuningJobs", body)["name"]
+    ended = wait_for(lambda: (found := service.request("GET", f"/v1/{name}"))["state"].endswith(ENDED) and found, 120)
+    assert ended["state"] == "JOB_STATE_SUCCEEDED", ended
+    runs = sdk.TensorboardRun.list(f"{board.resource_name}/experiments/{name.rpartition('/')[2]}")
+    read = {run.display_name: run.read_time_series_data() for run in runs}
+    assert {"1", "2"} <= read.keys() and all("loss" in read[number] for number in ("1", "2")), "what the study itself writes of a trial"
+    values = {name: data["x"].values[0].scalar.value for name, data in read.items() if name.endswith("/train")}
+    assert values == {f"{trial['id']}/train": trial["parameters"][0]["value"] for trial in ended["trials"]}

@@ -243,7 +243,8 @@ def test_job_directories_records_and_reports(tmp_path, monkeypatch):
     assert values == {"loss": 25, "rmse": 25}
     (events,) = (base / "logs" / "train").glob("events*")
     tags = {value.tag for event in tf.compat.v1.train.summary_iterator(str(events)) for value in event.summary.value}
-    assert tags == {"loss", "rmse", "learning_rate", "examples_per_second"}
+    measured = {"waiting_for_rows", "share_of_peak"}  # where training took long enough to tell
+    assert tags - measured == {"loss", "rmse", "learning_rate", "examples_per_second"}
 
 
 def test_output_dir_in_a_trial_and_over_the_services(tmp_path, monkeypatch, capsys):

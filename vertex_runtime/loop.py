@@ -175,7 +175,9 @@ class Trainer:
             if step == state["evaluated"]:
                 self.hooks.on_epoch_begin(state["epoch"])
             if not len(order):
+                start = time.perf_counter()
                 rows, order = next(feed)
+                self.progress.pace.waited(time.perf_counter() - start)
             count = min(len(order), self._steps_to_boundary(step, evaluations))
             self._call(rows, order[:count])
             order = order[count:]
@@ -184,7 +186,9 @@ class Trainer:
                 raise Preempted
             if self.rehearsal is not None:
                 # Known before the first checkpoint; a run that is over by then exports anyway.
+                start = time.perf_counter()
                 self.rehearsal.check(wait=state["step"] in evaluations[:-1])
+                self.progress.pace.skipped(time.perf_counter() - start)
             if state["step"] % plan.checkpoint_steps == 0 and state["step"] not in evaluations:
                 self.checkpointer.save(*self._state(), skip=True)
             if plan.scalar_steps and state["step"] % plan.scalar_steps == 0 and state["step"] not in evaluations:
@@ -231,7 +235,9 @@ class Trainer:
             bad, loss, hashes = self.steps.train(rows, tf.constant(order), tf.constant(count))
             bad, loss = int(bad), float(loss)
         if self.calls:  # the first one traces
-            self.step_seconds = (time.perf_counter() - start) / count
+            seconds = time.perf_counter() - start
+            self.step_seconds = seconds / count
+            self.progress.pace.stepped(count * plan.batch_size, seconds)
         self.calls += 1
         if bad >= 0:
             raise UserError(
@@ -242,7 +248,7 @@ class Trainer:
         state["step"] = step + count
         if self.ledger:
             self.ledger(step, hashes.numpy()[:count])
-        self.events.enter("step", state["step"], total_steps=plan.total_steps, examples_per_second=round(self.progress.rate))
+        self.events.enter("step", state["step"], total_steps=plan.total_steps, **self.progress.fields())
         logs = self.steps.metrics() if self.callbacks else {}
         self.hooks.on_train_batch_end(state["step"] - 1, logs)
         if self.calls == 1:
@@ -258,7 +264,8 @@ class Trainer:
     def _evaluate(self, stop: StopSignal) -> None:
         state, step = self.state, self.state["step"]
         pending = self._state()  # before the training metrics are read off and reset
-        self.events.enter("evaluation", step)
+        self.progress.pause()
+        self.events.enter("evaluation", step, **self.progress.fields())
         metrics = self.steps.metrics()
         self.hooks.on_test_begin()
         try:

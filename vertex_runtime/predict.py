@@ -165,7 +165,11 @@ def _jsonable(name: str, values: Any) -> list[Any]:
 
 
 def batches(lines: Iterable[str]) -> Iterable[tuple[list[int], list[Any]]]:
-    """Yield (numbers of the lines, their instances), up to BATCH at a time; a line that is no JSON is a ValueError with its number."""
+    """Yield (numbers of lines, instances) of JSON lines, some at a time; blank lines are none.
+
+    Raises:
+        ValueError: a line is not JSON; what came before it has been yielded.
+    """
     numbers: list[int] = []
     instances: list[Any] = []
     for number, line in enumerate(lines, 1):

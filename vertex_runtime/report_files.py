@@ -9,8 +9,8 @@ from .errors import UserError
 from .outputs import is_remote
 
 
-def is_ours(path: str, kind: str, flag: str) -> bool:
-    """Tell whether there is an earlier report in the way, which has the word `kind` in its first lines.
+def is_ours(path: str, kind: str | tuple[str, ...], flag: str) -> bool:
+    """Tell whether there is an earlier report in the way, which has the word `kind`, or one of several, in its first lines.
 
     Raises:
         UserError: it is no report; `flag` is what named the place.
@@ -22,7 +22,7 @@ def is_ours(path: str, kind: str, flag: str) -> bool:
         return False
     except (OSError, UnicodeDecodeError) as error:
         head = f"({error})"
-    if kind not in head:
+    if not any(word in head for word in ([kind] if isinstance(kind, str) else kind)):
         raise UserError(f"{flag}: {path} is no report of ours and is kept. Name another folder: {flag}=FOLDER.")
     return True
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .errors import FAILED, UserError
+from .pace import Limits, Pace
 
 
 def log(severity: str, message: str, **fields: object) -> None:
@@ -61,6 +62,8 @@ class Progress:
     def __init__(self, total_steps: int, batch_size: int, quiet: bool):
         self.quiet, self.batch_size, self.bar = quiet, batch_size, None
         self.total, self.rate, self.start, self.note = total_steps, 0.0, (0, time.perf_counter()), ""
+        self.pace = Pace()
+        self.limits: Limits | None = None  # of the last window
         if not quiet and sys.stderr.isatty():
             from tqdm import tqdm
 
@@ -72,6 +75,7 @@ class Progress:
     def begin(self, step: int) -> None:
         """Start the clock of a window: what came before it (tracing, an evaluation) is not counted."""
         self.start = (step, time.perf_counter())
+        self.pace.resume()
         if self.bar is not None:
             self.bar.n = step * self.batch_size
             self.bar.refresh()
@@ -83,6 +87,17 @@ class Progress:
         if self.bar is not None:
             self.bar.set_postfix_str(f"loss {loss:.4g}{self.note}, {self.rate:,.0f} examples/s", refresh=False)
             self.bar.update(step * self.batch_size - self.bar.n)
+
+    def fields(self) -> dict[str, object]:
+        """Return the speed and what limits it, as far as that is known, for a line of an event file."""
+        limits = self.pace.limits() or self.limits
+        return {"examples_per_second": round(self.rate), **(limits.fields() if limits else {})}
+
+    def pause(self) -> None:
+        """End a window: say what limited it, where that has not been said yet."""
+        before, self.limits = self.limits, self.pace.pause() or self.limits
+        if self.limits and not self.quiet and (before is None or before.by != self.limits.by):
+            log("INFO", str(self.limits), **self.limits.fields())
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
         shown = {name: value for name, value in metrics.items() if name.startswith("val_") and name != "val_loss"}

@@ -210,8 +210,10 @@ def build(run: Run, inputs: Inputs, plan: Plan) -> Trainer:
 
 
 def rates(network: keras.Model, progress: Progress) -> dict[str, float]:
-    """Return the learning rate, where the model has one optimizer, and the speed."""
+    """Return the learning rate, where the model has one optimizer, the speed, and what there is to know of its limits."""
     found = {"examples_per_second": progress.rate}
+    if limits := progress.limits:
+        found |= {"waiting_for_rows": limits.waiting, "share_of_peak": limits.of_peak}
     if network.optimizer is not None:
         found["learning_rate"] = float(tf.convert_to_tensor(network.optimizer.learning_rate))
     return found

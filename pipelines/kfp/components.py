@@ -153,7 +153,7 @@ def plan_run(
     conversion = conversion_pools(pools, trainer, sources, converted, convert_to, convert_shards) if convert_to else []
     report = f"{run_dir}/validation/data_report"
     validation = with_arguments(chief_alone(pools), [*arguments, f"--data_report={report}.html"])
-    arguments += ["--train_data_path", converted] if convert_to else []
+    arguments += ["--train_data_path", f"{converted}/training-*"] if convert_to else []  # a folder may mean one of images
     trials, training = with_arguments(trial_pools, arguments), with_arguments(pools, arguments)
     batch, model = batch_instances.split(), f"{run_dir}/training/model"
     print(f"run directory: {run_dir}")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 SIGNATURE = "serving_default"
+SAMPLES = "assets.extra/sample_predictions.jsonl"  # our trainers leave some answers there
 _META_GRAPHS = 2 << 3 | 2  # the tag of `meta_graphs` in a SavedModel's message
 
 
@@ -48,6 +50,17 @@ def signature(folder: Path) -> Signature | None:
         return None
     found = signatures[SIGNATURE]
     return Signature(_tensors(found.inputs), _tensors(found.outputs))
+
+
+def sample(folder: Path) -> dict[str, str]:
+    """Return an instance that the exporter left with the model, as a form's fields by input; nothing where it left none."""
+    try:
+        with open(folder / SAMPLES, encoding="utf-8") as file:
+            instance = json.loads(file.readline())["instance"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    found = instance if isinstance(instance, dict) and "b64" not in instance else {"": instance}
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in found.items() if not isinstance(value, dict)}
 
 
 def _tensors(infos: object) -> tuple[Tensor, ...]:

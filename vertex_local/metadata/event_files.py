@@ -46,7 +46,7 @@ class LogReader:
             run = "" if run == "." else run
             with open(path, "rb") as file:
                 file.seek(self._read.get(path, 0))
-                for content in _records(file):
+                for content in records_of(file):
                     yield from self._of_event(run, content)
                     self._read[path] = file.tell()
 
@@ -81,7 +81,7 @@ def _number(content: bytes, form: str) -> float | None:
     return struct.unpack(form, content)[0] if len(content) == struct.calcsize(form) else None
 
 
-def _records(file: BinaryIO) -> Iterator[bytes]:
+def records_of(file: BinaryIO) -> Iterator[bytes]:
     """Yield whole records; the file stands behind the last of them when it is yielded."""
     while True:
         start = file.tell()

@@ -145,7 +145,8 @@ def record_job(records: Store, job: str, display_name: str, output: str | None, 
     base = Path(buckets.to_path(output.rstrip("/"), root))
     found = [record for path in records_in(base) if (record := read_record(path))]
     runs = [record for record in found if is_of_job(record, number)]
-    if runs:
+    if runs:  # the job is over, and a run that says nothing of its end has had a bad one
+        runs = [{**record, "state": "failed"} if record["state"] == "running" else record for record in runs]
         return [record_run(records, location, record, job) for record in runs]
     if not (base / "model" / "saved_model.pb").is_file():
         return []

@@ -35,6 +35,7 @@ _PAUSE = 0.2  # seconds between two looks at the pipeline
 _START = 120.0  # seconds for a service to be ready
 _STOP = 60.0
 _GROUPS = ("system.DagExecution", "system.Run")  # tasks that only hold others
+PROJECT, REGION = "your-project", "us-central1"  # where no settings name others
 POLICIES = {"slow": "PIPELINE_FAILURE_POLICY_FAIL_SLOW", "fast": "PIPELINE_FAILURE_POLICY_FAIL_FAST"}
 
 
@@ -91,14 +92,14 @@ def _run(args: argparse.Namespace, cancel: threading.Event) -> int:
     body = _body(args, found, values, known)
     python.find(Path(os.path.abspath(args.project_dir)))  # said before a service is started
     with _service(args, cancel) as service:
-        parent = f"projects/{known.get('project', 'your-project')}/locations/{known.get('region', 'us-central1')}"
+        parent = f"projects/{known.get('project', PROJECT)}/locations/{known.get('region', REGION)}"
         return _Run(service, parent, job_id, Path(args.state_dir)).see(body, cancel)
 
 
 def _of_settings(found: Mapping[str, Any], known: Mapping[str, str]) -> dict[str, str]:
-    """Return the values of the parameters `project` and `location` that have no default: those under which the pipeline runs."""
-    values = {"project": known.get("project", "your-project"), "location": known.get("region", "us-central1")}
-    return {name: values[name] for name, one in spec.inputs(found).items() if name in values and "defaultValue" not in one}
+    """Return where the steps work, for a pipeline with the parameters `project` and `location`, as submitting fills them in, too."""
+    given = {"project": known.get("project", PROJECT), "location": known.get("region", REGION)}
+    return {name: value for name, value in given.items() if name in spec.inputs(found)}
 
 
 def _new_id(name: str) -> str:

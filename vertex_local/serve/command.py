@@ -30,7 +30,7 @@ from ..errors import UserError
 from ..job import schema, settings
 from ..local import job_record
 from ..local.store import FILE, Store
-from . import endpoint, grpc_server, jobs, operations, pipeline_jobs, rest, routes, storage_upload, tls
+from . import endpoint, grpc_server, jobs, operations, pipeline_jobs, rest, routes, schedules, storage_upload, tls
 from .executor import Executor
 from .guards import ADDRESS
 from .local import Local
@@ -93,6 +93,9 @@ def _serve(args: argparse.Namespace, cancel: threading.Event) -> int:
             stack.callback(_stop, server, grpc, local, pool, own)
             lost = jobs.settle(local)
             operations.settle(local.records)
+            clock = schedules.Clock(local, next(each.call for each in methods if each.name == "CreatePipelineJob"))
+            stack.callback(clock.stop)
+            clock.start()
             server.start()
             found = _endpoint(args, local, server.port, grpc.port, key, files)
             found.save(own)

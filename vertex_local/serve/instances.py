@@ -15,6 +15,7 @@ from typing import IO, Any
 FORMATS = ("jsonl", "csv", "tf-record", "tf-record-gzip", "file-list")
 TYPES = ("", "object", "array")
 _LARGEST = 1 << 30  # bytes of a TFRecord's record, beyond which the length is not one
+_NO_TEXT = "is not UTF-8: write the file in that encoding"
 _LONGEST_ROW = 16 << 20  # characters of CSV
 # A cell of CSV: in quotes, which are doubled within, or without.
 _CELL = re.compile(r'"((?:[^"]|"")*)"|([^",]*)')
@@ -86,7 +87,7 @@ def read(path: Path, uri: str, form: str, resolve: Callable[[str], str]) -> Iter
         with gzip.open(path, "rb") if form == "tf-record-gzip" else open(path, "rb") as file:
             yield from _records(file, uri)
         return
-    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:  # bad bytes are told line by line
         if form == "file-list":
             yield from _listed(file, uri, resolve)
         else:
@@ -98,10 +99,24 @@ def _lines(file: IO[str], uri: str) -> Iterator[Instance]:
         if not line.strip():
             continue
         where = f"{uri}:{number}"
+        if not _is_text(line):
+            yield Instance(line.rstrip("\r\n"), where, len(line), _NO_TEXT)
+            continue
         try:
             yield Instance(json.loads(line), where, len(line))
         except (ValueError, RecursionError) as error:
             yield Instance(line.rstrip("\r\n"), where, len(line), f"is not JSON: {error}")
+
+
+def _is_text(line: str) -> bool:
+    """Tell whether a line was UTF-8 throughout."""
+    if line.isascii():
+        return True
+    try:
+        line.encode()
+    except UnicodeEncodeError:  # what stands for bytes that could not be decoded
+        return False
+    return True
 
 
 def _listed(file: IO[str], uri: str, resolve: Callable[[str], str]) -> Iterator[Instance]:
@@ -130,7 +145,9 @@ def _rows(file: IO[str], uri: str) -> Iterator[Instance]:
                 raise Unreadable(f"{uri}:{number}: the first line must name the columns, each once; got {text.strip()[:80]!r}")
             continue
         where = f"{uri}:{number}"
-        if cells is None:
+        if not _is_text(text):
+            yield Instance(text.rstrip("\r\n"), where, len(text), _NO_TEXT)
+        elif cells is None:
             yield Instance(text.rstrip("\r\n"), where, len(text), "has a quotation mark within a cell that is not quoted")
         elif len(cells) != len(header):
             yield Instance(text.rstrip("\r\n"), where, len(text), f"has {len(cells)} cells, the header {len(header)}")

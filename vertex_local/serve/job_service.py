@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from . import batch_service, jobs, lists, messages, persistent_resources, runs
+from . import batch_service, jobs, lists, messages, persistent_resources, pipeline_jobs, runs
 from .local import Local, location_of
 from .operations import OperationPool
 
@@ -28,7 +28,7 @@ class JobService(batch_service.BatchPredictionJobs):
         """Check and keep a new custom job, and let it run when it is its turn."""
         job = request.custom_job
         jobs.check_name(job)
-        work = runs.custom(self._local, job.job_spec, "jobSpec")
+        work = runs.custom(self._local, job.job_spec, "jobSpec", pipeline_jobs.variables_of(self._local, job.labels))
         persistent_resources.check_job(self._local, request.parent, job.job_spec, "jobSpec")
         return messages.read(jobs.create(self._local, request.parent, _CUSTOM, job, work), "CustomJob")
 
@@ -54,7 +54,7 @@ class JobService(batch_service.BatchPredictionJobs):
         """Check and keep a new tuning job, and let it run when it is its turn."""
         job = request.hyperparameter_tuning_job
         jobs.check_name(job)
-        work = runs.tuning(self._local, job)
+        work = runs.tuning(self._local, job, variables=pipeline_jobs.variables_of(self._local, job.labels))
         persistent_resources.check_job(self._local, request.parent, job.trial_job_spec, "trialJobSpec")
         return messages.read(jobs.create(self._local, request.parent, _TUNING, job, work), "HyperparameterTuningJob")
 

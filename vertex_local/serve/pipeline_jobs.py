@@ -16,7 +16,7 @@ from ..job import buckets
 from ..local import environment, job_record, output
 from ..local import jobs as local_jobs
 from ..pipelines import forks, python, spec, tasks
-from . import endpoint, jobs, messages
+from . import endpoint, jobs, messages, pipeline_lineage
 from .local import Local
 from .rest import ApiError
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 KIND = "pipelineJobs"
 LOG = "kfp.log"  # of the runner itself; every step has one of its own
 CACHE = Path("pipelines", "cache")  # in the state folder
+PIPELINE = "TRAINER_PIPELINE_JOB"  # the variable that names a job's pipeline to our trainers
+_LABEL = "vertex-ai-pipelines-run-billing-id"
 _PATIENCE = 0.2  # seconds between looks whether somebody wants a pipeline to end
 
 
@@ -100,7 +102,9 @@ def _run(local: Local, name: str, pipeline: Pipeline, folder: Path, cancel: thre
         (folder / each).mkdir(exist_ok=True)
     (folder / "pipeline.json").write_text(json.dumps({"pipelineSpec": pipeline.spec, "parameters": pipeline.parameters}, indent=1) + "\n")
     job_record.running(local.records, name)
-    job_record.update(local.records, name, lambda document: document.update(jobDetail=_contexts(name, pipeline)))
+    contexts = _contexts(name, pipeline)
+    job_record.update(local.records, name, lambda document: document.update(jobDetail=contexts))
+    pipeline_lineage.begin(local.records, contexts, name)
     request, variables = _request(local, name, pipeline, folder), _variables(local, folder)
     log = folder / "logs" / LOG
     fork = forks.Fork(
@@ -134,22 +138,20 @@ def _last_error(log: Path) -> str:
 
 
 def _note(local: Local, name: str, detail: dict[str, Any]) -> None:
-    """Keep a task's detail in the pipeline's record."""
+    """Keep a task's detail in the pipeline's record, and in ML Metadata once it has ended."""
+    detail = pipeline_lineage.renamed(detail)
 
     def change(document: dict[str, Any]) -> None:
         details = document["jobDetail"].setdefault("taskDetails", [])
         at = next((i for i, each in enumerate(details) if each["taskId"] == detail["taskId"]), len(details))
         details[at : at + 1] = [detail]
 
-    job_record.update(local.records, name, change)
+    document = job_record.update(local.records, name, change)
     if detail["state"] in tasks.OVER:
-        task_ended(local, name, detail)
-
-
-def task_ended(local: Local, name: str, detail: Mapping[str, Any]) -> None:
-    """Pass on that a task has ended, with its inputs, outputs, execution and error: the place for what keeps lineage."""
-    error = detail.get("error", {}).get("message", "")
-    local.say(f"{name}: {detail['execution']['displayName']}: {detail['state']}{': ' * bool(error)}{error}")
+        if document is not None:
+            pipeline_lineage.ended(local.records, name, document["jobDetail"], detail)
+        error = detail.get("error", {}).get("message", "")
+        local.say(f"{name}: {detail['execution']['displayName']}: {detail['state']}{': ' * bool(error)}{error}")
 
 
 def _contexts(name: str, pipeline: Pipeline) -> dict[str, Any]:
@@ -189,9 +191,21 @@ def _request(local: Local, name: str, pipeline: Pipeline, folder: Path) -> dict[
             "pipeline_job_create_time_utc": local.known(name)["createTime"],
             "pipeline_job_schedule_time_utc": local.known(name)["createTime"],
         },
-        "labels": {"vertex-ai-pipelines-run-billing-id": str(zlib.crc32(name.encode()))},
+        "labels": {_LABEL: _number(name)},
         "servers": {each: local.workers.address(each) for each in names},
     }  # fmt: skip
+
+
+def _number(name: str) -> str:
+    """Return the number by which the jobs that a pipeline's steps make know the pipeline."""
+    return str(zlib.crc32(name.encode()))
+
+
+def variables_of(local: Local, labels: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of a job with these labels: our trainers record the pipeline that made it."""
+    number = labels.get(_LABEL)
+    running = local.records.list(KIND) if number else []
+    return next(({PIPELINE: each["name"]} for each in running if _number(each["name"]) == number), {})
 
 
 def _variables(local: Local, folder: Path) -> dict[str, str]:

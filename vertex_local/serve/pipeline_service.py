@@ -137,7 +137,7 @@ class PipelineService:
         """Export the data, run the job, upload the model."""
         job_record.running(self._local.records, name)
         exported = export(cancel) if export else {}
-        work = task.work(self._local, {**exported, "TRAINER_PIPELINE_JOB": name})  # which our trainers record
+        work = task.work(self._local, {**exported, pipeline_jobs.PIPELINE: name})  # which our trainers record
         backing, (state, error) = jobs.run_backing(self._local, name, task.kind, task.job, work, cancel)
         if state == "SUCCEEDED" and pipeline.HasField("model_to_upload"):
             model = messages.kind("Model")()

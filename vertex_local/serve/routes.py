@@ -14,6 +14,7 @@ from .operations import OperationPool, Operations
 from .persistent_resource_service import PersistentResourceService
 from .pipeline_service import PipelineService
 from .prediction_service import PredictionService
+from .schedule_service import ScheduleService
 from .server import Route, route
 from .tensorboard_service import TensorboardService
 from .transcoding import PREFIXES, Rest
@@ -25,7 +26,7 @@ def methods(local: Local, operations: OperationPool) -> list[rpc.Method]:
         JobService(local, operations), PipelineService(local, operations), DatasetService(local, operations),
         ModelService(local, operations), EndpointService(local, operations), PredictionService(local), Operations(local, operations),
         MetadataService(local, operations), TensorboardService(local, operations),
-        PersistentResourceService(local, operations),
+        PersistentResourceService(local, operations), ScheduleService(local, operations),
     )  # fmt: skip
     return list(rpc.methods(services))
 

@@ -124,7 +124,7 @@ _FEATURES = {
     "MetadataService": "ML Metadata", "TensorboardService": "Vertex AI TensorBoard instances",
     "FeaturestoreService": "Feature Store", "IndexService": "Vector Search", "MatchService": "Vector Search",
     "IndexEndpointService": "Vector Search", "VizierService": "Vizier studies", "MigrationService": "Resource migration",
-    "ScheduleService": "Schedules of pipelines", "SpecialistPoolService": "Data labeling",
+    "SpecialistPoolService": "Data labeling",
     "LlmUtilityService": "Generative models",
     "GenAiTuningService": "Tuning of generative models", "NotebookService": "Notebooks", "ModelGardenService": "Model Garden",
 }  # fmt: skip

@@ -37,12 +37,11 @@ def custom(local: Local, job: Message, field: str, variables: Mapping[str, str] 
     messages.required(job, "worker_pool_specs", where=f"{field}.")
     with _errors_of(field, "jobSpec"):
         checked = job_file.of_message(_with_counts(job), "job")
-    tensorboard = tensorboards.find(local.records, job.tensorboard, f"{field}.tensorboard")
 
     def work(name: str, cancel: threading.Event) -> End:
         options = _options(local, name)
         log = Log(local.state / "jobs" / str(options.job_id), lambda: job_record.running(local.records, name))
-        with _tracked(local, tensorboard, name, checked, log.say):
+        with _tracked(local, name, checked, log.say):
             result = cluster.run(checked, options, variables=variables, report=log, cancel=cancel)
         log.say(f"job {result.job_id}: {result.state}")
         return _end(result)
@@ -58,14 +57,13 @@ def tuning(local: Local, job: Message, field: str = "", variables: Mapping[str, 
     messages.required(job, "study_spec", "trial_job_spec.worker_pool_specs", where=where)
     with _errors_of(field, ""):
         search = study.of(job_file.of_message(_with_counts(_with_env(job, variables or {})), "job"))
-    tensorboard = tensorboards.find(local.records, job.trial_job_spec.tensorboard, f"{where}trialJobSpec.tensorboard")
 
     def work(name: str, cancel: threading.Event) -> End:
         def on_trial(trial: Mapping[str, Any]) -> None:
             job_record.running(local.records, name)
             job_record.update(local.records, name, lambda kept: kept.update(trials=_with(kept.get("trials", []), _shown(trial))))
 
-        with _tracked(local, tensorboard, name, search.job, local.say):
+        with _tracked(local, name, search.job, local.say):
             result = runner.run(search, _options(local, name), cancel=cancel, on_trial=on_trial)
         trials = [_shown(trial) for trial in result.trials]
         job_record.update(local.records, name, lambda kept: kept.update(trials=trials))
@@ -75,21 +73,28 @@ def tuning(local: Local, job: Message, field: str = "", variables: Mapping[str, 
 
 
 @contextlib.contextmanager
-def _tracked(local: Local, tensorboard: str, name: str, job: JobFile, say: Callable[[str], None]) -> Iterator[None]:
+def _tracked(local: Local, name: str, job: JobFile, say: Callable[[str], None]) -> Iterator[None]:
     """Fill the job's TensorBoard instance, if it names one, while the block lasts; keep at its end what the job left behind."""
-    follower = None
     output, title = job.output, local.known(name).get("displayName", "")
-    if tensorboard and output:
-        base = Path(buckets.to_path(output, local.buckets))
-
-        def folders() -> dict[str, Path]:
-            if job.kind == job_file.CUSTOM:
-                return {"": base / "logs"}
-            return {path.parent.name: path for path in base.glob("*/logs")}
-
-        follower = tensorboards.Follower(local.records, tensorboard, name, title, folders)
+    follower = _follower(local, name, job, title, say) if job.spec.tensorboard and output else None
     with tensorboards.followed(follower, say), lineage.kept(local.records, name, title, output, local.buckets, say):
         yield
+
+
+def _follower(local: Local, name: str, job: JobFile, title: str, say: Callable[[str], None]) -> tensorboards.Follower | None:
+    """Return what copies the job's event files, or those of its trials, into its TensorBoard instance."""
+    tensorboard = tensorboards.find(local.records, job.spec.tensorboard)
+    if tensorboard is None:
+        say(f"note: {job.spec.tensorboard} is no TensorBoard instance of this service: it gets nothing of this job.")
+        return None
+    base = Path(buckets.to_path(job.output or "", local.buckets))
+
+    def folders() -> dict[str, Path]:
+        if job.kind == job_file.TUNING:
+            return {path.parent.name: path for path in base.glob("*/logs")}
+        return {"": base / "logs"}
+
+    return tensorboards.Follower(local.records, tensorboard, name, title, folders)
 
 
 def _options(local: Local, name: str) -> RunOptions:

@@ -13,7 +13,6 @@ from ..job.times import text
 from ..local.store import Store
 from ..metadata import lineage, nodes, series
 from ..metadata.event_files import LogReader
-from .rest import ApiError
 
 SECONDS = 2.0  # between two looks at the files
 _ROOT = "default"  # the run of files that lie in the log directory itself
@@ -68,20 +67,15 @@ class Follower:
         nodes.add_children(self._records, self._context, [context])
 
 
-def find(records: Store, tensorboard: str, field: str) -> str:
-    """Return the full name of the instance that a job names, under whichever of its project's two names; "" where it names none.
-
-    Raises:
-        ApiError: there is no such instance.
-    """
-    if not tensorboard or records.get(tensorboard) is not None:
+def find(records: Store, tensorboard: str) -> str | None:
+    """Return the full name of the instance that a job names, under whichever of its project's two names; None if it is not here."""
+    if records.get(tensorboard) is not None:
         return tensorboard
     _, _, number = tensorboard.rpartition("/")
     for document in records.named(number, series.TENSORBOARDS):  # a project's number stands for its name
         if document["name"].split("/")[2:] == tensorboard.split("/")[2:]:
             return document["name"]
-    text = f"{field}: there is no TensorBoard instance {tensorboard[:200]} here; make it first, or leave the field out."
-    raise ApiError("INVALID_ARGUMENT", text, field)
+    return None
 
 
 @contextlib.contextmanager

@@ -158,8 +158,10 @@ class RowSample:
 
     seed: int
     size: int = SAMPLE_ROWS
-    rows: dict[str, Array] = field(default_factory=dict)
     limit: float = 1.0
+    held: dict[str, Array] = field(default_factory=dict)
+    waiting: list[dict[str, Array]] = field(default_factory=list)
+    waits: int = 0
 
     def __post_init__(self) -> None:
         self.random = np.random.default_rng(self.seed)
@@ -174,13 +176,26 @@ class RowSample:
         taken = np.flatnonzero(keys < self.limit)
         if not len(taken):
             return
-        offered = {"": keys[taken], **take(taken)}
-        joined = {name: np.concatenate([self.rows[name], offered[name]]) for name in offered} if self.rows else offered
-        if len(joined[""]) > self.size:
+        self.waiting.append({"": keys[taken], **take(taken)})
+        self.waits += len(taken)
+        if self.waits > self.size // 4:  # a large sample is not copied for each few rows
+            self._settle()
+
+    def _settle(self) -> None:
+        parts = [self.held, *self.waiting] if self.held else self.waiting
+        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if len(parts) > 1 else dict(*parts)
+        if parts and len(joined[""]) > self.size:
             kept = np.sort(np.argpartition(joined[""], self.size - 1)[: self.size])
             joined = {name: values[kept] for name, values in joined.items()}
             self.limit = float(joined[""].max())
-        self.rows = joined
+        self.held, self.waiting, self.waits = joined, [], 0
+
+    @property
+    def rows(self) -> dict[str, Array]:
+        """The rows so far, with their keys under an empty name: columns [n]."""
+        if self.waiting:
+            self._settle()
+        return self.held
 
     def column(self, name: str) -> Array:
         return self.rows.get(name, np.empty(0))

@@ -14,7 +14,7 @@ from ..pages import svg, ticks
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 520, 300, 52, 40, 10, 10
 ROW = 19  # the height of a bar with its room
 CELLS = 36  # of a density, each way
-MAP_CELLS, MAP_ROWS = 42, 3  # cells along the longer side of a map; rows from which a cell is drawn
+MAP_CELLS, MAP_ROWS = 42, 3  # cells along the longer side of a map, fewer for few rows; rows from which a cell is drawn
 STYLE = """
 .heat { fill: var(--a-edge); } .over { fill: var(--b); } .under { fill: var(--a-edge); }
 .whisker { stroke: var(--text); stroke-width: 1.2; fill: none; } .overall { stroke: var(--faint); stroke-dasharray: 4 3; }
@@ -199,7 +199,7 @@ def residual_map(longitude: np.ndarray, latitude: np.ndarray, error: np.ndarray,
     (west, east), (south, north) = (_place_range(values) for values in (longitude, latitude))
     ratio = math.cos(math.radians((south + north) / 2))
     across, up = (east - west) * ratio, north - south
-    cell = max(across, up) / MAP_CELLS
+    cell = max(across, up) / min(MAP_CELLS, max(12, round(0.8 * math.sqrt(len(error)))))
     columns, rows = max(1, math.ceil(across / cell)), max(1, math.ceil(up / cell))
     inside = (longitude >= west) & (longitude <= east) & (latitude >= south) & (latitude <= north)
     i = np.minimum(((longitude[inside] - west) * ratio / cell).astype(int), columns - 1)

@@ -13,7 +13,7 @@ from ..columns import Category, Date
 from ..contract import Contract
 from ..data import Chunk, UnknownLabel, concatenate, unseen
 from ..data_report.sketches import RowSample
-from ..errors import UserError
+from ..errors import FAILED, UserError
 from ..reporting import log
 from ..rows import rows_of
 from . import explaining
@@ -66,8 +66,19 @@ class Judging:
         self.sums[0].add(judged)
         self.profile.add(chunk)
         self.drawn.offer(rows_of(chunk), lambda taken: {name: chunk[name][taken] for name in self.served.specs})
-        self.kept.add({**chunk, **(self.contract.slices(chunk) or {})}, kept)
+        self.kept.add({**chunk, **self._derived(chunk)}, kept)
         self.examples.add(self._ranks(judged), chunk, judged)
+
+    def _derived(self, chunk: Chunk) -> dict[str, np.ndarray]:
+        """Return the quantities that the trainer offers to look at errors by, [rows] each."""
+        found = self.contract.slices(chunk) or {}
+        for name, values in found.items() if isinstance(found, Mapping) else ():
+            if np.shape(values) != (rows_of(chunk),):
+                text = f"slices(chunk) of model.py must return arrays of {rows_of(chunk)} rows; {name} has the shape {np.shape(values)}."
+                raise UserError(text, FAILED)
+        if not isinstance(found, Mapping):
+            raise UserError(f"slices(chunk) of model.py must return a dict of arrays; got {type(found).__name__}.", FAILED)
+        return {name: np.asarray(values) for name, values in found.items()}
 
     def _begin(self, chunk: Chunk, outputs: Outputs) -> None:
         self.problem = understand(self.contract, self.classes, outputs, self._labels(chunk))

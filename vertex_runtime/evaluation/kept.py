@@ -18,7 +18,8 @@ from ..data_report import sketches
 from ..data_report.parts import kind_of
 from ..rows import rows_of
 
-ROWS, CELLS = 1_000_000, 24_000_000  # rows, and numbers, that are kept
+ROWS, CELLS = 1_000_000, 24_000_000  # rows, and numbers, that are kept at most
+LEAST = 10_000  # rows that are kept however many numbers each is
 VALUES = 1000  # different values of a category that are told apart
 EXAMPLES = 24  # rows that are kept whole for each reason
 
@@ -77,7 +78,7 @@ class Kept:
         numbers = {f"column {name}": self.columns[name].numbers(values) for name, values in columns.items()}
         if not self.rows:
             cells = len(numbers) + sum(values[0].size for values in judged.values())
-            self.sample.size = max(10_000, min(ROWS, CELLS // max(1, cells)))
+            self.sample.size = max(LEAST, min(ROWS, CELLS // max(1, cells)))
         self.rows += count
         self.sample.add({**numbers, **judged})
 

@@ -44,7 +44,8 @@ def regression(report: Mapping[str, Any], plots: Mapping[str, Any]) -> Iterator[
     """Yield predictions against labels, the errors' distribution, and maps of the errors."""
     judged, label = plots["judged"], report["about"]["label"]
     yield '<h2>Errors</h2><div class="cards">'
-    drawn = charts.density(judged["label"], judged["prediction"], (label, "predicted"), "Predictions by label: darker is more rows")
+    title = "Predictions by label: a stronger colour is more rows"
+    drawn = charts.density(judged["label"], judged["prediction"], (label, "predicted"), title)
     yield _card("Predicted against actual", drawn, "Rows on the dashed line are answered exactly; below it too low, above it too high.")
     errors = {"this model": judged["error"]} | ({"the other": plots["theirs"]["error"]} if plots["theirs"] else {})
     yield _card("Residuals", charts.histogram(errors, "predicted - actual", "Histogram of predicted less actual"))
@@ -62,7 +63,7 @@ def places(kept: Any) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     for name in numbers:
         if not re.search(r"(^|_)lat(itude)?(_|$)", name.lower()):
             continue
-        other = next((each for each in numbers if _as_latitude(each) == name.lower()), None)
+        other = next((each for each in numbers if each != name and _as_latitude(each) == name.lower()), None)
         if other is None:
             continue
         longitude, latitude = kept.column(other), kept.column(name)
@@ -182,8 +183,14 @@ def _verdict(report: Mapping[str, Any], judged: Mapping[str, Any]) -> list[str]:
     return [f"{float(judged['loss']):.4g}"]
 
 
-def _cell(value: Any) -> str:
+def _told(value: Any) -> str:
+    """Return a cell as text; a missing one is said to be that."""
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else shown(value)
+    return "missing" if text in ("", "nan") else text
+
+
+def _cell(value: Any) -> str:
+    text = _told(value)
     if len(text) <= 26:
         return f'<td class="left">{escape(text)}</td>' if isinstance(value, bytes) else escape(text)
     return f'<td class="text">{escape(text[:LONGEST])}{"…" if len(text) > LONGEST else ""}</td>'
@@ -253,9 +260,7 @@ def _answer(example: Mapping[str, Any]) -> str:
 def _taken_apart(example: Mapping[str, Any]) -> str:
     rows = []
     for name, share in by_size(example["attributions"])[:12]:
-        value = example["row"][name]
-        text = value.decode("utf-8", "replace") if isinstance(value, bytes) else shown(value)
-        rows.append((f"{name} {text}"[:44], share, f"{share:+.3g}"))
+        rows.append((f"{name} {_told(example['row'][name])}"[:44], share, f"{share:+.3g}"))
     return _card(_answer(example), charts.signed_bars(rows, f"Shares of the inputs: {_answer(example)}"))
 
 

@@ -19,6 +19,7 @@ from ..strategy import import_tensorflow
 
 NAME = "evaluation"
 KIND = "vertex_runtime evaluation"  # by which the page is known to be ours
+RECORDS = ('"model"', '"exported_step"')  # what such a file holds, and that of --only=evaluate
 SHOWN_SECONDS = 10.0  # between lines of progress, where there is no terminal
 HASHED_BYTES = 512 << 20  # of larger data only the ends are hashed, as a run does it
 
@@ -39,6 +40,7 @@ def say(package: str, trainer: str, hyperparameters: type, hp: Any, options: Run
     outputs = resolve_outputs(options.output_dir, env, trainer)
     folder = outputs.records if outputs.given else "."
     replaced = is_ours(f"{folder}/{NAME}.html", KIND, "--output_dir")
+    is_ours(f"{folder}/{NAME}.json", RECORDS, "--output_dir")
     import_tensorflow()
     from ..contract import load_module
     from .page import page

@@ -16,7 +16,6 @@ from ..predict import load_signature
 from ..rows import rows_of
 
 BATCH, IMAGES = 4096, 256  # rows asked at a time; of inputs whose names end in _bytes
-FEW = 256  # rows are padded to so many at least, so that a graph of a fixed batch is traced once
 
 Outputs = dict[str, np.ndarray]
 

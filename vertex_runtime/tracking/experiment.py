@@ -19,6 +19,7 @@ from ..environment import Environment
 from ..reporting import log
 
 AT_THE_END = 60.0  # seconds that the end of a run waits for a service that has answered
+WHEN_FAILED = 20.0
 WHEN_STOPPED = 2.0  # the same where the process was told to end, of which it has five
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
@@ -84,7 +85,7 @@ class Reporter:
 
     def fail(self) -> None:
         """Tell that the run has failed, unless its end was told."""
-        self.end({"state": "failed"}, WHEN_STOPPED)
+        self.end({"state": "failed"}, WHEN_FAILED)
 
     def _tell(self, kind: str, **content: Any) -> None:
         self._lines.put(json.dumps({"kind": kind, **content}, default=str) + "\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from ...serve import messages
@@ -14,25 +15,37 @@ from ..app import Redirect, View, Visit, href, message, page
 from .jobs import named
 from .models import artifacts
 
+_BARS = 20  # shares of an answer that are drawn
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the model said to the form: its answer, which version it was, and what the answer rests on."""
+
+    answer: Any = None
+    version: str = ""
+    attribution: Mapping[str, Any] = field(default_factory=dict)
+
 
 @page("GET", "/endpoints/{number}")
 def show(visit: Visit, number: str) -> View:
     """Show an endpoint."""
-    return _view(visit, number, {}, None, "")
+    return _view(visit, number, {}, Asked())
 
 
 @page("POST", "/endpoints/{number}")
 def predict(visit: Visit, number: str) -> View:
-    """Ask the model for one prediction and show it."""
+    """Ask the model for one prediction and show it, with what it rests on where the form asks for that."""
     endpoint = visit.call("GetEndpoint", name=named(visit, "endpoints", number))
-    found = _signature(visit, endpoint)
+    found, _ = _signature(visit, endpoint)
     if found is None:
         raise ApiError("FAILED_PRECONDITION", "no model with a signature is deployed here.")
     instance = {tensor.name: _value(visit, tensor) for tensor in found.inputs}
     content = next(iter(instance.values())) if len(instance) == 1 else instance
-    answer = visit.call("Predict", endpoint=endpoint["name"], instances=[messages.value(content)])
+    rpc = "Explain" if visit.form.get("explain") else "Predict"
+    answer = visit.call(rpc, endpoint=endpoint["name"], instances=[messages.value(content)])
     given = {tensor.name: visit.form.fields.get(f"input.{tensor.name}", "") for tensor in found.inputs}
-    return _view(visit, number, given, answer["predictions"][0], answer.get("modelVersionId", ""))
+    return _view(visit, number, given, Asked(answer["predictions"][0], _version(endpoint, answer), _attribution(answer)))
 
 
 @page("POST", "/endpoints/{number}/undeploy")
@@ -70,29 +83,57 @@ def delete(visit: Visit, number: str) -> Redirect:
     return Redirect(href("/endpoints"), f"Endpoint {number} is deleted.")
 
 
-def _view(visit: Visit, number: str, given: Mapping[str, str], answer: Any, version: str) -> View:
+def _version(endpoint: Mapping[str, Any], answer: Mapping[str, Any]) -> str:
+    deployed = {each["id"]: each for each in endpoint.get("deployedModels", [])}
+    return deployed.get(answer.get("deployedModelId", ""), {}).get("modelVersionId", "")
+
+
+def _attribution(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the first attribution of an explained answer: its figures, and `shares` of the inputs, the largest first."""
+    explanations = answer.get("explanations") or [{}]
+    found = (explanations[0].get("attributions") or [{}])[0]
+    shares: dict[str, float] = {}
+    for name, value in (found.get("featureAttributions") or {}).items():
+        parts = value if isinstance(value, list) else [value]
+        for i, part in enumerate(parts):
+            shares[f"{name} {i + 1}" if len(parts) > 1 else name] = float(part)
+    ordered = sorted(shares.items(), key=lambda pair: -abs(pair[1]))[:_BARS]
+    return {**found, "shares": charts.bars(dict(ordered))} if ordered else {}
+
+
+def _view(visit: Visit, number: str, given: Mapping[str, str], asked: Asked) -> View:
     endpoint = visit.call("GetEndpoint", name=named(visit, "endpoints", number))
     shares = endpoint.get("trafficSplit", {})
     deployed = [{**each, "share": shares.get(each["id"], 0)} for each in endpoint.get("deployedModels", [])]
-    found = _signature(visit, endpoint)
+    found, sample = _signature(visit, endpoint)
     under_way, failure = _deployments(visit, endpoint["name"])
     names = [tensor.name for tensor in found.inputs] if found else []
+    given = given or {name: sample.get(name, sample.get("", "")) for name in names}
     return View("endpoint.html", {
         "active": "endpoints", "endpoint": endpoint, "number": number, "deployed": deployed, "signature": found,
-        "under_way": under_way, "failure": failure, "given": {name: given.get(name, "") for name in names}, "answer": answer,
-        "answered_by": version, "chart": charts.bars(_shares(answer)),
+        "under_way": under_way, "failure": failure, "given": {name: given.get(name, "") for name in names}, "answer": asked.answer,
+        "answered_by": asked.version, "chart": charts.bars(_shares(asked.answer)), "attribution": asked.attribution,
+        "explains": visit.console.has("Explain") and any(_explained(visit, each) for each in endpoint.get("deployedModels", [])),
     })  # fmt: skip
 
 
-def _signature(visit: Visit, endpoint: Mapping[str, Any]) -> saved_models.Signature | None:
-    """Return the signature of the model that gets most of the traffic."""
+def _signature(visit: Visit, endpoint: Mapping[str, Any]) -> tuple[saved_models.Signature | None, dict[str, str]]:
+    """Return the signature of the model that gets most of the traffic, and an instance to begin with."""
     shares = endpoint.get("trafficSplit", {})
     for each in sorted(endpoint.get("deployedModels", []), key=lambda each: -shares.get(each["id"], 0)):
         model = visit.call("GetModel", name=f"{each['model'].partition('@')[0]}@{each['modelVersionId']}")
         folder = artifacts(visit, model)
         if folder and (found := saved_models.signature(folder)):
-            return found
-    return None
+            return found, saved_models.sample(folder)
+    return None, {}
+
+
+def _explained(visit: Visit, deployed: Mapping[str, Any]) -> bool:
+    """Tell whether a deployed model can be explained."""
+    if "explanationSpec" in deployed:
+        return True
+    model = visit.call("GetModel", name=f"{deployed['model'].partition('@')[0]}@{deployed['modelVersionId']}")
+    return "explanationSpec" in model
 
 
 def _deployments(visit: Visit, endpoint: str) -> tuple[bool, str]:

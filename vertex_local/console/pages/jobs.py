@@ -12,7 +12,7 @@ from typing import Any
 from ...job import times
 from ...local.job_record import is_over
 from ...serve.rest import ApiError
-from .. import charts
+from .. import charts, trainer_flags
 from ..app import Redirect, View, Visit, href, message, page
 from .files import address
 
@@ -30,12 +30,12 @@ def show(visit: Visit, number: str) -> View:
     job = visit.call("GetCustomJob", name=named(visit, "customJobs", number))
     folder = visit.console.local.state / "jobs" / number
     result = read_result(folder)
-    pool = _argument_pool(job)
+    args, fields = _arguments(visit, job)
     return View("job.html", {
         "active": "customJobs", "job": job, "number": number,
         "over": is_over(job), "restarts": result.get("restarts") or "", "rules": rules(result), "progress": progress(folder, job),
         "replicas": list(_attempts(result)), "logs": logs(folder), "charts": curves(visit, result),
-        "outputs": list(_outputs(visit, result)), "args": pool.get("args", []), "argument_pools": "every pool",
+        "outputs": list(_outputs(visit, result)), "args": args, "fields": fields, "argument_pools": "every pool",
         "output": job["jobSpec"].get("baseOutputDirectory", {}).get("outputUriPrefix", ""),
     })  # fmt: skip
 
@@ -59,8 +59,9 @@ def rerun(visit: Visit, number: str) -> Redirect:
     """Create the job once more, with the arguments and the output folder of the form."""
     job = visit.call("GetCustomJob", name=named(visit, "customJobs", number))
     spec = job["jobSpec"]
-    before = _argument_pool(job).get("args", [])
+    before, own = _argument_pool(job).get("args", []), _arguments(visit, job)[1]
     args = [line.strip() for line in visit.form.fields.get("args", "").splitlines() if line.strip()]
+    args = trainer_flags.put_back(args, visit.form) if own else args
     for pool in spec["workerPoolSpecs"]:
         for task in ("containerSpec", "pythonPackageSpec"):
             if task in pool and pool[task].get("args", []) == before:
@@ -142,6 +143,13 @@ def _end(attempt: Mapping[str, Any]) -> str:
 def _outputs(visit: Visit, result: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     for name, path in result.get("outputs", {}).items():
         yield name, path, address(visit, path)
+
+
+def _arguments(visit: Visit, job: Mapping[str, Any]) -> tuple[list[str], list[trainer_flags.Field]]:
+    """Return the arguments that the form shows as lines, and the fields that it has beside them for a trainer of this project."""
+    task = _argument_pool(job)
+    args = task.get("args", [])
+    return trainer_flags.taken_out(args) if trainer_flags.is_trainer(task, visit.console.local.project_dir) else (args, [])
 
 
 def _argument_pool(job: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,70 @@
+"""Pipelines in ML Metadata: each task that has ended is an execution, with the artifacts that went in and came out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ..local.store import Store
+from ..metadata import lineage, nodes
+
+_STATES = {"SUCCEEDED": "COMPLETE", "SKIPPED": "CACHED", "FAILED": "FAILED", "CANCELLED": "CANCELLED"}
+
+
+def begin(records: Store, detail: Mapping[str, Any], job: str) -> None:
+    """Keep the contexts of a pipeline and of this run of it, as a pipeline job's detail names them.
+
+    Args:
+        job: the pipeline job's full name.
+    """
+    location = job.partition("/pipelineJobs/")[0]
+    kept = []
+    for context in (detail["pipelineContext"], detail["pipelineRunContext"]):
+        title = context["displayName"]
+        kept.append(lineage.record_context(records, location, _id(context["name"]), context["schemaTitle"], display_name=title, job=job))
+    nodes.add_children(records, kept[0], kept[1:])
+
+
+def renamed(detail: dict[str, Any]) -> dict[str, Any]:
+    """Return a task's detail in which a version of a model is the artifact that its upload has made, whatever task mentions it."""
+    for artifact in _artifacts(detail, "inputs", "outputs"):
+        version = str(artifact.get("metadata", {}).get("resourceName", ""))
+        if artifact.get("schemaTitle") == lineage.VERTEX_MODEL and "/models/" in version and "@" in version:
+            artifact["name"] = f"{artifact['name'].rpartition('/')[0]}/{lineage.vertex_model_id(version)}"
+    return detail
+
+
+def ended(records: Store, job: str, contexts: Mapping[str, Any], detail: Mapping[str, Any]) -> None:
+    """Keep a task that has ended.
+
+    Args:
+        contexts: the pipeline job's detail, which names the run's context.
+        detail: the task's, as the API has it.
+    """
+    if detail["state"] not in _STATES:  # it never ran
+        return
+    execution = detail["execution"]
+    made = detail.get("executorDetail", {}).get("containerDetail", {}).get("mainJob", "")
+    given = {"task": detail["taskUniqueName"], "pipeline_job": job, "resource": made}
+    metadata = {**execution.get("metadata", {}), **{key: value for key, value in given.items() if value}}
+    lineage.record_execution(
+        records, job.partition("/pipelineJobs/")[0], _id(execution["name"]), schema=execution["schemaTitle"],
+        display_name=execution["displayName"], state=_STATES[detail["state"]], metadata=metadata,
+        inputs=[_node(each) for each in _artifacts(detail, "inputs")], outputs=[_node(each) for each in _artifacts(detail, "outputs")],
+        contexts=[contexts["pipelineRunContext"]["name"], contexts["pipelineContext"]["name"]],
+    )  # fmt: skip
+
+
+def _artifacts(detail: Mapping[str, Any], *ways: str) -> Iterator[dict[str, Any]]:
+    for way in ways:
+        for found in detail.get(way, {}).values():
+            yield from found.get("artifacts", [])
+
+
+def _node(artifact: Mapping[str, Any]) -> lineage.Node:
+    kept = {key: artifact[key] for key in ("displayName", "uri", "schemaTitle", "schemaVersion", "metadata") if key in artifact}
+    return {"id": _id(artifact["name"]), **kept}
+
+
+def _id(name: str) -> str:
+    return name.rpartition("/")[2]
