@@ -146,6 +146,15 @@ def test_compare_shows_what_differs_and_what_is_the_same(outputs):
     assert "code.commit" not in rows and "environment.python" not in rows
 
 
+def test_trials_are_compared_as_one(outputs, tmp_path):
+    for number, name in (("1", "one"), ("2", "other")):
+        (tmp_path / "study" / number / "checkpoints").mkdir(parents=True)
+        shutil.copy(outputs / name / "run.json", tmp_path / "study" / number / "checkpoints")
+    rows = {line.split("  ")[0]: line for line in said(outputs, "compare", tmp_path / "study", "one").splitlines()}
+    assert "2 values over the trials" in rows["parameters.lr"] and "parameters.batch_size" not in rows
+    assert "2 trials)" in rows["val_rmse"] and "2 evaluations)" in rows["val_rmse"]
+
+
 @pytest.mark.parametrize(
     "words, says",
     [
