@@ -254,7 +254,6 @@ def gate_model(
     evaluation: Input[Artifact],
     report: Input[Artifact],
     significance: float,
-    code: dsl.EmbeddedInput[Artifact],
     metrics: Output[Metrics],
     page: Output[HTML],
     threshold: Optional[float] = None,  # noqa: UP045 - KFP reads it
@@ -265,7 +264,6 @@ def gate_model(
     Args:
         evaluation, report: evaluation.json and evaluation.html.
         significance: from this p-value on, being worse than the champion on the same rows counts as chance.
-        code: the packages that this is decided by, which are on the path.
         threshold: what the objective must reach; None: anything.
         most_skew: the largest distance of a column from the training rows; None: any.
     """
@@ -289,7 +287,7 @@ def gate_model(
 
 
 def gate_component() -> Callable[..., Any]:
-    """Return `gate_model` as a component, with the gate's own modules packed into it."""
+    """Return `gate_model` as a component with the gate's own modules packed in, which KFP puts on the path where it runs."""
     with tempfile.TemporaryDirectory(prefix="gate-") as folder:
         for name in GATE:
             target = Path(folder) / "vertex_runtime" / name
