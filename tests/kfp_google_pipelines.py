@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from google_cloud_pipeline_components.types import artifact_types
+from google_cloud_pipeline_components.v1.batch_predict_job import ModelBatchPredictOp
 from google_cloud_pipeline_components.v1.custom_job import CustomTrainingJobOp
 from google_cloud_pipeline_components.v1.endpoint import EndpointCreateOp, EndpointDeleteOp, ModelDeployOp, ModelUndeployOp
 from google_cloud_pipeline_components.v1.hyperparameter_tuning_job import (
@@ -104,7 +105,11 @@ def train_and_serve(project: str, location: str, folder: str, examples: int, out
 
 @dsl.pipeline(name="get-model")
 def get_model(project: str, location: str, model: str):
-    ModelGetOp(model_name=model, project=project, location=location)
+    found = ModelGetOp(model_name=model, project=project, location=location)
+    ModelBatchPredictOp(
+        job_display_name="again", model=found.outputs["model"], gcs_source_uris=["gs://bucket/in/rows.jsonl"], project=project,
+        location=location, gcs_destination_output_uri_prefix="gs://bucket/predicted",
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

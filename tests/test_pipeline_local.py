@@ -177,7 +177,16 @@ def test_training_to_a_prediction_and_the_same_weights_as_a_direct_run(run_googl
     found = states(again.job)
     assert found["custom-training-job"] == "SKIPPED" and found["endpoint-create"] == "SUCCEEDED", "the endpoint of then was deleted"
     number = model["metadata"]["resourceName"].partition("@")[0].rpartition("/")[2]
+    row = {
+        "pickup_datetime": "2010-03-23 06:49:00+00:00", "pickup_longitude": -73.98, "pickup_latitude": 40.75, "dropoff_longitude": -73.96,
+        "dropoff_latitude": 40.78, "passenger_count": 1,
+    }  # fmt: skip
+    bucket = pipelines.state / "buckets" / BUCKET
+    (bucket / "in" / "rows.jsonl").write_text(json.dumps(row) + "\n")
     got = run_google("get-model", *flags, f"--parameter=model={number}@fresh")
+    assert got.code == 0, got.out + got.err
+    (results,) = bucket.glob("predicted/*/prediction.results-*")
+    assert json.loads(results.read_text())["prediction"] == pytest.approx(float(output(done.job, "ask")))
     assert tasks(got.job)["model-get"]["outputs"]["model"]["artifacts"][0]["metadata"] == model["metadata"]
 
 

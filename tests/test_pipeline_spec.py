@@ -85,10 +85,10 @@ def test_what_cannot_run_here_is_said_before_anything_runs():
         with pytest.raises(spec.PipelineError, match=told) as caught:
             spec.check(one)
         assert caught.value.unsupported, told
-    old, lost = pipeline("true"), pipeline("true")
-    old["schemaVersion"] = "1.0"
+    old, lost, named = pipeline("true"), pipeline("true"), pipeline("true")
+    old["schemaVersion"], named["pipelineInfo"]["name"] = "1.0", "My Pipeline"
     del lost["components"]["comp-step"]
-    for told, one in {"schemaVersion '1.0': takes 2.x": old, "is not in the spec": lost}.items():
+    for told, one in {"schemaVersion '1.0': takes 2.x": old, "is not in the spec": lost, "name 'My Pipeline': has": named}.items():
         with pytest.raises(spec.PipelineError, match=told):
             spec.check(one)
 

@@ -26,6 +26,7 @@ from .. import cli
 from ..errors import UserError, quoted
 from ..job import buckets, settings, times
 from ..local import job_record
+from ..local.store import Store
 from . import python, spec
 from .service import Answer, Service
 from .tasks import OVER
@@ -143,6 +144,7 @@ def _service(args: argparse.Namespace, cancel: threading.Event) -> Iterator[Serv
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
     try:
         yield Service.of(_ready(process, state, log, cancel))
+        _wait_for_others(state, cancel)
     finally:
         process.send_signal(signal.SIGTERM)
         try:
@@ -150,6 +152,22 @@ def _service(args: argparse.Namespace, cancel: threading.Event) -> Iterator[Serv
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def _wait_for_others(state: Path, cancel: threading.Event) -> None:
+    """Let the service run on as long as jobs of others are under way that have come to it meanwhile."""
+    told = False
+    with contextlib.closing(Store(state)) as store:
+        while not cancel.is_set() and (under_way := _under_way(store)):
+            if not told:
+                told = True
+                print(f"the service goes on for {', '.join(under_way)}; Ctrl-C ends it, and them", flush=True)
+            cancel.wait(_PAUSE)
+
+
+def _under_way(store: Store) -> list[str]:
+    documents = [each for kind in job_record.KINDS for each in store.list(kind)]
+    return [each["name"].rpartition("/")[2] for each in documents if not job_record.is_over(each)]
 
 
 def _passed_on(args: argparse.Namespace) -> list[str]:

@@ -41,6 +41,7 @@ def find(project: Path) -> str:
             raise UserError(f"pipelines need an environment with kfp, and there is no {places[0]}; {_REMEDY}.")
     missing = [name for name, version in versions(path).items() if version is None]
     if missing:
+        versions.cache_clear()  # they may be installed while a service runs
         raise UserError(f"{path} has no {' and no '.join(missing)}; {_REMEDY}.")
     return path
 

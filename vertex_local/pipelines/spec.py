@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import UserError, quoted
 
 PIPELINE_ID = re.compile("[a-z][-a-z0-9]{0,127}")
+_NAME = re.compile("[a-z0-9][a-z0-9-]{0,127}")  # of a pipeline, as kfp writes it
 _COMPONENTS = "google_cloud_pipeline_components.container."
 # The launchers of Google's components whose requests the local service answers.
 LAUNCHERS = {
@@ -137,6 +138,10 @@ def check(spec: Mapping[str, Any]) -> None:
     for field in ("root", "components", "deploymentSpec", "pipelineInfo"):
         if not isinstance(spec.get(field), Mapping):
             raise PipelineError(f"{field} is required and must be an object; compile the pipeline with kfp 2.", f"pipelineSpec.{field}")
+    title = spec["pipelineInfo"].get("name", "")
+    if not _NAME.fullmatch(title):
+        text = f"pipelineInfo.name {quoted(title)}: has up to 128 small letters, digits and '-' and does not begin with '-'."
+        raise PipelineError(text, "pipelineSpec.pipelineInfo.name")
     executors = spec["deploymentSpec"].get("executors", {})
     for scope, name, task in tasks(spec):
         component = spec["components"].get(task.get("componentRef", {}).get("name"))
