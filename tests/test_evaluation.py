@@ -395,7 +395,11 @@ def test_rows_that_are_not_there_or_bad(models, tmp_path):
 
 @pytest.mark.parametrize(
     "slices_, says",
-    [("{'x': chunk['age'][:3]}", r"arrays of \d+ rows; x has the shape \(3,\)"), ("[1]", "a dict of arrays; got list"), ("1 / 0", "in slices: ZeroD")],
+    [
+        ("{'x': chunk['age'][:3]}", r"arrays of \d+ rows; x has the shape \(3,\)"),
+        ("[1]", "a dict of arrays; got list"),
+        ("1 / 0", "in slices: ZeroDivisionError"),
+    ],
 )
 def test_slices_of_a_trainer_that_do_not_fit(zoo, tmp_path, slices_, says):
     name = f"sliced_{re.sub('[^a-z]', '', says)[:9]}"
