@@ -31,6 +31,7 @@ else:
 
 SPEC = "explanation.json"
 PATHS, MOST_PATHS = 10, 50  # random orders, where the spec does not say
+EXACT = 256  # coalitions up to which all are asked about, those of eight inputs, however few orders are wanted
 PIECES = 60  # of a text at most: words of a longer one are taken together
 GRID = 4  # parts of an image each way
 ROWS, IMAGES = 4096, 128  # asked at a time
@@ -140,7 +141,7 @@ class _Game:
         for name, value in self.instance.items():
             self.units += [(name, i) for i in range(self._count(name, value))]
         count = len(self.units)
-        self.exact = 2**count <= max(2, explainer.paths * (count + 1))
+        self.exact = 2**count <= max(EXACT, explainer.paths * (count + 1))
         if self.exact:
             self.masks = (np.arange(2**count)[:, None] >> np.arange(count)) & 1 == 1
             return
