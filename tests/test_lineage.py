@@ -392,6 +392,16 @@ def test_a_model_of_a_run_elsewhere_is_linked_by_the_record_beside_it(sdk, servi
     assert kinds == ["system.ContainerExecution"] * 2, "the upload, and the run"
 
 
+def test_a_run_outside_a_job_is_kept_by_the_service_that_env_leads_to(sdk, service, run_trainer, tmp_path):
+    done = run_trainer("taxifare", "--output_dir=out", "--experiment=laptop", *QUICK, cwd=tmp_path, env=service.endpoint.environment())
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["experiment"] == {"name": "laptop", "run": f"taxifare-{record['id']}"}, done.stdout + done.stderr
+    run = sdk.ExperimentRun(record["experiment"]["run"], "laptop")
+    assert run.get_state() == "COMPLETE" and run.get_metrics()["val_rmse"] == pytest.approx(record["metrics"]["val_rmse"])
+    (execution,) = run.get_executions()
+    assert execution.schema_title == "system.ContainerExecution" and execution.metadata["run"] == record["id"]
+
+
 def test_an_experiments_run_is_compared_with_a_job_and_a_folder(service, job, outputs):
     text = said(service.folder, "compare", f"exp/{job['id']}", outputs / "other")
     rows = {line.split("  ")[0]: line for line in text.splitlines()}
