@@ -74,7 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--job",
         metavar="FILE",
-        help="whose arguments and, with --vertex, machines are used (default: the one in jobs/ that is called as the trainer)",
+        help="whose arguments and, with --vertex, machines are used (default: the one in jobs/ with its name)",
     )
     parser.add_argument("--compile", metavar="FILE", help="write the pipeline's specification, *.json, and run nothing")
     parser.add_argument("--image", help="the image with TFX and the trainer (default: IMAGES/TRAINER-tfx:TAG of the settings)")
