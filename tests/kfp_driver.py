@@ -92,9 +92,13 @@ def plans(folder: str) -> dict[str, Any]:
         "plan": ended(plan, pipeline_job="fares-1", output_root="gs://bucket/x/", run_name="", train_data_path="a.csv b.csv", **given),
         "named": ended(plan, pipeline_job="fares-1", output_root="gs://bucket/x", run_name="mine", train_data_path="", **given),
         "converted": ended(
-            plan, pipeline_job="fares-1", output_root="gs://bucket/x", run_name="", train_data_path="a.csv b.csv",
+            plan,
+            pipeline_job="fares-1",
+            output_root="gs://bucket/x",
+            run_name="",
+            train_data_path="a.csv b.csv",
             **{**given, "convert_to": "parquet"},
-        ),
+        ),  # fmt: skip
         "nothing to convert": ended(
             plan, pipeline_job="fares-1", output_root="gs://bucket/x", run_name="", train_data_path="", **{**given, "convert_to": "csv"}
         ),

@@ -101,11 +101,11 @@ def test_what_gclouds_flags_cannot_say_is_refused(tmp_path, job, extra, expected
     assert error.startswith("error: ") and expected in error
 
 
-def test_the_readme_shows_the_exact_flag():
+def test_the_documents_show_the_exact_flag():
     values = {"images": "R-docker.pkg.dev/P/trainers", "tag": "latest"}
     (flag, _) = autopackage(jobs.read(jobs.CUSTOM, str(ROOT / "jobs" / "taxifare.yaml"), {}), None, values)
     name, _, value = flag.replace(f"local-package-path={ROOT},", "local-package-path=.,").partition("=")
-    assert f"{name}='{value}'" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"{name}='{value}'" in (ROOT / "docs" / "vertex-ai.md").read_text(encoding="utf-8")
 
 
 def test_an_evaluator_is_packaged_too_for_flags_may_leave_a_pool_empty(tmp_path):

@@ -20,7 +20,7 @@ from conftest import FIRST_TRAINER, ROOT
 from test_any_model import HEAD, write_trainer
 from test_check import check, copy_project
 
-from vertex_runtime import data
+from vertex_runtime import data, report_files
 from vertex_runtime.arguments import RunOptions
 from vertex_runtime.columns import Category, Date, Image, Number, Text
 from vertex_runtime.data_report import Limits, Report, collect, findings, parts, run, sketches
@@ -358,7 +358,7 @@ def test_a_bucket_that_cannot_be_written_is_a_users_mistake(monkeypatch):
 
     monkeypatch.setattr(tf.io.gfile, "GFile", fail)
     with pytest.raises(UserError, match="cannot write gs://b/x.html: not yours. Name another"):
-        run._write("gs://b/x.html", "")
+        report_files.write("gs://b/x.html", "", "--data_report")
 
 
 def test_parts_without_rows_and_reading_that_takes_too_long():

@@ -26,6 +26,7 @@ from vertex_runtime.columns import Category, Date, Number
 from vertex_runtime.errors import UserError
 from vertex_runtime.evaluation import command, kept, metrics, page, paired, parts, slices
 from vertex_runtime.evaluation.problem import Problem, judge
+from vertex_runtime.evaluation.problem import _kind as told
 from vertex_runtime.predict import answer, load_signature
 
 VALID = ROOT / "taxifare" / "tests" / "data" / "taxi-valid.csv"
@@ -110,6 +111,27 @@ def test_several_labels_at_once():
     for average in ("micro", "macro"):
         assert found[f"{average}_f1"] == pytest.approx(sklearn.f1_score(label, scores >= 0.5, average=average))
     assert found["accuracy"] == pytest.approx(1 - sklearn.hamming_loss(label, scores >= 0.5))
+
+
+def test_kinds_are_told_by_labels_and_answers():
+    draw, rows_ = random(8), 40
+    wide, one, whole = draw.uniform(size=(rows_, 5)), draw.uniform(size=rows_), draw.integers(0, 4, rows_)
+    cases = [
+        ("multiclass", whole, {"scores": wide, "label": np.full(rows_, b"x", object)}, 0, "scores"),
+        ("regression", whole, {"y": one * 9, "embedding": wide}, 0, "y"),
+        ("binary", whole > 1, {"embedding": wide[:, :2], "y": one}, 0, "y"),
+        ("regression", one * 7, {"y": one[:, None]}, 0, "y"),
+        ("multilabel", wide > 0.5, {"probabilities": wide}, 0, "probabilities"),
+        ("multiclass", np.eye(5)[whole], {"probabilities": wide}, 0, "probabilities"),
+        ("other", wide, {"vector": wide}, 0, "vector"),
+        ("other", np.full(rows_, np.nan), {"scores": wide}, 0, ""),
+        ("other", whole, {"y": one}, 4, ""),
+    ]
+    for kind, labels, outputs, classes, output in cases:
+        numbers = {name: values for name, values in outputs.items() if values.dtype.kind == "f"}
+        assert told("y", np.asarray(labels), numbers, classes, False) == (kind, output), (kind, output)
+    with pytest.raises(UserError, match="the label 5 of y is none of the classes, which are numbered 0..4"):
+        judge(Problem("multiclass", "y", "s", tuple("abcde")), {"s": wide}, np.r_[5, whole[1:]], np.ones(rows_))
 
 
 def test_calibration_by_hand():
@@ -395,7 +417,11 @@ def test_rows_that_are_not_there_or_bad(models, tmp_path):
 
 @pytest.mark.parametrize(
     "slices_, says",
-    [("{'x': chunk['age'][:3]}", r"arrays of \d+ rows; x has the shape \(3,\)"), ("[1]", "a dict of arrays; got list"), ("1 / 0", "in slices: ZeroD")],
+    [
+        ("{'x': chunk['age'][:3]}", r"arrays of \d+ rows; x has the shape \(3,\)"),
+        ("[1]", "a dict of arrays; got list"),
+        ("1 / 0", "in slices: ZeroDivisionError"),
+    ],
 )
 def test_slices_of_a_trainer_that_do_not_fit(zoo, tmp_path, slices_, says):
     name = f"sliced_{re.sub('[^a-z]', '', says)[:9]}"

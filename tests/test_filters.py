@@ -102,3 +102,18 @@ def test_reading_takes_steps_in_proportion_to_the_text(piece):
 
     once = calls(1000 // len(piece))
     assert calls(2000 // len(piece)) <= 2.2 * once + 50
+
+
+def test_functions_that_a_list_names():
+    def look(item, name):
+        return item.get(name)
+
+    text = 'in_context("a/b") AND (kind=x OR kind=y)'
+    accepts = filters.parse(text, look, ["in_context"])
+    assert accepts({"in_context": ["a/b", "c"], "kind": "y"}) and not accepts({"in_context": ["c"], "kind": "y"})
+    assert not accepts({"kind": "x"}) and accepts.values("inContext") == {"a/b"}, "what an index can find"
+    assert filters.parse("NOT in_context('a')", look, ["in_context"])({"in_context": ["b"]})
+    assert filters.parse('parent_contexts:"a"', filters.lookup).values("parentContexts") == {"a"}
+    for wrong in ('in_context("a"', "in_context()", "in_context", 'other("a")'):
+        with pytest.raises(filters.FilterError):
+            filters.parse(wrong, look, ["in_context"])

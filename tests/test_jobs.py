@@ -288,9 +288,9 @@ def test_what_the_warning_says(uri, today, expected):
     assert said is None if expected is None else expected in said
 
 
-def test_the_readme_shows_the_table_of_images():
+def test_the_documents_show_the_table_of_images():
     """Each image of vertex_local/job/images.py with the end of its availability, and no other."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "vertex-ai.md").read_text(encoding="utf-8")
     shown = set(re.findall(r"`((?:tf|tf2|tf_opt)-\*\.[\w.-]+)` ([\w-]+)", text))
     names = {image: re.sub("-(cpu|gpu|tpu)[.]", "-*.", image.uri.rpartition("/")[2]) for image in images.IMAGES}
     ends = {image: str(image.availability_end or ("past" if image.gone else "open")) for image in images.IMAGES}

@@ -146,6 +146,15 @@ def test_compare_shows_what_differs_and_what_is_the_same(outputs):
     assert "code.commit" not in rows and "environment.python" not in rows
 
 
+def test_trials_are_compared_as_one(outputs, tmp_path):
+    for number, name in (("1", "one"), ("2", "other")):
+        (tmp_path / "study" / number / "checkpoints").mkdir(parents=True)
+        shutil.copy(outputs / name / "run.json", tmp_path / "study" / number / "checkpoints")
+    rows = {line.split("  ")[0]: line for line in said(outputs, "compare", tmp_path / "study", "one").splitlines()}
+    assert "2 values over the trials" in rows["parameters.lr"] and "parameters.batch_size" not in rows
+    assert "2 trials)" in rows["val_rmse"] and "2 evaluations)" in rows["val_rmse"]
+
+
 @pytest.mark.parametrize(
     "words, says",
     [
@@ -381,6 +390,16 @@ def test_a_model_of_a_run_elsewhere_is_linked_by_the_record_beside_it(sdk, servi
     assert found["run"]["id"] == record["id"] and found["parameters"]["seed"] == 3 and found["job"] is None
     kinds = [each["schemaTitle"] for each in found["executions"]]
     assert kinds == ["system.ContainerExecution"] * 2, "the upload, and the run"
+
+
+def test_a_run_outside_a_job_is_kept_by_the_service_that_env_leads_to(sdk, service, run_trainer, tmp_path):
+    done = run_trainer("taxifare", "--output_dir=out", "--experiment=laptop", *QUICK, cwd=tmp_path, env=service.endpoint.environment())
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert record["experiment"] == {"name": "laptop", "run": f"taxifare-{record['id']}"}, done.stdout + done.stderr
+    run = sdk.ExperimentRun(record["experiment"]["run"], "laptop")
+    assert run.get_state() == "COMPLETE" and run.get_metrics()["val_rmse"] == pytest.approx(record["metrics"]["val_rmse"])
+    (execution,) = run.get_executions()
+    assert execution.schema_title == "system.ContainerExecution" and execution.metadata["run"] == record["id"]
 
 
 def test_an_experiments_run_is_compared_with_a_job_and_a_folder(service, job, outputs):

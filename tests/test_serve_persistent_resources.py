@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+
 import pytest
 
 pytest.importorskip("google.cloud.aiplatform", reason="google-cloud-aiplatform is not installed")
@@ -11,7 +14,7 @@ from google.api_core import exceptions  # noqa: E402
 from google.cloud import aiplatform  # noqa: E402
 from google.cloud.aiplatform.persistent_resource import PersistentResource  # noqa: E402
 from google.cloud.aiplatform_v1.types import ResourcePool  # noqa: E402
-from test_local_support import wait_for  # noqa: E402
+from test_local_support import environ, wait_for  # noqa: E402
 from test_serve_rpc import IMAGE, PARENT, SLEEP, deploy, endpoint, house, refused  # noqa: E402, F401
 from test_serve_support import Service, pool, write_object  # noqa: E402
 
@@ -184,3 +187,20 @@ def test_the_sdk_copies_a_model(service, monkeypatch):
     model = aiplatform.Model.upload(display_name="m", artifact_uri="gs://bucket/model", serving_container_image_uri=IMAGE)
     copied = model.copy(destination_location="europe-west4", destination_model_id="there")
     assert copied.resource_name == "projects/my-project/locations/europe-west4/models/there" and copied.uri == model.uri
+
+
+@pytest.mark.skipif(shutil.which("gcloud") is None, reason="gcloud is not installed here")
+def test_gcloud_makes_lists_and_deletes_one(service, tmp_path):
+    env = environ(**service.endpoint.environment(), CLOUDSDK_CONFIG=str(tmp_path), CLOUDSDK_CORE_DISABLE_PROMPTS="1")
+
+    def gcloud(verb: str, *words: str) -> str:
+        command = ["gcloud", "ai", "persistent-resources", verb, *words, "--region=us-central1"]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    gcloud("create", "--persistent-resource-id=by-gcloud", "--resource-pool-spec=machine-type=n1-standard-4,replica-count=2")
+    assert gcloud("list", "--format=value(resourcePools[0].replicaCount)").split() == ["2"]
+    gcloud("delete", "by-gcloud")
+    base = "/v1/projects/my-project/locations/us-central1"
+    wait_for(lambda: not service.call("GET", "/persistentResources", base=base).get("persistentResources"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
+import subprocess
 import sys
 
 import pytest
@@ -15,6 +17,7 @@ from google.api import httpbody_pb2  # noqa: E402
 from google.api_core import exceptions  # noqa: E402
 from google.cloud import aiplatform  # noqa: E402
 from google.cloud.aiplatform_v1 import PredictionServiceClient, RawPredictRequest  # noqa: E402
+from test_local_support import environ  # noqa: E402
 from test_serve_rpc import PARENT, House, deploy, endpoint, house, refused  # noqa: E402, F401
 from test_serve_support import Service, write_object  # noqa: E402
 
@@ -148,3 +151,15 @@ def test_over_grpc_headers_are_metadata(service, model):
     )
     _, found = call.with_call(RawPredictRequest.serialize(RawPredictRequest(request)))
     assert ("x-vertex-ai-endpoint-id", shared.name) in [tuple(each) for each in found.initial_metadata()]
+
+
+@pytest.mark.skipif(shutil.which("gcloud") is None, reason="gcloud is not installed here")
+def test_gcloud_asks_any_endpoint_here(service, model, tmp_path):
+    shared = aiplatform.Endpoint.create("g")
+    model.deploy(shared, machine_type="n1-standard-2")
+    body = '--request={"inputs": {"a": [1], "b": [2]}}'
+    command = ["gcloud", "ai", "endpoints", "raw-predict", shared.name, "--region=us-central1", body]
+    env = environ(**service.endpoint.environment(), CLOUDSDK_CONFIG=str(tmp_path), CLOUDSDK_CORE_DISABLE_PROMPTS="1")
+    json_body = "--http-headers=content-type=application/json"
+    done = subprocess.run([*command, json_body], env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and json.loads(done.stdout) == {"outputs": {"sum": [3], "n": [2]}}, done.stderr

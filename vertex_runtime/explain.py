@@ -31,6 +31,7 @@ else:
 
 SPEC = "explanation.json"
 PATHS, MOST_PATHS = 10, 50  # random orders, where the spec does not say
+EXACT = 256  # coalitions up to which all are asked about, those of eight inputs, however few orders are wanted
 PIECES = 60  # of a text at most: words of a longer one are taken together
 GRID = 4  # parts of an image each way
 ROWS, IMAGES = 4096, 128  # asked at a time
@@ -53,7 +54,7 @@ class Explainer:
         self.inputs = {each.get("inputTensorName") or name: each for name, each in metadata.get("inputs", {}).items()}
         self.names = {each.get("inputTensorName") or name: name for name, each in metadata.get("inputs", {}).items()}
         if unknown := sorted(self.inputs.keys() - self.specs.keys()):
-            raise ValueError(f"0: the explanation's metadata names the input {unknown[0]}; the model takes {', '.join(self.specs)}")
+            raise ValueError(f"0: the explanation's metadata names the input {unknown[0]}; the model takes {', '.join(sorted(self.specs))}")
         outputs = {each.get("outputTensorName") or name: each for name, each in metadata.get("outputs", {}).items()}
         self.output = output_of(signature.structured_outputs, list(outputs))
         self.display = outputs.get(self.output, {}).get("indexDisplayNameMapping") or []
@@ -140,7 +141,7 @@ class _Game:
         for name, value in self.instance.items():
             self.units += [(name, i) for i in range(self._count(name, value))]
         count = len(self.units)
-        self.exact = 2**count <= max(2, explainer.paths * (count + 1))
+        self.exact = 2**count <= max(EXACT, explainer.paths * (count + 1))
         if self.exact:
             self.masks = (np.arange(2**count)[:, None] >> np.arange(count)) & 1 == 1
             return
@@ -271,7 +272,7 @@ def output_of(outputs: Mapping[str, Any], wanted: Sequence[str] = ()) -> str:
     """Return the output to explain: the one that the spec names, else scores of classes, else the first number."""
     numbers = {name: spec for name, spec in outputs.items() if spec.dtype.is_floating}
     if unknown := sorted(set(wanted) - set(outputs)):
-        raise ValueError(f"0: the explanation's metadata names the output {unknown[0]}; the model has {', '.join(outputs)}")
+        raise ValueError(f"0: the explanation's metadata names the output {unknown[0]}; the model has {', '.join(sorted(outputs))}")
     named = [name for name in wanted if name in numbers]
     wide = [name for name, spec in numbers.items() if (spec.shape.rank or 0) > 1]
     if found := [*named, *wide, *numbers]:

@@ -195,11 +195,13 @@ def build(run: Run, inputs: Inputs, plan: Plan) -> Trainer:
         run.tuning.report(step, metrics[contract.objective])
 
     peers = (tf.errors.OpError,) if env.worker_count > 1 else ()  # it may be a peer's that went away
+    fingerprint = inputs.fingerprint()
+    run.record.source = fingerprint["source"]
     if env.is_chief and options.only == "all":
         written = scalars.hyperparameters(dataclasses.asdict(run.hp), contract.objective, run.record.made_of(inputs))
         record(outputs.records, *written)
     return Trainer(
-        steps, plan, inputs.train, inputs.evaluation, run.checkpointer, contract.callbacks(run.hp), inputs.fingerprint(),
+        steps, plan, inputs.train, inputs.evaluation, run.checkpointer, contract.callbacks(run.hp), fingerprint,
         run.events, progress, on_evaluation, write,
         profile_dir=outputs.logs if env.is_chief else None, objective=contract.objective, maximize=contract.maximize,
         keep=options.export, agree=run.agree, blame=lambda: blame(contract.module, "training", peers),

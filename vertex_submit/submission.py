@@ -114,6 +114,7 @@ def _detail(job: Mapping[str, Any]) -> str:
     if "jobDetail" in job:
         tasks = job["jobDetail"].get("taskDetails", [])
         ended = sum(task.get("state") in ("SUCCEEDED", "SKIPPED", "NOT_TRIGGERED") for task in tasks)
-        running = [task.get("taskName", "?") for task in tasks if task.get("state") == "RUNNING"]
+        whole = job.get("name", "").rpartition("/")[2]  # the pipeline is a task of its own
+        running = [task.get("taskName", "?") for task in tasks if task.get("state") == "RUNNING" and task.get("taskName") != whole]
         return f"{ended} steps done" + (f", now {', '.join(running[:3])}" if running else "")
     return job.get("trainingTaskMetadata", {}).get("backingCustomJob", "")

@@ -86,6 +86,25 @@ def find_endpoint(aiplatform: Any, display_name: str) -> Any:
     return found[0] if found else None
 
 
+def deployed_id(endpoint: Any, model: str) -> str:
+    """Return which of an endpoint's deployed models is the newest of a version, `model` being its resource name."""
+    name, _, version = model.partition("@")
+    own = [found for found in endpoint.list_models() if found.model.partition("@")[0] == name and found.model_version_id == version]
+    if not own:
+        raise SystemExit(f"{endpoint.resource_name} has no deployed model {model}.")
+    return max(own, key=lambda found: found.create_time).id
+
+
+def ask(endpoint: Any, instances: list[Any], deployed: str, share: int) -> list[Any]:
+    """Return what one of an endpoint's deployed models answers, which gets `share` percent of the requests."""
+    most = 1 if share == 100 else min(500, 10 * -(-100 // share))  # until it is its turn, almost certainly
+    for _ in range(most):
+        answer = endpoint.predict(instances=instances)
+        if answer.deployed_model_id == deployed:
+            return answer.predictions
+    raise SystemExit(f"deployed model {deployed} answered none of {most} requests; it should get {share} % of them.")
+
+
 def largest_difference(one: Any, other: Any) -> float:
     """Return how far two answers are apart: of numbers |a - b| / max(1, |b|), the largest; infinite for anything else that differs."""
     import math
@@ -105,33 +124,17 @@ def largest_difference(one: Any, other: Any) -> float:
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False, additional_funcs=[with_arguments, chief_alone, conversion_pools])
 def plan_run(
-    pipeline_job: str,
-    output_root: str,
-    run_name: str,
-    pools: list[dict[str, Any]],
-    trial_pools: list[dict[str, Any]],
-    train_data_path: str,
-    eval_data_path: str,
-    test_data_path: str,
-    trainer_args: list[str],
-    batch_instances: str,
-    trainer: str,
-    convert_to: str,
-    convert_shards: int,
+    pipeline_job: str, output_root: str, run_name: str, pools: list[dict[str, Any]], trial_pools: list[dict[str, Any]],
+    train_data_path: str, eval_data_path: str, test_data_path: str, trainer_args: list[str], batch_instances: str, trainer: str,
+    convert_to: str, convert_shards: int,
 ) -> NamedTuple(
     "Plan",
     [
-        ("run_dir", str),
-        ("data_report", str),
-        ("model_uri", str),
-        ("data_args", list[str]),
-        ("validation_pools", list[dict[str, Any]]),
-        ("conversion_pools", list[dict[str, Any]]),
-        ("trial_pools", list[dict[str, Any]]),
-        ("training_pools", list[dict[str, Any]]),
-        ("batch_sources", list[str]),
+        ("run_dir", str), ("data_report", str), ("model_uri", str), ("data_args", list[str]),
+        ("validation_pools", list[dict[str, Any]]), ("conversion_pools", list[dict[str, Any]]),
+        ("trial_pools", list[dict[str, Any]]), ("training_pools", list[dict[str, Any]]), ("batch_sources", list[str]),
     ],
-):
+):  # fmt: skip
     """Say where the run writes to, and complete the job file's worker pools by the run's data and arguments.
 
     Args:
@@ -145,9 +148,8 @@ def plan_run(
     run_dir = f"{output_root.rstrip('/')}/{run_name or pipeline_job}"
     if convert_to and not train_data_path.split():
         raise SystemExit("train_data_path: is empty, and the pipeline was compiled with --convert: say what to convert.")
-    data_args = []
-    for flag, paths in (("train", train_data_path), ("eval", eval_data_path), ("test", test_data_path)):
-        data_args += [f"--{flag}_data_path", *paths.split()] if paths.split() else []
+    paths = {"train": train_data_path, "eval": eval_data_path, "test": test_data_path}
+    data_args = [word for name, text in paths.items() if text.split() for word in (f"--{name}_data_path", *text.split())]
     arguments = [*trainer_args, *data_args]
     converted, sources = f"{run_dir}/data/training", train_data_path.split()
     conversion = conversion_pools(pools, trainer, sources, converted, convert_to, convert_shards) if convert_to else []
@@ -184,7 +186,7 @@ def check_data_report(report: Input[Artifact], stop_on: list[str], findings: Out
 @dsl.component(base_image=IMAGE, install_kfp_package=False, additional_funcs=[start_sdk, with_arguments])
 def best_trial(
     project: str, location: str, gcp_resources: str, pools: list[dict[str, Any]], measurements: Output[Metrics]
-) -> NamedTuple("Best", [("trial", str), ("arguments", list[str]), ("training_pools", list[dict[str, Any]])]):
+) -> NamedTuple("Best", [("trial", str), ("arguments", list[str]), ("training_pools", list[dict[str, Any]])]):  # fmt: skip
     """Return the worker pools with the hyperparameters of a tuning job's best trial, by its first metric.
 
     Args:
@@ -216,25 +218,15 @@ def best_trial(
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False, additional_funcs=[start_sdk, find_model, with_arguments, chief_alone])
 def plan_evaluation(
-    project: str,
-    location: str,
-    display_name: str,
-    run_dir: str,
-    model_uri: str,
-    pools: list[dict[str, Any]],
-    data_args: list[str],
+    project: str, location: str, display_name: str, run_dir: str, model_uri: str, pools: list[dict[str, Any]], data_args: list[str],
     trainer_args: list[str],
 ) -> NamedTuple(
     "Evaluation",
     [
-        ("parent_model", str),
-        ("parent_uri", str),
-        ("champion", str),
-        ("figures", str),
-        ("report", str),
+        ("parent_model", str), ("parent_uri", str), ("champion", str), ("figures", str), ("report", str),
         ("pools", list[dict[str, Any]]),
     ],
-):
+):  # fmt: skip
     """Find the registered model and the version that serves, its alias `champion`, and return the pools of the evaluation's job.
 
     Returns:
@@ -262,7 +254,6 @@ def gate_model(
     evaluation: Input[Artifact],
     report: Input[Artifact],
     significance: float,
-    code: dsl.EmbeddedInput[Artifact],
     metrics: Output[Metrics],
     page: Output[HTML],
     threshold: Optional[float] = None,  # noqa: UP045 - KFP reads it
@@ -273,7 +264,6 @@ def gate_model(
     Args:
         evaluation, report: evaluation.json and evaluation.html.
         significance: from this p-value on, being worse than the champion on the same rows counts as chance.
-        code: the packages that this is decided by, which are on the path.
         threshold: what the objective must reach; None: anything.
         most_skew: the largest distance of a column from the training rows; None: any.
     """
@@ -297,7 +287,7 @@ def gate_model(
 
 
 def gate_component() -> Callable[..., Any]:
-    """Return `gate_model` as a component, with the gate's own modules packed into it."""
+    """Return `gate_model` as a component with the gate's own modules packed in, which KFP puts on the path where it runs."""
     with tempfile.TemporaryDirectory(prefix="gate-") as folder:
         for name in GATE:
             target = Path(folder) / "vertex_runtime" / name
@@ -339,18 +329,11 @@ def plan_deployment(project: str, location: str, display_name: str, traffic_perc
     return (name, uri, split, {key: str(value) for key, value in former.items()})
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False, additional_funcs=[start_sdk, largest_difference])
+@dsl.component(base_image=IMAGE, install_kfp_package=False, additional_funcs=[start_sdk, deployed_id, ask, largest_difference])
 def check_endpoint(
-    project: str,
-    location: str,
-    endpoint: Input[Artifact],
-    model: Input[Artifact],
-    exported: Input[Artifact],
-    traffic_percentage: int,
-    former_split: dict[str, str],
-    tolerance: float,
-    answers: Output[Metrics],
-):
+    project: str, location: str, endpoint: Input[Artifact], model: Input[Artifact], exported: Input[Artifact], traffic_percentage: int,
+    former_split: dict[str, str], tolerance: float, answers: Output[Metrics],
+):  # fmt: skip
     """Ask the endpoint what the exported model was asked when it was made, and compare; undo the deployment where they differ.
 
     Args:
@@ -360,38 +343,33 @@ def check_endpoint(
         tolerance: of numbers, |served - exported| / max(1, |exported|).
     """
     import json
+    import os
 
-    with open(f"{exported.path}/assets.extra/sample_predictions.jsonl", encoding="utf-8") as file:
+    path = f"{exported.path}/assets.extra/sample_predictions.jsonl"
+    if not os.path.isfile(path):
+        print(f"{exported.uri} has no sample predictions, its rows are too large to be asked online: not checked.")
+        return
+    with open(path, encoding="utf-8") as file:
         samples = [json.loads(line) for line in file]
     target = start_sdk(project, location).Endpoint(endpoint.metadata["resourceName"])
-    name, _, version = model.metadata["resourceName"].partition("@")
-    own = [found for found in target.list_models() if found.model.partition("@")[0] == name and found.model_version_id == version]
-    if not own:
-        raise SystemExit(f"{target.resource_name} has no deployed model {name}@{version}.")
-    deployed = max(own, key=lambda found: found.create_time).id
-    if former_split and traffic_percentage == 0:
+    deployed, share = deployed_id(target, model.metadata["resourceName"]), traffic_percentage if former_split else 100
+    if share == 0:
         print(f"deployed model {deployed} gets no traffic and cannot be asked.")
         return
-    asks = 1 if not former_split else min(500, 10 * -(-100 // traffic_percentage))  # until it is its turn, almost certainly
-    for _ in range(asks):
-        answer = target.predict(instances=[sample["instance"] for sample in samples])
-        if answer.deployed_model_id == deployed:
-            break
-    else:
-        raise SystemExit(f"deployed model {deployed} answered none of {asks} requests; it should get {traffic_percentage} % of them.")
-    differences = [largest_difference(served, sample["prediction"]) for served, sample in zip(answer.predictions, samples)]
-    if len(answer.predictions) != len(samples) or max(differences) > tolerance:
+    served = ask(target, [sample["instance"] for sample in samples], deployed, share)
+    differences = [largest_difference(answer, sample["prediction"]) for answer, sample in zip(served, samples)]
+    worst = max(range(len(differences)), key=differences.__getitem__)
+    if len(served) != len(samples) or differences[worst] > tolerance:
         shares = {key: int(value) for key, value in former_split.items()}
         target.undeploy(deployed_model_id=deployed, **({"traffic_split": shares} if shares else {}))
-        worst = differences.index(max(differences)) if differences else 0
         raise SystemExit(
             f"the endpoint does not answer as the exported model: to {json.dumps(samples[worst]['instance'])[:500]} "
-            f"{json.dumps(answer.predictions[worst:worst + 1])[:200]} instead of {json.dumps(samples[worst]['prediction'])[:200]}. "
+            f"{json.dumps(served[worst])[:200]} instead of {json.dumps(samples[worst]['prediction'])[:200]}. "
             f"It is undeployed again; the traffic is as before: {former_split or 'none'}."
         )
     answers.log_metric("instances", len(samples))
-    answers.log_metric("largest_difference", max(differences))
-    print(f"{target.resource_name} answers {len(samples)} instances as the exported model, largest difference {max(differences):.1e}")
+    answers.log_metric("largest_difference", differences[worst])
+    print(f"{target.resource_name} answers {len(samples)} instances as the exported model, largest difference {differences[worst]:.1e}")
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False, additional_funcs=[start_sdk])

@@ -51,29 +51,15 @@ def define(steps: Steps) -> Callable[..., Any]:
 
     @dsl.pipeline(name=f"{name.replace('_', '-')}-pipeline", description=description)
     def pipeline(
-        project: str,
-        location: str = steps.location,
-        output_root: str = steps.output_root,
-        run_name: str = "",
-        train_data_path: str = job.data["train_data_path"],
-        eval_data_path: str = job.data["eval_data_path"],
-        test_data_path: str = job.data["test_data_path"],
-        convert_shards: int = 1,
-        trainer_args: list[str] = [],  # noqa: B006
+        project: str, location: str = steps.location, output_root: str = steps.output_root, run_name: str = "",
+        train_data_path: str = job.data["train_data_path"], eval_data_path: str = job.data["eval_data_path"],
+        test_data_path: str = job.data["test_data_path"], convert_shards: int = 1, trainer_args: list[str] = [],  # noqa: B006
         stop_on: list[str] = STOP_ON,  # noqa: B006
-        threshold: Optional[float] = None,  # noqa: UP045
-        most_skew: Optional[float] = None,  # noqa: UP045
-        significance: float = 0.05,
-        model_display_name: str = name,
-        serving_image: str = steps.serving_image,
-        endpoint_display_name: str = name,
-        traffic_percentage: int = 100,
-        serving_machine_type: str = "n1-standard-2",
-        min_replica_count: int = 1,
-        max_replica_count: int = 1,
-        serving_tolerance: float = 1e-4,
-        batch_instances: str = "",
-    ):
+        threshold: Optional[float] = None, most_skew: Optional[float] = None, significance: float = 0.05,  # noqa: UP045
+        model_display_name: str = name, serving_image: str = steps.serving_image, endpoint_display_name: str = name,
+        traffic_percentage: int = 100, serving_machine_type: str = "n1-standard-2", min_replica_count: int = 1,
+        max_replica_count: int = 1, serving_tolerance: float = 1e-4, batch_instances: str = "",
+    ):  # fmt: skip
         place = Place(project, location)
         plan = components.plan_run(
             pipeline_job=dsl.PIPELINE_JOB_NAME_PLACEHOLDER, output_root=output_root, run_name=run_name, pools=job.pools,
@@ -81,32 +67,17 @@ def define(steps: Steps) -> Callable[..., Any]:
             test_data_path=test_data_path, trainer_args=trainer_args, batch_instances=batch_instances,
             trainer=name, convert_to=steps.convert_to, convert_shards=convert_shards,
         )  # fmt: skip
-        _uncached(plan)
-        run_dir = plan.outputs["run_dir"]
-        after = _validate(steps, place, plan, stop_on) if steps.validate else plan
-        if steps.convert_to:
-            after = _job(steps, place, "conversion", plan.outputs["conversion_pools"], run_dir).after(after)
-        pools = _tune(steps, place, plan, after) if steps.tuning else plan.outputs["training_pools"]
-        training = _job(steps, place, "training", pools, run_dir).after(after)
+        training = _train(steps, place, _uncached(plan), stop_on)
         assessment = _evaluate(steps, place, plan, training, model_display_name, trainer_args)
         gate = _gate(assessment, threshold, most_skew, significance)
-        exported = dsl.importer(
-            artifact_uri=plan.outputs["model_uri"], artifact_class=UnmanagedContainerModel,
-            metadata={"containerSpec": {"imageUri": serving_image}},
-        ).after(gate)  # fmt: skip
-        exported.set_display_name("exported-model")
-        model = _upload(place, assessment.plan, exported.output, model_display_name)
+        exported = _exported(plan, gate, serving_image)
+        model = _upload(place, assessment.plan, exported, model_display_name)
         if steps.deploy:
             machines = (serving_machine_type, min_replica_count, max_replica_count)
-            _deploy(place, gate, model, exported.output, endpoint_display_name, machines, traffic_percentage, serving_tolerance)
+            _deploy(place, gate, model, exported, endpoint_display_name, machines, traffic_percentage, serving_tolerance)
         if steps.batch_predict:
             with dsl.If(batch_instances != "", "batch-prediction-wanted"):
-                batch = ModelBatchPredictOp(
-                    project=project, location=location, job_display_name=f"{model_display_name}-batch", model=model,
-                    gcs_source_uris=plan.outputs["batch_sources"], gcs_destination_output_uri_prefix=f"{run_dir}/batch",
-                    machine_type=serving_machine_type, starting_replica_count=1, max_replica_count=1,
-                )  # fmt: skip
-                _uncached(batch)
+                _predict(place, plan, model, model_display_name, serving_machine_type)
 
     return pipeline
 
@@ -122,6 +93,16 @@ def _job(steps: Steps, place: Place, what: str, pools: Any, run_dir: Any) -> dsl
         base_output_directory=f"{run_dir}/{what}", **options,
     )  # fmt: skip
     return task.set_display_name(what)
+
+
+def _train(steps: Steps, place: Place, plan: dsl.PipelineTask, stop_on: Any) -> dsl.PipelineTask:
+    """Train on data that was looked at and, if so compiled, converted, with hyperparameters that were looked for."""
+    run_dir = plan.outputs["run_dir"]
+    after = _validate(steps, place, plan, stop_on) if steps.validate else plan
+    if steps.convert_to:
+        after = _job(steps, place, "conversion", plan.outputs["conversion_pools"], run_dir).after(after)
+    pools = _tune(steps, place, plan, after) if steps.tuning else plan.outputs["training_pools"]
+    return _job(steps, place, "training", pools, run_dir).after(after)
 
 
 def _validate(steps: Steps, place: Place, plan: dsl.PipelineTask, stop_on: Any) -> dsl.PipelineTask:
@@ -180,6 +161,15 @@ def _gate(assessment: Assessment, threshold: Any, most_skew: Any, significance: 
     return _uncached(gate)
 
 
+def _exported(plan: dsl.PipelineTask, gate: dsl.PipelineTask, serving_image: Any) -> Any:
+    """Return the trained model as the artifact that is uploaded, once it may be."""
+    exported = dsl.importer(
+        artifact_uri=plan.outputs["model_uri"], artifact_class=UnmanagedContainerModel,
+        metadata={"containerSpec": {"imageUri": serving_image}},
+    ).after(gate)  # fmt: skip
+    return exported.set_display_name("exported-model").output
+
+
 def _upload(place: Place, plan: dsl.PipelineTask, exported: Any, display_name: Any) -> Any:
     """Register the model, as a new version where there is one of that name; return it."""
     options = {**place._asdict(), "display_name": display_name, "unmanaged_container_model": exported, "version_aliases": ["challenger"]}
@@ -216,6 +206,16 @@ def _deploy(
     _uncached(check)
     with dsl.If(traffic == 100, "all-traffic"):
         _uncached(components.make_champion(**place._asdict(), model=model).after(check))
+
+
+def _predict(place: Place, plan: dsl.PipelineTask, model: Any, display_name: Any, machine_type: Any) -> None:
+    """Predict in a batch."""
+    batch = ModelBatchPredictOp(
+        **place._asdict(), job_display_name=f"{display_name}-batch", model=model, gcs_source_uris=plan.outputs["batch_sources"],
+        gcs_destination_output_uri_prefix=f"{plan.outputs['run_dir']}/batch", machine_type=machine_type, starting_replica_count=1,
+        max_replica_count=1,
+    )  # fmt: skip
+    _uncached(batch)
 
 
 def _existing(uri: Any, resource: Any, kind: Any, title: str) -> Any:

@@ -74,7 +74,7 @@ def _headline(error: BaseException) -> str:
         causes.append(following)
     text = str(next((cause for cause in causes if isinstance(cause, UserError)), causes[-1]))
     if found := MESSAGE.search(str(error)):
-        text = found[1].replace('\\"', '"')
+        text = re.sub(r"\\(['\"\\])", r"\1", found[1])
     line = " ".join(text.split())[:500] or type(causes[-1]).__name__
     return line if line.endswith(".") else f"{line}."
 

@@ -71,7 +71,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--slice_by", metavar="COLUMN", nargs="*", help="tell the metric by this column's values, too (default: a class label's)"
     )
     parser.add_argument("--vertex", action="store_true", help="train as a custom job of Vertex AI: pipeline_vertex.py")
-    parser.add_argument("--job", metavar="FILE", help="whose arguments and, with --vertex, machines are used (default: jobs/TRAINER.yaml)")
+    parser.add_argument(
+        "--job",
+        metavar="FILE",
+        help="whose arguments and, with --vertex, machines are used (default: the one in jobs/ with its name)",
+    )
     parser.add_argument("--compile", metavar="FILE", help="write the pipeline's specification, *.json, and run nothing")
     parser.add_argument("--image", help="the image with TFX and the trainer (default: IMAGES/TRAINER-tfx:TAG of the settings)")
     settings.add_flags(parser)

@@ -44,10 +44,8 @@ class Side:
     def take(self, found: Sequence[Mapping[str, Any]]) -> Side:
         """Add what the records of a run, or of trials, say."""
         if found:
-            one = found[0]
-            trials = {f"parameters.{name}" for name in one["hyperparameters"]} if len(found) > 1 else set()
-            self.asked |= {name: value for name, value in runs.asked(one).items() if name not in trials}
-            self.went = {**runs.went(one), **self.went} if len(found) == 1 else self.went
+            self.asked |= _common([runs.asked(record) for record in found])
+            self.went = {**runs.went(found[0]), **self.went} if len(found) == 1 else self.went
             self.metrics = {**self.metrics, **runs.metrics(found)}
         return self
 
@@ -74,6 +72,12 @@ def _compare(args: argparse.Namespace) -> int:
     for row in rows:
         print("  ".join(_short(cell).ljust(width) for cell, width in zip(row, widths)).rstrip())
     return 0
+
+
+def _common(rows: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Return the rows of several trials as one: a value that differs is told by how many there are."""
+    values = {name: list(dict.fromkeys(each.get(name, _NONE) for each in rows)) for each in rows for name in each}
+    return {name: found[0] if len(found) == 1 else f"{len(found)} values over the trials" for name, found in values.items()}
 
 
 def _equal(one: Side, other: Side) -> Iterator[tuple[str, str, str]]:

@@ -16,6 +16,7 @@ from ..rows import rows_of
 from .served import Served
 
 ROWS, IMAGES = 64, 12  # that are explained
+PATHS = 25  # random orders of columns, which are fewer than words and parts of images
 EXAMPLES, TEXTS = 6, 14  # that are shown
 
 
@@ -34,6 +35,8 @@ def explained(contract: Contract, served: Served, rows: Chunk, seed: int) -> tup
     """
     try:
         explainer = Explainer(served.signature, load_spec(served.folder))
+        pieces = any(explainer.modality(name) in ("text", "image") for name in served.specs)
+        explainer.paths = explainer.paths if pieces else PATHS
         instances = export.instances_of(contract.with_inputs(served.specs), rows)
         found = explainer.explain(instances, seed)
     except ValueError as error:
@@ -46,7 +49,6 @@ def explained(contract: Contract, served: Served, rows: Chunk, seed: int) -> tup
         "largest_approximation_error": max(each["approximation_error"] for each in found),
         "largest_standard_error": max(each["standard_error"] for each in found),
     }  # fmt: skip
-    pieces = any(explainer.modality(name) in ("text", "image") for name in served.specs)
     moved = sorted(range(len(found)), key=lambda i: -abs(found[i]["instance_output_value"] - found[i]["baseline_output_value"]))
     chosen = moved[: TEXTS if pieces else EXAMPLES]
     kinds = {name: explainer.modality(name) for name in served.specs}

@@ -217,11 +217,16 @@ def _record(report: Mapping[str, Any]) -> Iterator[str]:
     yield f"<details><summary>Files ({len(files)}{more})</summary>{table(['file', 'bytes', 'checksum'], rows)}</details>"
     signature = report["signature"]
     rows = [
-        [f'<td class="left">{side[:-1]}</td>', f'<td class="left">{escape(name)}</td>', f"{spec['dtype']} {escape(str(spec['shape']))}"]
+        [f'<td class="left">{side[:-1]}</td>', f'<td class="left">{escape(name)}</td>', f"{spec['dtype']} {_shape(spec['shape'])}"]
         for side in ("inputs", "outputs")
         for name, spec in signature[side].items()
     ]
     yield f"<details><summary>Signature</summary>{table(['', 'name', 'type'], rows)}</details>"
+
+
+def _shape(shape: Sequence[int | None] | None) -> str:
+    sizes = ["any" if size is None else str(size) for size in shape or ()]
+    return f"[{', '.join(['rows', *sizes[1:]] if sizes else [])}]"
 
 
 def _method(report: Mapping[str, Any]) -> str:

@@ -159,7 +159,8 @@ def examples(report: Mapping[str, Any], plots: Mapping[str, Any]) -> Iterator[st
     found, kept = plots["examples"], plots["kept"]
     if not found:
         return
-    yield f"<h2>{'The most confident mistakes' if report['about']['classes'] else 'The largest errors'}</h2>"
+    title = {"binary": "The most confident mistakes", "multiclass": "The most confident mistakes", "multilabel": "The largest losses"}
+    yield f"<h2>{title.get(report['kind'], 'The largest errors')}</h2>"
     image = next((name for name, column in kept.known.items() if isinstance(column, Image) and name in found[0]["row"]), None)
     if image:
         yield f'<div class="examples">{"".join(_figure(report, each, image) for each in found)}</div>'

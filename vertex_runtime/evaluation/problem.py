@@ -110,9 +110,7 @@ class Labels:
 # ------------------------------------------------------------------ the kind
 
 
-def understand(
-    contract: Contract, classes: Mapping[str, Sequence[str]], outputs: Mapping[str, np.ndarray], labels: Any
-) -> Problem:
+def understand(contract: Contract, classes: Mapping[str, Sequence[str]], outputs: Mapping[str, np.ndarray], labels: Any) -> Problem:
     """Return the problem that some answers and labels show; of several labels, the one that the objective is of is judged."""
     objective = contract.objective.removeprefix("val_")
     name = contract.labels[0] if contract.labels else "label"
@@ -151,7 +149,7 @@ def _kind(name: str, labels: np.ndarray, outputs: Mapping[str, np.ndarray], clas
         return (MULTICLASS if (labels.sum(1) == 1).all() else MULTILABEL), _chosen(fitting, name)
     whole = bool((labels == np.round(labels)).all() and (labels >= 0).all())
     fitting = [key for key, values in wide.items() if whole and labels.max(initial=0) < values.shape[1]]
-    if fitting:
+    if fitting and name not in single:
         output = _chosen(fitting, name)
         return (BINARY if wide[output].shape[1] == 2 else MULTICLASS), output
     if not single or classes > 2:
@@ -216,6 +214,9 @@ def judge(
 
 
 def _of_classes(problem: Problem, labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> Judged:
+    if labels.min(initial=0) < 0 or labels.max(initial=0) >= scores.shape[1]:
+        worst = labels[(labels < 0) | (labels >= scores.shape[1])][0]
+        raise UserError(f"the label {worst} of {problem.label} is none of the classes, which are numbered 0..{scores.shape[1] - 1}.")
     rows = np.arange(len(labels))
     predicted, truth = scores.argmax(1), scores[rows, labels]
     found = {"weight": weights, "label": labels, "predicted": predicted, "confidence": scores[rows, predicted]}

@@ -214,5 +214,9 @@ def described(files: list[str], reading: Any) -> list[dict[str, Any]]:
     from .. import data
 
     whole = data.total_bytes(files) <= HASHED_BYTES
-    found = [data.fingerprint(path, whole, reading) for path in files]
-    return [{"path": one["path"], "bytes": one["bytes"], "checksum": f"sha256:{one['sha256']}"} for one in found]
+    found = []
+    for path in files:
+        one = data.fingerprint(path, whole, reading)
+        kind = "sha256-of-metadata" if data.is_table(path) else "sha256" if whole else "sha256-of-ends"
+        found.append({"path": one["path"], "bytes": one["bytes"], "checksum": f"{kind}:{one['sha256']}"})
+    return found

@@ -125,7 +125,8 @@ def _options(experiment: str, tensorboard: str | None) -> dict[str, Any]:
         options |= {"api_endpoint": address, "api_transport": "rest", "credentials": _credentials()}
         if trusted := env.get("CLOUDSDK_CORE_CUSTOM_CA_CERTS_FILE"):
             env["REQUESTS_CA_BUNDLE"] = trusted  # over the one that the machine has for all programs
-    _reach(address or f"{region or DEFAULT_REGION}-aiplatform.googleapis.com:443")
+    if address or not any(env.get(name) for name in ("HTTPS_PROXY", "https_proxy")):  # a proxy reaches what this process cannot
+        _reach(address or f"{region or DEFAULT_REGION}-aiplatform.googleapis.com:443")
     return options
 
 

@@ -14,7 +14,6 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from .. import checksums, data
-from ..contract import source_fingerprint
 from ..environment import uri_of
 from ..outputs import read_json, versions, write_json
 
@@ -39,6 +38,7 @@ class Record:
         self.model: dict[str, Any] | None = None  # where the served model lies and what it is; None before it is there
         self.experiment: dict[str, str] | None = None  # name and run
         self.starts = 1
+        self.source = ""  # what `source_fingerprint` returns, which takes a while
         self._kept: dict[str, Any] = {}
 
     def resume(self, step: int) -> None:
@@ -112,7 +112,7 @@ def _code(run: Run) -> dict[str, Any]:
         "commit": found,
         "code": {
             "commit": found.partition("+")[0] if found else None, "changed": found.endswith("+changes") if found else None,
-            "source_sha256": source_fingerprint(run.contract.module), "package": DISTRIBUTION, "version": _version(),
+            "source_sha256": run.record.source, "package": DISTRIBUTION, "version": _version(),
         },
     }  # fmt: skip
 
