@@ -64,7 +64,7 @@ def test_text_of_another_type_is_refused(name, text, told):
 
 
 @pytest.mark.parametrize("values, told, field", [
-    ({"n": 1, "m": 2}, "parameter 'm': the pipeline has none of that name; it has n, rate", "runtimeConfig.parameterValues"),
+    ({"n": 1, "m": 2}, "parameter 'm': the pipeline has none of that name; it has items, n, name", "runtimeConfig.parameterValues"),
     ({}, "parameter n: has no default and got no value", "runtimeConfig.parameterValues"),
     ({"n": "1"}, "parameter n: takes a whole number; got '1'", "runtimeConfig.parameterValues.n"),
 ])  # fmt: skip
