@@ -91,7 +91,7 @@ def _run(args: argparse.Namespace, cancel: threading.Event) -> int:
         raise UserError(f"--job_id: has up to 128 small letters, digits and '-' and begins with a letter; got {quoted(job_id)}.")
     body = _body(args, found, values, known)
     python.find(Path(os.path.abspath(args.project_dir)))  # said before a service is started
-    with _service(args, cancel) as service:
+    with _service(args, "google" if spec.uses_google(found) else "kfp", cancel) as service:
         parent = f"projects/{known.get('project', PROJECT)}/locations/{known.get('region', REGION)}"
         return _Run(service, parent, job_id, Path(args.state_dir)).see(body, cancel)
 
@@ -129,8 +129,12 @@ def _body(args: argparse.Namespace, found: dict[str, Any], values: dict[str, Any
 
 
 @contextlib.contextmanager
-def _service(args: argparse.Namespace, cancel: threading.Event) -> Iterator[Service]:
-    """Yield the service of the state folder, or one that runs as long as the context lasts."""
+def _service(args: argparse.Namespace, needed: str, cancel: threading.Event) -> Iterator[Service]:
+    """Yield the service of the state folder, or one that runs as long as the context lasts.
+
+    Args:
+        needed: what a service that is started imports meanwhile, as for its flag --pipelines.
+    """
     from ..serve import endpoint
 
     state = Path(os.path.abspath(args.state_dir))
@@ -139,7 +143,8 @@ def _service(args: argparse.Namespace, cancel: threading.Event) -> Iterator[Serv
         return
     state.mkdir(parents=True, exist_ok=True)
     log = state / "pipeline-service.log"
-    command = [sys.executable, "-m", "vertex_local", "serve", "--port=0", f"--state_dir={state}", *_passed_on(args)]
+    flags = ["--port=0", f"--state_dir={state}", f"--pipelines={needed}", *_passed_on(args)]
+    command = [sys.executable, "-m", "vertex_local", "serve", *flags]
     with open(log, "wb") as out:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
     try:

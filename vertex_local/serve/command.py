@@ -56,6 +56,10 @@ def build_parser() -> argparse.ArgumentParser:
     cli.add_place_flags(serve)
     serve.add_argument("--parallel_jobs", metavar="N", type=cli.whole(1), default=4, help="jobs at once, at most (default: %(default)s)")
     serve.add_argument("--no_token", action="store_true", help="let in everybody who can reach 127.0.0.1: for clients that send no token")
+    serve.add_argument(
+        "--pipelines", choices=("kfp", "google"), nargs="?", const="google",
+        help="import what pipelines need at the start, not with the first one: kfp, or (default) what Google's components need, too",
+    )  # fmt: skip
     serve.add_argument("--testing", action="store_true", help="take POST /reset, which removes all records and buckets")
     for name in ("project", "region"):
         serve.add_argument(f"--{name}", help="for the lines to export (default: jobs/settings.yaml's); every other one is answered, too")
@@ -79,6 +83,7 @@ def _serve(args: argparse.Namespace, cancel: threading.Event) -> int:
     with _locked(args.state_dir, state):
         storage_upload.clear_uploads(own / "uploads")
         local = _local(args, state, own)
+        local.workers.start(args.pipelines)
         files = tls.make(own)
         token, key = ("", "") if args.no_token else (secrets.token_urlsafe(32), secrets.token_urlsafe(32))
         tls.write_private(own / "token", token.encode())

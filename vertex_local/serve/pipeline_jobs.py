@@ -84,9 +84,7 @@ def _free_id(local: Local, parent: str, job_id: str) -> str:
 
 def create(local: Local, parent: str, pipeline: Pipeline) -> dict[str, Any]:
     """Keep a new pipeline job and let it run when it is its turn."""
-    local.workers.address("kfp")  # imports while the job is kept, and others are waited for
-    if spec.uses_google(pipeline.spec):
-        local.workers.address("google")
+    local.workers.start("google" if spec.uses_google(pipeline.spec) else "kfp")  # imports while the job is kept and waits its turn
 
     def work(name: str, cancel: threading.Event) -> jobs.End:
         folder = local.state / "jobs" / pipeline.job_id

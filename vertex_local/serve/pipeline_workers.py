@@ -23,6 +23,7 @@ _GOOGLE = (
     f"{_LAUNCHERS}.batch_prediction_job.launcher", f"{_LAUNCHERS}.model.upload_model.launcher",
     f"{_LAUNCHERS}.endpoint.deploy_model.launcher", "google_cloud_pipeline_components.container.preview.custom_job.launcher",
 )  # fmt: skip
+_LONGEST = 80  # characters of a folder for sockets, whose paths may have 104 on macOS
 _MODULES = {"kfp": _KFP, "google": _GOOGLE}
 
 
@@ -31,7 +32,7 @@ class PipelineWorkers:
 
     Args:
         project: the checkout, beside which the pipelines' environment is looked for.
-        own: the service's folder, for what the processes say.
+        own: the service's folder, for sockets and what the processes say.
     """
 
     def __init__(self, project: Path, own: Path):
@@ -44,13 +45,19 @@ class PipelineWorkers:
         """The interpreter of the pipelines' environment; a UserError says how to get one."""
         return python.find(self._project)
 
+    def start(self, wanted: str | None) -> None:
+        """Start what pipelines of kfp need, or those with Google's components, too; nothing for None."""
+        for name in {None: (), "kfp": ("kfp",), "google": ("kfp", "google")}[wanted]:
+            self.address(name)
+
     def address(self, name: str) -> str:
         """Return the address of the process `kfp` or `google`, which is started if it does not run."""
         with self._lock:
             server = self._servers.get(name)
             if server is None or server.ended:
                 if self._folder is None:
-                    self._folder = Path(tempfile.mkdtemp(prefix="vertex-local-"))
+                    short = len(str(self._own)) < _LONGEST
+                    self._folder = self._own if short else Path(tempfile.mkdtemp(prefix="vertex-local-"))
                 (self._folder / f"{name}.socket").unlink(missing_ok=True)
                 variables = python.variables(environment.inherited(os.environ))
                 server = self._servers[name] = ForkServer(self.python, _MODULES[name], self._folder, variables, name, self._own)
@@ -62,6 +69,6 @@ class PipelineWorkers:
             for server in self._servers.values():
                 server.close()
             self._servers.clear()
-            if self._folder is not None:
+            if self._folder not in (None, self._own):
                 shutil.rmtree(self._folder, ignore_errors=True)
-                self._folder = None
+            self._folder = None
