@@ -15,7 +15,7 @@ from test_local_support import alive, environ, wait_for
 
 from vertex_local.__main__ import main
 from vertex_local.errors import UserError
-from vertex_local.pipelines import conditions, python, spec, steps
+from vertex_local.pipelines import conditions, patches, python, spec, steps
 from vertex_local.pipelines.forks import Fork, ForkServer
 
 GOOGLE = "google_cloud_pipeline_components.container.v1"
@@ -64,7 +64,7 @@ def test_text_of_another_type_is_refused(name, text, told):
 
 
 @pytest.mark.parametrize("values, told, field", [
-    ({"n": 1, "m": 2}, "parameter 'm': the pipeline has none of that name; it has n, rate", "runtimeConfig.parameterValues"),
+    ({"n": 1, "m": 2}, "parameter 'm': the pipeline has none of that name; it has items, n, name", "runtimeConfig.parameterValues"),
     ({}, "parameter n: has no default and got no value", "runtimeConfig.parameterValues"),
     ({"n": "1"}, "parameter n: takes a whole number; got '1'", "runtimeConfig.parameterValues.n"),
 ])  # fmt: skip
@@ -179,11 +179,28 @@ def test_a_component_is_its_source_its_requirements_and_its_words():
 
 
 def test_launchers_and_other_programs():
-    words = ["python3", "-u", "-m", f"{GOOGLE}.custom_job.launcher", "--payload", '{"args": ["gs://b/x"]}']
+    payload = json.dumps({"command": COMPONENT, "args": ["gs://b/x"]})
+    words = ["python3", "-u", "-m", f"{GOOGLE}.custom_job.launcher", "--payload", payload]
     plan = steps.plan(words, SERVICE, Path("/packages"))
     assert plan["kind"] == "launcher" and plan["args"] == words[4:]
     plan = steps.plan(["train", "--data=gs://some-bucket/x"], SERVICE, Path("/packages"))
     assert (plan["kind"], plan["args"]) == ("command", ["train", "--data=/buckets/some-bucket/x"])
+
+
+def test_placeholders_that_kfp_does_not_know():
+    artifact = {"artifacts": [{"uri": "gs://some-bucket/x"}]}
+    parameters = {"a": 'say "hi"', "pools": ["{{$.json_escape[1]}}"]}
+    given = {"inputs": {"parameterValues": parameters}, "outputs": {"artifacts": {"out": artifact}}}
+    values = {"pipeline_google_cloud_location": "here"}
+
+    def resolved(text: str) -> str:
+        return patches.resolve(text, given, values, "/buckets")
+
+    assert resolved("{{$.pipeline_google_cloud_location}}/{{$.unknown}}") == "here/{{$.unknown}}"
+    assert resolved("{{$.outputs.artifacts['out'].path}}") == "/buckets/some-bucket/x"
+    assert json.loads(f"""{{"text": "{resolved("{{$.inputs.parameters['a'].json_escape[1]}}")}"}}""") == {"text": 'say "hi"'}
+    whole = json.loads(json.loads(f'"{resolved("{{$.json_escape[1]}}")}"'))
+    assert whole["inputs"] == {"parameterValues": {"a": 'say "hi"'}}, "what asks for the input is no part of it"
 
 
 # ------------------------------------------------------------------ forks

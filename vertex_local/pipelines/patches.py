@@ -127,7 +127,7 @@ def for_runner(run: PipelineRun) -> None:
     executor_input_utils.executor_input_to_dict = _with_whole_numbers(executor_input_utils.executor_input_to_dict)
     executor_output_utils.pb2_value_to_python = _value(executor_output_utils.pb2_value_to_python)
     # Artefacts of container components are there, though no program says so; those of Google's own types keep their type.
-    executor_output_utils.add_type_to_executor_output = _around(executor_output_utils.add_type_to_executor_output, _with_artifacts)
+    executor_output_utils.add_type_to_executor_output = _around(executor_output_utils.add_type_to_executor_output, run.executor_output)
     executor_output_utils.runtime_artifact_to_dsl_artifact = _typed(executor_output_utils.runtime_artifact_to_dsl_artifact)
     importer_handler.run_importer = _typed_import(importer_handler.run_importer)
     placeholder_utils.resolve_individual_placeholder = _around(placeholder_utils.resolve_individual_placeholder, run.resolve)
@@ -208,8 +208,10 @@ def _at_any_depth(module: types.ModuleType) -> Callable[..., dict[str, Any]]:
         found = original(executor_input_dict=executor_input_dict, **names)
         values = found.get("inputs", {}).get("parameterValues", {})
         for name, value in values.items():
-            if isinstance(value, (list, dict)):
-                values[name] = module.recursively_resolve_json_dict_placeholders(value, executor_input_dict=found, **names)
+            if isinstance(value, (list, dict)):  # what is to be escaped waits until the value stands in a text
+                held = json.loads(json.dumps(value).replace(_ESCAPE, _HELD))
+                resolved = module.recursively_resolve_json_dict_placeholders(held, executor_input_dict=found, **names)
+                values[name] = json.loads(json.dumps(resolved).replace(_HELD, _ESCAPE))
         return found
 
     return resolve_all
@@ -241,14 +243,6 @@ def whole(value: Any) -> Any:
     if isinstance(value, list):
         return [whole(each) for each in value]
     return {key: whole(each) for key, each in value.items()} if isinstance(value, dict) else value
-
-
-def _with_artifacts(original: Callable[..., Any], executor_input: Any, executor_output: Any) -> Any:
-    """Return what a step has put out, with every artefact that it was asked for."""
-    for name, artifacts in executor_input.outputs.artifacts.items():
-        if name not in executor_output.artifacts:
-            executor_output.artifacts[name].CopyFrom(artifacts)
-    return original(executor_input=executor_input, executor_output=executor_output)
 
 
 def _typed(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -364,8 +358,19 @@ def _after_import(name: str, function: Callable[[types.ModuleType], None]) -> No
 # ------------------------------------------------------------------ placeholders
 
 
+_ESCAPE, _HELD = "{{$.json_escape[", "{[$.json_escape["
 _ESCAPED = re.compile(r"\{\{\$\.(?:inputs\.parameters\['?'?([^'\]]+)'?'?\]\.)?json_escape\[(\d)\]\}\}")
 _PATHS = re.compile(r"\{\{\$\.(inputs|outputs)\.artifacts\['?'?([^'\]]+)'?'?\]\.path\}\}")
+
+
+def _parameters(executor_input: Mapping[str, Any]) -> dict[str, Any]:
+    return executor_input.get("inputs", {}).get("parameterValues", {})
+
+
+def _without_escapes(executor_input: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the input without parameters that themselves ask for it: the pools of a component that is made a custom job."""
+    kept = {name: value for name, value in _parameters(executor_input).items() if not _ESCAPED.search(json.dumps(value))}
+    return {**executor_input, "inputs": {**executor_input.get("inputs", {}), "parameterValues": kept}}
 
 
 def resolve(element: str, executor_input: Mapping[str, Any], values: Mapping[str, str], bucket_root: str) -> str:
@@ -379,7 +384,7 @@ def resolve(element: str, executor_input: Mapping[str, Any], values: Mapping[str
         element = element.replace("{{$." + name + "}}", value)
 
     def escaped(match: re.Match[str]) -> str:
-        value = executor_input if match[1] is None else executor_input.get("inputs", {}).get("parameterValues", {}).get(match[1])
+        value = _without_escapes(executor_input) if match[1] is None else _parameters(executor_input).get(match[1])
         text = value if isinstance(value, str) else json.dumps(value)
         for _ in range(int(match[2])):
             text = json.dumps(text)[1:-1]

@@ -327,11 +327,25 @@ class PipelineRun:
         found.outputs.output_file = os.path.join(folder, "executor_output.json")
         return found
 
+    def executor_output(self, original: Callable[..., Any], executor_input: Any, executor_output: Any) -> Any:
+        """Return what a step has put out: every artefact that it was asked for, by its URI where a program knew the path."""
+        root = self.request.service["bucket_root"].rstrip("/") + "/"
+        for name, artifacts in executor_input.outputs.artifacts.items():
+            if name not in executor_output.artifacts:
+                executor_output.artifacts[name].CopyFrom(artifacts)
+            for artifact in executor_output.artifacts[name].artifacts:
+                if artifact.uri.startswith(root):
+                    artifact.uri = f"gs://{artifact.uri[len(root) :]}"
+        return original(executor_input=executor_input, executor_output=executor_output)
+
     def resolve(self, original: Callable[..., Any], element: str, executor_input_dict: dict[str, Any], **rest: Any) -> Any:
         """Return a word of a step's command with its placeholders filled in."""
-        if "{{$." in element:
-            element = patches.resolve(element, executor_input_dict, self._placeholders(), self.request.service["bucket_root"])
-        return original(element=element, executor_input_dict=executor_input_dict, **rest)
+        def fill(text: Any) -> Any:
+            known = isinstance(text, str) and "{{$." in text
+            root = self.request.service["bucket_root"]
+            return patches.resolve(text, executor_input_dict, self._placeholders(), root) if known else text
+
+        return fill(original(element=fill(element), executor_input_dict=executor_input_dict, **rest))
 
     def _placeholders(self) -> dict[str, str]:
         return {**self.request.placeholders, "pipeline_task_uuid": str(self.current.number)}

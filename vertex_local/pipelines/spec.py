@@ -123,7 +123,7 @@ def _fits(value: Any, kind: str) -> bool:
 
 
 def _names(known: Mapping[str, Any]) -> str:
-    return ", ".join(known) or "none at all"
+    return ", ".join(sorted(known)) or "none at all"
 
 
 # ------------------------------------------------------------------ what can run here

@@ -41,14 +41,14 @@ def plan(command: Sequence[str], service: Mapping[str, str], packages: Path) -> 
         packages: folder for what components want installed and the environment does not have.
     """
     shared = {"service": dict(service), "packages": str(packages)}
+    at = command.index("-m") + 1 if "-m" in command else len(command)
+    if at < len(command) and command[at].startswith(_GOOGLE):  # first: what it starts may have a component's source in it
+        return {**shared, "kind": "launcher", "server": "google", "module": command[at], "args": list(command[at + 1 :])}
     source = _component(command)
     if source is not None:
         server = "google" if "aiplatform" in source or "google_cloud_pipeline_components" in source else "kfp"
         words = [_local(word, service) for word in command[command.index(source) + 1 :]]
         return {**shared, "kind": "component", "server": server, "source": source, "args": words, "requirements": _wanted(command)}
-    at = command.index("-m") + 1 if "-m" in command else len(command)
-    if at < len(command) and command[at].startswith(_GOOGLE):
-        return {**shared, "kind": "launcher", "server": "google", "module": command[at], "args": list(command[at + 1 :])}
     words = [buckets.localize(word, service["bucket_root"]) for word in command]  # a program sees paths, as those of jobs do
     return {**shared, "kind": "command", "server": "kfp", "args": words}
 
