@@ -183,7 +183,7 @@ def test_a_wrong_job_is_refused_with_its_field(service, change, field, says):
 def test_what_is_not_there_and_what_is_not_supported(service):
     assert service.call("GET", "/customJobs/12345", code=404)["error"]["status"] == "NOT_FOUND"
     assert service.call("GET", "/nothings", code=501)["error"]["status"] == "UNIMPLEMENTED"
-    assert service.call("POST", "/endpoints/1:explain", {"instances": [1]}, code=501)["error"]["status"] == "UNIMPLEMENTED"
+    assert service.call("POST", "/endpoints/1:rawPredict", {}, code=501)["error"]["status"] == "UNIMPLEMENTED"
     assert service.call("GET", "/nothing", code=404, base="/v3")["error"]["status"] == "NOT_FOUND"
     assert service.call("PATCH", "/customJobs/1", {}, code=501)["error"]["status"] == "UNIMPLEMENTED"
     for body in (b"{", b"[]", b'{"a": ' * 100_000):
