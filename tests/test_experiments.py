@@ -89,7 +89,7 @@ PROGRAM = """
 """
 
 
-@pytest.mark.parametrize("transport", ["rest", "grpc"])
+@pytest.mark.parametrize("transport", [pytest.param("rest", marks=pytest.mark.slow), "grpc"])
 def test_an_experiment_as_a_program_for_the_cloud_keeps_it(service, transport):  # noqa: F811
     """Nothing but the endpoint is the service's own."""
     address = service.endpoint.address if transport == "rest" else service.endpoint.grpc

@@ -240,10 +240,10 @@ def service(tmp_path_factory, models):
 @pytest.fixture(scope="module")
 def sdk(service):
     aiplatform = pytest.importorskip("google.cloud.aiplatform")
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         warnings.simplefilter("ignore")
         for name, value in service.endpoint.environment().items():
-            os.environ[name] = value
+            patch.setenv(name, value)
         aiplatform.init(**service.init_arguments)
         yield aiplatform
 

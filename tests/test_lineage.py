@@ -392,6 +392,7 @@ def test_a_model_of_a_run_elsewhere_is_linked_by_the_record_beside_it(sdk, servi
     assert kinds == ["system.ContainerExecution"] * 2, "the upload, and the run"
 
 
+@pytest.mark.slow
 def test_a_run_outside_a_job_is_kept_by_the_service_that_env_leads_to(sdk, service, run_trainer, tmp_path):
     done = run_trainer("taxifare", "--output_dir=out", "--experiment=laptop", *QUICK, cwd=tmp_path, env=service.endpoint.environment())
     record = json.loads((tmp_path / "out" / "run.json").read_text())

@@ -150,9 +150,9 @@ def test_the_next_test_finds_neither(service):  # noqa: F811
 
 def test_what_is_missing_is_named(service):  # noqa: F811
     for path, says in (
-        ("/studies", "Vizier studies are not imitated"),
-        ("/tensorboards/1:readUsage", "Figures on TensorBoard's use are not imitated"),
-        ("/featurestores/x/entityTypes", "Feature Store are not imitated"),
+        ("/studies", "does not imitate Vizier studies"),
+        ("/tensorboards/1:readUsage", "does not imitate Figures on TensorBoard's use"),
+        ("/featurestores/x/entityTypes", "does not imitate Feature Store"),
         ("/endpoints/1:fly", "is not"),
     ):
         code, _, text = Service.raw(service, "GET", PARENT + path, headers={"Authorization": f"Bearer {service.token}"})

@@ -248,10 +248,10 @@ def test_a_name_with_a_nul_is_refused(house):
 @pytest.mark.parametrize(
     "verb, path, says",
     [
-        ("GET", "tensorboards/1/experiments/e/runs/r/timeSeries/1:readBlobData", "Blobs of TensorBoard are not imitated"),
-        ("GET", "tensorboards/1:readSize", "Figures on TensorBoard's size are not imitated"),
-        ("POST", "modelDeploymentMonitoringJobs", "Model monitoring are not imitated"),
-        ("GET", "featurestores", "Feature Store are not imitated"),
+        ("GET", "tensorboards/1/experiments/e/runs/r/timeSeries/1:readBlobData", "does not imitate Blobs of TensorBoard"),
+        ("GET", "tensorboards/1:readSize", "does not imitate Figures on TensorBoard's size"),
+        ("POST", "modelDeploymentMonitoringJobs", "does not imitate Model monitoring"),
+        ("GET", "featurestores", "does not imitate Feature Store"),
         ("GET", "nothings", "nothings: GET is not imitated"),
     ],
 )  # fmt: skip

@@ -247,6 +247,7 @@ hypertune.HyperTune().report_hyperparameter_tuning_metric("loss", value, 1)
 """
 
 
+@pytest.mark.slow
 def test_a_study_fills_its_instance_by_trials(sdk, service, board):  # noqa: F811
     location = board.resource_name.rpartition("/tensorboards/")[0]
     spec = job_spec(TRIAL, tensorboard=board.resource_name, baseOutputDirectory={"outputUriPrefix": "gs://bucket/study"})

@@ -183,6 +183,8 @@ def test_the_image_has_all_that_tfx_calls(folder):
         (["--threshold=high"], "--threshold: needs a finite number; got 'high'"),
         (["--vertex"], "CLOUDSDK_API_ENDPOINT_OVERRIDES_AIPLATFORM is not set. Start one: python -m vertex_local serve"),
         (["--", "--lerning_rate=1"], "unknown argument '--lerning_rate=1'"),
+        (["--", "--output_dir=here"], "--output_dir is none of the trainer's flags here"),
+        (["--", "--plan"], "--plan is none of the trainer's flags here"),
         (["--job=jobs/nothing.yaml"], "jobs/nothing.yaml: cannot be read"),
         (["--job=jobs/stackoverflow-sdist.yaml"], "a job of containers is needed"),
         (["--compile=x.json"], "--compile needs --data gs://"),

@@ -15,14 +15,13 @@ from data_tools import convert
 from vertex_local.cli import split
 from vertex_local.job import settings as job_settings
 from vertex_local.job.job_file import JobFile
-from vertex_runtime import arguments
 from vertex_runtime.environment import quoted
 from vertex_runtime.errors import FAILED, UserError
 from vertex_runtime.reporting import log
 from vertex_runtime.strategy import import_tensorflow
 
 from . import local_service, quiet
-from .settings import PARTS, ROOT, Settings, build_parser, check_cloud, check_data, check_trainer, flags_of, read_job
+from .settings import PARTS, ROOT, Settings, build_parser, check_cloud, check_data, check_flags, check_trainer, flags_of, read_job
 
 if TYPE_CHECKING:
     from tfx import v1 as tfx
@@ -84,7 +83,7 @@ def main(argv: Sequence[str]) -> None:
     check_trainer(args.trainer)
     job = read_job(args)
     flags = flags_of(job, words)
-    arguments.parse(convert.hyperparameters_of(args.trainer), flags, "")  # a misspelt flag is found before anything runs
+    check_flags(args.trainer, flags)
     command = Command(args, flags, job, job_settings.load(ROOT / "jobs", job_settings.from_flags(args)))
     if args.compile:
         compile_(command)

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import glob
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_tools import convert
 from vertex_local.job import job_file, settings
-from vertex_runtime.arguments import number
+from vertex_runtime import arguments
 from vertex_runtime.environment import quoted
 from vertex_runtime.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]  # the checkout
 PARTS = {"train": "training", "eval": "validation"}  # TFX's splits and the folders of the data that hold them
+# Flags of a trainer that would take it from the folders that TFX looks into, or let it do something else than train.
+NOT_OURS = ("train_data_path", "eval_data_path", "output_dir", "start_over", "only", "plan", "data_report", "evaluate", "against")
 ENDINGS = (".tfrecord", ".tfrecord.gz")  # what ImportExampleGen reads; it knows no zstd
 
 
@@ -89,7 +93,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _number(text: str) -> float:
     try:
-        return number(text)
+        return arguments.number(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"needs a finite number; got {quoted(text)}") from None
 
@@ -126,6 +130,20 @@ def flags_of(job: job_file.JobFile | None, words: Sequence[str]) -> tuple[str, .
     """Return the trainer's flags: the job file's without those that name data or outputs, then `words`."""
     kept = job_file.without_data_flags(job.pools[0].args) if job else []
     return (*(word for word in kept if not word.startswith("--output_dir=")), *words)
+
+
+def check_flags(trainer: str, flags: Sequence[str]) -> None:
+    """See that the trainer takes its flags, and trains with them into the folders that TFX names, before anything is run.
+
+    Raises:
+        UserError: a flag is misspelt or has a bad value, or says what TFX says.
+    """
+    _, options = arguments.parse(convert.hyperparameters_of(trainer), flags, "")
+    given = [
+        field.name for field in dataclasses.fields(options) if field.name in NOT_OURS and getattr(options, field.name) != field.default
+    ]
+    if given:
+        raise UserError(f"--{given[0]} is none of the trainer's flags here: TFX says what is read, written and done. Leave it out.")
 
 
 def check_data(folder: str) -> None:

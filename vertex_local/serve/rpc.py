@@ -152,4 +152,4 @@ def feature(service: str, name: str) -> str:
 
 def not_answered(service: str, name: str) -> ApiError:
     """Return the error for an RPC of the API that the local service does not have."""
-    return ApiError("UNIMPLEMENTED", f"{feature(service, name)} are not imitated by the local service ({service}.{name}).")
+    return ApiError("UNIMPLEMENTED", f"the local service does not imitate {feature(service, name)} ({service}.{name}).")
