@@ -191,6 +191,9 @@ def test_a_dependent_of_what_was_not_triggered_is_not_triggered(pipelines, body)
     found = ended(pipelines, create(pipelines, sent))
     assert found["state"] == "PIPELINE_STATE_SUCCEEDED", found
     assert states(found) == {"write": "NOT_TRIGGERED", "read": "NOT_TRIGGERED", "add": "SUCCEEDED"}
+    tasks["add"]["triggerPolicy"] = {}
+    found = ended(pipelines, create(pipelines, sent))
+    assert found["state"] == "PIPELINE_STATE_FAILED" and "output 'Output' from task 'add'" in found["error"]["message"]
     tasks["write"]["triggerPolicy"] = {"condition": "inputs.parameter_values['other'] == 'never'"}
     found = ended(pipelines, create(pipelines, sent))
     assert found["state"] == "PIPELINE_STATE_FAILED" and "cannot be evaluated: there is no input other" in found["error"]["message"]

@@ -114,21 +114,25 @@ class PipelineRun:
         self.cache = caching.ContentCache(self.request, self._used_cache)
         self._take_conditions({"root": spec.root, **spec.components})
         root = self.tasks.begin(Task(self.request.job_id, "root", None, "root", inputs=dict(self.request.parameters)))
-        with self._at(root):
-            outputs, _ = enhanced_dag_orchestrator.run_enhanced_dag(
-                pipeline_resource_name=self.request.job_id, dag_component_spec=spec.root,
-                executors={name: utils.struct_to_executor_spec(each) for name, each in spec.deployment_spec["executors"].items()},
-                components=dict(spec.components), dag_arguments=dict(self.request.parameters), pipeline_root=self.request.root,
-                runner=runner, unique_pipeline_id=self.request.job_id, fail_stack=[],
-            )  # fmt: skip
+        executors = {name: utils.struct_to_executor_spec(each) for name, each in spec.deployment_spec["executors"].items()}
+        try:
+            with self._at(root):
+                root.outputs, _ = enhanced_dag_orchestrator.run_enhanced_dag(
+                    pipeline_resource_name=self.request.job_id, dag_component_spec=spec.root, executors=executors,
+                    components=dict(spec.components), dag_arguments=dict(self.request.parameters), pipeline_root=self.request.root,
+                    runner=runner, unique_pipeline_id=self.request.job_id, fail_stack=[],
+                )  # fmt: skip
+        except Exception as error:  # such as an output of the pipeline that no task has given
+            root.error = str(error) or type(error).__name__
         self._note_rest(root, spec.root.dag.tasks)
-        root.outputs = outputs
         return self._end(root)
 
     def _end(self, root: Task) -> dict[str, Any]:
         failed = [task for task in self.tasks.known if task.state == "FAILED" and task.kind not in ("root", "dag")]
         if self.cancelled.is_set():
             state, error = "CANCELLED", "the pipeline was cancelled"
+        elif root.error:
+            state, error = "FAILED", root.error
         elif any(task.state == "FAILED" for task in self.tasks.known):
             first = failed[0] if failed else next(task for task in self.tasks.known if task.state == "FAILED")
             state, error = "FAILED", f"{first.shown_name}: {first.error}"
