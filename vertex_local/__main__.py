@@ -18,6 +18,7 @@ COMMANDS = {
     "lineage": ("vertex_local.metadata.show_lineage", "where a model comes from: run, job, parameters, commit, every file of its data"),
     "clean": ("vertex_local.local.clean", "remove the folders of jobs that are over; never outputs in buckets"),
     "copy": ("vertex_submit.copy_files", "copy files to Cloud Storage or from there: parallel, resumed, compared by checksum"),
+    "doctor": ("vertex_submit.doctor.command", "before your first job: what is missing here and in the project, and what mends it"),
     "env": ("vertex_local.serve.env", "print the lines that lead gcloud and Python programs to the running service"),
     "console": ("vertex_local.console.command", "print an address that opens the running service's console in a browser"),
     "serve": ("vertex_local.serve.command", "a job service on this machine that answers gcloud and the Python SDK"),
