@@ -62,6 +62,10 @@ def executed(tmp_path_factory):
     return folder, book
 
 
+def findings(book) -> dict:
+    return json.loads("".join(output["text"] for output in book.cells[-2].outputs if output.get("name") == "stdout"))
+
+
 def printed(book, name: str) -> str:
     """Return what the cell of this id wrote."""
     (cell,) = [cell for cell in book.cells if cell.id == name]
@@ -71,11 +75,11 @@ def printed(book, name: str) -> str:
 @pytest.mark.slow
 def test_it_goes_from_the_data_to_a_prediction(executed):
     folder, book = executed
-    found = json.loads("".join(output["text"] for output in book.cells[-2].outputs))
+    found = findings(book)
     assert found["job"] == "JOB_STATE_SUCCEEDED" and found["study"] == "JOB_STATE_SUCCEEDED" and found["model"]
     assert len(found["errors"]) == 2 and min(found["errors"], key=found["errors"].get) == found["best"]
     assert all(1.0 < error < 6.0 for error in found["errors"].values()), "dollars; the mean fare for all rides has about 9"
-    park, airport = (answer["fare_amount"] for answer in found["predictions"])
+    park, airport = found["predictions"]
     assert 4 < park < 15 < 25 < airport < 90
     outputs = folder / ".vertex_local" / "buckets" / "your-bucket" / found["run"]
     assert (outputs / "job" / "model" / "saved_model.pb").is_file() and (outputs / "study" / found["best"] / "model").is_dir()
@@ -96,7 +100,7 @@ def test_each_step_says_what_it_did(executed):
 @pytest.mark.slow
 def test_it_ends_the_service_that_it_started(executed):
     folder, book = executed
-    pid = json.loads("".join(output["text"] for output in book.cells[-2].outputs))["pid"]
-    assert not Path("/proc", str(pid)).exists()
+    assert not Path("/proc", str(findings(book)["pid"])).exists()
     with pytest.raises(endpoint.EndpointError, match="no service runs"):
         endpoint.find(folder / ".vertex_local")
+    assert printed(book, "clean").count(" deleted. Resource name: ") == 2, "the endpoint and the model"

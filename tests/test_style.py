@@ -185,7 +185,7 @@ def test_package_code_has_no_assert():
 def test_no_path_of_one_machine():
     pattern = re.compile(r"(?<![\w./}])/(home|Users|root|work|mnt|scratch)/")
     tests = [path for path in sorted((ROOT / "tests").glob("*.py")) if path.name != Path(__file__).name]
-    documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*.txt")]
+    documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("docs/*.ipynb"), *ROOT.glob("*.txt")]
     for path in (*SOURCES, ROOT / "setup.py", *SCRIPTS, *tests, *documents):
         found = [line for line in path.read_text(encoding="utf-8").splitlines() if pattern.search(line)]
         assert not found, f"{name_of(path)}: {found}"
@@ -202,7 +202,8 @@ def test_scripts_run_as_programs():
 
 def test_every_script_that_is_named_exists():
     named = re.compile(r"(?<![\w/.-])((?:scripts|benchmarks|jobs|\.ci)/[\w./-]*\w)")
-    documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("jobs/*.yaml"), ROOT / "setup.py", *SOURCES, *SCRIPTS]
+    documents = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "docs").glob("*.ipynb"), *ROOT.glob("jobs/*.yaml")]
+    documents += [ROOT / "setup.py", *SOURCES, *SCRIPTS]
     for path in documents:
         for name in named.findall(path.read_text(encoding="utf-8")):
             assert (ROOT / name).exists(), f"{name_of(path)} names {name}"
