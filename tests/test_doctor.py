@@ -6,6 +6,7 @@ import ast
 import http.server
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from google.auth.exceptions import DefaultCredentialsError
 from test_cloud_support import call
 
 from vertex_local.local import engines
-from vertex_submit.doctor import command, google_api, machine, quotas
+from vertex_submit.doctor import command, google_api, machine, project, quotas
 
 SETTINGS = "project: real-project-1\nregion: europe-west4\nbucket: real-bucket-1\nrepository: trainers\ntag: latest\n"
 PROJECT = "projects/real-project-1"
@@ -320,6 +321,8 @@ def test_the_service_on_this_machine_answers_for_what_it_knows(tmp_path, cloud, 
     assert url in one(found, "service")["text"] and one(found, "bucket")["text"].endswith("on this machine")
     assert one(found, "project")["text"].startswith("billing, APIs, permissions, repository: the service on this machine")
     assert len(cloud.requests) == 2
+    del cloud.answers["storage/v1/b/your-bucket"]
+    assert one(doctor(tmp_path, local), "bucket")["remedy"] == "gcloud storage buckets create gs://your-bucket"
 
 
 # ------------------------------------------------------------------ settings, files, this machine
@@ -381,6 +384,14 @@ def test_the_extras_are_those_of_setup():
     (extras,) = [ast.literal_eval(node.value) for node in named if node.targets[0].id == "EXTRAS"]
     for name, packages in machine.EXTRAS.items():
         assert list(packages) == [package.partition(">")[0] for package in extras[name]]
+
+
+def test_the_page_names_what_is_asked_for():
+    page = (ROOT / "docs" / "first-job.md").read_text()
+    source = "".join(path.read_text() for path in (ROOT / "vertex_submit" / "doctor").glob("*.py"))
+    roles = set(re.findall(r"roles/[\w.]+", source)) - {"roles/viewer"}
+    for name in (*project.APIS, *roles, "custom_model_training_cpus", "custom_model_training_tpu_v5e"):
+        assert name in page, name
 
 
 def test_it_is_a_command_of_vertex_local(tmp_path):

@@ -150,14 +150,16 @@ def _credentials(who: list[Any]) -> Finding:
 
     from .. import cloud, sdk
 
+    token_file = os.environ.get("CLOUDSDK_AUTH_ACCESS_TOKEN_FILE")
     try:
-        found = sdk.credentials(os.environ.get("CLOUDSDK_AUTH_ACCESS_TOKEN_FILE"), local=cloud.is_local(cloud.gcloud_endpoint()))
+        found = sdk.credentials(token_file, local=cloud.is_local(cloud.gcloud_endpoint()))
         if isinstance(found, AnonymousCredentials):
             text = "none are sent, as the service on this machine wants none"
         else:
             if not found.token:
                 found.refresh(Request())
-            text = f"found: {getattr(found, 'service_account_email', None) or 'of a user'}"
+            owner = f"the token in {token_file}" if token_file else "a user's"
+            text = f"found: {getattr(found, 'service_account_email', None) or owner}"
     except (cloud.CloudError, UserError) as error:
         text = str(error).partition(": run `")[0].partition(". ")[0]  # the remedy stands behind it
         return Finding(MISSING, "credentials", text, "gcloud auth application-default login")
