@@ -7,10 +7,12 @@ import http.server
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
@@ -279,6 +281,17 @@ def test_it_never_hangs(tmp_path, cloud, env):
     found = doctor(tmp_path, env, "--seconds=1", code=1)
     assert one(found, "service")["level"] == "missing" and one(found, "service")["text"] == "no answer within 1 s"
     assert one(found, "quotas" if "quotas" in found else "bucket")["level"] == "not looked at"
+
+
+def test_ctrl_c_ends_it(tmp_path, cloud, env):
+    cloud.silent.set()
+    led = {f"CLOUDSDK_API_ENDPOINT_OVERRIDES_{name}": f"http://127.0.0.1:{cloud.server_address[1]}/" for name in ("AIPLATFORM", "STORAGE")}
+    words = [sys.executable, "-m", "vertex_local", "doctor"]
+    with subprocess.Popen(words, cwd=tmp_path, env={**env, **led, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None and not cloud.requests:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        assert process.wait() == 128 + signal.SIGINT
 
 
 def test_a_token_is_not_sent_over_plain_http(tmp_path, env):
