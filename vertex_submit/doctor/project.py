@@ -203,7 +203,7 @@ class Project:
         page = f"https://console.cloud.google.com/iam-admin/quotas?project={self.project}"
         path = f"v1beta1/projects/{self.project}/services/{quotas.SERVICE}/consumerQuotaMetrics/{metric}"
         try:
-            limit = quotas.limit(self.google.ask("serviceusage", path), self.region)
+            limit = quotas.limit(self.google.ask("serviceusage", path, view="FULL"), self.region)  # with the regions that have no override
         except Refused as error:
             if error.code != 404:
                 raise
