@@ -6,10 +6,13 @@ import ast
 import http.server
 import json
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +23,7 @@ from google.auth.exceptions import DefaultCredentialsError
 from test_cloud_support import call
 
 from vertex_local.local import engines
-from vertex_submit.doctor import command, google_api, machine, quotas
+from vertex_submit.doctor import command, google_api, machine, project, quotas
 
 SETTINGS = "project: real-project-1\nregion: europe-west4\nbucket: real-bucket-1\nrepository: trainers\ntag: latest\n"
 PROJECT = "projects/real-project-1"
@@ -280,6 +283,17 @@ def test_it_never_hangs(tmp_path, cloud, env):
     assert one(found, "quotas" if "quotas" in found else "bucket")["level"] == "not looked at"
 
 
+def test_ctrl_c_ends_it(tmp_path, cloud, env):
+    cloud.silent.set()
+    led = {f"CLOUDSDK_API_ENDPOINT_OVERRIDES_{name}": f"http://127.0.0.1:{cloud.server_address[1]}/" for name in ("AIPLATFORM", "STORAGE")}
+    words = [sys.executable, "-m", "vertex_local", "doctor"]
+    with subprocess.Popen(words, cwd=tmp_path, env={**env, **led, "PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None and not cloud.requests:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        assert process.wait() == 128 + signal.SIGINT
+
+
 def test_a_token_is_not_sent_over_plain_http(tmp_path, env):
     far = {**env, "CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE": "http://storage.example.org/"}
     google = google_api.Google(None, "europe-west4")
@@ -320,6 +334,8 @@ def test_the_service_on_this_machine_answers_for_what_it_knows(tmp_path, cloud, 
     assert url in one(found, "service")["text"] and one(found, "bucket")["text"].endswith("on this machine")
     assert one(found, "project")["text"].startswith("billing, APIs, permissions, repository: the service on this machine")
     assert len(cloud.requests) == 2
+    del cloud.answers["storage/v1/b/your-bucket"]
+    assert one(doctor(tmp_path, local), "bucket")["remedy"] == "gcloud storage buckets create gs://your-bucket"
 
 
 # ------------------------------------------------------------------ settings, files, this machine
@@ -381,6 +397,14 @@ def test_the_extras_are_those_of_setup():
     (extras,) = [ast.literal_eval(node.value) for node in named if node.targets[0].id == "EXTRAS"]
     for name, packages in machine.EXTRAS.items():
         assert list(packages) == [package.partition(">")[0] for package in extras[name]]
+
+
+def test_the_page_names_what_is_asked_for():
+    page = (ROOT / "docs" / "first-job.md").read_text()
+    source = "".join(path.read_text() for path in (ROOT / "vertex_submit" / "doctor").glob("*.py"))
+    roles = set(re.findall(r"roles/[\w.]+", source)) - {"roles/viewer"}
+    for name in (*project.APIS, *roles, "custom_model_training_cpus", "custom_model_training_tpu_v5e"):
+        assert name in page, name
 
 
 def test_it_is_a_command_of_vertex_local(tmp_path):

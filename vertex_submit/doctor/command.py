@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(args: argparse.Namespace, cancel: threading.Event) -> int:
     found = []
-    for finding in _look(args):
+    for finding in _look(args, cancel):
         if cancel.is_set():
             return 1
         found.append(finding)
@@ -67,15 +67,15 @@ def _run(args: argparse.Namespace, cancel: threading.Event) -> int:
     return 1 if missing else 0
 
 
-def _look(args: argparse.Namespace) -> Iterator[Finding]:
+def _look(args: argparse.Namespace, cancel: threading.Event) -> Iterator[Finding]:
     """Yield what is found, the settings first: what is asked for later depends on them."""
     packages = machine.packages()
     if any(finding.level == MISSING for finding in packages):  # settings are YAML, and the project is asked by Google's packages
-        yield from look(machine.checks(None), args.seconds)
+        yield from look(machine.checks(None), args.seconds, cancel)
         yield Finding(SKIPPED, "project", "settings and project need the extra [cloud]")
         return
     values, found = _settings(args)
-    yield from look(machine.checks(values.get("region")), args.seconds)
+    yield from look(machine.checks(values.get("region")), args.seconds, cancel)
     yield from found
     job, found = _job(args)
     yield from found
@@ -84,7 +84,7 @@ def _look(args: argparse.Namespace) -> Iterator[Finding]:
     elif not {"project", "region", "bucket"} <= values.keys():
         yield Finding(SKIPPED, "project", "it needs project, region and bucket")
     else:
-        yield from _project(args, values, job)
+        yield from _project(args, values, job, cancel)
 
 
 def _settings(args: argparse.Namespace) -> tuple[dict[str, str], list[Finding]]:
@@ -128,16 +128,18 @@ def _job(args: argparse.Namespace) -> tuple[jobs.Job | None, list[Finding]]:
         return None, [Finding(MISSING, "job", str(error))]
 
 
-def _project(args: argparse.Namespace, values: Mapping[str, str], job: jobs.Job | None) -> Iterator[Finding]:
+def _project(
+    args: argparse.Namespace, values: Mapping[str, str], job: jobs.Job | None, cancel: threading.Event
+) -> Iterator[Finding]:  # fmt: skip
     """Yield what is found with the user's credentials, and with none that there are none."""
     from .google_api import Google
     from .project import Project
 
     who: list[Any] = []
-    found = list(look([Check("credentials", lambda: _credentials(who), vital=True)], args.seconds))
+    found = list(look([Check("credentials", lambda: _credentials(who), vital=True)], args.seconds, cancel))
     yield from found
     if who:
-        yield from look(Project(Google(who[0], values["region"]), values, job).checks(), args.seconds)
+        yield from look(Project(Google(who[0], values["region"]), values, job).checks(), args.seconds, cancel)
     else:
         yield Finding(SKIPPED, "project", "there are no credentials to look at it with")
 
@@ -150,14 +152,16 @@ def _credentials(who: list[Any]) -> Finding:
 
     from .. import cloud, sdk
 
+    token_file = os.environ.get("CLOUDSDK_AUTH_ACCESS_TOKEN_FILE")
     try:
-        found = sdk.credentials(os.environ.get("CLOUDSDK_AUTH_ACCESS_TOKEN_FILE"), local=cloud.is_local(cloud.gcloud_endpoint()))
+        found = sdk.credentials(token_file, local=cloud.is_local(cloud.gcloud_endpoint()))
         if isinstance(found, AnonymousCredentials):
             text = "none are sent, as the service on this machine wants none"
         else:
             if not found.token:
                 found.refresh(Request())
-            text = f"found: {getattr(found, 'service_account_email', None) or 'of a user'}"
+            owner = f"the token in {token_file}" if token_file else "a user's"
+            text = f"found: {getattr(found, 'service_account_email', None) or owner}"
     except (cloud.CloudError, UserError) as error:
         text = str(error).partition(": run `")[0].partition(". ")[0]  # the remedy stands behind it
         return Finding(MISSING, "credentials", text, "gcloud auth application-default login")

@@ -34,8 +34,9 @@ class Check:
     vital: bool = False
 
 
-def look(checks: Sequence[Check], seconds: float) -> Iterator[Finding]:
-    """Start all checks and yield what they find in their order; each has `seconds` from now, and none is waited for longer.
+def look(checks: Sequence[Check], seconds: float, cancel: threading.Event) -> Iterator[Finding]:
+    """Start all checks and yield what they find in their order; each has `seconds` from now, and none is waited for longer,
+    or once `cancel` is set.
 
     A check that is late goes on in a daemon thread, which ends with the program.
     """
@@ -57,7 +58,7 @@ def look(checks: Sequence[Check], seconds: float) -> Iterator[Finding]:
     timer.daemon = True
     timer.start()
     for number, (check, thread) in enumerate(zip(checks, threads, strict=True)):
-        while thread.is_alive() and not waited.is_set():
+        while thread.is_alive() and not waited.is_set() and not cancel.is_set():
             thread.join(0.05)
         if number in faults:
             text = " ".join(f"{type(faults[number]).__name__}: {faults[number]}".split())[:300]

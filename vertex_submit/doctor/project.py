@@ -117,13 +117,16 @@ class Project:
         except Refused as error:
             if error.code != 404:
                 raise
+            if self.google.local:
+                text = f"gs://{name} is not there yet: a job's outputs make it, an upload needs it"
+                return [Finding(WARNING, "bucket", text, f"gcloud storage buckets create gs://{name}")]
             where = f"--project={self.project} --location={self.region} --uniform-bucket-level-access"
             return [Finding(MISSING, "bucket", f"gs://{name} is not there", f"gcloud storage buckets create gs://{name} {where}")]
         if self.google.local:
             return [Finding(OK, "bucket", f"gs://{name} is there, on this machine")]
         found = [Finding(OK, "bucket", f"gs://{name} lies in {place}")]
         if place != self.region:
-            text = f"gs://{name} lies in {place}, jobs run in {self.region}: slower, and reading may cost"
+            text = f"gs://{name} lies in {place}, jobs run in {self.region}: slower, reading may cost, and /gcs needs one region"
             found = [Finding(WARNING, "bucket", text, f"a bucket in {self.region}, or another region in settings.yaml")]
         answer = self.google.ask("storage", f"{path}/iam/testPermissions", permissions=list(FILES))
         lacking = [permission for permission in FILES if permission not in answer.get("permissions", ())]
@@ -200,7 +203,7 @@ class Project:
         page = f"https://console.cloud.google.com/iam-admin/quotas?project={self.project}"
         path = f"v1beta1/projects/{self.project}/services/{quotas.SERVICE}/consumerQuotaMetrics/{metric}"
         try:
-            limit = quotas.limit(self.google.ask("serviceusage", path), self.region)
+            limit = quotas.limit(self.google.ask("serviceusage", path, view="FULL"), self.region)  # with the regions that have no override
         except Refused as error:
             if error.code != 404:
                 raise
