@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -90,11 +91,11 @@ def test_it_goes_from_the_data_to_a_prediction(executed):
 def test_each_step_says_what_it_did(executed):
     _, book = executed
     assert "served and trained predictions agree" in printed(book, "train")
-    assert 4 < json.loads(printed(book, "ask-file"))["fare_amount"] < 15
+    assert 4 < json.loads(printed(book, "ask-file")) < 15
     assert "vertex_trainer-0.1.0.tar.gz" in printed(book, "build")
     assert "$ gcloud ai custom-jobs create" in printed(book, "send") and "succeeded, " in printed(book, "send")
     (report,) = [cell for cell in book.cells if cell.id == "report"]
-    assert report.outputs[0]["data"]["text/html"].startswith("<iframe srcdoc=")
+    assert report.outputs[0]["data"]["text/html"].startswith("<div><iframe srcdoc=") and len(report.outputs) == 1
 
 
 @pytest.mark.slow
@@ -103,4 +104,4 @@ def test_it_ends_the_service_that_it_started(executed):
     assert not Path("/proc", str(findings(book)["pid"])).exists()
     with pytest.raises(endpoint.EndpointError, match="no service runs"):
         endpoint.find(folder / ".vertex_local")
-    assert printed(book, "clean").count(" deleted. Resource name: ") == 2, "the endpoint and the model"
+    assert re.findall(r"(\w+) resource \S+ deleted", printed(book, "clean")) == ["Endpoint", "Model"]
