@@ -71,6 +71,12 @@ def test_a_good_model_is_pushed_as_the_trainer_exported_it(folder, first):
     assert json.loads(answered)["label"] == "sql", "the pushed model takes what the service's clients send"
 
 
+def test_the_model_is_a_direct_runs_bit_for_bit(folder, first, run_trainer, tmp_path):
+    run_trainer("stackoverflow", "--num_evals=2", "--output_dir=out", cwd=tmp_path)  # as jobs/stackoverflow.yaml has it
+    (exported,) = (folder / "root").glob("Trainer/model/*/Format-Serving/variables/variables.data-*")
+    assert exported.read_bytes() == (tmp_path / "out" / "model" / "variables" / exported.name).read_bytes()
+
+
 def test_evaluator_measures_what_the_trainer_measured(folder, first):
     (path,) = (folder / "root").glob("Trainer/model_run/*/checkpoints/metrics.json")
     value = json.loads(path.read_text())["best"]["value"]

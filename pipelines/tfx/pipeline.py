@@ -19,16 +19,7 @@ def create_pipeline(settings: Settings, goal: Goal) -> tfx.dsl.Pipeline:
 
 def assemble(settings: Settings, goal: Goal, trainer: Any, config: dict[str, Any]) -> tfx.dsl.Pipeline:
     """Return the pipeline with a component for training and, in `config`, what that is told beside the trainer's flags."""
-    slices = ((goal.label,) if goal.by_class else ()) if settings.slice_by is None else settings.slice_by
-    split = tfx.proto.Input.Split
-    splits = tfx.proto.Input(splits=[split(name=name, pattern=f"{part}/*.tfrecord*") for name, part in PARTS.items()])
-    examples = tfx.components.ImportExampleGen(input_base=settings.data, input_config=splits)
-    statistics = tfx.components.StatisticsGen(examples=examples.outputs["examples"])
-    if settings.schema:
-        schema = tfx.components.ImportSchemaGen(schema_file=settings.schema)
-    else:
-        schema = tfx.components.SchemaGen(statistics=statistics.outputs["statistics"], exclude_splits=["eval"])
-    anomalies = tfx.components.ExampleValidator(statistics=statistics.outputs["statistics"], schema=schema.outputs["schema"])
+    examples, schema, *descriptions = _data(settings)
     # No Transform: what the model must know of the training rows it learns itself, and the served graph holds it.
     training = trainer(
         run_fn=f"{MODULE}.run_fn",
@@ -39,6 +30,32 @@ def assemble(settings: Settings, goal: Goal, trainer: Any, config: dict[str, Any
         # The source's fingerprint: TFX would take another model.py's model from its cache.
         custom_config={"trainer": settings.trainer, "flags": list(settings.flags), "source": settings.source, **config},
     )
+    return tfx.dsl.Pipeline(
+        pipeline_name=f"{settings.trainer.replace('_', '-')}-tfx",
+        pipeline_root=settings.root,
+        components=[examples, schema, *descriptions, training, *_judgement(settings, goal, examples, training)],
+        enable_cache=True,
+        metadata_connection_config=settings.metadata and tfx.orchestration.metadata.sqlite_metadata_connection_config(settings.metadata),
+    )
+
+
+def _data(settings: Settings) -> list[Any]:
+    """Return the components that read and describe the data, the examples and the schema first."""
+    split = tfx.proto.Input.Split
+    splits = tfx.proto.Input(splits=[split(name=name, pattern=f"{part}/*.tfrecord*") for name, part in PARTS.items()])
+    examples = tfx.components.ImportExampleGen(input_base=settings.data, input_config=splits)
+    statistics = tfx.components.StatisticsGen(examples=examples.outputs["examples"])
+    if settings.schema:
+        schema = tfx.components.ImportSchemaGen(schema_file=settings.schema)
+    else:
+        schema = tfx.components.SchemaGen(statistics=statistics.outputs["statistics"], exclude_splits=["eval"])
+    anomalies = tfx.components.ExampleValidator(statistics=statistics.outputs["statistics"], schema=schema.outputs["schema"])
+    return [examples, schema, statistics, anomalies]
+
+
+def _judgement(settings: Settings, goal: Goal, examples: Any, training: Any) -> list[Any]:
+    """Return the components that compare the model with threshold and baseline, and push it if it stands the comparison."""
+    slices = ((goal.label,) if goal.by_class else ()) if settings.slice_by is None else settings.slice_by
     blessed = tfx.dsl.Resolver(
         strategy_class=tfx.dsl.experimental.LatestBlessedModelStrategy,
         model=tfx.dsl.Channel(type=tfx.types.standard_artifacts.Model),
@@ -51,15 +68,10 @@ def assemble(settings: Settings, goal: Goal, trainer: Any, config: dict[str, Any
         eval_config=eval_config(goal, settings.threshold, settings.tolerance, slices),
         module_path=MODULE,
     )
+    folder = tfx.proto.PushDestination.Filesystem(base_directory=settings.serving_dir)
     pusher = tfx.components.Pusher(
         model=training.outputs["model"],
         model_blessing=evaluation.outputs["blessing"],
-        push_destination=tfx.proto.PushDestination(filesystem=tfx.proto.PushDestination.Filesystem(base_directory=settings.serving_dir)),
+        push_destination=tfx.proto.PushDestination(filesystem=folder),
     )
-    return tfx.dsl.Pipeline(
-        pipeline_name=f"{settings.trainer.replace('_', '-')}-tfx",
-        pipeline_root=settings.root,
-        components=[examples, statistics, schema, anomalies, training, blessed, evaluation, pusher],
-        enable_cache=True,
-        metadata_connection_config=settings.metadata and tfx.orchestration.metadata.sqlite_metadata_connection_config(settings.metadata),
-    )
+    return [blessed, evaluation, pusher]
