@@ -7,13 +7,15 @@ import io
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from test_local_support import call, wait_for, write_job
+from test_local_support import call, environ, wait_for, write_job
 from test_serve_support import ENDED, Service
 
 pytest.importorskip("google.cloud.aiplatform", reason="google-cloud-aiplatform is not installed")
@@ -401,6 +403,25 @@ def test_a_run_outside_a_job_is_kept_by_the_service_that_env_leads_to(sdk, servi
     assert run.get_state() == "COMPLETE" and run.get_metrics()["val_rmse"] == pytest.approx(record["metrics"]["val_rmse"])
     (execution,) = run.get_executions()
     assert execution.schema_title == "system.ContainerExecution" and execution.metadata["run"] == record["id"]
+
+
+@pytest.mark.slow
+def test_a_run_that_is_interrupted_or_fails_says_so(sdk, service, tmp_path):
+    env = environ(**service.endpoint.environment())
+    command = [sys.executable, "-m", "taxifare.trainer.task", "--experiment=ends", "--output_dir"]
+    with subprocess.Popen([*command, "stopped", "--epochs=30000"], cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True) as process:
+        assert any("this is its run" in line for line in process.stdout)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == -signal.SIGTERM
+    done = subprocess.run([*command, "broken", "--lr=1e38"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and "the loss is not finite" in done.stderr
+
+    def state(name: str) -> str:
+        record = json.loads((tmp_path / name / "run.json").read_text())
+        return sdk.ExperimentRun(record["experiment"]["run"], "ends").get_state()
+
+    assert state("broken") == "FAILED"
+    assert wait_for(lambda: state("stopped") == "CANCELLED", 60), "the process that tells it goes on for a moment"
 
 
 def test_an_experiments_run_is_compared_with_a_job_and_a_folder(service, job, outputs):

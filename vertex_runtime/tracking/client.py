@@ -181,7 +181,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(OSError):
-        os.nice(10)
+        os.nice(3)
     logging.disable(logging.WARNING)  # the SDK tells of everything that it makes
     follow(sys.stdin)
     sys.stdout.flush()

@@ -70,7 +70,10 @@ class Reporter:
             self._tell("evaluation", step=step, metrics=dict(metrics))
 
     def end(self, record: Mapping[str, Any], patience: float = AT_THE_END) -> None:
-        """Tell how the run has ended, and wait until that is kept, for so many seconds at most."""
+        """Tell how the run has ended, and wait until that is kept, for so many seconds at most.
+
+        Where the process was told to end (WHEN_STOPPED), the client finishes by itself, if it is let.
+        """
         process, self._process = self._process, None
         if process is None:
             return
@@ -79,6 +82,8 @@ class Reporter:
         try:
             process.wait(patience)
         except subprocess.TimeoutExpired:
+            if patience == WHEN_STOPPED:
+                return
             process.kill()
             process.wait()
             log("WARNING", f"experiment {self.experiment['name']}: the service took longer than {patience:g} s; the run is in run.json.")
