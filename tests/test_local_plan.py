@@ -114,15 +114,18 @@ def test_with_cloud_credentials_they_are_the_callers(tmp_path, monkeypatch):
     assert {name: found[name] for name in CALLERS} == CALLERS
 
 
-def test_where_the_service_runs_its_clients_find_it(tmp_path):
+def test_where_the_service_runs_its_clients_find_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/the/callers.pem")
     state = tmp_path / ".vertex_local"
     (state / "serve").mkdir(parents=True)
-    (state / "serve" / "environment.json").write_text(json.dumps({"STORAGE_EMULATOR_HOST": "http://127.0.0.1:8787", "OTHER": "x"}))
+    told = {"STORAGE_EMULATOR_HOST": "http://127.0.0.1:8787", "OTHER": "x", "REQUESTS_CA_BUNDLE": "/the/services.pem"}
+    (state / "serve" / "environment.json").write_text(json.dumps(told))
     assert show(tmp_path)["STORAGE_EMULATOR_HOST"] == "http://127.0.0.1:9", "a file that a killed service left says nothing"
     with open(state / "serve" / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         found = show(tmp_path, job_id="b")
     assert found["STORAGE_EMULATOR_HOST"] == "http://127.0.0.1:8787" and found["OTHER"] == "x"
+    assert found["REQUESTS_CA_BUNDLE"] == "/the/services.pem", "which holds what the caller trusts, too"
 
 
 def test_replicas_know_the_project_under_which_the_job_is_kept(tmp_path):

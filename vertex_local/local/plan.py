@@ -195,6 +195,7 @@ class Planner:
             **clients,
             "PYTHONUNBUFFERED": "1",
             **surroundings,
+            **{name: clients[name] for name in environment.CERTIFICATES if name in clients},
             **own,
             **environment.service_variables(self.job, members, member, self.identity),
             **(self.options.variables or {}),
