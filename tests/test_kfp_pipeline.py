@@ -15,7 +15,6 @@ from test_serve_support import Service
 
 from vertex_submit import pipeline_job
 
-pytest.importorskip("vertex_local.pipelines", reason="pipelines do not run here yet")
 pytestmark = [pytest.mark.kfp, pytest.mark.slow, needs_kfp]
 QUICK = '--parameter=trainer_args=["--num_examples_to_train_on=4000"]'
 PARENT = "/v1/projects/your-project/locations/us-central1"
