@@ -91,6 +91,7 @@ def test_moments_are_added_up_until_they_are_worth_a_word(clock):
     assert measured.pause() == pace.Limits(pace.REST, 0.0, pytest.approx(300.0), pytest.approx(100.0), pytest.approx(2 / 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slow, by", [("input", pace.INPUT), ("computing", pace.COMPUTING), ("callbacks", pace.REST)])
 def test_a_run_says_what_limits_it(tmp_path, monkeypatch, capsys, slow, by):
     write_trainer(tmp_path, f"slow_{slow}", HEAD + MODEL.format(slow=slow))
