@@ -43,6 +43,7 @@ def submit(job: str, folder: Path, docker: dict[str, str], *flags: str) -> tuple
 
 
 @needs_gcloud
+@pytest.mark.slow
 @pytest.mark.parametrize("trainer", FIRST_TRAINER)
 def test_the_generated_dockerfiles_steps_train(tmp_path, docker, trainer):
     body, text, said = submit(trainer, tmp_path, docker)

@@ -87,6 +87,7 @@ def test_what_is_sent_to_docker(name, out):
 # ------------------------------------------------------------------ the steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainer", FIRST_TRAINER)
 def test_the_image_trains(tmp_path, trainer):
     """With the packages of this environment in the base, as a prebuilt container has TensorFlow: pip adds none of them."""

@@ -142,6 +142,7 @@ def test_a_damaged_entry_is_learnt_anew(tmp_path):
 # ------------------------------------------------------------------ whole runs
 
 
+@pytest.mark.slow
 def test_runs_share_what_was_learnt(tmp_path, capsys):
     """A second run, or a trial with another learning rate or seed, does not read the rows for it; its weights are the same."""
     from benchmarks import drills

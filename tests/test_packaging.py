@@ -346,6 +346,7 @@ def test_predict_says_what_to_do_without_tensorflow(tree, no_python):
     assert said.startswith("error: ") and f"{tree}/scripts/train" in said and said.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_predict_runs_with_the_active_environment_from_any_folder(tree, tmp_path, run_trainer):
     run_trainer("taxifare", *TINY, "--output_dir", tmp_path / "out")
     trip = {"pickup_datetime": "2014-05-01 10:00:00 UTC", "passenger_count": 1}

@@ -234,6 +234,7 @@ class TestRefusals:
         assert refused.returncode == 2 and "thesis.txt" in refused.stderr
         assert (output / "model" / "thesis.txt").read_text() == "mine"
 
+    @pytest.mark.slow
     def test_full_disk_keeps_the_newest_good_checkpoint(self, unbroken, tmp_path):
         """The limit on a file's size stands for the full disk: it bites for root too."""
         output = tmp_path / "out"

@@ -192,6 +192,7 @@ def test_a_failed_check_stops_it_and_its_command_is_printed(tmp_path, service, g
     assert "not submitted" in last_error(done) and not service.requests
 
 
+@pytest.mark.slow
 def test_the_check_sees_what_flags_changed(tmp_path, service, gcloud):
     """A file without baseOutputDirectory is refused, for its outputs would be lost; with --base_output_dir it is fine."""
     container = {"imageUri": "host/any:1", "command": ["python", "-c", "print(1)"]}

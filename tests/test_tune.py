@@ -726,6 +726,7 @@ def test_two_studies_at_once_in_one_process(tmp_path):
     assert [len(each.trials) for each in found.values()] == [4, 4] and all(each.succeeded for each in found.values())
 
 
+@pytest.mark.slow
 def test_the_taxi_trainer_is_tuned_by_its_own_file(tmp_path):
     """The file as it is, from the checkout, with little data and few trials; the winner's command runs."""
     command = [
