@@ -144,12 +144,22 @@ def dates_like(texts: Any, first: str) -> np.ndarray | None:
     return good
 
 
+def _is_ascii(values: Any) -> bool:
+    """Tell whether all cells of a binary array without nulls are ASCII."""
+    offsets, content = offsets_of(values), values.buffers()[2]
+    if content is None or offsets[0] == offsets[-1]:
+        return True
+    return bool(np.frombuffer(content, np.uint8)[offsets[0] : offsets[-1]].max() < 128)
+
+
 def valid_texts(values: Any) -> tuple[Any, np.ndarray]:
     """Return (binary cells as texts, which of them are UTF-8, [rows] bool); the others are replaced by an empty text."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     good = np.ones(len(values), bool)
+    if _is_ascii(values):  # Arrow looks at cell by cell, which takes ten times as long
+        return values.view(pa.string()), good
     try:
         return values.cast(pa.string()), good
     except pa.ArrowInvalid:
