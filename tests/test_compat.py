@@ -145,6 +145,7 @@ def test_train_killed_resume_and_export_with_the_oldest_versions(python_2_17, tr
 # What starts no trainer, or only as another test here does: it is the same whichever TensorFlow is installed.
 ELSEWHERE = (
     "serve", "submit", "tune", "study", "datasets", "storage", "convert", "bigquery", "check", "jobs", "estimate", "docker", "style",
+    "console", "registry", "batch", "doctor", "tensorboard", "experiments", "pipeline", "kfp", "tfx", "notebook",
 )  # fmt: skip
 
 
