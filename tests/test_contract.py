@@ -416,7 +416,7 @@ def test_a_run_that_stands_still_is_ended(made):
 def test_too_little_memory_is_one_line(made):
     write_trainer(made.folder, "large", HEAD + GOOD)
     # A little more, and TensorFlow's own threads are what cannot be had: it aborts by itself.
-    command = f"ulimit -v 1400000; exec {sys.executable} -m large.trainer.task --train_data_path=train.csv --eval_data_path=valid.csv"
+    command = f"ulimit -v 1300000; exec {sys.executable} -m large.trainer.task --train_data_path=train.csv --eval_data_path=valid.csv"
     env = {**os.environ, "PYTHONPATH": f"{made.folder}{os.pathsep}{ROOT}"}
     done = subprocess.run(["bash", "-c", command], env=env, capture_output=True, text=True, timeout=300, cwd=made.folder)
     assert done.returncode and "Traceback" not in done.stderr and "memory" in done.stderr, done.stderr

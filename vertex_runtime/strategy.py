@@ -38,6 +38,8 @@ def import_tensorflow() -> None:
             if hasattr(tf, "config"):
                 tf.config.list_physical_devices()
     except ImportError as error:
+        if "failed to map segment" in str(error):  # what the loader says where memory does not suffice for a library
+            raise MemoryError(f"for TensorFlow's libraries: {error}") from None
         raise UserError(f"TensorFlow cannot be imported ({error}). {remedy}.") from None
     gc.freeze()
     gc.enable()
