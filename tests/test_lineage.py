@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import shutil
@@ -15,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from test_local_support import call, environ, wait_for, write_job
+from test_local_support import call, command, environ, said, wait_for, write_job
 from test_serve_support import ENDED, Service
 
 pytest.importorskip("google.cloud.aiplatform", reason="google-cloud-aiplatform is not installed")
@@ -24,7 +22,6 @@ pytest.importorskip("cryptography", reason="without cryptography the service has
 from google.cloud import aiplatform  # noqa: E402
 from google.cloud.aiplatform.metadata import metadata as sdk_metadata  # noqa: E402
 
-from vertex_local.__main__ import main  # noqa: E402
 from vertex_local.local.environment import number_of  # noqa: E402
 from vertex_local.local.store import Store  # noqa: E402
 from vertex_local.metadata import event_files, lineage, nodes  # noqa: E402
@@ -38,27 +35,6 @@ STORE = f"{LOCATION}/metadataStores/default"
 SERVING = "us-docker.pkg.dev/vertex-ai/prediction/tf2-cpu.2-15:latest"
 DATA = ROOT / "taxifare" / "tests" / "data"
 QUICK = ("--num_evals=2", "--epochs=2")
-
-
-def command(folder: Path, *words: object) -> subprocess.CompletedProcess:
-    """Run one of the commands in this process, in `folder`."""
-    out, err, before = io.StringIO(), io.StringIO(), os.getcwd()
-    os.chdir(folder)
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            try:
-                code = main([*map(str, words)])
-            except SystemExit as end:
-                code = end.code
-    finally:
-        os.chdir(before)
-    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
-
-
-def said(folder: Path, *words: object) -> str:
-    done = command(folder, *words)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 # ------------------------------------------------------------------ a run by itself

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import os
 import re
 import signal
 import subprocess
@@ -13,32 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_local_support import alive, call, environ, result, start, wait_for, write_job, write_script
+from test_local_support import alive, call, command, environ, result, said, start, wait_for, write_job, write_script
 from test_tune import start as start_study
 from test_tune import write_study
-
-from vertex_local.__main__ import main
-
-
-def command(folder: Path, *words: object, answer: str = "") -> subprocess.CompletedProcess:
-    """Run one of the commands in this process."""
-    out, err, before = io.StringIO(), io.StringIO(), os.getcwd()
-    os.chdir(folder)
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            try:
-                code = main([*map(str, words)])
-            except SystemExit as end:
-                code = end.code
-    finally:
-        os.chdir(before)
-    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
-
-
-def said(folder: Path, *words: object) -> str:
-    done = command(folder, *words)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module")

@@ -64,18 +64,8 @@ def run(folder: Path, *args: object, seconds: float = 60, **popen) -> subprocess
 
 
 def call(folder: Path, *args: object) -> subprocess.CompletedProcess:
-    """Run the same command line inside this process, where the SDK's types are loaded already."""
-    out, err, before = io.StringIO(), io.StringIO(), os.getcwd()
-    os.chdir(folder)
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            try:
-                code = main(["run", *map(str, args)])
-            except SystemExit as end:  # argparse
-                code = end.code
-    finally:
-        os.chdir(before)
-    return subprocess.CompletedProcess(args, code, out.getvalue(), err.getvalue())
+    """Run a job inside this process, where the SDK's types are loaded already."""
+    return command(folder, "run", *args)
 
 
 def result(folder: Path, job_id: str) -> dict:
@@ -104,3 +94,25 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def command(folder: Path, *words: object) -> subprocess.CompletedProcess:
+    """Run one of `python -m vertex_local`'s commands in this process, in `folder`."""
+    out, err, before = io.StringIO(), io.StringIO(), os.getcwd()
+    os.chdir(folder)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                code = main([*map(str, words)])
+            except SystemExit as end:  # argparse
+                code = end.code
+    finally:
+        os.chdir(before)
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
+
+
+def said(folder: Path, *words: object) -> str:
+    """Return what a command prints, which must succeed."""
+    done = command(folder, *words)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

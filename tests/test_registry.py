@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT
 from test_cloud_support import call, script
 from test_gate import SIGNATURE, evaluation, paired
-from test_serve_support import Service, write_object
+from test_serve_support import Service, lead_sdk, write_object
 
 pytest.importorskip("google.cloud.aiplatform", reason="google-cloud-aiplatform is not installed")
 pytest.importorskip("google.cloud.storage", reason="google-cloud-storage is not installed")
@@ -47,9 +47,7 @@ def service(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def sdk(service, monkeypatch):
-    for name, value in service.endpoint.environment().items():
-        monkeypatch.setenv(name, value)
-    aiplatform.init(**service.init_arguments)
+    lead_sdk(service, monkeypatch)
 
 
 @pytest.fixture

@@ -70,6 +70,15 @@ class Service(LocalService):
         return wait_for(lambda: (found := self.call("GET", f"/operations/{name}"))["done"] and found)
 
 
+def lead_sdk(service: Service, monkeypatch) -> None:
+    """Lead the SDK and what it starts to a service, for one test."""
+    from google.cloud import aiplatform
+
+    for name, value in service.endpoint.environment().items():
+        monkeypatch.setenv(name, value)
+    aiplatform.init(**service.init_arguments)
+
+
 def pool(source: str, *args: str, replicas: int = 1, **fields) -> dict:
     container = {"imageUri": "host/any:1", "command": ["python", "-c", source], "args": list(args)}
     return {"machineSpec": {"machineType": "n1-standard-4"}, "replicaCount": replicas, "containerSpec": container, **fields}

@@ -15,7 +15,7 @@ from conftest import ROOT
 from test_cloud_support import call
 from test_local_support import environ, wait_for
 from test_pipeline_support import compiled, kfp_python  # noqa: F401 - a fixture
-from test_serve_support import Service, echo_service, write_object
+from test_serve_support import Service, echo_service, lead_sdk, write_object
 
 pytest.importorskip("google.cloud.aiplatform", reason="google-cloud-aiplatform is not installed")
 
@@ -51,9 +51,7 @@ def service(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def sdk(service, monkeypatch):
-    for name, value in service.endpoint.environment().items():
-        monkeypatch.setenv(name, value)
-    aiplatform.init(**service.init_arguments)
+    lead_sdk(service, monkeypatch)
 
 
 @pytest.fixture

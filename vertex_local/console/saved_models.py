@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,13 +39,23 @@ class Signature:
 
 def signature(folder: Path) -> Signature | None:
     """Return the signature of the SavedModel in a folder; None if it has none, or there is no SavedModel."""
+    path = folder / "saved_model.pb"
+    try:
+        return _signature(path, path.stat().st_mtime_ns)
+    except OSError:
+        return None
+
+
+@functools.lru_cache(64)
+def _signature(path: Path, changed: int) -> Signature | None:
+    """Read a file's signature; once for each time it has `changed`, for pages that are live ask again and again."""
     from google.protobuf.message import DecodeError
     from tensorboard.compat.proto import meta_graph_pb2
 
     try:
-        graph = _first_meta_graph((folder / "saved_model.pb").read_bytes())
+        graph = _first_meta_graph(path.read_bytes())
         signatures = meta_graph_pb2.MetaGraphDef.FromString(graph).signature_def
-    except (OSError, DecodeError, IndexError):
+    except (DecodeError, IndexError):
         return None
     if SIGNATURE not in signatures:
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...local.job_record import is_over
-from ..app import Redirect, View, Visit, href, page
+from ..app import View, Visit, page
 from .files import address
 from .jobs import logs, named
 from .pipeline_jobs import resource
@@ -22,17 +22,3 @@ def show(visit: Visit, number: str) -> View:
         "inputs": [(uri, address(visit, uri)) for uri in inputs.get("gcsSource", {}).get("uris", [])],
         "output": output, "output_link": address(visit, output), "logs": logs(visit.console.local.state / "jobs" / number),
     })  # fmt: skip
-
-
-@page("POST", f"/{_KIND}/{{number}}/cancel")
-def cancel(visit: Visit, number: str) -> Redirect:
-    """Ask the job to end."""
-    visit.call("CancelBatchPredictionJob", name=named(visit, _KIND, number))
-    return Redirect(href(f"/{_KIND}/{number}"), "The job was asked to end.")
-
-
-@page("POST", f"/{_KIND}/{{number}}/delete")
-def delete(visit: Visit, number: str) -> Redirect:
-    """Forget the job's record."""
-    visit.call("DeleteBatchPredictionJob", name=named(visit, _KIND, number))
-    return Redirect(href(f"/{_KIND}"), f"The record of job {number} is deleted; its files stay.")

@@ -40,20 +40,6 @@ def show(visit: Visit, number: str) -> View:
     })  # fmt: skip
 
 
-@page("POST", "/customJobs/{number}/cancel")
-def cancel(visit: Visit, number: str) -> Redirect:
-    """Ask the job to end."""
-    visit.call("CancelCustomJob", name=named(visit, "customJobs", number))
-    return Redirect(href(f"/customJobs/{number}"), "The job was asked to end.")
-
-
-@page("POST", "/customJobs/{number}/delete")
-def delete(visit: Visit, number: str) -> Redirect:
-    """Forget the job's record."""
-    visit.call("DeleteCustomJob", name=named(visit, "customJobs", number))
-    return Redirect(href("/customJobs"), f"The record of job {number} is deleted; its files stay.")
-
-
 @page("POST", "/customJobs/{number}/rerun")
 def rerun(visit: Visit, number: str) -> Redirect:
     """Create the job once more, with the arguments and the output folder of the form."""

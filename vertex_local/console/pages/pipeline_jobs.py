@@ -38,20 +38,6 @@ def show(visit: Visit, number: str) -> View:
     })  # fmt: skip
 
 
-@page("POST", f"/{_KIND}/{{number}}/cancel")
-def cancel(visit: Visit, number: str) -> Redirect:
-    """Ask the pipeline to end."""
-    visit.call("CancelPipelineJob", name=named(visit, _KIND, number))
-    return Redirect(href(f"/{_KIND}/{number}"), "The pipeline was asked to end.")
-
-
-@page("POST", f"/{_KIND}/{{number}}/delete")
-def delete(visit: Visit, number: str) -> Redirect:
-    """Forget the pipeline's record."""
-    visit.call("DeletePipelineJob", name=named(visit, _KIND, number))
-    return Redirect(href(f"/{_KIND}"), f"The record of pipeline {number} is deleted; its files stay.")
-
-
 @page("POST", f"/{_KIND}/{{number}}/rerun")
 def rerun(visit: Visit, number: str) -> Redirect:
     """Run the same pipeline once more; steps whose inputs are the same are taken from the cache."""

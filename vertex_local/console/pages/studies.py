@@ -9,7 +9,7 @@ from typing import Any
 from ...job import times
 from ...local.job_record import is_over
 from .. import charts
-from ..app import Redirect, View, Visit, href, page
+from ..app import View, Visit, href, page
 from ..text import number as short
 from .jobs import named, read_result
 
@@ -36,20 +36,6 @@ def show(visit: Visit, number: str) -> View:
         "charts": list(_charts(trials, study, metrics, parameters, best)), "curves": _curves(visit, jobs, number, ranked),
         "spec": {"studySpec": study, "trialJobSpec": job["trialJobSpec"]},
     })  # fmt: skip
-
-
-@page("POST", f"/{_KIND}/{{number}}/cancel")
-def cancel(visit: Visit, number: str) -> Redirect:
-    """Ask the study to end."""
-    visit.call("CancelHyperparameterTuningJob", name=named(visit, _KIND, number))
-    return Redirect(href(f"/{_KIND}/{number}"), "The tuning job was asked to end.")
-
-
-@page("POST", f"/{_KIND}/{{number}}/delete")
-def delete(visit: Visit, number: str) -> Redirect:
-    """Forget the study's record."""
-    visit.call("DeleteHyperparameterTuningJob", name=named(visit, _KIND, number))
-    return Redirect(href(f"/{_KIND}"), f"The record of tuning job {number} is deleted; its files stay.")
 
 
 def _values(trial: Mapping[str, Any]) -> dict[str, float]:

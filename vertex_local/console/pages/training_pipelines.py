@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...local.job_record import is_over, plain_state
-from ..app import Redirect, View, Visit, href, page
+from ..app import View, Visit, href, page
 from ..text import last_part
 from .jobs import named
 
@@ -22,20 +22,6 @@ def show(visit: Visit, number: str) -> View:
         "active": _KIND, "job": job, "number": number, "over": is_over(job),
         "steps": list(_steps(visit, job)), "spec": spec,
     })  # fmt: skip
-
-
-@page("POST", f"/{_KIND}/{{number}}/cancel")
-def cancel(visit: Visit, number: str) -> Redirect:
-    """Ask the pipeline to end."""
-    visit.call("CancelTrainingPipeline", name=named(visit, _KIND, number))
-    return Redirect(href(f"/{_KIND}/{number}"), "The pipeline was asked to end.")
-
-
-@page("POST", f"/{_KIND}/{{number}}/delete")
-def delete(visit: Visit, number: str) -> Redirect:
-    """Forget the pipeline's record."""
-    visit.call("DeleteTrainingPipeline", name=named(visit, _KIND, number))
-    return Redirect(href(f"/{_KIND}"), f"The record of pipeline {number} is deleted; its job, model and files stay.")
 
 
 def _steps(visit: Visit, job: dict[str, Any]) -> Any:
