@@ -16,6 +16,7 @@ from .jobs import named
 from .models import artifacts
 
 _BARS = 20  # shares of an answer that are drawn
+_OPERATIONS = 200  # the latest ones, among which deployments are looked for: the page is made anew every few seconds
 
 
 @dataclass(frozen=True)
@@ -138,8 +139,9 @@ def _explained(visit: Visit, deployed: Mapping[str, Any]) -> bool:
 
 def _deployments(visit: Visit, endpoint: str) -> tuple[bool, str]:
     """Return whether a model is being deployed, and why the last deployment failed; "" if it did not."""
-    operations = [each for each in visit.console.local.records.list("operations") if each.get("resource") == endpoint]
-    last = operations[-1] if operations else {}
+    latest = visit.console.local.records.page("operations", visit.parent, _OPERATIONS).documents  # the newest first
+    operations = [each for each in latest if each.get("resource") == endpoint]
+    last = operations[0] if operations else {}
     return any(not each["done"] for each in operations), last.get("error", {}).get("message", "")
 
 
