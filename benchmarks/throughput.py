@@ -41,6 +41,7 @@ class Bench:
     window_seconds: float
     windows: int
     columns: str
+    jit: bool
     results: dict[str, Any]
 
     def ours(self, rows: int, batch_size: int, examples: int, evaluations: int, flags: Sequence[object]) -> Run:
@@ -68,7 +69,9 @@ def steady(bench: Bench) -> None:
     notes: list[dict[str, Any]] = []
     for repeat in range(bench.repeats):
         for batch_size in bench.batches:
-            arms = {"baseline": None, "lab": LAB, "lab --jit_compile=yes": (*LAB, "--jit_compile=yes")}
+            arms = {"baseline": None, "lab": LAB}
+            if bench.jit:
+                arms |= {"lab --jit_compile=yes": (*LAB, "--jit_compile=yes")}
             if batch_size == 1024:
                 arms |= {"lab --in_memory=no": (*LAB, "--in_memory=no"), "default network": ()}
             for name, flags in arms.items():
@@ -178,6 +181,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=3, help="windows that count, of each process")
     parser.add_argument("--window_seconds", type=float, default=2.0, help="about how long a window lasts")
     parser.add_argument("--columns", choices=("used", "all"), default="used", help="columns that the baseline parses")
+    parser.add_argument("--no_jit", action="store_true", help="leave the arms with --jit_compile=yes out")
     parser.add_argument("--json", type=Path, help="write every measurement to this file")
     args = parser.parse_args()
     folder = args.folder.resolve()
@@ -186,7 +190,7 @@ def main() -> None:
     results: dict[str, Any] = {"machine": machine(), "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     print(f"machine: {results['machine']}")
     sizes = (args.rows, args.more_rows, args.repeats, tuple(args.batches))
-    bench = Bench(folder, *sizes, args.window_seconds, args.windows, args.columns, results)
+    bench = Bench(folder, *sizes, args.window_seconds, args.windows, args.columns, not args.no_jit, results)
     measures = {"steady": steady, "epoch": epoch, "memory": memory, "startup": startup, "checkpoint": checkpoint}
     for arm in args.arms:
         measures[arm](bench)

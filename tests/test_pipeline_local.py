@@ -15,6 +15,7 @@ from test_local_support import environ, wait_for
 from test_pipeline_support import BUCKET, WHERE, compiled, compiled_google, kfp_python, output, pipelines, states, tasks  # noqa: F401 - fixtures
 
 from vertex_local.__main__ import main
+from vertex_local.pipelines import command
 
 pytestmark = pytest.mark.kfp
 kfp_python()
@@ -37,7 +38,9 @@ class Run:
              "--project=my-project", *flags]
         )  # fmt: skip
         self.out, self.err = capsys.readouterr()
-        self.id = re.match(r"pipeline (\S+):", self.out)[1]
+        named = re.match(r"pipeline (\S+):", self.out)
+        assert named, self.out + self.err
+        self.id = named[1]
         self.job = service.call("GET", f"/pipelineJobs/{self.id}", base="/v1/projects/my-project/locations/us-central1")
 
 
@@ -137,6 +140,14 @@ def test_outputs_of_an_earlier_run_are_taken_by_content(run, pipelines):  # noqa
     file.unlink()
     assert states(run("chain", "--parameter=text=cached").job)["write"] == "SUCCEEDED", "what is gone is made again"
     assert set(states(run("chain", "--parameter=text=cached", "--no_caching").job).values()) == {"SUCCEEDED"}
+
+
+def test_runs_that_start_within_a_second_have_names_of_their_own(run, pipelines, compiled, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.setattr(command, "_new_id", lambda name: f"{name}-now")
+    assert [run("chain", "--parameter=text=cached").id for _ in range(3)] == ["chain-now", "chain-now-2", "chain-now-3"]
+    flags = [f"--state_dir={pipelines.state}", f"--project_dir={ROOT}", "--job_id=chain-now", "--project=my-project"]
+    assert main(["pipeline", str(compiled / "chain.yaml"), *flags, f"--bucket={BUCKET}"]) == 2
+    assert "chain-now exists already" in capsys.readouterr().err, "a name that was asked for is taken or refused"
 
 
 def test_the_error_of_a_steps_job_is_the_headline(run_google, pipelines):  # noqa: F811

@@ -7,16 +7,19 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("google.cloud.aiplatform", reason="google-cloud-aiplatform is not installed")
 pytest.importorskip("cryptography", reason="without cryptography the service has no TLS")
 
+import grpc  # noqa: E402
 from google.api import httpbody_pb2  # noqa: E402
 from google.api_core import exceptions  # noqa: E402
 from google.cloud import aiplatform  # noqa: E402
 from google.cloud.aiplatform_v1 import PredictionServiceClient, RawPredictRequest  # noqa: E402
+from google.cloud.aiplatform_v1.services.prediction_service.transports import PredictionServiceGrpcTransport  # noqa: E402
 from test_local_support import environ  # noqa: E402
 from test_serve_rpc import PARENT, House, deploy, endpoint, house, refused  # noqa: E402, F401
 from test_serve_support import Service, write_object  # noqa: E402
@@ -137,8 +140,12 @@ def test_the_sdk_asks_a_dedicated_endpoint_here(service, model):
 def test_over_grpc_headers_are_metadata(service, model):
     shared = aiplatform.Endpoint.create("s")
     model.deploy(shared, machine_type="n1-standard-2")
-    options = {"api_endpoint": service.endpoint.grpc}
-    client = PredictionServiceClient(credentials=service.endpoint.credentials(), client_options=options)
+    # gRPC reads the variable with the authorities once in a process, and another file of tests may have led it elsewhere.
+    authority = grpc.ssl_channel_credentials(Path(service.endpoint.ca_file).read_bytes())
+    transport = PredictionServiceGrpcTransport(
+        host=service.endpoint.grpc, credentials=service.endpoint.credentials(), ssl_channel_credentials=authority
+    )
+    client = PredictionServiceClient(transport=transport)
     body = httpbody_pb2.HttpBody(content_type="application/json", data=b'{"instances": [1.5]}')
     answer = client.raw_predict(endpoint=shared.resource_name, http_body=body)
     assert answer.content_type == "application/json" and json.loads(answer.data) == {"predictions": [3.0]}

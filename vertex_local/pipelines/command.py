@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
 import re
 import signal
@@ -93,7 +94,9 @@ def _run(args: argparse.Namespace, cancel: threading.Event) -> int:
     python.find(Path(os.path.abspath(args.project_dir)))  # said before a service is started
     with _service(args, "google" if spec.uses_google(found) else "kfp", cancel) as service:
         parent = f"projects/{known.get('project', PROJECT)}/locations/{known.get('region', REGION)}"
-        return _Run(service, parent, job_id, Path(args.state_dir)).see(body, cancel)
+        run = _Run(service, parent, job_id, Path(args.state_dir))
+        run.create(body, rename=not args.job_id)
+        return run.see(body, cancel)
 
 
 def _of_settings(found: Mapping[str, Any], known: Mapping[str, str]) -> dict[str, str]:
@@ -204,14 +207,29 @@ class _Run:
 
     def __init__(self, service: Service, parent: str, job_id: str, state_dir: Path):
         self.service, self.parent, self.job_id, self.state_dir = service, parent, job_id, state_dir
-        self.name = f"{parent}/pipelineJobs/{job_id}"
         self.shown: dict[str, str] = {}
 
-    def see(self, body: dict[str, Any], cancel: threading.Event) -> int:
-        """Create the pipeline job, follow it to its end and return the exit code."""
-        answer = self.service.ask("POST", f"{self.parent}/pipelineJobs?pipelineJobId={self.job_id}", body)
+    @property
+    def name(self) -> str:
+        return f"{self.parent}/pipelineJobs/{self.job_id}"
+
+    def create(self, body: dict[str, Any], rename: bool) -> None:
+        """Create the pipeline job.
+
+        Args:
+            rename: take the next free name where another run has this one, as two that start within a second would.
+        """
+        wanted = self.job_id
+        for number in itertools.count(2):
+            answer = self.service.ask("POST", f"{self.parent}/pipelineJobs?pipelineJobId={self.job_id}", body)
+            if not (rename and answer.exists):
+                break
+            self.job_id = f"{wanted}-{number}"
         if answer.error:
             raise UserError(answer.error)
+
+    def see(self, body: dict[str, Any], cancel: threading.Event) -> int:
+        """Follow the pipeline job to its end and return the exit code."""
         print(f"pipeline {self.job_id}: {body['displayName']}, outputs in {body['runtimeConfig']['gcsOutputDirectory']}", flush=True)
         asked = False
         while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http
 import json
 import ssl
 import urllib.error
@@ -13,10 +14,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Answer:
-    """What the service says: an object in the API's form, or why not."""
+    """What the service says: an object in the API's form, or why not.
+
+    Attributes:
+        exists: what was to be created has the name of something that exists.
+    """
 
     content: dict[str, Any] = field(default_factory=dict)
     error: str = ""
+    exists: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class Service:
             with direct.open(urllib.request.Request(f"{self.url}/v1/{path}", data, headers, method=method), timeout=60) as answer:
                 return Answer(json.loads(answer.read() or b"{}"))
         except urllib.error.HTTPError as error:
-            return Answer(error=_message(error))
+            return Answer(error=_message(error), exists=error.code == http.HTTPStatus.CONFLICT)
         except (OSError, ValueError) as error:
             return Answer(error=f"the local service does not answer: {error}")
 

@@ -1,0 +1,161 @@
+#!/usr/bin/env python3
+"""Measure what docs/measured.md says and write it there: speed beside a named baseline, seconds of an epoch, quality.
+
+Run it on a quiet machine; about half an hour. `docs/measured.json` keeps every figure, from which `--render` writes the page anew:
+
+    python benchmarks/measured.py --folder /tmp/taxi-benchmark
+    python benchmarks/measured.py --render
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE, FIGURES = ROOT / "docs" / "measured.md", ROOT / "docs" / "measured.json"
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+BATCHES = (32, 256, 1024, 4096)
+QUIET = 0.5  # load average above which figures would not be those of this project
+
+
+def render(figures: Mapping[str, Any]) -> str:
+    """Return the measured part of the page."""
+    machine = figures["machine"]
+    parts = [
+        f"{machine['cpu']}, {machine['cpus']} cores, no GPU; Python {machine['python']}, TensorFlow {machine['tensorflow']}, "
+        f"Keras {machine['keras']}; {figures['day']}, load average {machine['load']:.1f} before the start.",
+        _speed(figures["steady"]), _epoch(figures["epoch"]), _quality(figures.get("quality")),
+    ]  # fmt: skip
+    return "\n\n".join(part for part in parts if part)
+
+
+def _speed(arms: Mapping[str, Any]) -> str:
+    rows = []
+    for batch in BATCHES:
+        base = arms[f"{batch} baseline"]["examples_per_second"]
+        for name, label in (("lab", "lab"), ("lab --in_memory=no", "lab, rows on disk"), ("default network", "default")):
+            found = arms.get(f"{batch} {name}")
+            if found:
+                ours = found["examples_per_second"]
+                ratios = [mine / theirs for mine, theirs in zip(ours, base)]
+                best = statistics.median(ours) / max(base)
+                rows.append((f"{batch:,}", label, _spread(base), _spread(ours), f"**{best:.0f}**", _spread(ratios)))
+    repeats = len(arms[f"{BATCHES[0]} baseline"]["examples_per_second"])
+    header = ("batch", "network", "baseline, examples/s", "this trainer, examples/s", "times the baseline's best", "times, pair by pair")
+    return (
+        f"Steady training of taxifare on a million rows: medians and [ranges] of {repeats} fresh processes each, in turn. The baseline is\n"
+        "`make_csv_dataset` with Keras `fit` of the same features as layers (`benchmarks/baseline.py`).\n\n" + _table(header, rows)
+    )
+
+
+def _epoch(seconds: Mapping[str, Sequence[float]]) -> str:
+    base = seconds["baseline"]
+    labels = {"baseline": "baseline", "lab": "lab", "lab --in_memory=no": "lab, rows on disk", "default network": "default"}
+    rows = [
+        (labels[name], _spread(values, 1), f"{min(base) / statistics.median(values):.1f}" if name != "baseline" else "")
+        for name, values in seconds.items()
+    ]
+    header = ("network", "seconds", "times the baseline's best")
+    return "One epoch at batch 1,024 from the start of the process to metrics and exported model:\n\n" + _table(header, rows)
+
+
+def _quality(quality: Mapping[str, Any] | None) -> str:
+    if not quality:
+        return ""
+    rows = []
+    for data, metric, digits in (("taxifare", "validation RMSE", 3), ("stackoverflow", "accuracy", 4)):
+        for name, scores in quality[data].items():
+            rows.append((name, metric, _mean(scores["valid"], digits), _spread(scores["seconds"], 1)))
+    header = ("model", "metric", "mean [range]", "seconds of training")
+    return "Real data, default flags, beside scikit-learn's models (`benchmarks/quality.py`):\n\n" + _table(header, rows)
+
+
+def _mean(values: Sequence[float], digits: int) -> str:
+    return f"{statistics.mean(values):.{digits}f} [{min(values):.{digits}f}..{max(values):.{digits}f}] of {len(values)}"
+
+
+def _spread(values: Sequence[float], digits: int = 0) -> str:
+    return f"{statistics.median(values):,.{digits}f} [{min(values):,.{digits}f}..{max(values):,.{digits}f}]"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows])
+
+
+def measure(folder: Path, repeats: int) -> dict[str, Any]:
+    """Run the benchmarks and return their figures."""
+    benchmarks = ROOT / "benchmarks"
+    batches = list(map(str, BATCHES))
+    load = os.getloadavg()[0]
+    if load > QUIET:
+        print(f"note: the load average is {load:.1f}; the figures will say so", file=sys.stderr)
+    found = _run(folder, str(benchmarks / "throughput.py"), "--folder", str(folder), "--arms", "steady", "epoch", "--batches", *batches,
+                 "--repeats", str(repeats), "--no_jit")  # fmt: skip
+    quality = _run(folder, str(benchmarks / "quality.py"), "--no_lab")
+    machine = {**found["machine"], "cpu": _cpu(), "load": load}
+    arms = {name: {"examples_per_second": arm["examples_per_second"]} for name, arm in found["steady"]["arms"].items()}
+    kept = {name: scores for name, scores in (quality or {}).items() if name != "machine"}
+    return {"day": time.strftime("%Y-%m-%d"), "machine": machine, "steady": arms, "epoch": found["epoch"], "quality": kept}
+
+
+def _run(folder: Path, *command: str) -> Any:
+    """Run a benchmark and return what it writes; None if it has nothing to measure, as without the real data."""
+    report = folder / "report.json"
+    report.unlink(missing_ok=True)
+    subprocess.run([sys.executable, *command, "--json", str(report)], check=True)
+    return json.loads(report.read_text()) if report.exists() else None
+
+
+def _cpu() -> str:
+    names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return names[0].partition("@")[0].strip() if names else "unknown CPU"
+
+
+def _rounded(value: Any) -> Any:
+    """Return figures to six digits: what is kept is read by people, too."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {name: _rounded(each) for name, each in value.items()}
+    return [_rounded(each) for each in value] if isinstance(value, list) else value
+
+
+def page(text: str, figures: Mapping[str, Any]) -> str:
+    """Return the page with its measured part rendered from figures.
+
+    Raises:
+        ValueError: the page has no place for them.
+    """
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"the page has no lines {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n{render(figures)}\n{END}{after}"
+
+
+def main() -> None:
+    """Measure, unless --render is given, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--folder", type=Path, help="working directory: generated data (kept), logs, outputs")
+    parser.add_argument("--repeats", type=int, default=5, help="fresh processes of each kind, taking turns")
+    parser.add_argument("--render", action="store_true", help="write the page from docs/measured.json, measure nothing")
+    args = parser.parse_args()
+    if not args.render:
+        if not args.folder:
+            parser.error("--folder: where the generated data go; got none.")
+        args.folder.mkdir(parents=True, exist_ok=True)
+        FIGURES.write_text(json.dumps(_rounded(measure(args.folder.resolve(), args.repeats)), indent=1) + "\n")
+    PAGE.write_text(page(PAGE.read_text(), json.loads(FIGURES.read_text())))
+
+
+if __name__ == "__main__":
+    main()
