@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measure what docs/measured.md says and write it there: speed beside a named baseline, seconds of an epoch, quality.
 
-Run it on a quiet machine; about half an hour. `docs/measured.json` keeps every figure, from which `--render` writes the page anew:
+Run it on a quiet machine; about twenty minutes. `docs/measured.json` keeps every figure, from which `--render` writes the page anew:
 
     python benchmarks/measured.py --folder /tmp/taxi-benchmark
     python benchmarks/measured.py --render
