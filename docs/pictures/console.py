@@ -1,12 +1,7 @@
-#!/usr/bin/env python3
-"""Make the pictures of the documents anew, from real runs: the console's pages in Chromium, light and dark.
-
-    .venv/bin/python docs/pictures/make.py            # a few minutes; needs Chromium, playwright, and scripts/setup_kfp for the pipeline
-"""
+"""Pictures of the console's pages, in Chromium, light and dark: of a job, a study and a pipeline that ran for them."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -18,21 +13,19 @@ from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
 
+from vertex_local.testing import LocalService
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
-from vertex_local.testing import LocalService  # noqa: E402
-
 PARENT = "/v1/projects/my-project/locations/us-central1"
 DATA = [f"--{part}_data_path={ROOT}/taxifare/tests/data/taxi-{name}.csv" for part, name in (("train", "train"), ("eval", "valid"))]
 SIZE = {"width": 1180, "height": 720}
 
 
-def main() -> None:
-    """Run a job, a study and a pipeline, and take a picture of each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--to", type=Path, default=Path(__file__).parent, help="folder for the pictures (default: this one)")
-    to = parser.parse_args().to
+def make(to: Path) -> None:
+    """Run a job, a study and a pipeline, and put two pictures of each into a folder: a few minutes.
+
+    It needs Chromium, and for the pipeline the environment that scripts/setup_kfp makes.
+    """
     with tempfile.TemporaryDirectory() as folder:
         service = LocalService(Path(folder), f"--project_dir={ROOT}", "--project=my-project", "--region=us-central1")
         try:
@@ -110,6 +103,3 @@ def ended(service: LocalService, kind: str, body: dict) -> str:
         sys.exit(f"error: {name} ended as {state}.")
     return f"/{kind}/{name.rpartition('/')[2]}"
 
-
-if __name__ == "__main__":
-    main()
