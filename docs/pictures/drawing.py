@@ -40,7 +40,7 @@ def _style() -> str:
     names = [f"--{name}" for name in COLOURS]
     light, dark = (";".join(f"{name}:{pair[i]}" for name, pair in zip(names, COLOURS.values())) for i in (0, 1))
     hues = "".join(
-        f".{hue}{{fill:var(--{hue}-fill);stroke:var(--{hue})}}.{hue}-text{{fill:var(--{hue})}}.{hue}-mark{{fill:var(--{hue})}}"
+        f".{hue}{{fill:var(--{hue}-fill);stroke:var(--{hue})}}.{hue}-text{{fill:var(--{hue})}}"
         f".{hue}-line{{fill:none;stroke:var(--{hue});stroke-width:2}}"
         for hue in HUES
     )
@@ -134,28 +134,24 @@ class Picture:
 
     def card(
         self, title: str, lines: Sequence[str] = (), code: Sequence[str] = (), *, look: str = "card", x: float = MARGIN,
-        width: float | None = None, y: float | None = None, lines_high: int = 0,
+        width: float | None = None, y: float | None = None,
     ) -> Box:  # fmt: skip
-        """Draw a box with a title, lines below it and lines of code below those; it moves `y` on unless that is given.
-
-        Args:
-            lines_high: how many lines the box has room for at least, so that neighbours are as high.
-        """
+        """Draw a box with a title, lines below it and lines of code below those; it moves `y` on unless that is given."""
         width = width or self.inner
         top = self.y if y is None else y
         rows = [*([(title, "bold")] if title else []), *((line, "") for line in lines), *((line, "code soft") for line in code)]
-        height = max(len(rows), lines_high) * LINE + PADDING
+        height = len(rows) * LINE + PADDING
         box = self.rectangle(Box(x, top, width, height), look)
-        first = top + (height - len(rows) * LINE) / 2 + LINE * 0.72
+        first = top + PADDING / 2 + LINE * 0.72
         for i, (line, kind) in enumerate(rows):
             self.text(line, box.middle, first + i * LINE, width - 6, kind)
         if y is None:
             self.y = box.bottom
         return box
 
-    def note(self, text: str, look: str = "soft", room: float = 0) -> None:
+    def note(self, text: str, look: str = "soft") -> None:
         """Write a line in the middle and go on below it."""
-        self.text(text, self.width / 2, self.y + LINE * 0.72, room or self.inner, look)
+        self.text(text, self.width / 2, self.y + LINE * 0.72, self.inner, look)
         self.y += LINE
 
     def space(self, pixels: float) -> None:
@@ -181,6 +177,10 @@ class Picture:
         side = (-dy * 0.6, dx * 0.6)
         corners = [end, (back[0] + side[0], back[1] + side[1]), (back[0] - side[0], back[1] - side[1])]
         self.parts.append(dw.Lines(*(round(value, 2) for corner in corners for value in corner), close=True, class_="head"))
+
+    def dot(self, x: float, y: float, look: str) -> None:
+        """Draw a dot in the middle of (x, y)."""
+        self.parts.append(dw.Circle(x, y, 5, class_=f"{look}-text"))
 
     def arrow(self, label: str = "", length: float = 30, look: str = "soft", x: float | None = None) -> None:
         """Draw an arrow downwards from `y`, with a label beside it, and go on at its end."""

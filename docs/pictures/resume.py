@@ -169,7 +169,7 @@ def _bar(picture: Picture, run: Mapping[str, Any], look: str, x: Any) -> None:
 
     for attempt in run["attempts"]:
         start, first, last, ended = (x(attempt[name]) for name in ("start", "first", "last", "end"))
-        part("start", start, first, "card")
+        part("start" if attempt is run["attempts"][0] else "resume", start, first, "card")
         part("training", first, last, look)
         if attempt is run["attempts"][-1]:
             part("export", last, ended, "card")
@@ -185,15 +185,15 @@ def _killed(picture: Picture, run: Mapping[str, Any], x: Any, top: float, high: 
     """Mark the last checkpoint and the kill, and return what was lost."""
     killed = run["attempts"][0]
     lost = killed["step"] - run["resumed"]
-    saved = next((time for time, step in reversed(run["checkpoints"]) if step == run["resumed"] and time <= killed["end"]), killed["last"])
+    saved = next(time for time, step in reversed(run["checkpoints"]) if step == run["resumed"] and time <= killed["end"])
     if lost:
-        picture.rectangle(Box(x(saved), top, max(2.0, x(killed["end"]) - x(saved)), high), "lost", 0)
+        picture.rectangle(Box(x(saved), top, x(killed["end"]) - x(saved), high), "lost", 0)
     middle, place = top + high / 2, x(killed["end"])
+    picture.dot(x(saved), top, "green")
     for way in (1, -1):
         picture.line([(place - 6, middle - 6 * way), (place + 6, middle + 6 * way)], "cross", head=False)
-    if not lost:
-        return f"saved at step {killed['step']:,} and went on: nothing lost"
-    return f"ended at step {killed['step']:,}, back to {run['resumed']:,}: {lost:,} lost"
+    lose = f"{lost:,} steps lost" if lost else "nothing lost"
+    return f"✕ at {killed['step']:,}, ● saved {run['resumed']:,}: {lose}"
 
 
 def _axis(picture: Picture, end: float, x: Any) -> None:
