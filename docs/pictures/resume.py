@@ -12,7 +12,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ KILLED_AT = 25_800  # 1,800 steps after a checkpoint
 RUNS = (("unbroken", "", "blue"), ("kill -9", "KILL", "red"), ("SIGTERM", "TERM", "purple"))
 BATCH = 240
 WIDTH, LEFT = 600, 112  # pixels: of the picture, and of what stands left of the axis
+Scale = Callable[[float], float]  # from seconds to pixels
 
 
 # ------------------------------------------------------------------ the runs
@@ -127,14 +128,16 @@ def draw(record: Mapping[str, Any]) -> Picture:
     for run, (_, _, look) in zip(runs, RUNS):
         _bar(picture, run, look, x)
     _axis(picture, end, x)
-    same = "Final weights are the same, bit for bit" if len({run["weights"] for run in runs}) == 1 else "Final weights differ!"
-    picture.text(same, MARGIN, picture.y + LINE, 400, "green-text", "start")
+    same = len({run["weights"] for run in runs}) == 1
+    said, look = ("Final weights are the same, bit for bit", "green-text") if same else ("Final weights differ", "red-text")
+    picture.text(said, MARGIN, picture.y + LINE, 400, look, "start")
     picture.text(f"sha256 {runs[0]['weights'][:12]}…", WIDTH - MARGIN, picture.y + LINE, 190, "code", "end")
     picture.space(LINE + 4)
     return picture
 
 
-def _curves(picture: Picture, runs: Sequence[Mapping[str, Any]], x: Any) -> None:
+def _curves(picture: Picture, runs: Sequence[Mapping[str, Any]], x: Scale) -> None:
+    """Draw the loss of each run by its logarithm, for the first one lies far above the others; dots lead over a restart."""
     top, high = picture.y, 118
     values = [loss for run in runs for _, _, loss in run["losses"]]
     least, most = min(values), max(values)
@@ -142,9 +145,10 @@ def _curves(picture: Picture, runs: Sequence[Mapping[str, Any]], x: Any) -> None
     def y(loss: float) -> float:
         return round(top + high - math.log(loss / least) / math.log(most / least) * (high - 4), 1)
 
-    for value, place in ((most, top + 5), (least, top + high)):
-        picture.text(f"{value:.2f}", LEFT - 10, place + (5 if place == top + high else 6), 60, "soft", "end")
-    picture.text("loss", MARGIN, top + high / 2 + 5, 60, "bold", "start")  # by its logarithm: the first is far above all others
+    for value in (most, least):
+        picture.text(f"{value:.2f}", LEFT - 10, y(value) + 6, 60, "soft", "end")
+    picture.text("loss", MARGIN, top + high / 2, 80, "bold", "start")
+    picture.text("log scale", MARGIN, top + high / 2 + LINE, 90, "soft", "start")
     picture.line([(LEFT, top), (LEFT, top + high + 4)], "rule", head=False)
     for run, (_, _, look) in zip(runs, RUNS):
         points = [(x(time), y(loss)) for time, _, loss in run["losses"]]
@@ -157,7 +161,7 @@ def _curves(picture: Picture, runs: Sequence[Mapping[str, Any]], x: Any) -> None
     picture.y = top + high + 14
 
 
-def _bar(picture: Picture, run: Mapping[str, Any], look: str, x: Any) -> None:
+def _bar(picture: Picture, run: Mapping[str, Any], look: str, x: Scale) -> None:
     """Draw a run: starting, training, and, where it was killed, what is trained again."""
     top, high = picture.y, 26
     picture.text(run["name"], MARGIN, top + 18.5, LEFT - MARGIN - 6, "bold", "start")
@@ -181,7 +185,7 @@ def _bar(picture: Picture, run: Mapping[str, Any], look: str, x: Any) -> None:
     picture.y = top + high + LINE + 8
 
 
-def _killed(picture: Picture, run: Mapping[str, Any], x: Any, top: float, high: float) -> str:
+def _killed(picture: Picture, run: Mapping[str, Any], x: Scale, top: float, high: float) -> str:
     """Mark the last checkpoint and the kill, and return what was lost."""
     killed = run["attempts"][0]
     lost = killed["step"] - run["resumed"]
@@ -196,7 +200,7 @@ def _killed(picture: Picture, run: Mapping[str, Any], x: Any, top: float, high: 
     return f"✕ at {killed['step']:,}, ● saved {run['resumed']:,}: {lose}"
 
 
-def _axis(picture: Picture, end: float, x: Any) -> None:
+def _axis(picture: Picture, end: float, x: Scale) -> None:
     """Draw the seconds that all above have in common."""
     step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200) if end / step <= 8)
     top = picture.y
