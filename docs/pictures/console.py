@@ -102,4 +102,3 @@ def ended(service: LocalService, kind: str, body: dict) -> str:
     if not state.endswith("SUCCEEDED"):
         sys.exit(f"error: {name} ended as {state}.")
     return f"/{kind}/{name.rpartition('/')[2]}"
-

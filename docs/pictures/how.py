@@ -192,9 +192,7 @@ def service() -> Picture:
     picture = Picture("The service on the laptop: clients, handlers, records and queue, replicas, folders.")
     width, gap = 96, 10
     top = picture.y
-    boxes = [
-        picture.card(name, x=MARGIN + i * (width + gap), width=width, y=top) for i, name in enumerate(("gcloud", "SDK", "browser"))
-    ]
+    boxes = [picture.card(name, x=MARGIN + i * (width + gap), width=width, y=top) for i, name in enumerate(("gcloud", "SDK", "browser"))]
     picture.y = top + LINE + PADDING
     for box, label in zip(boxes, ("REST", "gRPC", "console")):
         picture.line([(box.x + 14, picture.y + 3), (box.x + 14, picture.y + 27)])
