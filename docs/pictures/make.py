@@ -1,115 +1,81 @@
 #!/usr/bin/env python3
-"""Make the pictures of the documents anew, from real runs: the console's pages in Chromium, light and dark.
+"""Make the pictures of the documents anew.
 
-    .venv/bin/python docs/pictures/make.py            # a few minutes; needs Chromium, playwright, and scripts/setup_kfp for the pipeline
+    .venv/bin/pip install '.[pictures,serve]' -r requirements-dev.txt
+    .venv/bin/python docs/pictures/make.py how        # the drawings of docs/how-it-works.md: no run, no browser
+    .venv/bin/python docs/pictures/make.py resume     # three runs of taxifare, two of them killed: some minutes
+    .venv/bin/python docs/pictures/make.py console    # a job, a study, a pipeline: some minutes; Chromium, scripts/setup_kfp
+
+Without a name it makes all of them. `resume` keeps what it measured in resume.json; `resume --redraw` draws that again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
-import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from playwright.sync_api import Page, sync_playwright
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+for path in (ROOT, HERE):
+    if str(path) not in sys.path:
+        sys.path.insert(0, str(path))
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+from vertex_local.errors import UserError  # noqa: E402
 
-from vertex_local.testing import LocalService  # noqa: E402
-
-PARENT = "/v1/projects/my-project/locations/us-central1"
-DATA = [f"--{part}_data_path={ROOT}/taxifare/tests/data/taxi-{name}.csv" for part, name in (("train", "train"), ("eval", "valid"))]
-SIZE = {"width": 1180, "height": 720}
+KINDS = ("how", "resume", "console")
+REMEDY = ". Install what pictures need: pip install '.[pictures,serve]' -r requirements-dev.txt"
 
 
-def main() -> None:
-    """Run a job, a study and a pipeline, and take a picture of each."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make the pictures that are asked for and return the exit code: 0, or 2 with one line that says what is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--to", type=Path, default=Path(__file__).parent, help="folder for the pictures (default: this one)")
-    to = parser.parse_args().to
-    with tempfile.TemporaryDirectory() as folder:
-        service = LocalService(Path(folder), f"--project_dir={ROOT}", "--project=my-project", "--region=us-central1")
-        try:
-            pages = {"job": job(service), "tuning": tuning(service), "pipeline": pipeline(service, Path(folder))}
-            with sync_playwright() as playwright:
-                browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"])
-                page = browser.new_context(ignore_https_errors=True, viewport=SIZE).new_page()
-                page.goto(service.endpoint.console_address())
-                for name, path in pages.items():
-                    shoot(page, f"{service.endpoint.url}/console{path}", to / f"console-{name}")
-                browser.close()
-        finally:
-            service.stop()
+    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"which ones: {', '.join(KINDS)} (default: all)")
+    parser.add_argument("--to", type=Path, default=HERE, help="folder for the pictures (default: this one)")
+    parser.add_argument("--redraw", action="store_true", help="draw the timeline of resume.json again, without a run")
+    args = parser.parse_args(argv)
+    if unknown := [kind for kind in args.kinds if kind not in KINDS]:
+        parser.error(f"there are no pictures of the kind {unknown[0]!r}; kinds are {', '.join(KINDS)}.")
+    if not args.to.is_dir():
+        parser.error(f"--to: there is no folder {args.to}.")
+    try:
+        for kind in args.kinds or KINDS:
+            _make(kind, args)
+    except (UserError, ImportError) as error:
+        print(f"error: {error}{REMEDY if isinstance(error, ImportError) else ''}", file=sys.stderr)
+        return 2
+    return 0
 
 
-def shoot(page: Page, address: str, to: Path) -> None:
-    """Take two pictures of a page's top."""
-    for scheme in ("light", "dark"):
-        page.emulate_media(color_scheme=scheme)
-        page.goto(address)
-        page.screenshot(path=f"{to}-{scheme}.png")
+def _make(kind: str, args: argparse.Namespace) -> None:
+    if kind == "console":
+        import console
+
+        console.make(args.to)
+    elif kind == "resume":
+        _resume(args.to, args.redraw)
+    else:
+        import how
+
+        for name, draw in how.PICTURES.items():
+            (args.to / f"how-{name}.svg").write_text(draw().svg(), encoding="utf-8")
 
 
-def job(service: LocalService) -> str:
-    """Train taxifare with 20 evaluations."""
-    body = {"displayName": "taxifare", "jobSpec": spec("taxifare", "--num_evals=20", "--epochs=60")}
-    return ended(service, "customJobs", body)
+def _resume(to: Path, redraw: bool) -> None:
+    import resume
 
-
-def tuning(service: LocalService) -> str:
-    """Search with 16 short trials."""
-    study = {
-        "metrics": [{"metricId": "val_rmse", "goal": "MINIMIZE"}],
-        "parameters": [
-            {"parameterId": "lr", "scaleType": "UNIT_LOG_SCALE", "doubleValueSpec": {"minValue": 0.003, "maxValue": 0.1}},
-            {"parameterId": "members", "integerValueSpec": {"minValue": 2, "maxValue": 8}},
-            {"parameterId": "nnsize", "categoricalValueSpec": {"values": ["32", "64", "64 32"]}},
-        ],
-    }
-    body = {
-        "displayName": "taxifare-tuning", "maxTrialCount": 16, "parallelTrialCount": 2, "studySpec": study,
-        "trialJobSpec": spec("taxifare-tuning", "--num_evals=2", "--epochs=6"),
-    }  # fmt: skip
-    return ended(service, "hyperparameterTuningJobs", body)
-
-
-def pipeline(service: LocalService, folder: Path) -> str:
-    """Compile the project's pipeline and run it to a checked endpoint."""
-    python = os.environ.get("KFP_PYTHON", str(ROOT / ".venv-kfp" / "bin" / "python"))
-    compiled = folder / "pipeline.json"
-    command = [python, "-m", "pipelines.kfp.compile", "--job=jobs/taxifare.yaml", f"--output={compiled}"]
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    values = {"project": "my-project", "threshold": 5.0}
-    body = {
-        "displayName": "taxifare-pipeline", "pipelineSpec": json.loads(compiled.read_text()),
-        "runtimeConfig": {"gcsOutputDirectory": "gs://your-bucket/pipelines", "parameterValues": values},
-    }  # fmt: skip
-    return ended(service, "pipelineJobs", body)
-
-
-def spec(output: str, *args: str) -> dict:
-    """Return a job of the checkout's taxifare on its bundled rows."""
-    container = {"imageUri": "host/trainers/taxifare:1", "command": ["python", "-m", "taxifare.trainer.task"], "args": [*args, *DATA]}
-    pool = {"machineSpec": {"machineType": "n1-standard-4"}, "replicaCount": 1, "containerSpec": container}
-    return {"workerPoolSpecs": [pool], "baseOutputDirectory": {"outputUriPrefix": f"gs://your-bucket/{output}"}}
-
-
-def ended(service: LocalService, kind: str, body: dict) -> str:
-    """Create a job, wait for its end, and return its page."""
-    name = service.request("POST", f"{PARENT}/{kind}", body)["name"]
-    while not (state := service.request("GET", f"/v1/{name}")["state"]).endswith(("SUCCEEDED", "FAILED", "CANCELLED")):
-        time.sleep(1)
-    print(f"{name}: {state}", flush=True)
-    if not state.endswith("SUCCEEDED"):
-        sys.exit(f"error: {name} ended as {state}.")
-    return f"/{kind}/{name.rpartition('/')[2]}"
+    kept = to / "resume.json"
+    if redraw and not kept.is_file():
+        raise UserError(f"--redraw: there is no {kept}. Leave --redraw out to measure it.")
+    if not redraw:
+        with tempfile.TemporaryDirectory() as folder:
+            record = resume.measure(ROOT, Path(folder))
+        kept.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (to / "resume.svg").write_text(resume.draw(json.loads(kept.read_text(encoding="utf-8"))).svg(), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
