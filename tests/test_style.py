@@ -221,7 +221,11 @@ def test_readme_names_every_script_and_package():
     for name in ("scripts/train", "scripts/test", "scripts/predict", "vertex_runtime", *BUNDLED):
         assert name in text, name
     assert len(text.splitlines()) <= 130
-    assert (ROOT / "CHANGELOG.md").is_file()
+
+
+def test_the_changelog_begins_with_the_version_that_setup_makes():
+    version = re.search(r'version="([\d.]+)"', (ROOT / "setup.py").read_text())[1]
+    assert re.search(r"^## ([\d.]+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[1] == version
 
 
 @pytest.mark.parametrize("trainer", FIRST_TRAINER)

@@ -182,7 +182,8 @@ def _add_group(parser: argparse.ArgumentParser, title: str, kind: type) -> None:
             parse_one, metavar = _KINDS[hint]
             extra = {"nargs": "?", "const": limits["bare"]} if "bare" in limits else {}
             shown = "{" + ",".join(limits["choices"]) + "}" if "choices" in limits else metavar
-            default = entry.default if hint != tuple[int, ...] else " ".join(map(str, entry.default))
+            default: Any = entry.default
+            default = " ".join(map(str, default)) if hint == tuple[int, ...] else default
             group.add_argument(flag, type=_checked(parse_one, limits), default=default, metavar=shown, help=text, **extra)
 
 
@@ -191,7 +192,7 @@ def _checked(parse_one: Callable[[str], Any], limits: Any) -> Callable[[str], An
         try:
             value = parse_one(text)
         except (ValueError, OverflowError):
-            kind = {integer: "a whole number", number: "a finite number", integers: 'whole numbers such as "32 8"'}
+            kind: dict[Any, str] = {integer: "a whole number", number: "a finite number", integers: 'whole numbers such as "32 8"'}
             raise argparse.ArgumentTypeError(f"needs {kind[parse_one]}; got {quoted(text)}") from None
         except argparse.ArgumentTypeError as error:
             raise argparse.ArgumentTypeError(f"{error}; got {quoted(text)}") from None

@@ -270,8 +270,8 @@ def keep() -> None:
 
     It ends, and releases the lock, when its stdin does: by the trainer's close, or because the trainer is gone.
     """
-    for kind in (signal.SIGINT, signal.SIGTERM):  # meant for the trainer, which may take its time to save
-        signal.signal(kind, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):  # meant for the trainer, which may take its time to save
+        signal.signal(number, signal.SIG_IGN)
     uri, owner, seconds = json.loads(sys.argv[1])
     try:
         keeper = Keeper(CloudStore(uri), owner)
@@ -368,8 +368,9 @@ class BucketLock:
         root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
         code = f"import sys; sys.path.append({root!r}); from vertex_runtime.bucket_lock import keep; keep()"
         words = [sys.executable, "-W", "ignore", "-c", code, json.dumps([self.uri, self.owner, HEARTBEAT_SECONDS])]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        self.process = subprocess.Popen(words, text=True, **pipes)
+        self.process = subprocess.Popen(
+            words, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )  # fmt: skip
         if not select.select([self.process.stdout], [], [], START_SECONDS)[0]:
             self.process.kill()
             return "failed", f"no answer within {START_SECONDS:g} seconds"

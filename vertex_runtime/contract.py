@@ -388,8 +388,9 @@ def _check_hyperparameters(module: ModuleType, hyperparameters: type) -> None:
             if not isinstance(node, ast.FunctionDef) or "hp" not in {argument.arg for argument in node.args.args}:
                 continue
             for use in ast.walk(node):
-                named = isinstance(use, ast.Attribute) and isinstance(use.value, ast.Name) and use.value.id == "hp"
-                if named and use.attr not in known and not use.attr.startswith("__"):
+                if not (isinstance(use, ast.Attribute) and isinstance(use.value, ast.Name) and use.value.id == "hp"):
+                    continue
+                if use.attr not in known and not use.attr.startswith("__"):
                     near = difflib.get_close_matches(use.attr, fields, 1, 0.6)
                     hint = f"the nearest is {near[0]}" if near else f"add it to {where}"
                     raise UserError(
@@ -551,11 +552,12 @@ def _default(
     def none(*_: Any) -> None:
         return None
 
-    return {
+    parts: dict[str, Callable[..., Any]] = {
         "find": find, "read": read, "source": source, "learn": learn, "preprocess": preprocess, "encode_labels": encode_labels,
         "weigh": weigh, "class_weight": class_weight, "callbacks": callbacks, "outputs": outputs, "extra_files": extra_files,
         "jit_compile": jit_compile,
-    }.get(name, none)  # fmt: skip
+    }  # fmt: skip
+    return parts.get(name, none)
 
 
 def class_names(facts: Facts, label: str, several: bool) -> list[str]:

@@ -27,7 +27,7 @@ import numpy as np
 if __package__:
     from . import predict
 else:
-    import predict
+    import predict  # type: ignore[no-redef]
 
 SPEC = "explanation.json"
 PATHS, MOST_PATHS = 10, 50  # random orders, where the spec does not say
@@ -70,7 +70,7 @@ class Explainer:
         if self.modality(name) == "image":
             return None
         if not given:
-            empty = "" if spec.dtype.name == "string" else 0
+            empty: Any = "" if spec.dtype.name == "string" else 0
             for size in reversed(spec.shape[1:]):
                 empty = [empty] * (size or 1)
             return empty

@@ -138,7 +138,8 @@ class Rehearsal:
     """The export of the untrained model and some requests to it, in a thread beside the first steps."""
 
     def __init__(self, exporter: Exporter, sample: Chunk):
-        self.exporter, self.sample, self.failure = exporter, take(sample, slice(0, REHEARSAL_ROWS)), None
+        self.exporter, self.sample = exporter, take(sample, slice(0, REHEARSAL_ROWS))
+        self.failure: Exception | None = None
         self.thread = threading.Thread(target=self._run, daemon=True)
 
     def start(self) -> None:

@@ -8,7 +8,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
 from typing import Any
@@ -165,7 +165,7 @@ class Inputs:
                 raise UserError("the training data has no rows.")
             self.contract = self.contract.with_inputs(sources.input_specs(chunk, (*self.contract.labels, self.contract.weight)))
         if "dataset" in self.contract.given:
-            own = {"encode_labels": sources.dataset_labels, "weigh": sources.dataset_weights}
+            own: dict[str, Callable[..., Any]] = {"encode_labels": sources.dataset_labels, "weigh": sources.dataset_weights}
             kept = {name: part for name, part in own.items() if name not in self.contract.given}
             self.contract = dataclasses.replace(self.contract, functions={**self.contract.functions, **kept})
 
@@ -262,7 +262,12 @@ class Inputs:
         """Return this process's part of work that is shared by way of --cache_dir."""
         if not self.options.cache_dir:
             return Part()
-        return Part(self.env.worker_index, self.env.worker_count, lambda: (self.beat(), time.sleep(seconds)))
+
+        def wait() -> None:
+            self.beat()
+            time.sleep(seconds)
+
+        return Part(self.env.worker_index, self.env.worker_count, wait)
 
     def _fill(self, cache: Cache, name: str, each: float) -> None:
         """Prepare the rows of a part, but for those that other processes prepare in the same folder."""
@@ -428,7 +433,8 @@ def prepared_size(
         held.append(chunk)
         if sum(map(rows_of, held)) >= SIZE_ROWS:
             break
-    chunks.close()
+    if isinstance(chunks, Generator):
+        chunks.close()
     if not held:
         return 1.0, 0.0
     chunk = data.concatenate(held)

@@ -104,13 +104,13 @@ def kept(folder: str, name: str, made_of: Mapping[str, Any], hp: Any, learn: Cal
                 if fields is not None:
                     log("INFO", f"cache: what an earlier run has learnt of the same rows is taken from {folder}")
                     return found
-        watched, fields = watch(hp)
+        watched, used = watch(hp)
         before = _draws()
         found = learn(watched)
         if _draws() != before:
-            fields.add("seed")  # which random numbers it drew follows from the seed, though it did not ask for that
+            used.add("seed")  # which random numbers it drew follows from the seed, though it did not ask for that
         try:
-            _write(folder, name, found, {field: getattr(hp, field) for field in sorted(fields)})
+            _write(folder, name, found, {field: getattr(hp, field) for field in sorted(used)})
         except NoForm as error:
             what = "Arrays, numbers, texts, and lists and dicts of them are kept"
             log("INFO", f"cache: what learn returns holds {error}, which is kept in no file: every run learns anew. {what}.")
@@ -210,13 +210,14 @@ def unpack(said: Any, arrays: list[np.ndarray]) -> Any:
 
 def _write(folder: str, name: str, value: Any, fields: Mapping[str, Any]) -> None:
     said, arrays = pack(value)
-    fields = json.dumps(fields, sort_keys=True)
-    path = os.path.join(folder, f"{name}-{hashlib.sha256(fields.encode()).hexdigest()[:12]}.npz")
-    members = {"fields": fields, "value": json.dumps(said), **{str(i): array for i, array in enumerate(arrays)}}
+    used = json.dumps(fields, sort_keys=True)
+    path = os.path.join(folder, f"{name}-{hashlib.sha256(used.encode()).hexdigest()[:12]}.npz")
+    members: dict[str, Any] = {"fields": _letters(used), "value": _letters(json.dumps(said))}
+    members |= {str(i): array for i, array in enumerate(arrays)}
     handle, part = tempfile.mkstemp(".part", f"{name}-", folder)
     try:
         with open(handle, "wb") as file:
-            np.savez(file, **{key: _letters(part) if isinstance(part, str) else part for key, part in members.items()})
+            np.savez(file, **members)
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)

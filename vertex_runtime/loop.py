@@ -112,13 +112,15 @@ class Trainer:
         self.model.stop_training = state["stopped"]
         self.states.write(state["callbacks"], tensors)
         random.setstate((state["random"][0], tuple(state["random"][1]), state["random"][2]))
-        np.random.set_state(tuple(np.array(v, np.uint32) if isinstance(v, list) else v for v in state["numpy_random"]))
+        kind, keys, *rest = state["numpy_random"]
+        np.random.set_state((kind, np.array(keys, np.uint32), *rest))
 
     def _state(self, alone: bool = False) -> tuple[dict[str, tf.Tensor], dict[str, Any]]:
         """Return (tensors, state) of a checkpoint; `alone`: without the metrics, which take all workers to add up."""
         variables = {name: v for name, v in self.variables.items() if not (alone and name.startswith("metrics/"))}
         plain, arrays = self.states.read()
-        kind, keys, *rest = np.random.get_state()
+        numpy_state: Any = np.random.get_state()
+        kind, keys, *rest = numpy_state
         extra = {
             "callbacks": plain, "random": random.getstate(), "numpy_random": [kind, keys.tolist(), *rest],
             "total_steps": self.plan.total_steps,

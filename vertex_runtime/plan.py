@@ -20,7 +20,7 @@ SECONDS = 10.0  # for each of training and evaluation data; what is not read by 
 
 def say(model_name: str, hp: Any, options: RunOptions, env: Environment) -> dict[str, Any]:
     """Print `{"plan": {…}}` as one line and return what is in it: `--plan=flags` imports no model, `model` reads no data."""
-    said = {"hyperparameters": dataclasses.asdict(hp), "options": dataclasses.asdict(options)}
+    said: dict[str, Any] = {"hyperparameters": dataclasses.asdict(hp), "options": dataclasses.asdict(options)}
     if options.plan != "flags":
         import_tensorflow()
         from .contract import load_module
@@ -61,8 +61,9 @@ def look(contract: Contract, hp: Any, options: RunOptions, env: Environment) -> 
         eval_counts, counts, exact = [kept], [sum(counts) - kept], False
     replicas = env.worker_count * int(os.environ.get("TRAINER_DEVICES") or 1)
     strategy = SimpleNamespace(num_replicas_in_sync=replicas)
-    wanted = SimpleNamespace(contract=contract, hp=hp, options=options, env=env, strategy=strategy)
-    plan = run.make_plan(wanted, SimpleNamespace(train=SimpleNamespace(count=sum(counts))))
+    wanted: Any = SimpleNamespace(contract=contract, hp=hp, options=options, env=env, strategy=strategy)
+    rows: Any = SimpleNamespace(train=SimpleNamespace(count=sum(counts)))
+    plan = run.make_plan(wanted, rows)
     return {
         "files": train, "bytes": data.total_bytes(train), "rows": sum(counts), "evaluation_rows": sum(eval_counts), "exact": exact,
         "classes": {name.decode("utf-8", "replace"): number for name, number in sorted(labels.items())},

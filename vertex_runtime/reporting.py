@@ -167,7 +167,8 @@ class Hypertune:
     """Reports the study's metric; quiet outside a trial. The library's file holds only the newest 100 reports."""
 
     def __init__(self, metric: str, trial: str | None, metric_file: str | None, quiet: bool):
-        self.metric, self.client, self.last = metric, None, None
+        self.metric, self.client = metric, None
+        self.last: tuple[int, float] | None = None
         if quiet or not (trial or metric_file):
             return
         if trial:

@@ -124,7 +124,7 @@ class Preparer:
             yield take(chunk, slice(start, start + size))
 
 
-def rows_of(chunk: Chunk) -> int:
+def rows_of(chunk: Mapping[str, Any]) -> int:
     """Return how many rows a chunk has."""
     return len(next(iter(chunk.values())))
 
@@ -247,7 +247,8 @@ class Growing:
     """
 
     def __init__(self) -> None:
-        self.rows, self.memory = 0, None
+        self.rows = 0
+        self.memory: mmap.mmap | None = None  # until the first row tells type and shape
         self.texts: list[np.ndarray] = []  # texts lie elsewhere: their array would hold addresses
 
     def append(self, values: np.ndarray) -> None:
@@ -339,7 +340,7 @@ class CachedRows:
         columns = self.cache.layout.empty(max(rows, room))
         for column, values in zip(columns, first or ()):
             column[:waiting] = values
-        self.cache.read(blocks, columns, waiting)
+        self.cache.read(blocks.tolist(), columns, waiting)
         return columns
 
     def _tensors(self, columns: Sequence[np.ndarray]) -> Rows:

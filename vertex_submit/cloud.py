@@ -133,6 +133,7 @@ def keep(text: str, name: str, state_dir: str | Path) -> Path:
             return path
         except FileExistsError:
             pass  # of the same second
+    raise AssertionError("there is always another number")
 
 
 def command(words: Sequence[str]) -> str:

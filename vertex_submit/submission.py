@@ -113,8 +113,8 @@ def _detail(job: Mapping[str, Any]) -> str:
         return f"{len(ended)} of {job['maxTrialCount']} trials"
     if "jobDetail" in job:
         tasks = job["jobDetail"].get("taskDetails", [])
-        ended = sum(task.get("state") in ("SUCCEEDED", "SKIPPED", "NOT_TRIGGERED") for task in tasks)
+        over = sum(task.get("state") in ("SUCCEEDED", "SKIPPED", "NOT_TRIGGERED") for task in tasks)
         whole = job.get("name", "").rpartition("/")[2]  # the pipeline is a task of its own
         running = [task.get("taskName", "?") for task in tasks if task.get("state") == "RUNNING" and task.get("taskName") != whole]
-        return f"{ended} steps done" + (f", now {', '.join(running[:3])}" if running else "")
+        return f"{over} steps done" + (f", now {', '.join(running[:3])}" if running else "")
     return job.get("trainingTaskMetadata", {}).get("backingCustomJob", "")

@@ -102,7 +102,9 @@ class Traffic:
             for field in ("id", "create_time", "model_version_id", "private_endpoints", "status"):
                 made._pb.ClearField(field)
         else:
-            made.dedicated_resources = {"machine_spec": {"machine_type": MACHINE}, "min_replica_count": 1, "max_replica_count": 1}
+            made.dedicated_resources = types.DedicatedResources(
+                machine_spec={"machine_type": MACHINE}, min_replica_count=1, max_replica_count=1
+            )  # fmt: skip
         if self.machine_type:
             made.dedicated_resources.machine_spec.machine_type = self.machine_type
         made.model = f"{self.model}@{version}"

@@ -134,7 +134,8 @@ def learn(chunks: Iterable[Mapping[str, Any]], hp: Hyperparameters) -> Facts:
         chunks: columns by name, of some rows each: `text` and `label`.
     """
     measure = tf.function(lambda text: _measure(text, hp), input_signature=[tf.TensorSpec([None], tf.string)])
-    names, places, buckets, lengths = [], [], [], []
+    names: list[np.ndarray] = []
+    places, buckets, lengths = [], [], []
     for chunk in chunks:
         for start in range(0, len(chunk["text"]), BLOCK):
             row, bucket, length = measure(tf.convert_to_tensor(chunk["text"][start : start + BLOCK]))

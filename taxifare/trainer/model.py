@@ -49,7 +49,7 @@ def score(outputs: Mapping[str, np.ndarray], labels: np.ndarray) -> float:
 
 def learn(chunks: Iterable[data.Chunk], hp: Hyperparameters) -> dict[str, np.ndarray]:
     """Return mean and spread of every feature and of the fare, over the first training rows."""
-    count, first, second = 0, 0.0, 0.0
+    count, first, second = 0, np.zeros(1), np.zeros(1)
     for chunk in chunks:
         raw = {name: tf.convert_to_tensor(values) for name, values in chunk.items()}
         numbers = lab_features(raw) if hp.features == "lab" else city_features(raw)[0]

@@ -155,7 +155,7 @@ class Inspection:
             except commands.CommandError as error:
                 yield Finding(SKIPPED, "module", case.at(task, str(error)))
             except probe.ProbeError as error:
-                field = ("pythonModule" if pool.module else "imageUri",)
+                field: tuple[object, ...] = ("pythonModule" if pool.module else "imageUri",)
                 if error.kind == "arguments":
                     field = ("args", *_argument_of(pool.args, str(error)))
                 level = {"time": WARNING, "absent": SKIPPED}.get(error.kind, ERROR)

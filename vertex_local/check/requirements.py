@@ -9,9 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import UserError, quoted
 from ..job.images import Image
+
+if TYPE_CHECKING:
+    from packaging.specifiers import SpecifierSet
 
 # What the documents on supported frameworks list as installed in the images of TensorFlow 2.17; None: without a version.
 LISTED = {
@@ -87,7 +91,7 @@ def clashes(required: list[str], wanted_python: str | None, has: Mapping[str, st
             yield text, "the image brings its own TensorFlow, which pip might replace; leave it out of install_requires."
 
 
-def _meets(specifier: object, version: str) -> bool:
+def _meets(specifier: SpecifierSet, version: str) -> bool:
     """Tell whether a version, or with a beginning such as 2.17 any patch of it, meets a specifier."""
     if version.count(".") >= 2:
         return specifier.contains(version, prereleases=True)

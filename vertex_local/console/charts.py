@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from markupsafe import Markup
 
@@ -162,14 +163,14 @@ def parallel(axes: Sequence[Coordinate], names: Sequence[str], best: set[int]) -
 
 def _coordinate(axis: Coordinate, low: float, high: float) -> tuple[list[float | None], list[tuple[float, str]]]:
     """Return each row's place on an axis, and the axis's ticks."""
-    given = [value for value in axis.values if value is not None]
+    given: list[Any] = [value for value in axis.values if value is not None]
     if any(isinstance(value, str) for value in given):
         known = list(dict.fromkeys(map(str, given)))
         spots = {value: low + (i + 0.5) / len(known) * (high - low) for i, value in enumerate(known)}
         return [None if value is None else spots[str(value)] for value in axis.values], [(y, text[:16]) for text, y in spots.items()]
     if not given:
         return [None for _ in axis.values], []
-    scale = math.log10 if axis.log and min(given) > 0 else float
+    scale: Callable[[Any], float] = math.log10 if axis.log and min(given) > 0 else float
     line = _Axis([scale(value) for value in given])
     found = [None if value is None else line.place(scale(value), low, high) for value in axis.values]
     marks = [line.low + share * (line.high - line.low) for share in (0, 0.5, 1)]

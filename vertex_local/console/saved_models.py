@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 SIGNATURE = "serving_default"
 SAMPLES = "assets.extra/sample_predictions.jsonl"  # our trainers leave some answers there
@@ -74,7 +76,7 @@ def sample(folder: Path) -> dict[str, str]:
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in found.items() if not isinstance(value, dict)}
 
 
-def _tensors(infos: object) -> tuple[Tensor, ...]:
+def _tensors(infos: Mapping[str, Any]) -> tuple[Tensor, ...]:
     from tensorboard.compat.proto import types_pb2
 
     names = {2: "float64", 1: "float32", 3: "int32", 9: "int64", 7: "string", 10: "bool"}

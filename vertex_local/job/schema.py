@@ -41,7 +41,7 @@ class Source:
     """Where a message came from: a file's name and the line of each of its fields; a request has no lines."""
 
     name: str
-    lines: Mapping[tuple, int] | None
+    lines: dict[tuple, int] | None
 
     def error(self, path: tuple, problem: str) -> SpecError:
         """Return the error for the field at `path`; its line is that of the nearest thing around it that has one."""
@@ -194,8 +194,9 @@ def _message(tree: Tree, loader: Any, node: Any, descriptor: Any, path: tuple, p
     own: list[str] = []
     for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
         if key.value in own:
-            tree.lines[(*path, key.value)] = key.start_mark.line + 1
-            raise tree.error((*path, key.value), "is given twice; keep one.")
+            again = (*path, key.value)
+            tree.lines[again] = key.start_mark.line + 1
+            raise tree.error(again, "is given twice; keep one.")
         own.append(key.value)
     loader.flatten_mapping(node)  # puts what `<<: *other` merges in first, so that the mapping's own fields win
     fields, result = {field.json_name: field for field in descriptor.fields}, {}

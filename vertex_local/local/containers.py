@@ -59,7 +59,7 @@ class Containers:
     def launcher(self, image: Image, folder: Path, bucket_root: Path, replica: str, readable: Sequence[Path] = ()) -> Launcher:
         """Return what starts a replica of the job whose folder this is; it may read the files `readable`, too."""
         bucket_root.mkdir(parents=True, exist_ok=True)
-        mounts = [(bucket_root, BUCKETS), (bucket_root, bucket_root), (folder, folder)]
+        mounts: list[tuple[Path, str | Path]] = [(bucket_root, BUCKETS), (bucket_root, bucket_root), (folder, folder)]
         mounts += [(path, f"{path}:ro") for path in readable]
         return Launcher(self.engine, image, mounts, folder / "work" / f"{replica}.status")
 

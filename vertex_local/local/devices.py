@@ -6,6 +6,7 @@ import glob
 import os
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from ..job.job_file import JobFile
 
@@ -57,6 +58,6 @@ def not_imitated(job: JobFile) -> Iterator[str]:
             yield what
 
 
-def _is_set(message: object, field: str) -> bool:
+def _is_set(message: Any, field: str) -> bool:
     descriptor = message.DESCRIPTOR.fields_by_name[field]
     return message.HasField(field) if descriptor.message_type is not None and descriptor.has_presence else bool(getattr(message, field))

@@ -79,7 +79,12 @@ def running(store: Store, name: str) -> None:
 
 def cancelling(store: Store, name: str) -> None:
     """Note that somebody asked a job to end, unless it is over."""
-    update(store, name, lambda document: is_over(document) or _set_state(document, "CANCELLING"))
+
+    def change(document: dict[str, Any]) -> None:
+        if not is_over(document):
+            _set_state(document, "CANCELLING")
+
+    update(store, name, change)
 
 
 def end(store: Store, name: str, state: str, error: Mapping[str, Any] | None = None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,7 @@ class Records:
         return Record(document, self.state / "jobs" / document["name"].rpartition("/")[2])
 
 
-def _hint(document: dict[str, Any]) -> str:
+def _hint(document: Mapping[str, Any]) -> str:
     number = document["name"].rpartition("/")[2]
     return f"; `python -m vertex_local tune --job_id {number}` goes on with it" if "studySpec" in document else ""
 

@@ -160,7 +160,7 @@ class Store:
         where = " AND ".join(f"{field} = ?" for field in given)
         return self._run(f"SELECT count(*) FROM resources WHERE {where}", *given.values())[0][0]
 
-    def parents(self, kinds: Sequence[str]) -> list[str]:
+    def parents(self, kinds: Sequence[str]) -> Sequence[str]:
         """Return the parents that documents of these kinds have, projects with their regions."""
         found = set()
         for kind in kinds:
@@ -262,7 +262,7 @@ class Store:
                 raise
             self._base.execute("COMMIT")
 
-    def points(self, series: str) -> list[dict[str, Any]]:
+    def points(self, series: str) -> Sequence[dict[str, Any]]:
         """Return all points of a series in the order of their steps."""
         return [json.loads(row[0]) for row in self._run("SELECT document FROM points WHERE series = ? ORDER BY step", series)]
 

@@ -91,7 +91,7 @@ class _Reports:
     def __init__(self, path: str):
         self.path, self.kept = path, path + ".all"
         self.seen: set = set()
-        self.stamp = None
+        self.stamp: tuple[int, int] | None = None
 
     def take(self) -> None:
         """Keep the lines that are new."""

@@ -56,11 +56,11 @@ def add_series(records: Store, run: str, display_name: str, value_type: str = "S
 
 def write(records: Store, series: str, points: Iterable[Mapping[str, Any]]) -> None:
     """Keep points, each in the form of the API's TimeSeriesDataPoint; a later one of the same step replaces an earlier one."""
-    points = [(int(point.get("step", 0)), point) for point in points]
-    if not points:
+    by_step = [(int(point.get("step", 0)), point) for point in points]
+    if not by_step:
         return
-    records.write_points(series, points)
-    last, newest = max(step for step, _ in points), max(point.get("wallTime", "") for _, point in points)
+    records.write_points(series, by_step)
+    last, newest = max(step for step, _ in by_step), max(point.get("wallTime", "") for _, point in by_step)
 
     def reach(document: dict[str, Any]) -> None:
         known = document.get("metadata", {})

@@ -328,7 +328,8 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Calls a function with a module once that has been imported."""
 
     def __init__(self, name: str, function: Callable[[types.ModuleType], None]):
-        self.name, self.function, self.loader = name, function, None
+        self.name, self.function = name, function
+        self.loader: Any = None  # the module's own
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         if name != self.name:

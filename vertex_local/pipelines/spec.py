@@ -153,7 +153,7 @@ def check(spec: Mapping[str, Any]) -> None:
             raise PipelineError(f"task {name} of {scope}: its component has neither an executor nor a dag.")
 
 
-def tasks(spec: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+def tasks(spec: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Yield (component, task's name, task) for every task of the pipeline and of what is nested in it."""
     scopes = {"root": spec["root"], **spec.get("components", {})}
     for scope, component in scopes.items():

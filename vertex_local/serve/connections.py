@@ -95,7 +95,8 @@ class Protocol(H11Protocol):
 
     def __init__(self, listener: Listener, **kwargs: Any):
         super().__init__(**kwargs)
-        self._listener, self._address, self._head_timer = listener, None, None
+        self._listener, self._address = listener, None
+        self._head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         """Begin to wait for the first request."""
@@ -153,7 +154,7 @@ class Loop(asyncio.SelectorEventLoop):
     def create_server(self, *args: Any, **kwargs: Any) -> Any:
         """Begin to listen as asyncio does."""
         if kwargs.get("ssl"):
-            asyncio.sslproto.SSLProtocol.max_size = _TLS_BUFFER
+            asyncio.sslproto.SSLProtocol.max_size = _TLS_BUFFER  # type: ignore[attr-defined]
             kwargs["ssl_handshake_timeout"] = HEAD_SECONDS
             if sys.version_info >= (3, 11):
                 kwargs["ssl_shutdown_timeout"] = 5.0

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 FORMATS = ("jsonl", "csv", "tf-record", "tf-record-gzip", "file-list")
 TYPES = ("", "object", "array")
@@ -201,7 +201,7 @@ def _plain(text: str) -> Any:
 # ------------------------------------------------------------------ TFRecord
 
 
-def _records(file: IO[bytes], uri: str) -> Iterator[Instance]:
+def _records(file: BinaryIO | gzip.GzipFile, uri: str) -> Iterator[Instance]:
     number = 0
     try:
         while head := file.read(12):

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Protocol
 
 STATUSES = {  # of google.rpc.Code: the HTTP code and the number
     "CANCELLED": (499, 1),
@@ -49,6 +49,12 @@ class ApiError(Exception):
         return {"error": error}
 
 
+class Stream(Protocol):
+    """What a body is read from."""
+
+    def read(self, size: int) -> bytes: ...
+
+
 @dataclass
 class Request:
     """One request past the guards. `stream` holds `length` bytes of body; a route reads it through `json`, or itself."""
@@ -58,7 +64,7 @@ class Request:
     query: Mapping[str, str]
     headers: Mapping[str, str]
     length: int
-    stream: BinaryIO
+    stream: Stream
     base: str = ""  # scheme and host, for links
     version: str = "v1"
     parameters: Sequence[tuple[str, str]] = ()  # of the query, one for each value: `query` holds the last of each name

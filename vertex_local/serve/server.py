@@ -66,8 +66,9 @@ class Server:
         self._listener = connections.Listener(guards.ADDRESS, port, most)
         self.port: int = self._listener.getsockname()[1]
         self._app = App(routes, guards.Access(self.port, token, key), log)
+        protocol: Any = partial(connections.Protocol, self._listener)
         config = uvicorn.Config(
-            self._app, http=partial(connections.Protocol, self._listener), ws="none", lifespan="off", log_config=None, log_level="warning",
+            self._app, http=protocol, ws="none", lifespan="off", log_config=None, log_level="warning",
             access_log=False, proxy_headers=False, server_header=False, timeout_keep_alive=connections.IDLE_SECONDS,
             timeout_graceful_shutdown=2,
         )  # fmt: skip

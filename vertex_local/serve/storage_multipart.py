@@ -5,21 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
-from .rest import ApiError
+from .rest import ApiError, Stream
 from .storage_files import PIECE
 
 _BOUNDARY = re.compile(r"""boundary=(?:"([^"]{1,72})"|([^\s";,]{1,72}))""")  # 70 by RFC 2046, and quotation marks of gcloud's
 _LONGEST_LINE, _MOST_HEADERS = 16 << 10, 100
 _LONGEST_METADATA = 1 << 20
 _TRAILING = b"\r\n" * 3  # line ends that clients send after the closing boundary
-
-
-class Stream(Protocol):
-    """What a body is read from."""
-
-    def read(self, size: int) -> bytes: ...
 
 
 class Body:

@@ -56,7 +56,7 @@ class Rest:
 
     def handle(self, request: Request, **_: str) -> dict[str, Any] | Answer:
         """Answer a request to a path of the API, of whichever version."""
-        _, version, rest = request.path.split("/", 2)
+        version, rest = request.path.split("/", 2)[1:]
         path = f"/v1/{rest}"
         for rule in self._rules.get((request.method, *_shape(path)), ()):
             if match := rule.path.fullmatch(path):

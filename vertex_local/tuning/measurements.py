@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +71,12 @@ def merge(
     return sorted(found, key=lambda item: (int(item["stepCount"]), seconds(item)))
 
 
-def value_of(measurement: dict[str, Any]) -> dict[str, float]:
+def value_of(measurement: Mapping[str, Any]) -> dict[str, float]:
     """Return a measurement's values by metric."""
     return {item["metricId"]: item["value"] for item in measurement.get("metrics", ())}
 
 
-def seconds(measurement: dict[str, Any]) -> float:
+def seconds(measurement: Mapping[str, Any]) -> float:
     """Return when it was taken, in seconds since the trial's start."""
     return times.duration(measurement["elapsedDuration"])
 
@@ -116,7 +116,7 @@ def best(study: Study, trials: Iterable[dict[str, Any]]) -> list[dict[str, Any]]
     ]
 
 
-def excess(metric: Metric, values: dict[str, float]) -> float:
+def excess(metric: Metric, values: Mapping[str, float]) -> float:
     """Return by how much a value is on the wrong side of its metric's threshold; at most 0 if it is not."""
     gap = values[metric.id] - (metric.threshold or 0.0)
     return -gap if metric.maximize else gap

@@ -10,7 +10,7 @@ import math
 import sqlite3
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +195,7 @@ def _places(parameter: Parameter) -> list[float] | None:
     values, ends = parameter.values, parameter.low + parameter.high
     if len(values) == 1 or parameter.scale not in (LINEAR, LOG, REVERSE_LOG):
         return None
-    scales = {LINEAR: float, LOG: math.log, REVERSE_LOG: lambda value: -math.log(ends - value)}
+    scales: dict[str, Callable[[Any], float]] = {LINEAR: float, LOG: math.log, REVERSE_LOG: lambda value: -math.log(ends - value)}
     return [scales[parameter.scale](value) for value in values]
 
 

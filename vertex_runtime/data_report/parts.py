@@ -71,7 +71,8 @@ class ColumnPart:
         if self.kind in ("number", "array") and values.dtype.kind not in "OSU":
             step = max(1, (1 << 20) // max(1, values[0].size))  # rows at a time: as float64 a chunk of images would be large
             measured = [self._measure(values[start : start + step]) for start in range(0, len(values), step)]
-            return tuple(np.concatenate(part) for part in zip(*measured))
+            means, absent = (np.concatenate(part) for part in zip(*measured))
+            return means, absent
         if values.ndim > 1:
             return np.full(len(values), np.nan), np.zeros(len(values), bool)
         texts = sketches.as_bytes(values)
@@ -89,7 +90,7 @@ class ColumnPart:
         self.infinite += int(np.isinf(rows).sum())
         self.moments.add(rows[np.isfinite(rows)])
         means = rows[:, 0] if rows.shape[1] == 1 else rows.mean(axis=1) if rows.shape[1] else np.zeros(len(rows))
-        absent = np.isnan(rows).all(axis=1) & (rows.shape[1] > 0)
+        absent = np.asarray(np.isnan(rows).all(axis=1)) if rows.shape[1] else np.zeros(len(rows), bool)
         return np.where(np.isfinite(means), means, np.nan), absent
 
     @property

@@ -306,7 +306,7 @@ def drift(first: Array, second: Array) -> dict[str, Any] | None:
     Returns:
         {"distance", "chance", "drifts"}: the latter where the distance is above `DRIFT` and above chance.
     """
-    sizes = [int(first.sum()), int(second.sum())]
+    sizes = int(first.sum()), int(second.sum())
     if not min(sizes):
         return None
     both = (first + second) / sum(sizes) * min(sizes)

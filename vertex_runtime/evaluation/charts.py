@@ -111,7 +111,7 @@ def histogram(values: Mapping[str, np.ndarray], label: str, title: str) -> str:
     edges = np.linspace(low, high, bins + 1)
     for i, share in enumerate(shares.values()):
         xs, ys = np.repeat(edges, 2), np.r_[0.0, np.repeat(share, 2), 0.0]
-        axes.path("p0" if not i else "curve2", xs, ys)
+        axes.path("p0" if not i else "curve2", xs.tolist(), ys.tolist())
     axes.path("overall", (0, 0), (0, axes.ranges[1][1])) if low < 0 < high else None
     return axes.svg(title)
 

@@ -145,7 +145,7 @@ class Judging:
         buckets, drift = bucketings(self.kept, problem), self._drift()
         rows = {name: self.drawn.column(name) for name in self.served.specs}
         explanations, explained = explaining.explained(self.contract, self.served, rows, self.hp.seed)
-        report = {
+        report: dict[str, Any] = {
             "model": self.served.uri, "data": {"files": [], "rows": self.kept.rows}, "kind": problem.kind,
             "objective": problem.objective, "maximize": problem.maximize, "metrics": found,
             "slices": slices_of(problem, mine, buckets), "signature": self.served.described(),

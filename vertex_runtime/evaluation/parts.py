@@ -100,11 +100,11 @@ def classes(report: Mapping[str, Any], plots: Mapping[str, Any]) -> Iterator[str
 
 
 def _confusion(names: Sequence[str], matrix: np.ndarray) -> str:
-    shown_rows = np.arange(len(names))
+    shown_rows = list(range(len(names)))
     note = ""
     if len(names) > MATRIX:
         wrong = matrix.sum(0) + matrix.sum(1) - 2 * np.diag(matrix)
-        shown_rows = np.sort(np.argsort(-wrong)[:MATRIX])
+        shown_rows = sorted(np.argsort(-wrong)[:MATRIX].tolist())
         note = f'<p class="faint">The {MATRIX} of {len(names)} classes with the most errors.</p>'
     totals = np.maximum(matrix.sum(1), 1e-300)
     head = "".join(f"<th>{escape(names[j])}</th>" for j in shown_rows)

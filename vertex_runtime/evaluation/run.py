@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ..arguments import RunOptions
@@ -81,7 +81,7 @@ def _tell(found: dict[str, Any]) -> None:
         log("INFO", verdict(found))
 
 
-def verdict(found: dict[str, Any]) -> str:
+def verdict(found: Mapping[str, Any]) -> str:
     """Return in one sentence how the model stands to the other one."""
     objective, other = found["objective"], found["against"]
     values = f"{objective} {found['metrics'][objective]:.5g} and {other['metrics'].get(objective, math.nan):.5g}"

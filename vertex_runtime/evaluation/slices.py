@@ -7,7 +7,7 @@ taken for a weakness, and slices of fewer than `FEW` rows come last, whatever th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,7 +161,7 @@ def changes(rows: Judged, other: Judged, buckets: list[Bucketing]) -> list[dict[
     Each: {"column", "value", "rows", "difference", "interval"}, what got worse first.
     """
     difference, weight = rows["loss"] - other["loss"], rows["weight"]
-    found: list[Mapping[str, Any]] = []
+    found: list[dict[str, Any]] = []
     for each in buckets:
         for place, name in enumerate(each.names):
             mask = each.places == place

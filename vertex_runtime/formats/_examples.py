@@ -240,12 +240,12 @@ def _take_apart(record: bytes, kinds: dict[str, str]) -> _Layout | None:
     try:
         for _, start, end in _fields(record, 0, len(record), (1,)):
             for _, inner, inner_end in _fields(record, start, end, (1,)):
-                (_, *key), (_, *value) = _fields(record, inner, inner_end, (1, 2))
-                name = record[slice(*key)].decode()
+                (_, key, key_end), (_, value, value_end) = _fields(record, inner, inner_end, (1, 2))
+                name = record[key:key_end].decode()
                 if name in values:
                     return None
                 values[name] = None
-                for field, first, last in _fields(record, *value, (1, 2, 3)):
+                for field, first, last in _fields(record, value, value_end, (1, 2, 3)):
                     for _, low, high in _fields(record, first, last, (1,)):
                         wanted = name in kinds
                         if wanted and (kinds[name] != _LISTS[field] or values[name] or not _is_single(record[low:high], field)):
@@ -258,8 +258,8 @@ def _take_apart(record: bytes, kinds: dict[str, str]) -> _Layout | None:
     before = -len(record) % _WORD
     filled = np.zeros((2, before + len(record)), np.uint8)
     filled[:, before:] = np.frombuffer(record, np.uint8) & mask, mask
-    fixed, mask = filled.view(np.uint64)
-    return _Layout(fixed, mask, values, len(record))
+    words = filled.view(np.uint64)
+    return _Layout(words[0], words[1], values, len(record))
 
 
 def _is_single(value: bytes, field: int) -> bool:

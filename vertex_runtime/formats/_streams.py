@@ -40,7 +40,8 @@ class Stream:
         codec = next((codec for magic, codec in _CODECS.items() if start.startswith(magic)), None)
         self.compressed = codec is not None
         if codec is None:
-            self._kept, self._source = start, self._file
+            self._kept = start
+            self._source: Any = self._file
         elif codec in ("gzip", "zlib"):
             self._source = _Zlib(self._file, start)
         else:
@@ -51,9 +52,9 @@ class Stream:
         parts = list(self._pieces(1 << 62 if size is None or size < 0 else size))
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def read_after(self, start: bytes, size: int) -> memoryview:
+    def read_after(self, start: bytes | memoryview, size: int) -> memoryview:
         """Return `start` with up to `size` bytes after it, fewer only as in `read`: a block, put together without copying it twice."""
-        block = memoryview(np.empty(len(start) + size, np.uint8))
+        block = np.empty(len(start) + size, np.uint8).data
         block[: len(start)] = start
         end = len(start)
         if not self.compressed and hasattr(self._source, "readinto"):

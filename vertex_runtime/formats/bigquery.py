@@ -177,7 +177,12 @@ def _keeping(key: tuple, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Recor
                 writer = writer or pa.ipc.new_stream(file, batch.schema)
                 room = _fits(file, lambda: writer.write_batch(batch))
             yield batch
-        if writer is not None and room and _fits(file, lambda: (writer.close(), file.flush())):
+
+        def finish() -> None:
+            writer.close()
+            file.flush()
+
+        if writer is not None and room and _fits(file, finish):
             _kept[key] = functools.partial(_reread, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
@@ -383,7 +388,7 @@ def _checked(key: tuple[str, str, str], table: Any, wanted: Sequence[Column]) ->
         field = fields[column.name.casefold()]
         kind = field.field_type if field.mode != "REPEATED" else f"ARRAY of {field.field_type}"
         needs = "numbers" if isinstance(column, Number) else "text"
-        readable = NUMBERS if isinstance(column, Number) else TEXTS
+        readable: tuple[str, ...] = NUMBERS if isinstance(column, Number) else TEXTS
         if isinstance(column, Image):
             readable, needs = ("BYTES",), "bytes"
         elif isinstance(column, Date) and column.time and kind == "DATE":
@@ -418,7 +423,11 @@ def _download(
     total = _total(tables, row_filter)
     of = "" if total is None else f" of {total:,}"
     stop = threading.Event()
-    jobs = [lambda job=job: (_converted(batch, job[0], wanted) for batch in _stream(client, *job, stop)) for job in streams]
+
+    def read(table: _Table, schema: bytes, name: str) -> Iterator[pa.RecordBatch]:
+        return (_converted(batch, table, wanted) for batch in _stream(client, table, schema, name, stop))
+
+    jobs = [functools.partial(read, *stream) for stream in streams]
     rows, said = 0, time.monotonic()
     for batch in _in_threads(jobs, MOST_STREAMS, stop):
         rows += batch.num_rows

@@ -61,7 +61,7 @@ class Client:
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
         """Keep an evaluation: as the run's metrics so far, and as points where there is a TensorBoard instance."""
-        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        finite: dict[str, float | int | str] = {name: value for name, value in metrics.items() if math.isfinite(value)}
         self._run.log_metrics(finite)
         if self._has_series and finite:
             self._run.log_time_series_metrics(finite, step=step)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ...local.job_record import KINDS as JOBS
+from ...local.store import Store
 from ..app import Redirect, View, Visit, href, page
 from ..text import KINDS
 
@@ -20,7 +23,7 @@ def home(visit: Visit) -> View:
         }
         for kind, title in KINDS.items()
     ]  # fmt: skip
-    latest = []
+    latest: list[dict[str, Any]] = []
     for kind in JOBS:
         found = records.page(kind, parent, _LATEST).documents
         latest += [{"title": KINDS[kind], "document": each, "href": href(f"/{kind}/{each['name'].rpartition('/')[2]}")} for each in found]
@@ -28,7 +31,7 @@ def home(visit: Visit) -> View:
     return View("home.html", {"cards": cards, "latest": latest[:_LATEST], "parents": records.parents(tuple(KINDS))})
 
 
-def _running(records: object, kind: str, parent: str) -> int:
+def _running(records: Store, kind: str, parent: str) -> int:
     states = ("JOB_STATE_RUNNING", "PIPELINE_STATE_RUNNING")
     return sum(records.count(kind, parent, state) for state in states)
 
