@@ -241,6 +241,16 @@ def test_no_price_is_asked_for_over_the_network(monkeypatch, capsys):
     assert re.search(r"n1-standard-4 0.2185 USD: https://cloud.google.com/\S+ .*, read 2026-10-07, 53 days before 2026-11-29", said)
 
 
+def test_the_example_of_the_documents_is_what_the_tool_prints(capsys):
+    text = (ROOT / "docs" / "first-job.md").read_text(encoding="utf-8")
+    shown = [line.rstrip("…") for line in text.splitlines() if line.startswith("estimate  ")]
+    assert main(["check", str(ROOT / "jobs/taxifare.yaml"), "--file_only", "--today=2026-11-29"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    for line in shown:
+        assert any(each.startswith(line) for each in printed), line
+    assert len(shown) == sum(line.startswith("estimate") for line in printed) - 2  # all but steps and time
+
+
 @pytest.mark.parametrize(
     "machine, said",
     [
