@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -396,19 +397,22 @@ def test_the_checkout_stays_as_it_is(tmp_path):
 # ------------------------------------------------------------------ the whole command
 
 
-def test_the_command_prints_lines_and_an_estimate(tmp_path):
+def test_the_command_prints_lines_and_an_estimate(tmp_path, monkeypatch, capsys):
     project = copy_project(tmp_path)
-    command = [sys.executable, "-m", "vertex_local", "check", "jobs/stackoverflow-2-workers.yaml", f"--serving_python={sys.executable}"]
-    done = subprocess.run(command, cwd=project, env=environ(TMPDIR=str(tmp_path)), capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"^ok +data .* 1,600 rows .* 2 replicas take 30 examples of each batch$", done.stdout, re.M)
-    assert re.search(r"^ok +serving +--serving_python: TensorFlow \S+ loads the exported model, with serving_default\.$", done.stdout, re.M)
-    assert re.search(r"^estimate +steps +106 of global batch 60, 6,360 examples of 1,600 rows, 2 evaluations$", done.stdout, re.M)
-    time = r"^estimate +time +[\d.]+ s to [\d.]+ \w+ on n1-standard-4, .* 6,360 examples at [\d,]+/s, .* at most: "
-    assert re.search(time, done.stdout, re.M)
-    price = r"^estimate +price +on demand \(this job\): 0\.\d+ USD to 0\.\d+ USD; 0\.4906 USD an hour for 2 machines in us-central1\.$"
-    assert re.search(price, done.stdout, re.M)
-    assert re.search(r"^estimate +price +Spot: 0\.\d+ USD to 0\.\d+ USD \+ the management fee; 0\.2319 USD an hour", done.stdout, re.M)
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(inspection.Inspection, "left", lambda self, most: 10 * most)  # however busy the machine is
+    assert main(["check", "jobs/stackoverflow-2-workers.yaml", f"--serving_python={sys.executable}"]) == 0
+    said = capsys.readouterr().out
+    for line in (
+        r"ok +data .* 1,600 rows .* 2 replicas take 30 examples of each batch",
+        r"ok +serving +--serving_python: TensorFlow \S+ loads the exported model, with serving_default\.",
+        r"estimate +steps +106 of global batch 60, 6,360 examples of 1,600 rows, 2 evaluations",
+        r"estimate +time +[\d.]+ s to [\d.]+ \w+ on n1-standard-4, .* 6,360 examples at [\d,]+/s, .* at most: .*",
+        r"estimate +price +on demand \(this job\): 0\.\d+ USD to 0\.\d+ USD; 0\.4906 USD an hour for 2 machines in us-central1\.",
+        r"estimate +price +Spot: 0\.\d+ USD to 0\.\d+ USD \+ the management fee; 0\.2319 USD an hour .*",
+    ):
+        assert re.search(f"^{line}$", said, re.M), line
     assert not list(tmp_path.glob("vertex-check-*"))
 
 
