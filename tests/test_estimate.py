@@ -173,7 +173,7 @@ def test_what_is_not_known_is_said_not_guessed(tmp_path, table):
     said = report(case(tmp_path, (machine, 1)), None, "it was not measured", table)
     assert said["steps"] == ["unknown: the data was not looked at"] and said["time"] == ["unknown: it was not measured"]
     assert said["price"][0] == "on demand (this job): unknown: n1-standard-16, NVIDIA_TESLA_V100."
-    assert said["unknown"] == ["n1-standard-16: prices.yaml has none for here SPOT.", "NVIDIA_TESLA_V100: nobody says it."]
+    assert said["unknown"] == ["n1-standard-16: prices.yaml has none for here STANDARD.", "NVIDIA_TESLA_V100: nobody says it."]
     known = case(tmp_path, ({"machineType": "n1-standard-8"}, 1), timeout="7200s")
     (on_demand, _) = report(known, None, "no", table)["price"]
     said = "at most 1.20 EUR, as its timeout of 2.0 h ends it; 0.6000 EUR an hour for 1 machine in here."
@@ -199,6 +199,8 @@ def test_training_prices_go_before_compute_engines_and_new_ones_before_old(tmp_p
         ("{machine: m, region: r, price: 1, source: s}", "needs its source and the date"),
         ("{machine: m, region: r, price: free, source: s, date: 2026-01-01}", "a price above 0"),
         ("{machine: m, region: r, cost: 1, source: s, date: 2026-01-01}", "got \\['cost'\\]"),
+        ("{machine: m, region: r, price: 1, source: s, date: 2026-01-01 10:00:00}", "needs its source and the date"),
+        ("{machine: [m], region: r, price: 1, source: s, date: 2026-01-01}", "needs one of machine"),
         ("just text", "got 'just text'"),
         ("{machine: m, region: r, spot: 0, source: s, date: 2026-01-01}", "a price above 0"),
     ],
@@ -208,6 +210,24 @@ def test_a_table_without_sources_is_refused(tmp_path, capsys, entry, said):
     path.write_text(f"currency: USD\nprices:\n- {entry}\n")
     assert main(["check", str(ROOT / "jobs/taxifare.yaml"), "--file_only", f"--prices={path}"]) == 2
     assert re.fullmatch(f"error: --prices .*prices.yaml: entry 1: .*{said}.*\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        (None, "cannot be read: No such file or directory."),
+        ("a: [", "is no YAML: "),
+        ("prices: []", "takes YAML with `currency: USD` and a list `prices`"),
+        ("{currency: USD, prices: {a: 1}}", "takes YAML with `currency: USD` and a list `prices`"),
+        ("{currency: USD, prices: [], unknown: [x]}", "unknown: takes a list of `{names: "),
+    ],
+)
+def test_a_file_that_is_no_table(tmp_path, text, said):
+    path = tmp_path / "prices.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(prices.PriceError, match=re.escape(f"--prices {path}: {said}")):
+        prices.load(path)
 
 
 def test_the_projects_own_table_names_pages_and_days():

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -125,7 +126,8 @@ def test_steps_that_ask_for_explanations_are_named():
     }
     one["root"]["dag"]["tasks"]["step"]["inputs"] = {"parameters": given}
     asked = ["explanation_metadata", "generate_explanation", "explanation_metadata_artifact"]
-    assert list(pipeline_spec.explained(one)) == [("step", name) for name in asked]
+    said = list(pipeline_spec.warnings(pipeline_spec.Pipeline("one.yaml", "", one), date(2026, 11, 29)))
+    assert [line.partition(": Vertex AI has deprecated explanations")[0] for line in said] == [f"one.yaml: step.{name}" for name in asked]
 
 
 def test_flags_that_are_wrong_start_nothing(tmp_path, capsys, monkeypatch):

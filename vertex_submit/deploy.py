@@ -77,15 +77,8 @@ def _deploy(args: argparse.Namespace) -> int:
     if upload:
         submission.warn_about_images({values["serving"]})
     name = args.endpoint or trainer
-    if upload:
-        show("Model.upload", {**upload, **({"explanation": explanation.FILE} if args.explain else {})})
-    else:
-        show("Model", {"model_name": args.model})
-    show("Endpoint.list", {"filter": f'display_name="{name}"', "order_by": "create_time desc"})
+    _show_calls(args, upload, name, instances)
     if args.dry_run:
-        show("Endpoint.create", {"display_name": name}, "where there is none: ")
-        show("Model.deploy", deployment(args))
-        show("Endpoint.predict", {"instances": instances})
         return 0
     service = sdk.connect(values, args)
     if args.explain:
@@ -100,6 +93,19 @@ def _deploy(args: argparse.Namespace) -> int:
         show("Endpoint.predict", {"instances": instances})
         answer = endpoint.predict(instances=instances)
     return _report(endpoint, answer, instances, values)
+
+
+def _show_calls(args: argparse.Namespace, upload: Mapping[str, Any] | None, name: str, instances: list[Any]) -> None:
+    """Print the calls of the SDK that come first, in a dry run all of them."""
+    if upload:
+        show("Model.upload", {**upload, **({"explanation": explanation.FILE} if args.explain else {})})
+    else:
+        show("Model", {"model_name": args.model})
+    show("Endpoint.list", {"filter": f'display_name="{name}"', "order_by": "create_time desc"})
+    if args.dry_run:
+        show("Endpoint.create", {"display_name": name}, "where there is none: ")
+        show("Model.deploy", deployment(args))
+        show("Endpoint.predict", {"instances": instances})
 
 
 def deployment(args: argparse.Namespace) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from vertex_local import cli
-from vertex_local.job import deprecations, pipeline_spec, schema, settings
+from vertex_local.job import pipeline_spec, schema, settings
 from vertex_local.job.pipeline_spec import PipelineError
 
 from . import checkout, cloud, jobs, sdk, submission
@@ -91,8 +91,8 @@ def _submit(args: argparse.Namespace, cancel: threading.Event) -> int:
     stays_here = args.dry_run or cloud.is_local(args.api_endpoint)
     values = cloud.load_settings(folder, settings.from_flags(args), ("project", "region", "bucket"), stays_here)
     job = build(pipeline, args, values)
-    for task, parameter in pipeline_spec.explained(pipeline.spec):
-        print(f"warning: {args.spec}: {task}.{parameter}: {deprecations.explanations(date.today())}", file=sys.stderr)
+    for warning in pipeline_spec.warnings(pipeline, date.today()):
+        print(f"warning: {warning}", file=sys.stderr)
     if not stays_here:
         jobs.refuse_placeholders(job, "compile it again with your own settings")
     service = sdk.connect(values, args)

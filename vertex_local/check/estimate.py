@@ -188,16 +188,15 @@ def _doubts(case: Case, table: Table, rates: Iterable[Rate]) -> Iterator[tuple[s
     """Yield what is not known, where each price stands and how old it is, and what no price is in for."""
     used, unknown = {}, {}
     for rate in rates:
-        unknown |= {FEE: _NO_FEE} if FEE in rate.beside else {}
-        unknown |= rate.unknown
+        unknown = {**({FEE: _NO_FEE} if FEE in rate.beside else {}), **rate.unknown} | unknown
         for price in rate.used:
             used.setdefault((price.source, price.day), []).append(price)
     for name, reason in unknown.items():
         yield "unknown", f"{name}: {reason}."
     for (source, day), prices in used.items():
-        age = (case.today - day).days
-        said = dict.fromkeys(_priced(price, table.currency) for price in prices)
-        yield "source", f"{', '.join(said)}: {source}, read {day}, {age} days before {case.today}."
+        said = ", ".join(dict.fromkeys(_priced(price, table.currency) for price in prices))
+        age = f", {(case.today - day).days} days before {case.today}" if day <= case.today else ""
+        yield "source", f"{said}: {source}, read {day}{age}."
     yield "not counted", f"{_LEFT_OUT}."
 
 

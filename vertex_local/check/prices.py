@@ -76,15 +76,22 @@ def load(path: Path = TABLE) -> Table:
     where = f"--prices {path}"
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-        entries, currency, unknown = raw["prices"], raw["currency"], raw.get("unknown", [])
-        reasons = {name: str(row["reason"]) for row in unknown for name in row["names"]}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError, TypeError, KeyError) as error:
-        form = "takes YAML with `currency`, a list `prices` and, if wanted, a list `unknown` of `names` and `reason`"
-        raise PriceError(f"{where}: {form}: {error!r}.") from None
-    if not isinstance(entries, list):
-        raise PriceError(f"{where}: prices: takes a list; got {entries!r}.")
-    prices = [price for number, entry in enumerate(entries, 1) for price in _prices(entry, f"{where}: entry {number}")]
-    return Table(path, str(currency), tuple(prices), reasons)
+    except (OSError, UnicodeDecodeError) as error:
+        raise PriceError(f"{where}: cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+    except yaml.YAMLError as error:
+        raise PriceError(f"{where}: is no YAML: {' '.join(str(error).split())[:200]}.") from None
+    if not isinstance(raw, dict) or not isinstance(raw.get("currency"), str) or not isinstance(raw.get("prices"), list):
+        raise PriceError(f"{where}: takes YAML with `currency: USD` and a list `prices`, as in {TABLE}.")
+    prices = [price for number, entry in enumerate(raw["prices"], 1) for price in _prices(entry, f"{where}: entry {number}")]
+    return Table(path, raw["currency"], tuple(prices), _reasons(raw.get("unknown") or [], where))
+
+
+def _reasons(rows: Any, where: str) -> dict[str, str]:
+    """Return why a price is unknown, by its name."""
+    for row in rows if isinstance(rows, list) else [rows]:
+        if not isinstance(row, dict) or not isinstance(row.get("names"), list) or not row.get("reason"):
+            raise PriceError(f"{where}: unknown: takes a list of `{{names: [n1-standard-4], reason: …}}`; got {row!r}.")
+    return {str(name): str(row["reason"]) for row in rows for name in row["names"]}
 
 
 def _prices(entry: Any, where: str) -> Iterator[Price]:
@@ -95,9 +102,10 @@ def _prices(entry: Any, where: str) -> Iterator[Price]:
     strategies = {"price": entry.get("strategy", "STANDARD"), "spot": "SPOT"}
     amounts = {key: entry[key] for key in strategies if key in entry}
     wrong = [amount for amount in amounts.values() if isinstance(amount, bool) or not isinstance(amount, (int, float)) or not amount > 0]
-    if not name or not entry.get("region") or not amounts or wrong:
+    texts = (name, entry.get("region"), entry.get("strategy", "STANDARD"))
+    if not all(isinstance(text, str) and text for text in texts) or not amounts or wrong:
         raise PriceError(f"{where}: needs one of {', '.join(_NAMES)}, region, and a price above 0; got {entry}.")
-    if not entry.get("source") or not isinstance(entry.get("date"), date):
+    if not entry.get("source") or type(entry.get("date")) is not date:
         raise PriceError(f"{where}: the price of {name} needs its source and the date (2026-10-07) on which it was read there.")
     flags = {key: bool(entry.get(key)) for key in ("includes_accelerators", "excludes_fee")}
     for key, amount in amounts.items():

@@ -8,12 +8,14 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ..errors import UserError, quoted
+from . import deprecations
 
 JOB_ID = re.compile("[a-z][-a-z0-9]{0,127}")  # of a pipeline job
 FAILURE_POLICIES = {"slow": "PIPELINE_FAILURE_POLICY_FAIL_SLOW", "fast": "PIPELINE_FAILURE_POLICY_FAIL_FAST"}
@@ -141,13 +143,13 @@ def tasks(spec: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
             yield scope, name, task
 
 
-def explained(spec: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield (task, its parameter) for each step that asks the service for explanations, as Google's components do."""
-    for _, name, task in tasks(spec):
+def warnings(pipeline: Pipeline, today: date) -> Iterator[str]:
+    """Yield a line for each step that asks for what the service ends: explanations, as Google's components take them."""
+    for _, name, task in tasks(pipeline.spec):
         for parameter, value in task.get("inputs", {}).get("parameters", {}).items():
             constant = value.get("runtimeValue", {}).get("constant", ...)  # ...: it comes from elsewhere
             if re.match("(generate_)?explanation", parameter) and constant not in _EMPTY:
-                yield name, parameter
+                yield f"{pipeline.path}: {name}.{parameter}: {deprecations.explanations(today)}"
 
 
 # ------------------------------------------------------------------ parameters

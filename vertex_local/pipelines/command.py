@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,8 @@ def _run(args: argparse.Namespace, cancel: threading.Event) -> int:
         spec.check(pipeline.spec)
     except spec.PipelineError as error:
         raise UserError(f"{args.spec}: {error}") from None
+    for warning in pipeline_spec.warnings(pipeline, date.today()):
+        print(f"warning: {warning}", file=sys.stderr)
     known = settings.load(Path(args.project_dir, "jobs"), settings.from_flags(args))
     places = _of_settings(pipeline, known)
     values = {**places, **pipeline.values(args.parameter, places)}
