@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -23,6 +24,7 @@ from test_local_support import environ, wait_for
 from vertex_local.__main__ import main
 from vertex_local.check import inspection
 from vertex_local.check import rules as checks
+from vertex_local.job import schema
 from vertex_local.local.plan import Paths
 
 JOBS = sorted(path.name for path in (ROOT / "jobs").glob("*.yaml") if path.stem not in ("settings", "kubernetes-tfjob"))
@@ -326,6 +328,34 @@ def test_a_file_that_is_only_in_the_cloud_is_not_missed(tmp_path, monkeypatch):
     assert checks.remote(case, case.job.pools[0]) == []
 
 
+def pipeline_with_explanations(folder: Path) -> Path:
+    """Write a training pipeline's file whose model is to be registered with explanations."""
+    container = {"imageUri": "host/image:1"}
+    pool = {"machineSpec": {"machineType": "n1-standard-4"}, "replicaCount": 1, "containerSpec": container}
+    output = {"outputUriPrefix": "gs://bucket/x"}
+    document = {
+        "displayName": "fares", "trainingTaskDefinition": schema.TASK,
+        "trainingTaskInputs": {"workerPoolSpecs": [pool], "baseOutputDirectory": output, "scheduling": {"timeout": "60s"}},
+        "modelToUpload": {
+            "displayName": "fares", "containerSpec": container,
+            "explanationSpec": {"parameters": {"sampledShapleyAttribution": {"pathCount": 5}}},
+        },
+    }  # fmt: skip
+    path = folder / "pipeline.json"
+    path.write_text(json.dumps(document, indent=1))
+    return path
+
+
+@pytest.mark.parametrize("today, said", [("2026-11-29", "ends them on or after 2027-03-16; leave them out"), ("2027-04-01", "may refuse")])
+def test_explanations_of_a_model_to_upload_are_warned_of(tmp_path, capsys, today, said):
+    path = pipeline_with_explanations(tmp_path)
+    assert main(["check", str(path), "--file_only", f"--today={today}"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "explanation " in line]
+    number = path.read_text().splitlines().index('  "explanationSpec": {') + 1
+    assert line.startswith("warning") and f"{path}:{number}: modelToUpload.explanationSpec: Vertex AI has deprecated" in line
+    assert said in line
+
+
 def test_a_freeze_file_is_compared_with(tmp_path):
     project = copy_project(tmp_path)
     freeze = tmp_path / "freeze.txt"
@@ -367,17 +397,22 @@ def test_the_checkout_stays_as_it_is(tmp_path):
 # ------------------------------------------------------------------ the whole command
 
 
-def test_the_command_prints_lines_and_an_estimate(tmp_path):
+def test_the_command_prints_lines_and_an_estimate(tmp_path, monkeypatch, capsys):
     project = copy_project(tmp_path)
-    command = [sys.executable, "-m", "vertex_local", "check", "jobs/stackoverflow-2-workers.yaml", f"--serving_python={sys.executable}"]
-    done = subprocess.run(command, cwd=project, env=environ(TMPDIR=str(tmp_path)), capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"^ok +data .* 1,600 rows .* 2 replicas take 30 examples of each batch$", done.stdout, re.M)
-    assert re.search(r"^ok +serving +--serving_python: TensorFlow \S+ loads the exported model, with serving_default\.$", done.stdout, re.M)
-    assert re.search(r"^estimate +steps +106 of global batch 60, 6,360 examples of 1,600 rows, 2 evaluations$", done.stdout, re.M)
-    assert re.search(r"^estimate +time +about [\d.]+ s on n1-standard-4, .* 6,360 examples at [\d,]+/s, .* x \d+/4 ", done.stdout, re.M)
-    assert re.search(r"^estimate +price +on demand \(this job\): 0\.\d+ USD: 0\.4370 USD an hour for 2 machine", done.stdout, re.M)
-    assert re.search(r"^estimate +price +Spot: price unknown: none with a source for n1-standard-4", done.stdout, re.M)
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(inspection.Inspection, "left", lambda self, most: 10 * most)  # however busy the machine is
+    assert main(["check", "jobs/stackoverflow-2-workers.yaml", f"--serving_python={sys.executable}"]) == 0
+    said = capsys.readouterr().out
+    for line in (
+        r"ok +data .* 1,600 rows .* 2 replicas take 30 examples of each batch",
+        r"ok +serving +--serving_python: TensorFlow \S+ loads the exported model, with serving_default\.",
+        r"estimate +steps +106 of global batch 60, 6,360 examples of 1,600 rows, 2 evaluations",
+        r"estimate +time +[\d.]+ s to [\d.]+ \w+ on n1-standard-4, .* 6,360 examples at [\d,]+/s, .* at most: .*",
+        r"estimate +price +on demand \(this job\): 0\.\d+ USD to 0\.\d+ USD; 0\.4906 USD an hour for 2 machines in us-central1\.",
+        r"estimate +price +Spot: 0\.\d+ USD to 0\.\d+ USD \+ the management fee; 0\.2319 USD an hour .*",
+    ):
+        assert re.search(f"^{line}$", said, re.M), line
     assert not list(tmp_path.glob("vertex-check-*"))
 
 

@@ -12,43 +12,53 @@ import pytest
 from conftest import ROOT
 
 from vertex_local.__main__ import main
-from vertex_local.check import estimate
+from vertex_local.check import estimate, prices
 from vertex_local.check import rules as checks
+from vertex_local.check.estimate import Estimate
 from vertex_local.check.probe import Measured
-from vertex_local.job import machines
+from vertex_local.job import job_file, machines
 from vertex_local.local.plan import Paths
 
 PRICES = """\
 currency: EUR
 prices:
 - {machine: n1-standard-8, region: here, price: 0.5, source: a page, date: 2026-01-02}
-- {machine: n1-standard-8, region: here, strategy: SPOT, price: 0.1, source: another page, date: 2026-01-03}
+- {machine: n1-standard-8, region: here, strategy: SPOT, price: 0.1, excludes_fee: true, source: another page, date: 2026-01-03}
 - {machine: n1-highcpu-16, region: here, price: 0.25, source: a page, date: 2026-01-02}
 - {accelerator: NVIDIA_TESLA_T4, region: here, price: 0.25, source: a page, date: 2026-01-02}
-- {machine: g2-standard-4, region: here, price: 2, includes_accelerators: true, source: a page, date: 2026-01-02}
+- {machine: g2-standard-4, region: here, price: 2, spot: 1, includes_accelerators: true, source: a page, date: 2026-01-02}
+- {tpu: ct5lp, region: here, price: 1.5, excludes_fee: true, source: a page, date: 2026-01-02}
+- {disk: pd-ssd, region: here, price: 0.001, source: a bill, date: 2025-12-31}
+unknown:
+- {names: [NVIDIA_TESLA_V100], reason: nobody says it}
 """
 T4 = {"machineType": "n1-standard-8", "acceleratorType": "NVIDIA_TESLA_T4", "acceleratorCount": 2}
 MEASURED = Measured(
     startup=10.0, examples_per_second=1000.0, evaluation=2.0, finish=5.0, reading=3.0, read=1000, steps=100, on="its own data"
 )
+TPU = {"machineType": "ct5lp-hightpu-4t", "tpuTopology": "2x2"}
 PLAN = {"total_steps": 3600, "batch_size": 100, "evaluations": 5, "bytes": 1000, "rows": 7200, "exact": True}
 
 
+TODAY = date(2026, 8, 22)
+
+
 @pytest.fixture
-def prices(tmp_path) -> tuple[str, list[estimate.Price]]:
+def table(tmp_path) -> prices.Table:
     path = tmp_path / "prices.yaml"
     path.write_text(PRICES)
-    return estimate.load_prices(path)
+    return prices.load(path)
 
 
-def case(folder: Path, *pools: tuple[dict, int], study: dict | None = None, **scheduling: str) -> checks.Case:
+def case(folder: Path, *pools: tuple[dict, int], study: dict | None = None, disk: dict | None = None, **scheduling: str) -> checks.Case:
     container = {"imageUri": "host/image:1", "args": ["--a=1"]}
-    specs = [{"machineSpec": machine, "replicaCount": count, "containerSpec": container} if count else {} for machine, count in pools]
+    about = {"containerSpec": container, **({"diskSpec": disk} if disk else {})}
+    specs = [{"machineSpec": machine, "replicaCount": count, **about} if count else {} for machine, count in pools]
     job = {"workerPoolSpecs": specs, "scheduling": scheduling, "baseOutputDirectory": {"outputUriPrefix": "gs://bucket/x"}}
     path = folder / "job.yaml"
     path.write_text(json.dumps(job if study is None else {**study, "trialJobSpec": job}))
     paths = Paths(folder / "state", folder / "buckets", folder, "python")
-    return checks.load(str(path), {"region": "here"}, (), paths, date(2026, 8, 22))
+    return checks.load(str(path), {"region": "here"}, (), paths, TODAY)
 
 
 def report(*args: object) -> dict[str, list[str]]:
@@ -58,66 +68,128 @@ def report(*args: object) -> dict[str, list[str]]:
     return said
 
 
-def test_time_is_scaled_by_vcpus_except_for_what_runs_on_one(tmp_path):
+def hour(seconds: float = 3600) -> Estimate:
+    return Estimate(seconds, seconds, 2 * seconds, "as measured")
+
+
+# ------------------------------------------------------------------ time
+
+
+def test_time_is_a_range_from_perfect_sharing_to_none(tmp_path):
     time = estimate.duration(case(tmp_path, ({"machineType": "n1-standard-8"}, 1)), PLAN, MEASURED, cpus=2)
     assert time.here == 10 + 5 + 360 + 5 * 2
-    assert time.there == 10 + 5 + (360 + 5 * 2) * 2 / 8
-    assert "x 2/8 (CPUs here / vCPUs there" in time.how and "1,000/s" in time.how and "over 100 steps" in time.how
+    assert time.low == 10 + 5 + (360 + 5 * 2) * 2 / 8 and time.high == 2 * time.here
+    assert "1,000/s" in time.how and "over 100 steps" in time.how
+    assert "half as fast as a CPU here, and more of them gain nothing" in time.how
+
+
+def test_fewer_cpus_there_cost_in_proportion_or_nothing(tmp_path):
+    time = estimate.duration(case(tmp_path, ({"machineType": "n1-standard-8"}, 1)), PLAN, MEASURED, cpus=32)
+    assert time.low == time.here and time.high == 2 * (15 + 370 * 32 / 8) and "and there are 8" in time.how
+
+
+def test_workers_share_the_work_at_best(tmp_path):
+    pool = {"machineType": "n1-standard-8"}
+    time = estimate.duration(case(tmp_path, (pool, 1), (pool, 3)), PLAN, MEASURED, cpus=8)
+    assert time.low == 15 + 370 / 4 and time.high == 2 * (15 + 370) and "4 workers do 4 times the work of one" in time.how
 
 
 def test_more_data_than_was_measured_with_takes_longer_to_read(tmp_path):
     time = estimate.duration(case(tmp_path, ({"machineType": "n1-standard-8"}, 1)), {**PLAN, "bytes": 11_000}, MEASURED, cpus=8)
-    assert time.there == time.here == 10 + 5 + 10 * 3 + 360 + 10
+    assert time.low == time.here == 10 + 5 + 10 * 3 + 360 + 10
 
 
-def test_a_gpus_time_is_an_upper_bound_and_a_tpus_is_not_known(tmp_path):
-    time = estimate.duration(case(tmp_path, (T4, 1), (T4, 3)), PLAN, MEASURED, cpus=8)
-    assert time.there == time.here and "an upper bound" in time.how and "what 4 gain or lose" in time.how
-    time = estimate.duration(case(tmp_path, ({"machineType": "ct5lp-hightpu-4t", "tpuTopology": "2x2"}, 1)), PLAN, MEASURED, cpus=8)
-    assert time.there is None and "is not known" in time.how
+def test_a_gpu_has_no_least_time_and_a_tpu_none_at_all(tmp_path, table):
+    job = case(tmp_path, (T4, 1), (T4, 3))
+    time = estimate.duration(job, PLAN, MEASURED, cpus=8)
+    assert time.low is None and time.high == 2 * time.here and "how much its GPUs gain is not known" in time.how
+    said = report(job, PLAN, time, table)
+    assert said["time"][0].startswith("at most 12.8 min on n1-standard-8 with 2 NVIDIA_TESLA_T4, from when its machines run. ")
+    assert said["price"][0].startswith("on demand (this job): at most 0.9411 EUR; 4.40 EUR an hour for 4 machines in here.")
+    time = estimate.duration(case(tmp_path, (TPU, 1)), PLAN, MEASURED, cpus=8)
+    assert time.low is None and time.high is None and "is not known" in time.how
 
 
-def test_pinned_prices_give_pinned_numbers(tmp_path, prices):
-    job = case(tmp_path, (T4, 1), (T4, 2), ({"machineType": "n1-highcpu-16"}, 4))
-    # Three workers of 0.5 + 2 x 0.25 an hour and four machines of 0.25; half an hour of it.
-    said = report(job, PLAN, estimate.Estimate(1800, 1800, "as measured"), *prices)
+# ------------------------------------------------------------------ price
+
+
+def test_pinned_prices_give_pinned_numbers(tmp_path, table):
+    job = case(tmp_path, (T4, 1), (T4, 2), ({"machineType": "n1-highcpu-16"}, 4), disk={"bootDiskSizeGb": 200})
+    # Three workers of 0.5 + 2 x 0.25 an hour, four machines of 0.25, and 7 disks of 200 x 0.001; half an hour of it, or one.
+    said = report(job, PLAN, hour(1800), table)
     assert said["steps"] == ["3,600 of global batch 100, 360,000 examples of 7,200 rows, 5 evaluations"]
-    assert said["time"][0].startswith("about 30.0 min on n1-standard-8 with 2 NVIDIA_TESLA_T4, ")
+    assert said["time"] == ["30.0 min to 60.0 min on n1-standard-8 with 2 NVIDIA_TESLA_T4, from when its machines run. as measured."]
     on_demand, spot = said["price"]
-    assert on_demand.startswith("on demand (this job): 2.00 EUR: 4.00 EUR an hour for 7 machine(s) in here")
-    assert on_demand.endswith("(a page, 2026-01-02).")
-    assert spot == "Spot: price unknown: none with a source for NVIDIA_TESLA_T4, n1-highcpu-16 in here (prices.yaml)."
+    assert on_demand == "on demand (this job): 2.70 EUR to 5.40 EUR; 5.40 EUR an hour for 7 machines in here."
+    assert spot.startswith("Spot: 0.8500 EUR to 1.70 EUR + the management fee + NVIDIA_TESLA_T4 + n1-highcpu-16; 1.70 EUR an hour ")
+    assert said["unknown"][0].startswith("the management fee: ")
+    assert "NVIDIA_TESLA_T4: prices.yaml has none for here SPOT; it has here STANDARD." in said["unknown"]
+    machines_and_gpus = "n1-standard-8 0.5000 EUR, NVIDIA_TESLA_T4 0.2500 EUR, n1-highcpu-16 0.2500 EUR"
+    assert said["source"][0] == f"{machines_and_gpus}: a page, read 2026-01-02, 232 days before 2026-08-22."
+    assert said["source"][1:] == [
+        "pd-ssd 0.00100 EUR a GB: a bill, read 2025-12-31, 234 days before 2026-08-22.",
+        "n1-standard-8 Spot 0.1000 EUR: another page, read 2026-01-03, 231 days before 2026-08-22.",
+    ]
+    assert "taxes" in said["not counted"][0]
 
 
-def test_spot_stands_beside_on_demand(tmp_path, prices):
+def test_spot_stands_beside_on_demand(tmp_path, table):
     job = case(tmp_path, ({"machineType": "n1-standard-8"}, 1), strategy="SPOT")
-    on_demand, spot = report(job, PLAN, estimate.Estimate(3600, 7200, ""), *prices)["price"]
-    assert on_demand.startswith("on demand: 1.00 EUR: 0.5000 EUR an hour")
-    assert spot.startswith("Spot (this job): 0.2000 EUR: 0.1000 EUR an hour") and spot.endswith("(another page, 2026-01-03).")
+    on_demand, spot = report(job, PLAN, hour(7200), table)["price"]
+    assert on_demand == "on demand: 1.20 EUR to 2.40 EUR; 0.6000 EUR an hour for 1 machine in here."
+    assert spot.startswith("Spot (this job): 0.4000 EUR to 0.8000 EUR + the management fee; 0.2000 EUR an hour for 1 machine in here + ")
 
 
-def test_a_price_that_includes_the_gpus_is_not_added_to(tmp_path, prices):
+def test_another_strategy_has_a_line_of_its_own(tmp_path, table):
     machine = {"machineType": "g2-standard-4", "acceleratorType": "NVIDIA_L4", "acceleratorCount": 1}
-    assert estimate.hourly(case(tmp_path, (machine, 1)), prices[1], "here", "STANDARD")[0] == 2
+    said = report(case(tmp_path, (machine, 1), strategy="FLEX_START"), PLAN, hour(), table)["price"]
+    assert [line.partition(":")[0] for line in said] == ["on demand", "Spot", "FLEX_START (this job)"]
+    assert said[2] == "FLEX_START (this job): unknown: g2-standard-4, NVIDIA_L4."
 
 
-def test_a_study_is_paid_for_by_the_trial(tmp_path, prices):
+def test_a_price_that_includes_the_gpus_is_not_added_to(tmp_path, table):
+    machine = {"machineType": "g2-standard-4", "acceleratorType": "NVIDIA_L4", "acceleratorCount": 1}
+    job = case(tmp_path, (machine, 1))
+    assert estimate.hourly(job, table, "here", "STANDARD").amount == pytest.approx(2.1)
+    assert estimate.hourly(job, table, "here", "SPOT").amount == pytest.approx(1.1)
+
+
+def test_a_tpu_is_paid_for_by_the_chip(tmp_path, table):
+    rate = estimate.hourly(case(tmp_path, ({**TPU, "tpuTopology": "4x4"}, 1)), table, "here", "STANDARD")
+    assert rate.amount == pytest.approx(16 * 1.5 + 0.1) and rate.beside == [estimate.FEE] and not rate.unknown
+
+
+def test_a_study_is_paid_for_by_the_trial(tmp_path, table):
     parameter = {"parameterId": "lr", "doubleValueSpec": {"minValue": 0.1, "maxValue": 1}}
     study = {"maxTrialCount": 10, "parallelTrialCount": 4, "studySpec": {"metrics": [{"metricId": "m"}], "parameters": [parameter]}}
     job = case(tmp_path, ({"machineType": "n1-standard-8"}, 1), study=study)
-    said = report(job, PLAN, estimate.Estimate(3600, 3600, ""), *prices)
-    assert said["price"][0].startswith("on demand (this job): 0.5000 EUR x 10 trials = 5.00 EUR: 0.5000 EUR an hour")
-    assert said["trials"] == ["10, 4 at a time: about 3.0 h in all, each as long as with the job's own arguments"]
+    said = report(job, PLAN, hour(), table)
+    assert said["price"][0] == "on demand (this job): 6.00 EUR to 12.00 EUR for 10 trials; 0.6000 EUR an hour for 1 machine in here."
+    assert said["trials"] == ["10, 4 at a time: 3.0 h to 6.0 h in all, each as long as with the job's own arguments"]
 
 
-def test_what_is_not_known_is_said_not_guessed(tmp_path, prices):
-    job = case(tmp_path, ({"machineType": "n1-standard-16"}, 1))
-    said = report(job, None, "it was not measured", *prices)
+def test_what_is_not_known_is_said_not_guessed(tmp_path, table):
+    machine = {"machineType": "n1-standard-16", "acceleratorType": "NVIDIA_TESLA_V100", "acceleratorCount": 2}
+    said = report(case(tmp_path, (machine, 1)), None, "it was not measured", table)
     assert said["steps"] == ["unknown: the data was not looked at"] and said["time"] == ["unknown: it was not measured"]
-    assert said["price"][0] == "on demand (this job): price unknown: none with a source for n1-standard-16 in here (prices.yaml)."
-    known = case(tmp_path, ({"machineType": "n1-standard-8"}, 1))
-    assert "0.5000 EUR an hour for 1 machine(s) in here; in all unknown" in report(known, None, "no", *prices)["price"][0]
-    assert estimate.hourly(known, prices[1], "elsewhere", "STANDARD")[0] is None
+    assert said["price"][0] == "on demand (this job): unknown: n1-standard-16, NVIDIA_TESLA_V100."
+    assert said["unknown"] == ["n1-standard-16: prices.yaml has none for here STANDARD.", "NVIDIA_TESLA_V100: nobody says it."]
+    known = case(tmp_path, ({"machineType": "n1-standard-8"}, 1), timeout="7200s")
+    (on_demand, _) = report(known, None, "no", table)["price"]
+    said = "at most 1.20 EUR, as its timeout of 2.0 h ends it; 0.6000 EUR an hour for 1 machine in here."
+    assert on_demand == f"on demand (this job): {said}"
+    assert list(estimate.hourly(known, table, "elsewhere", "STANDARD").unknown) == ["n1-standard-8", "pd-ssd"]
+
+
+def test_training_prices_go_before_compute_engines_and_new_ones_before_old(tmp_path):
+    path = tmp_path / "prices.yaml"
+    rows = [("2026-01-01", 1, "false"), ("2026-03-01", 2, "false"), ("2026-05-01", 3, "true")]
+    entries = [f"- {{machine: m, region: r, price: {price}, excludes_fee: {bare}, source: s, date: {day}}}" for day, price, bare in rows]
+    path.write_text("currency: EUR\nprices:\n" + "\n".join(entries))
+    assert prices.load(path).find("m", "r", "STANDARD").amount == 2
+
+
+# ------------------------------------------------------------------ tables
 
 
 @pytest.mark.parametrize(
@@ -127,7 +199,10 @@ def test_what_is_not_known_is_said_not_guessed(tmp_path, prices):
         ("{machine: m, region: r, price: 1, source: s}", "needs its source and the date"),
         ("{machine: m, region: r, price: free, source: s, date: 2026-01-01}", "a price above 0"),
         ("{machine: m, region: r, cost: 1, source: s, date: 2026-01-01}", "got \\['cost'\\]"),
+        ("{machine: m, region: r, price: 1, source: s, date: 2026-01-01 10:00:00}", "needs its source and the date"),
+        ("{machine: [m], region: r, price: 1, source: s, date: 2026-01-01}", "needs one of machine"),
         ("just text", "got 'just text'"),
+        ("{machine: m, region: r, spot: 0, source: s, date: 2026-01-01}", "a price above 0"),
     ],
 )
 def test_a_table_without_sources_is_refused(tmp_path, capsys, entry, said):
@@ -137,11 +212,41 @@ def test_a_table_without_sources_is_refused(tmp_path, capsys, entry, said):
     assert re.fullmatch(f"error: --prices .*prices.yaml: entry 1: .*{said}.*\n", capsys.readouterr().err)
 
 
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        (None, "cannot be read: No such file or directory."),
+        ("a: [", "is no YAML: "),
+        ("prices: []", "takes YAML with `currency: USD` and a list `prices`"),
+        ("{currency: USD, prices: {a: 1}}", "takes YAML with `currency: USD` and a list `prices`"),
+        ("{currency: USD, prices: [], unknown: [x]}", "unknown: takes a list of `{names: "),
+    ],
+)
+def test_a_file_that_is_no_table(tmp_path, text, said):
+    path = tmp_path / "prices.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(prices.PriceError, match=re.escape(f"--prices {path}: {said}")):
+        prices.load(path)
+
+
 def test_the_projects_own_table_names_pages_and_days():
-    currency, found = estimate.load_prices(estimate.PRICES)
-    assert currency == "USD" and found
-    for price in found:
-        assert price.source.startswith("https://cloud.google.com/") and date(2026, 1, 1) <= price.day
+    found = prices.load()
+    assert found.currency == "USD" and found.prices
+    for price in found.prices:
+        assert "https://" in price.source and date(2025, 8, 1) <= price.day
+        assert price.strategy == "STANDARD" or price.excludes_fee or price.strategy == "FLEX_START"  # Spot has Compute Engine's prices
+    assert all(found.unknown.values())
+
+
+@pytest.mark.parametrize("file", sorted(path.name for path in (ROOT / "jobs").glob("*.yaml")))
+def test_every_machine_of_the_job_files_is_priced_or_unknown_for_a_reason(file):
+    if file in ("settings.yaml", "kubernetes-tfjob.yaml"):
+        return
+    job, table = job_file.read(ROOT / "jobs" / file, kinds=tuple(job_file.COLLECTIONS)), prices.load()
+    for pool in (pool for pool in job.pools if pool.replicas):
+        for name, _, _ in estimate.parts(pool, "STANDARD"):
+            assert table.find(name, "us-central1", "STANDARD") or name in table.unknown, f"{file}: {name}"
 
 
 def test_no_price_is_asked_for_over_the_network(monkeypatch, capsys):
@@ -149,8 +254,21 @@ def test_no_price_is_asked_for_over_the_network(monkeypatch, capsys):
         raise AssertionError("the network was asked")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    assert main(["check", str(ROOT / "jobs/taxifare.yaml"), "--file_only"]) == 0
-    assert "0.2185 USD an hour for 1 machine(s) in us-central1" in capsys.readouterr().out
+    assert main(["check", str(ROOT / "jobs/taxifare.yaml"), "--file_only", "--today=2026-11-29"]) == 0
+    said = capsys.readouterr().out
+    price = "on demand (this job): at most 0.4906 USD, as its timeout of 2.0 h ends it; 0.2453 USD an hour"  # with 100 GB of disk
+    assert f"{price} for 1 machine in us-central1." in said
+    assert re.search(r"n1-standard-4 0.2185 USD: https://cloud.google.com/\S+ .*, read 2026-10-07, 53 days before 2026-11-29", said)
+
+
+def test_the_example_of_the_documents_is_what_the_tool_prints(capsys):
+    text = (ROOT / "docs" / "first-job.md").read_text(encoding="utf-8")
+    shown = [line.rstrip("…") for line in text.splitlines() if line.startswith("estimate  ")]
+    assert main(["check", str(ROOT / "jobs/taxifare.yaml"), "--file_only", "--today=2026-11-29"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    for line in shown:
+        assert any(each.startswith(line) for each in printed), line
+    assert len(shown) == sum(line.startswith("estimate") for line in printed) - 2  # all but steps and time
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from test_local_support import alive, environ, wait_for
 
 from vertex_local.__main__ import main
 from vertex_local.errors import UserError
+from vertex_local.job import pipeline_spec
+from vertex_local.job.pipeline_spec import PipelineError
 from vertex_local.pipelines import conditions, patches, python, spec, steps
 from vertex_local.pipelines.forks import Fork, ForkServer
 
@@ -47,7 +50,7 @@ KNOWN = {
 def test_text_becomes_what_the_parameters_take():
     one = pipeline("true", **KNOWN)
     given = [("n", "3"), ("rate", "1e-3"), ("name", "007"), ("yes", "True"), ("items", "[1, 2]"), ("table", '{"a": 1}')]
-    values = spec.typed(one, given)
+    values = pipeline_spec.Pipeline("one.yaml", "", one).values(given, {})
     assert values == {"n": 3, "rate": 0.001, "name": "007", "yes": True, "items": [1, 2], "table": {"a": 1}}
     spec.check_parameters(one, values)
     spec.check_parameters(one, {"n": 3.0})  # as JSON's numbers come over the wire
@@ -59,8 +62,8 @@ def test_text_becomes_what_the_parameters_take():
     ("table", "[", "takes an object in JSON"),
 ])  # fmt: skip
 def test_text_of_another_type_is_refused(name, text, told):
-    with pytest.raises(UserError, match=f"--parameter {name}: {told}"):
-        spec.typed(pipeline("true", **KNOWN), [(name, text)])
+    with pytest.raises(PipelineError, match=f"--parameter: {name}: {told}"):
+        pipeline_spec.Pipeline("one.yaml", "", pipeline("true", **KNOWN)).values([(name, text)], {})
 
 
 @pytest.mark.parametrize("values, told, field", [
@@ -69,7 +72,7 @@ def test_text_of_another_type_is_refused(name, text, told):
     ({"n": "1"}, "parameter n: takes a whole number; got '1'", "runtimeConfig.parameterValues.n"),
 ])  # fmt: skip
 def test_wrong_values_are_named_with_their_field(values, told, field):
-    with pytest.raises(spec.PipelineError, match=told) as caught:
+    with pytest.raises(PipelineError, match=told) as caught:
         spec.check_parameters(pipeline("true", **KNOWN), values)
     assert caught.value.field == field
 
@@ -82,20 +85,20 @@ def test_what_cannot_run_here_is_said_before_anything_runs():
         "is a containerized Python component": pipeline("python3", "-m", "kfp.dsl.executor_main"),
     }
     for told, one in bad.items():
-        with pytest.raises(spec.PipelineError, match=told) as caught:
+        with pytest.raises(PipelineError, match=told) as caught:
             spec.check(one)
         assert caught.value.unsupported, told
     old, lost, named = pipeline("true"), pipeline("true"), pipeline("true")
     old["schemaVersion"], named["pipelineInfo"]["name"] = "1.0", "My Pipeline"
     del lost["components"]["comp-step"]
     for told, one in {"schemaVersion '1.0': takes 2.x": old, "is not in the spec": lost, "name 'My Pipeline': has": named}.items():
-        with pytest.raises(spec.PipelineError, match=told):
+        with pytest.raises(PipelineError, match=told):
             spec.check(one)
 
 
 @pytest.mark.parametrize("name, text, told", [
-    ("none.yaml", None, "cannot be read: No such file"), ("job.yaml", "workerPoolSpecs: []", "is no compiled pipeline"),
-    ("bad.yaml", "a: [", "is no YAML"), ("pipeline.py", "import kfp", "compile it first"),
+    ("none.yaml", None, "cannot be read: No such file"), ("job.yaml", "workerPoolSpecs: []", "is a job's file, no compiled pipeline"),
+    ("bad.yaml", "a: [", "is neither YAML nor JSON"), ("pipeline.py", "import kfp", "compile it first"),
 ])  # fmt: skip
 def test_files_that_hold_no_pipeline(tmp_path, capsys, name, text, told):
     if text is not None:
@@ -109,7 +112,22 @@ def test_a_pipeline_job_in_json_and_the_platform_of_a_yaml_file_are_read(tmp_pat
     one = pipeline("true")
     (tmp_path / "job.json").write_text(json.dumps({"pipelineSpec": one, "runtimeConfig": {}}))
     (tmp_path / "two.yaml").write_text(f"{yaml.safe_dump(one)}\n---\nplatforms: {{kubernetes: {{}}}}\n")
-    assert spec.read(str(tmp_path / "job.json")) == spec.read(str(tmp_path / "two.yaml")) == one
+    assert pipeline_spec.read(str(tmp_path / "job.json")).spec == pipeline_spec.read(str(tmp_path / "two.yaml")).spec == one
+
+
+def test_steps_that_ask_for_explanations_are_named():
+    one = pipeline("true")
+    given = {
+        "explanation_metadata": {"runtimeValue": {"constant": {"inputs": {"x": {}}}}},
+        "explanation_parameters": {"runtimeValue": {"constant": {}}},
+        "generate_explanation": {"runtimeValue": {"constant": True}},
+        "explanation_metadata_artifact": {"componentInputParameter": "pipelinechannel--path"},
+        "display_name": {"runtimeValue": {"constant": "explanation"}},
+    }
+    one["root"]["dag"]["tasks"]["step"]["inputs"] = {"parameters": given}
+    asked = ["explanation_metadata", "generate_explanation", "explanation_metadata_artifact"]
+    said = list(pipeline_spec.warnings(pipeline_spec.Pipeline("one.yaml", "", one), date(2026, 11, 29)))
+    assert [line.partition(": Vertex AI has deprecated explanations")[0] for line in said] == [f"one.yaml: step.{name}" for name in asked]
 
 
 def test_flags_that_are_wrong_start_nothing(tmp_path, capsys, monkeypatch):
@@ -117,7 +135,10 @@ def test_flags_that_are_wrong_start_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("KFP_PYTHON", raising=False)
     Path("one.yaml").write_text(yaml.safe_dump(pipeline("true", n=KNOWN["n"])))
     for flags, told in {
-        ("--parameter", "m=1"): "--parameter: parameter 'm'", ("--parameter", "n=1", "--parameter", "n=2"): "is given twice",
+        ("--parameter", "m=1"): "one.yaml has no parameter 'm'; it has n.",
+        ("--parameter", "n=x"): "--parameter: n: takes a whole number; got 'x'.",
+        (): "--parameter: n is missing, and has no default: give --parameter n=…, a whole number.",
+        ("--parameter", "n=1", "--parameter", "n=2"): "is given twice",
         ("--parameter", "n=1", "--pipeline_root", "/tmp/x"): "--pipeline_root: takes gs://bucket/folder",
         ("--parameter", "n=1", "--job_id", "Big"): "--job_id: has up to 128 small letters",
     }.items():  # fmt: skip

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from conftest import FIRST_TRAINER, ROOT, TRAINERS
 
+from vertex_local.check import prices
+
 BUNDLED = ("taxifare", "stackoverflow")
 PACKAGES = ("vertex_runtime", "vertex_local", "vertex_submit", "data_tools", "pipelines", *TRAINERS)
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
@@ -241,5 +243,5 @@ def test_the_command_in_a_trainers_docstring_runs(trainer, tmp_path, run_trainer
 def test_the_predictions_are_what_the_script_prints():
     printed = subprocess.run([sys.executable, ROOT / "benchmarks" / "scaling.py"], capture_output=True, text=True, check=True).stdout
     assert printed.strip() in (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
-    prices = (ROOT / "vertex_local" / "check" / "prices.yaml").read_text(encoding="utf-8")
-    assert "machine: n1-standard-4\n  region: us-central1\n  price: 0.21849885" in prices
+    (price,) = re.findall(r"^PRICE = ([\d.]+)$", (ROOT / "benchmarks" / "scaling.py").read_text(encoding="utf-8"), re.MULTILINE)
+    assert prices.load().find("n1-standard-4", "us-central1", "STANDARD").amount == float(price)

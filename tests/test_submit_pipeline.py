@@ -152,11 +152,11 @@ def without(name: str) -> dict:
 @pytest.mark.parametrize(
     "spec, expected",
     [
-        ({"workerPoolSpecs": []}, "pipeline.yaml: is a job's file; send it by scripts/submit_job"),
-        (without("deploymentSpec"), "pipeline.yaml: is no compiled pipeline, it has no deploymentSpec; compile one with"),
-        ([1, 2], "pipeline.yaml: is no compiled pipeline, it has no pipelineInfo"),
-        ({**SPEC, "schemaVersion": "1.0"}, "pipeline.yaml: schemaVersion: takes 2.…; got '1.0'"),
-        ({**SPEC, "pipelineInfo": {}}, "pipeline.yaml: pipelineInfo.name: is missing"),
+        ({"workerPoolSpecs": []}, "pipeline.yaml: is a job's file, no compiled pipeline: for scripts/submit_job"),
+        (without("deploymentSpec"), "pipeline.yaml: is no compiled pipeline: deploymentSpec is required and must be an object; compile"),
+        ([1, 2], "pipeline.yaml: is no compiled pipeline, which is an object with `root`"),
+        ({**SPEC, "schemaVersion": "1.0"}, "pipeline.yaml: is no compiled pipeline: schemaVersion '1.0': takes 2.x"),
+        ({**SPEC, "pipelineInfo": {}}, "pipeline.yaml: is no compiled pipeline: pipelineInfo.name is required"),
     ],
 )
 def test_a_file_that_is_no_pipeline(tmp_path, service, env, spec, expected):
@@ -172,6 +172,14 @@ def test_a_missing_parameter_and_a_missing_file(tmp_path, service, env):
     (tmp_path / "broken.yaml").write_text("a: [1")
     done = call(pipeline_job.main, "broken.yaml", *REAL, cwd=tmp_path, env=env, code=2)
     assert done.stderr.startswith("error: broken.yaml: is neither YAML nor JSON") and done.stderr.count("\n") == 1
+
+
+def test_explanations_are_warned_of_before_anything_is_sent(tmp_path, service, env):
+    inputs = {"parameters": {"explanation_metadata": {"runtimeValue": {"constant": '{"inputs": {}}'}}}}
+    tasks = {"up": {"componentRef": {"name": "comp-say"}, "inputs": inputs}}
+    done = submit(tmp_path, env, "--dry_run", spec={**SPEC, "root": {**SPEC["root"], "dag": {"tasks": tasks}}})
+    said = "warning: pipeline.yaml: up.explanation_metadata: Vertex AI has deprecated explanations since 2026-03-16 and "
+    assert done.stderr.startswith(said) and "2027-03-16" in done.stderr and not service.requests
 
 
 def test_placeholders_never_leave_this_machine(tmp_path):

@@ -67,9 +67,17 @@ def add_container_flags(parser: argparse._ActionsContainer) -> None:
     )  # fmt: skip
 
 
-def _build_arg(text: str) -> tuple[str, str]:
+def pair(text: str) -> tuple[str, str]:
+    """Return (NAME, VALUE) of a flag's NAME=VALUE."""
     name, equals, value = text.partition("=")
-    if not (name.isidentifier() and equals):
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(f"takes NAME=VALUE; got {quoted(text)}.")
+    return name, value
+
+
+def _build_arg(text: str) -> tuple[str, str]:
+    name, value = pair(text)
+    if not name.isidentifier():
         raise argparse.ArgumentTypeError(f"takes NAME=VALUE; got {quoted(text)}.")
     return name, value
 

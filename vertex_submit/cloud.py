@@ -44,12 +44,9 @@ def add_job_flags(parser: argparse.ArgumentParser) -> None:
 def folder(text: str) -> str:
     """Parse a folder in a bucket for argparse."""
     try:
-        if not text.startswith("gs://"):
-            raise UserError("takes gs://bucket/folder")
-        buckets.check_name(text[len("gs://") :].partition("/")[0])
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{error}; got {text!r}") from None
-    return text
+        return buckets.check_folder(text)
+    except buckets.BucketError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def labels(text: str) -> dict[str, str]:
@@ -109,7 +106,7 @@ def load_settings(folder: str | Path, given: Mapping[str, str], needed: Sequence
 
 
 def check(file: Path, values: Mapping[str, str]) -> None:
-    """Run `python -m vertex_local check` on the very file that will be sent; raise a ValueError if it finds a reason not to.
+    """Run `python -m vertex_local check` on the very file that will be sent; raise a UserError if it finds a reason not to.
 
     Args:
         values: the settings, which are those of the user's file: none lie beside this one.

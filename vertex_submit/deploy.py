@@ -13,12 +13,13 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 from vertex_local import cli
 from vertex_local.errors import UserError
-from vertex_local.job import settings
+from vertex_local.job import deprecations, settings
 
 from . import checkout, cloud, explanation, jobs, registry, sdk, submission
 
@@ -44,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model_display_name", metavar="NAME", help="for the upload (default: the trainer's name)")
     parser.add_argument("--parent_model", metavar="ID", help="for the upload: make it a new version of this model")
     parser.add_argument("--version_aliases", metavar="A,B", type=sdk.aliases, help="for the upload (a new version's default: challenger)")
-    parser.add_argument("--explain", action="store_true", help="for the upload: explanations, too (ends in March 2027)")
+    parser.add_argument("--explain", action="store_true", help="for the upload: explanations, too, which Vertex AI ends")
     parser.add_argument("--endpoint", metavar="NAME", help="its name in lists; made if there is none (default: the trainer's name)")
     parser.add_argument("--machine_type", metavar="TYPE", default="n1-standard-2", help="(default: %(default)s)")
     parser.add_argument("--replicas", metavar="N", type=int, default=1, help="how many machines at least (default: %(default)s)")
@@ -63,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _deploy(args: argparse.Namespace) -> int:
-    refuse_numbers(args)
+    refuse_contradictions(args)
     job = jobs.read(jobs.CUSTOM, args.spec, settings.from_flags(args))
     stays_here = args.dry_run or cloud.is_local(args.api_endpoint)
     needed = ("project", "region", "bucket", "serving")
@@ -72,18 +73,12 @@ def _deploy(args: argparse.Namespace) -> int:
     instances = read_instances(args.instances) if args.instances else sample_instances(trainer)
     upload = None if args.model else upload_options(args, job, trainer, values)
     if args.explain:
-        print(f"warning: {explanation.DEPRECATED}", file=sys.stderr)
+        print(f"warning: --explain: {deprecations.explanations(date.today())}", file=sys.stderr)
     if upload:
         submission.warn_about_images({values["serving"]})
     name = args.endpoint or trainer
-    calls = [("Model.upload", upload) if upload else ("Model", {"model_name": args.model})]
-    calls.append(("Endpoint.list", {"filter": f'display_name="{name}"', "order_by": "create_time desc"}))
-    for call, options in calls:
-        show(call, {**options, "explanation": explanation.FILE} if args.explain and options is upload else options)
+    _show_calls(args, upload, name, instances)
     if args.dry_run:
-        show("Endpoint.create", {"display_name": name}, "where there is none: ")
-        show("Model.deploy", deployment(args))
-        show("Endpoint.predict", {"instances": instances})
         return 0
     service = sdk.connect(values, args)
     if args.explain:
@@ -98,6 +93,19 @@ def _deploy(args: argparse.Namespace) -> int:
         show("Endpoint.predict", {"instances": instances})
         answer = endpoint.predict(instances=instances)
     return _report(endpoint, answer, instances, values)
+
+
+def _show_calls(args: argparse.Namespace, upload: Mapping[str, Any] | None, name: str, instances: list[Any]) -> None:
+    """Print the calls of the SDK that come first, in a dry run all of them."""
+    if upload:
+        show("Model.upload", {**upload, **({"explanation": explanation.FILE} if args.explain else {})})
+    else:
+        show("Model", {"model_name": args.model})
+    show("Endpoint.list", {"filter": f'display_name="{name}"', "order_by": "create_time desc"})
+    if args.dry_run:
+        show("Endpoint.create", {"display_name": name}, "where there is none: ")
+        show("Model.deploy", deployment(args))
+        show("Endpoint.predict", {"instances": instances})
 
 
 def deployment(args: argparse.Namespace) -> dict[str, Any]:
@@ -115,8 +123,8 @@ def show(call: str, options: Mapping[str, Any], before: str = "") -> None:
     print(f"{before}aiplatform.{call}({', '.join(f'{name}={value!r}' for name, value in options.items())})", flush=True)
 
 
-def refuse_numbers(args: argparse.Namespace) -> None:
-    """Raise a DeployError for numbers that the service would refuse after minutes."""
+def refuse_contradictions(args: argparse.Namespace) -> None:
+    """Raise a DeployError for numbers that the service would refuse after minutes, and for flags that say nothing together."""
     if not 0 <= args.traffic <= 100:
         raise DeployError(f"--traffic: takes a percentage from 0 to 100; got {args.traffic}.")
     if args.replicas < 1:

@@ -1,6 +1,6 @@
 """Explanations of a model that is uploaded: the baselines that its exporter left, as the SDK's types.
 
-Vertex AI ends them in March 2027; the local service goes on explaining.
+Until when Vertex AI has them is in vertex_local/job/deprecations.py.
 """
 
 from __future__ import annotations
@@ -14,10 +14,6 @@ from vertex_local.errors import UserError
 from . import transfer
 
 FILE = "assets.extra/explanation.json"
-DEPRECATED = (
-    "--explain: Vertex AI ends explanations in March 2027, and its SDK calls them deprecated; the local way goes on: "
-    "scripts/predict MODEL --explain, the report of scripts/evaluate, and the local service."
-)
 
 
 class ExplanationError(UserError):

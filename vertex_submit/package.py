@@ -69,9 +69,7 @@ def _package(args: argparse.Namespace, cancel: threading.Event) -> int:
         raise BuildError(f"--to: takes gs://bucket/folder; got {to!r}.")
     folder = Path(args.dist_dir, *parts)
     print(f"$ cd {ROOT} && {f'VERTEX_TRAINER={args.trainer} ' if args.trainer else ''}python setup.py sdist --formats=gztar")
-    sample = ROOT / (args.trainer or "") / "tests" / "data"
-    files = sorted(path for path in sample.rglob("*") if path.is_file()) if args.sample_data else []
-    wanted = {file: f"gs://{values['bucket']}/data/{args.trainer}/{file.relative_to(sample).as_posix()}" for file in files}
+    wanted = _sample_data(args.trainer, values["bucket"]) if args.sample_data else {}
     if args.dry_run:
         storing = "upload" if args.upload else f"copy, under {args.bucket_root}," if args.bucket_root else "keep"
         print(f"{storing} {folder}/vertex_trainer-*.tar.gz" + (f" to {to.rstrip('/')}/" if args.upload or args.bucket_root else ""))
@@ -89,6 +87,13 @@ def _package(args: argparse.Namespace, cancel: threading.Event) -> int:
         for file, uri in stored.items():
             print(store_locally(file, uri, args.bucket_root, args.overwrite))
     return 0
+
+
+def _sample_data(trainer: str, bucket: str) -> dict[Path, str]:
+    """Return where each file of a trainer's sample data goes."""
+    folder = ROOT / trainer / "tests" / "data"
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {file: f"gs://{bucket}/data/{trainer}/{file.relative_to(folder).as_posix()}" for file in files}
 
 
 if __name__ == "__main__":

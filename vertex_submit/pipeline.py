@@ -24,7 +24,6 @@ from vertex_local.local import packages
 
 from . import checkout, cloud, jobs, sdk, submission, transfer
 
-TASK = "gs://google-cloud-aiplatform/schema/trainingjob/definition/custom_task_1.0.0.yaml"
 DATASETS = {"tabular": "TabularDataset", "text": "TextDataset", "image": "ImageDataset", "video": "VideoDataset"}
 NEW_DATASET = "NEW_DATASET"  # stands for the dataset's number until it is made
 PARTS = ("training", "validation", "test")
@@ -135,7 +134,7 @@ def build(job: jobs.Job, args: argparse.Namespace, extra: Sequence[str], values:
         jobs.set_output(job, f"gs://{values['bucket']}/aiplatform-custom-training-{time.strftime('%Y-%m-%d-%H:%M:%S')}")
     document: dict[str, Any] = {
         "displayName": args.display_name or job.message.display_name,
-        "trainingTaskDefinition": TASK,
+        "trainingTaskDefinition": schema.TASK,
         "trainingTaskInputs": schema.to_fields(job.spec),
     }
     document |= {key: value for key, value in schema.to_fields(job.message).items() if key in ("labels", "encryptionSpec")}

@@ -17,17 +17,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 from vertex_local import cli
-from vertex_local.job import schema, settings
+from vertex_local.job import pipeline_spec, schema, settings
+from vertex_local.job.pipeline_spec import PipelineError
 
-from . import checkout, cloud, jobs, pipeline_spec, sdk, submission
-from .pipeline_spec import PipelineError
-
-_JOB_ID = re.compile("[a-z][-a-z0-9]{0,127}")
-_FAILURE = {"fast": "PIPELINE_FAILURE_POLICY_FAIL_FAST", "slow": "PIPELINE_FAILURE_POLICY_FAIL_SLOW"}
+from . import checkout, cloud, jobs, sdk, submission
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -35,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = cli.Parser(prog="scripts/submit_pipeline", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("spec", help="the compiled pipeline, YAML or JSON")
     parser.add_argument(
-        "--parameter", metavar="NAME=VALUE", type=_parameter, action="append", default=[], help="of the pipeline; repeatable"
+        "--parameter", metavar="NAME=VALUE", type=cli.pair, action="append", default=[], help="of the pipeline; repeatable"
     )
     parser.add_argument("--display_name", metavar="NAME", help="its name in lists (default: the pipeline's name)")
     parser.add_argument("--job_id", metavar="ID", type=_job_id, help="(default: the pipeline's name and the time)")
@@ -45,7 +43,8 @@ def build_parser() -> argparse.ArgumentParser:
     caching = parser.add_mutually_exclusive_group()
     caching.add_argument("--enable_caching", dest="caching", action="store_true", default=None, help="take what equal steps left earlier")
     caching.add_argument("--no_caching", dest="caching", action="store_false", default=None, help="run every step (default: as compiled)")
-    parser.add_argument("--failure_policy", choices=_FAILURE, help="after a failed step start nothing more, or what does not need it")
+    after = "after a failed step start nothing more, or what does not need it"
+    parser.add_argument("--failure_policy", choices=pipeline_spec.FAILURE_POLICIES, help=after)
     parser.add_argument("--service_account", metavar="MAIL", help="what the steps act as")
     parser.add_argument("--network", metavar="NAME", help="the VPC network that the steps are peered with")
     _add_schedule_flags(parser)
@@ -63,15 +62,8 @@ def _add_schedule_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max_concurrent_runs", metavar="N", type=cli.whole(1), help="at the same time (default: 1)")
 
 
-def _parameter(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not (name and equals):
-        raise argparse.ArgumentTypeError(f"takes NAME=VALUE; got {text[:100]!r}.")
-    return name, value
-
-
 def _job_id(text: str) -> str:
-    if not _JOB_ID.fullmatch(text):
+    if not pipeline_spec.JOB_ID.fullmatch(text):
         problem = "takes a small letter, then small letters, digits and '-', 128 at most"
         raise argparse.ArgumentTypeError(f"{problem}; got {text[:150]!r}.")
     return text
@@ -99,6 +91,8 @@ def _submit(args: argparse.Namespace, cancel: threading.Event) -> int:
     stays_here = args.dry_run or cloud.is_local(args.api_endpoint)
     values = cloud.load_settings(folder, settings.from_flags(args), ("project", "region", "bucket"), stays_here)
     job = build(pipeline, args, values)
+    for warning in pipeline_spec.warnings(pipeline, date.today()):
+        print(f"warning: {warning}", file=sys.stderr)
     if not stays_here:
         jobs.refuse_placeholders(job, "compile it again with your own settings")
     service = sdk.connect(values, args)
@@ -160,7 +154,7 @@ def build(pipeline: pipeline_spec.Pipeline, args: argparse.Namespace, values: Ma
     root = args.pipeline_root or pipeline.spec.get("defaultPipelineRoot") or f"gs://{values['bucket']}/pipelines/{_plain(pipeline.name)}"
     runtime: dict[str, Any] = {"gcsOutputDirectory": root, "parameterValues": pipeline.values(given, fallback)}
     if args.failure_policy:
-        runtime["failurePolicy"] = _FAILURE[args.failure_policy]
+        runtime["failurePolicy"] = pipeline_spec.FAILURE_POLICIES[args.failure_policy]
     document = {
         "displayName": args.display_name or pipeline.name,
         "pipelineSpec": pipeline.spec if args.caching is None else pipeline.with_caching(args.caching),

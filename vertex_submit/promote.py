@@ -184,25 +184,27 @@ def _import(model: Registry, version: Version, evaluation: Mapping[str, Any]) ->
 
 
 def _promotion(model: Registry, versions: Mapping[str, Version], version: Version) -> list[Step]:
-    """Return the changes of aliases; the former champion gets its alias first, so that there is one to return to."""
-    former, taken = _holder(versions, CHAMPION), [alias for alias in (CHALLENGER, PREVIOUS, ROLLED_BACK) if alias in version.aliases]
-    if former == version:
-        return []
-    steps = []
-    if former and PREVIOUS not in former.aliases:
-        steps.append(Step(f"alias {PREVIOUS} to version {former.number}", lambda: model.give(former.number, PREVIOUS)))
-        taken = [alias for alias in taken if alias != PREVIOUS]  # gone with the step before
-    return [*steps, Step(f"alias {CHAMPION} to version {version.number}", lambda: model.give(version.number, CHAMPION, *taken))]
+    return _make_champion(model, versions, version, PREVIOUS, (CHALLENGER, PREVIOUS, ROLLED_BACK))
 
 
 def _rollback(model: Registry, versions: Mapping[str, Version], version: Version) -> list[Step]:
-    former, taken = _holder(versions, CHAMPION), [alias for alias in (PREVIOUS, ROLLED_BACK) if alias in version.aliases]
+    return _make_champion(model, versions, version, ROLLED_BACK, (PREVIOUS, ROLLED_BACK))
+
+
+def _make_champion(model: Registry, versions: Mapping[str, Version], version: Version, left: str, lost: Sequence[str]) -> list[Step]:
+    """Return the changes of aliases that make a version the champion.
+
+    Args:
+        left: the alias of the former champion, given first, so that there is one to return to.
+        lost: what the version is no longer.
+    """
+    former, taken = _holder(versions, CHAMPION), [alias for alias in lost if alias in version.aliases]
     if former == version:
         return []
     steps = []
-    if former and ROLLED_BACK not in former.aliases:
-        steps.append(Step(f"alias {ROLLED_BACK} to version {former.number}", lambda: model.give(former.number, ROLLED_BACK)))
-        taken = [alias for alias in taken if alias != ROLLED_BACK]
+    if former and left not in former.aliases:
+        steps.append(Step(f"alias {left} to version {former.number}", lambda: model.give(former.number, left)))
+        taken = [alias for alias in taken if alias != left]  # gone with the step before
     return [*steps, Step(f"alias {CHAMPION} to version {version.number}", lambda: model.give(version.number, CHAMPION, *taken))]
 
 

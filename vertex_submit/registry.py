@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vertex_local.errors import UserError, quoted
-
 from . import sdk, transfer
 from .cloud import CloudError
 
@@ -53,33 +51,12 @@ class Registry:
 
     def __init__(self, service: sdk.Service, name: str):
         self.service, self.client = service, sdk.client(service, "ModelServiceClient")
-        self.name = self._find(name)
+        self.name = sdk.find(service, self.client, "model", name, "MODEL")
 
     @property
     def number(self) -> str:
         """The model's id."""
         return self.name.rpartition("/")[2]
-
-    def _find(self, name: str) -> str:
-        from google.api_core.exceptions import InvalidArgument, NotFound
-
-        full = name if "/" in name else f"{self.service.parent}/models/{name}"
-        with sdk.errors(self.service.project):
-            if "/" in name or re.fullmatch(r"[a-z0-9_-]{1,63}", name):
-                try:
-                    self.client.get_model(name=full)
-                    return full
-                except (NotFound, InvalidArgument):
-                    pass  # said below, or it is a display name
-            found = [] if '"' in name else list(self.client.list_models(
-                request={"parent": self.service.parent, "filter": f'display_name="{name}"'}
-            ))  # fmt: skip
-        if len(found) == 1:
-            return f"{self.service.parent}/models/{found[0].name.partition('@')[0].rpartition('/')[2]}"
-        if found:
-            numbers = ", ".join(model.name.rpartition("/")[2] for model in found)
-            raise UserError(f"MODEL: several models are called {quoted(name)}; give the id: {numbers}.")
-        raise UserError(f"MODEL: there is no model {quoted(name)} in {self.service.parent}; see `gcloud ai models list`.")
 
     def versions(self) -> dict[str, Version]:
         """Return the model's versions by their number, the newest first."""

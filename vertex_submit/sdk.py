@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vertex_local.errors import UserError, quoted
 from vertex_local.job import schema, settings
 
 from . import cloud, jobs
@@ -145,6 +146,38 @@ def client(service: Service, name: str) -> Any:
     endpoint = {"api_endpoint": service.options.get("api_endpoint") or service.url.removeprefix("https://")}
     made = getattr(aiplatform_v1, name)
     return made(credentials=service.credentials, client_options=endpoint, transport="rest" if service.redirected else None)
+
+
+def find(service: Service, made: Any, kind: str, name: str, flag: str) -> str:
+    """Return the full name of a model or an endpoint.
+
+    Args:
+        made: the client that has `get_<kind>` and `list_<kind>s`.
+        kind: model or endpoint.
+        name: its id, its full name, or its display name if no other has that.
+        flag: what errors begin with.
+
+    Raises:
+        UserError: there is none. CloudError: the service refused.
+    """
+    from google.api_core.exceptions import InvalidArgument, NotFound
+
+    with errors(service.project):
+        if re.fullmatch(rf"projects/.+/{kind}s/[\w-]+|[\w-]{{1,63}}", name):
+            full = name if "/" in name else f"{service.parent}/{kind}s/{name}"
+            try:
+                getattr(made, f"get_{kind}")(name=full)
+                return full
+            except (NotFound, InvalidArgument):
+                pass  # said below, or it is a display name
+        wanted = {"parent": service.parent, "filter": f'display_name="{name}"'}
+        found = [] if '"' in name else list(getattr(made, f"list_{kind}s")(request=wanted))
+    numbers = [each.name.partition("@")[0].rpartition("/")[2] for each in found]
+    if len(found) == 1:
+        return f"{service.parent}/{kind}s/{numbers[0]}"
+    if found:
+        raise UserError(f"{flag}: several {kind}s are called {quoted(name)}; give the id: {', '.join(numbers)}.")
+    raise UserError(f"{flag}: there is no {kind} {quoted(name)} in {service.parent}; see `gcloud ai {kind}s list`.")
 
 
 # ------------------------------------------------------------------ credentials

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import concurrent.futures
-import re
 from typing import Any
 
-from vertex_local.errors import UserError, quoted
+from vertex_local.errors import UserError
 
 from . import sdk
 from .cloud import CloudError
@@ -29,32 +28,12 @@ class Traffic:
     def __init__(self, service: sdk.Service, endpoint: str, model: str, machine_type: str | None = None):
         self.service, self.model, self.machine_type = service, model, machine_type
         self.client = sdk.client(service, "EndpointServiceClient")
-        self.name = self._find(endpoint)
+        self.name = sdk.find(service, self.client, "endpoint", endpoint, "--endpoint")
 
     @property
     def number(self) -> str:
         """The endpoint's id."""
         return self.name.rpartition("/")[2]
-
-    def _find(self, name: str) -> str:
-        from google.api_core.exceptions import InvalidArgument, NotFound
-
-        with sdk.errors(self.service.project):
-            if re.fullmatch(r"projects/.+/endpoints/[\w-]+|[\w-]+", name):
-                full = name if "/" in name else f"{self.service.parent}/endpoints/{name}"
-                try:
-                    self.client.get_endpoint(name=full)
-                    return full
-                except (NotFound, InvalidArgument):
-                    pass  # said below, or it is a display name
-            wanted = {"parent": self.service.parent, "filter": f'display_name="{name}"'}
-            found = [] if '"' in name else list(self.client.list_endpoints(request=wanted))
-        if len(found) == 1:
-            return found[0].name
-        if found:
-            text = f"several endpoints are called {quoted(name)}; give the id: {', '.join(each.name.rpartition('/')[2] for each in found)}."
-            raise UserError(f"--endpoint: {text}")
-        raise UserError(f"--endpoint: there is no endpoint {quoted(name)} in {self.service.parent}; see `gcloud ai endpoints list`.")
 
     def read(self) -> Any:
         """Return the endpoint as it is now."""

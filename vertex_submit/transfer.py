@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import functools
 import glob
 import json
 import os
@@ -139,14 +140,25 @@ def _attempts(what: str, once: Callable[[], Any]) -> Any:
 
 def _in_parallel(work: Mapping[str, Callable[[], Any]], workers: int) -> Iterator[Any]:
     """Do the work of each name in threads, what completes a folder last; yield the results in order, or raise the first error."""
-    rank = lambda name: LAST.index(name.rpartition("/")[2]) + 1 if name.rpartition("/")[2] in LAST else 0  # noqa: E731
     for turn in range(len(LAST) + 1):
         with ThreadPoolExecutor(workers) as pool:
-            futures: list[Future[Any]] = [pool.submit(do) for name, do in work.items() if rank(name) == turn]
+            futures: list[Future[Any]] = [pool.submit(do) for name, do in work.items() if _turn(name) == turn]
             done, open_ones = wait(futures, return_when=FIRST_EXCEPTION)
             for future in open_ones:
                 future.cancel()
         yield from (future.result() for future in futures if not future.cancelled())
+
+
+def _turn(name: str) -> int:
+    """Return when it is a file's turn: 0 for most, more for what completes a folder."""
+    base = name.rpartition("/")[2]
+    return LAST.index(base) + 1 if base in LAST else 0
+
+
+def _split(uri: str) -> tuple[str, str, str]:
+    """Return (bucket, name, prefix of what lies below it) of a `gs://…`."""
+    bucket, _, name = uri[len("gs://") :].partition("/")
+    return bucket, name, f"{name.rstrip('/')}/" if name else ""
 
 
 # ------------------------------------------------------------------ up
@@ -164,7 +176,7 @@ def upload(client: Any, files: Mapping[Path, str], options: Options = DEFAULTS) 
 
 
 def _upload_one(client: Any, path: Path, uri: str, overwrite: bool, progress: Progress) -> str:
-    bucket, _, name = uri[len("gs://") :].partition("/")
+    bucket, name, _ = _split(uri)
     own, size = crc32c(path), path.stat().st_size
     sent: set[int] = set()  # generations that are our own, of an attempt that failed later
 
@@ -219,8 +231,7 @@ def download(client: Any, uri: str, folder: Path, options: Options = DEFAULTS) -
         NotReplaced: a file with other bytes has that name. TransferError: nothing is there, the run is not whole, or the
             service refused.
     """
-    bucket, _, name = uri[len("gs://") :].partition("/")
-    prefix = f"{name.rstrip('/')}/" if name else ""
+    bucket, name, prefix = _split(uri)
     with _one_line(f"{uri}: not downloaded"):
         one = client.bucket(bucket).get_blob(name, retry=_retry()) if name and not name.endswith("/") else None
         found = [one] if one else list(client.list_blobs(bucket, prefix=prefix, retry=_retry()))
@@ -241,8 +252,7 @@ def checksums(client: Any, uri: str) -> dict[str, tuple[int, str]]:
     """Return size in bytes and CRC32C of each object below a folder's `gs://…`, by its name below it; {} if there is none."""
     from google.api_core.exceptions import NotFound
 
-    bucket, _, name = uri[len("gs://") :].partition("/")
-    prefix = f"{name.rstrip('/')}/" if name else ""
+    bucket, _, prefix = _split(uri)
     with _one_line(uri):
         try:
             found = list(client.list_blobs(bucket, prefix=prefix, retry=_retry()))
@@ -257,7 +267,7 @@ def _verify_manifests(uri: str, blobs: Mapping[str, Any]) -> None:
     for name in [name for name in blobs if name.rpartition("/")[2] == "manifest.json"]:
         base = name.rpartition("/")[0]
         try:
-            read = lambda blob=blobs[name]: blob.download_as_bytes(if_generation_match=blob.generation, retry=_retry())  # noqa: E731
+            read = functools.partial(blobs[name].download_as_bytes, if_generation_match=blobs[name].generation, retry=_retry())
             manifest = json.loads(_attempts(f"{uri}: {name} cannot be read", read))
             files = dict(manifest["files"]) if "complete" in manifest else {}
         except (KeyError, TypeError, ValueError):

@@ -23,10 +23,11 @@ from pathlib import Path
 from .. import cli
 from ..datasets import flags
 from ..datasets.dataset import Stopped
+from ..datasets.export import Export
 from ..errors import UserError, quoted
 from ..job import job_file, settings
 from ..local.plan import RunOptions
-from . import estimate, requirements
+from . import estimate, prices, requirements
 from . import rules as checks
 from .inspection import Depth, Inspection
 from .rules import ERROR, OK, SKIPPED, WARNING, Finding
@@ -46,7 +47,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--prices", metavar="FILE", help="table of prices (default: the one of vertex_local)")
     parser.add_argument("--file_only", action="store_true", help="look at the file alone: build nothing, start nothing")
     parser.add_argument("--no_measure", action="store_true", help="do not train for a moment to see how long the job takes")
-    parser.add_argument("--today", metavar="DATE", type=_day, default=date.today(), help="for the images' dates (default: today)")
+    about = "for the dates of images, prices and features (default: today)"
+    parser.add_argument("--today", metavar="DATE", type=_day, default=date.today(), help=about)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     flags.add_flags(parser)
     settings.add_flags(parser)
@@ -68,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _check(args: argparse.Namespace, extra: Sequence[str], cancel: threading.Event) -> int:
-    prices = estimate.load_prices(Path(args.prices) if args.prices else estimate.PRICES)
+    table = prices.load(Path(args.prices) if args.prices else prices.TABLE)
     freeze = Path(args.freeze) if args.freeze else None
     requirements.constraints(None, freeze)  # a file that cannot be read is found at once
     case, found = _case(args, extra), []
@@ -83,7 +85,7 @@ def _check(args: argparse.Namespace, extra: Sequence[str], cancel: threading.Eve
             found.append(finding)
             if not args.json:
                 print(f"{finding.level:13s} {finding.check:11s} {finding.message}", flush=True)
-        estimated = list(estimate.report(case, inspection.plan, inspection.time, *prices))
+        estimated = list(estimate.report(case, inspection.plan, inspection.time, table))
     return _conclude(case.job.name, found, estimated, args.json)
 
 
@@ -103,16 +105,11 @@ def _with_dataset(
     if case.study:
         raise UserError("--dataset: is for the files of custom jobs and training pipelines; this is a tuning job's.")
     read = job_file.read(args.spec, settings.from_flags(args), (job_file.CUSTOM, job_file.PIPELINE))
-    job = read.without_data().with_args(extra)
+    job, lines = read.without_data().with_args(extra), []
     try:
         wanted = flags.plan(job, args, case.buckets, scratch / "data", stop=cancel.is_set)
-        if wanted.project:
-            reason = "an export to BigQuery would leave tables behind; give a split into files to have the data looked at."
+        if reason := _why_not_split(wanted):
             return case, [Finding(SKIPPED, "data set", f"{wanted.label}: {reason}")]
-        if wanted.source.bytes > MOST_BYTES:
-            reason = f"{wanted.source.bytes:,} bytes are too much to split for a check (at most {MOST_BYTES:,})."
-            return case, [Finding(SKIPPED, "data set", f"{wanted.label}: {reason}")]
-        lines: list[str] = []
         wanted.say = lines.append
         variables = {} if args.file_only else wanted.run()
     except Stopped:
@@ -120,11 +117,22 @@ def _with_dataset(
     except UserError as error:
         level = SKIPPED if getattr(error, "status", "") in ("UNIMPLEMENTED", "UNAVAILABLE") else ERROR
         return case, [Finding(level, "data set", str(error))]
-    found = [
-        Finding(WARNING if line.startswith("warning: ") else OK, "data set", line.removeprefix("warning: ").partition(" in /")[0])
-        for line in lines
-    ]
-    return dataclasses.replace(case, job=job, variables=variables), found
+    return dataclasses.replace(case, job=job, variables=variables), [_of_dataset(line) for line in lines]
+
+
+def _why_not_split(wanted: Export) -> str | None:
+    """Return why a managed data set is not split for a check, if it is not."""
+    if wanted.project:
+        return "an export to BigQuery would leave tables behind; give a split into files to have the data looked at."
+    if wanted.source.bytes > MOST_BYTES:
+        return f"{wanted.source.bytes:,} bytes are too much to split for a check (at most {MOST_BYTES:,})."
+    return None
+
+
+def _of_dataset(line: str) -> Finding:
+    """Return what an export said as a finding, without the temporary folder that it wrote to."""
+    level = WARNING if line.startswith("warning: ") else OK
+    return Finding(level, "data set", line.removeprefix("warning: ").partition(" in /")[0])
 
 
 def _conclude(name: str, found: Sequence[Finding], estimated: Sequence[tuple[str, str]], as_json: bool) -> int:

@@ -62,6 +62,7 @@ class Inspection:
         yield from checks.check_images(case)
         yield from checks.check_scheduling(case)
         yield from checks.check_outputs(case)
+        yield from checks.check_explanations(case)
         if not self.depth.file_only:
             yield from self.check_package()
             yield from self.check_programs()
@@ -281,8 +282,8 @@ class Inspection:
             self.time = f"the data is not here; {measured.examples_per_second:,.0f} examples/s on {measured.on}"
             return
         self.time = estimate.duration(case, plan, measured)
-        if self.time.there and self.time.there > case.job.timeout:
-            problem = f"{case.job.timeout:g}s, but the job may take {self.time.there:,.0f} s; raise it."
+        if self.time.high and self.time.high > case.job.timeout:
+            problem = f"{case.job.timeout:g}s, but the job may take up to {self.time.high:,.0f} s; raise it."
             yield Finding(WARNING, "time", case.at(("scheduling", "timeout"), problem))
 
     def _served(self, model: str | None) -> Finding:

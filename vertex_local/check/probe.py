@@ -31,8 +31,8 @@ _PLAN, _FINDINGS = '{"plan": ', '{"findings": '
 _FIND = "import importlib.util, sys; found = importlib.util.find_spec(sys.argv[1]); print(found.origin if found else '')"
 _IMPORT = "import importlib, sys; importlib.import_module(sys.argv[1])"
 _OF_THE_IMAGE = ("TF_PLUGGABLE_DEVICE_LIBRARY_PATH", "NEXT_PLUGGABLE_DEVICE_USE_C_API")  # libraries that are in there only
+_OF_THE_JOB = ("TF_CONFIG", "CLUSTER_SPEC", "AIP_MODEL_DIR", "AIP_CHECKPOINT_DIR", "AIP_TENSORBOARD_LOG_DIR")  # not of a short training
 HEAD_BYTES = 32 << 20  # of larger training data, so much of the first file is measured with
-
 
 Stop = Callable[[], bool]
 
@@ -168,8 +168,7 @@ def measure(found: Program, plan: Mapping[str, Any] | None, scratch: Path, steps
     Raises:
         ProbeError: it failed, or no step was done within `seconds`; KeyboardInterrupt: `stop` became true.
     """
-    cluster = ("TF_CONFIG", "CLUSTER_SPEC", "AIP_MODEL_DIR", "AIP_CHECKPOINT_DIR", "AIP_TENSORBOARD_LOG_DIR")
-    env = {name: value for name, value in found.env.items() if name not in cluster}
+    env = {name: value for name, value in found.env.items() if name not in _OF_THE_JOB}
     events, target = scratch / "events.jsonl", scratch / "measured"
     argv, on = list(found.argv), "its own data"
     if plan is None:
@@ -180,20 +179,23 @@ def measure(found: Program, plan: Mapping[str, Any] | None, scratch: Path, steps
     count = min(steps, plan["total_steps"]) * plan["batch_size"]
     argv += [*sample.flags, f"--num_examples_to_train_on={count}", "--num_evals=2", "--strategy=auto", "--in_memory=yes"]
     argv += [f"--output_dir={target}", f"--jit_compile={'yes' if plan['jit_compile'] else 'no'}", "--profile=", "--plan=no"]
-    start, ended = time.time(), None
-    try:
-        done = _run(argv, {**env, "TRAINER_EVENTS": str(events)}, found.cwd, seconds, stop)
-        ended = time.time()
-        if done.returncode:
-            raise ProbeError(f"a short training failed here: {_why(done)}", "run")
-    except ProbeError as error:
-        if error.kind != "time":
-            raise
-    folder = next((folder for folder in (target / "model", target / "1" / "model") if (folder / "saved_model.pb").is_file()), None)
+    start = time.time()
+    ended = _train(argv, {**env, "TRAINER_EVENTS": str(events)}, found.cwd, seconds, stop)
+    folder = next((str(folder) for folder in (target / "model", target / "1" / "model") if (folder / "saved_model.pb").is_file()), None)
     timed = _timed(_events(events), start, ended, plan["batch_size"], seconds)
-    return dataclasses.replace(
-        timed, evaluation=timed.evaluation * sample.evaluated, read=sample.bytes, on=sample.what, model=str(folder) if folder else None
-    )
+    return dataclasses.replace(timed, evaluation=timed.evaluation * sample.evaluated, read=sample.bytes, on=sample.what, model=folder)
+
+
+def _train(argv: Sequence[str], env: Mapping[str, str], cwd: Path, seconds: float, stop: Stop) -> float | None:
+    """Run a short training and return the time of its end; None where it was ended after `seconds`."""
+    try:
+        done = _run(argv, env, cwd, seconds, stop)
+    except ProbeError:
+        return None
+    ended = time.time()
+    if done.returncode:
+        raise ProbeError(f"a short training failed here: {_why(done)}", "run")
+    return ended
 
 
 @dataclass(frozen=True)

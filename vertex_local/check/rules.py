@@ -12,7 +12,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from ..job import buckets, images, job_file, machines, settings
+from ..job import buckets, deprecations, images, job_file, machines, settings
 from ..job.job_file import JobFile
 from ..job.pools import Pool
 from ..local.plan import Paths
@@ -157,6 +157,13 @@ def check_images(case: Case) -> Iterator[Finding]:
         yield Finding(WARNING, "settings", f"{case.job.name}: {problem}")
 
 
+def check_explanations(case: Case) -> Iterator[Finding]:
+    """A training pipeline's model that is to be registered with explanations, which the service ends."""
+    if case.job.kind == job_file.PIPELINE and case.job.message.model_to_upload.HasField("explanation_spec"):
+        path = ("modelToUpload", "explanationSpec")
+        yield Finding(WARNING, "explanation", case.in_file(path, deprecations.explanations(case.today)))
+
+
 def check_serving(case: Case, tensorflow: str | None, loaded_by: str | None = None) -> Iterator[Finding]:
     """Whether the serving image of the settings can be expected to load what this TensorFlow exports.
 
@@ -215,8 +222,8 @@ def check_scheduling(case: Case) -> Iterator[Finding]:
         yield Finding(ERROR, "scheduling", case.at((*path, "strategy"), "TPU pods are not to be had as Spot VMs; use STANDARD."))
     if strategy == "FLEX_START":
         found = {(m.get("machineType"), m.get("acceleratorType")) for m in (pool.machine_fields for pool in case.pools)}
-        if len(found) > 1 or not str(next(iter(found))[1]).startswith(FLEXIBLE := machines.FLEXIBLE):
-            problem = f"FLEX_START takes one machine type for all pools, with one of {', '.join(FLEXIBLE)}."
+        if len(found) > 1 or not str(next(iter(found))[1]).startswith(machines.FLEXIBLE):
+            problem = f"FLEX_START takes one machine type for all pools, with one of {', '.join(machines.FLEXIBLE)}."
             yield Finding(ERROR, "scheduling", case.at((*path, "strategy"), problem))
     if strategy == "STANDARD" and has_timeout:
         yield Finding(OK, "scheduling", case.at((*path, "timeout"), f"{case.job.timeout:g}s, STANDARD"))
@@ -317,4 +324,3 @@ def remote(case: Case, pool: Pool) -> list[str]:
     """Return the `gs://` addresses in a pool's arguments and variables that are not on this machine."""
     text = "\n".join((*pool.args, *(value for _, value in pool.env)))
     return [uri for uri in re.findall(r"(?:gs://|(?<![\w.])/gcs/)[^\s,;\"']+", text) if not case.is_here(uri)]
-

@@ -29,7 +29,6 @@ COLLECTIONS = {CUSTOM: "customJobs", TUNING: "hyperparameterTuningJobs", PIPELIN
 DATA_FLAGS = ("--train_data_path", "--eval_data_path", "--test_data_path")
 DEFAULT_TIMEOUT = 604800.0  # seconds: the service's seven days
 _TOPS = {CUSTOM: ("jobSpec",), TUNING: ("trialJobSpec",), PIPELINE: ("trainingTaskInputs",)}
-_TASK = "gs://google-cloud-aiplatform/schema/trainingjob/definition/custom_task_1.0.0.yaml"
 
 
 class _Dumper(yaml.SafeDumper):
@@ -228,11 +227,11 @@ def parse(text: str, name: str, kinds: Sequence[str] = (CUSTOM,)) -> JobFile:
         job = _pipeline(text, name)
     elif kind == TUNING or "jobSpec" in keys:
         tree = schema.parse(text, name, kind)
-        _fill_below(tree.message)
+        _default_replicas(tree.message)
         job = JobFile(name, tree.lines, tree.to_message())
     else:
         tree = schema.parse(text, name, "CustomJobSpec")
-        _fill_below(tree.message)
+        _default_replicas(tree.message)
         message = schema.api_types().CustomJob.pb()()
         message.job_spec.CopyFrom(tree.to_message())
         job = JobFile(name, tree.lines, message, bare=True)
@@ -261,22 +260,19 @@ def _pipeline(text: str, name: str) -> JobFile:
     """Return a TrainingPipeline whose task is a custom job."""
     tree = schema.parse(text, name, PIPELINE, {"trainingTaskInputs": "CustomJobSpec"})
     task = tree.message.get("trainingTaskDefinition", "")
-    if not task.endswith(f"/{_TASK.rpartition('/')[2]}"):
-        raise tree.error(("trainingTaskDefinition",), f"takes {_TASK}; got {quoted(task)}.")
+    if not task.endswith(f"/{schema.TASK.rpartition('/')[2]}"):
+        raise tree.error(("trainingTaskDefinition",), f"takes {schema.TASK}; got {quoted(task)}.")
     inputs = tree.message.pop("trainingTaskInputs")
-    _fill_below(inputs)
+    _default_replicas(inputs)
     return JobFile(name, tree.lines, tree.to_message(), schema.to_message(inputs, "CustomJobSpec"))
 
 
-def _fill_below(value: Any) -> None:
-    if not isinstance(value, dict):
-        return
-    pools = value.get("workerPoolSpecs", value.get("worker_pool_specs"))
-    for pool in pools if isinstance(pools, list) else ():
-        if isinstance(pool, dict) and pool and "replica_count" not in pool:
-            pool.setdefault("replicaCount", 1)
-    for key in ("jobSpec", "job_spec", "trialJobSpec", "trial_job_spec", "trainingTaskInputs", "training_task_inputs"):
-        _fill_below(value.get(key))
+def _default_replicas(fields: Mapping[str, Any]) -> None:
+    """Give one replica to each pool in use that says no number, of a CustomJobSpec or of what holds one."""
+    for pool in filter(None, fields.get("workerPoolSpecs", ())):
+        pool.setdefault("replicaCount", 1)
+    for key in {"jobSpec", "trialJobSpec"} & fields.keys():
+        _default_replicas(fields[key])
 
 
 # ------------------------------------------------------------------ from requests

@@ -52,6 +52,11 @@ def kind(machine: Mapping[str, Any]) -> str:
     return "gpu" if machine.get("acceleratorCount") or name in FIXED else "cpu"
 
 
+def family(machine: Mapping[str, Any]) -> str:
+    """Return the family of a machine's type, such as n1 or ct5lp."""
+    return machine.get("machineType", "").partition("-")[0]
+
+
 def vcpus(machine: Mapping[str, Any]) -> int | None:
     """Return how many vCPUs a machine has; None where that is not known here."""
     name = machine.get("machineType", "")

@@ -8,6 +8,7 @@ from typing import Any
 from . import schema
 
 ROLES = ("chief", "worker", "ps", "evaluator")
+DISK = ("pd-ssd", 100)  # what a machine boots from, and GB of it, where the job does not say
 
 
 @dataclass(frozen=True)
@@ -92,3 +93,9 @@ class Pool:
     def machine_fields(self) -> dict[str, Any]:
         """Its machines in JSON form: machineType, acceleratorType, acceleratorCount and so on."""
         return schema.to_fields(self.message.machine_spec)
+
+    @property
+    def disk(self) -> tuple[str, int]:
+        """Each of its machines' boot disk: type and GB, the service's defaults where the job says nothing."""
+        disk = self.message.disk_spec
+        return disk.boot_disk_type or DISK[0], disk.boot_disk_size_gb or DISK[1]

@@ -15,6 +15,7 @@ import yaml
 
 from ..errors import UserError, quoted
 
+TASK = "gs://google-cloud-aiplatform/schema/trainingjob/definition/custom_task_1.0.0.yaml"  # of a training pipeline's custom job
 _DURATION = re.compile(r"\d{1,12}(\.\d{1,9})?s")
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)")
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")  # a number in JSON, but text in YAML 1.1

@@ -20,12 +20,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 from .. import cli
 from ..errors import UserError, quoted
-from ..job import buckets, settings, times
+from ..job import buckets, pipeline_spec, settings, times
 from ..local import job_record
 from ..local.store import Store
 from . import python, spec
@@ -37,7 +38,6 @@ _START = 120.0  # seconds for a service to be ready
 _STOP = 60.0
 _GROUPS = ("system.DagExecution", "system.Run")  # tasks that only hold others
 PROJECT, REGION = "your-project", "us-central1"  # where no settings name others
-POLICIES = {"slow": "PIPELINE_FAILURE_POLICY_FAIL_SLOW", "fast": "PIPELINE_FAILURE_POLICY_FAIL_FAST"}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -47,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("spec", help="compiled pipeline, YAML or JSON")
     parser.add_argument(
-        "--parameter", metavar="NAME=VALUE", type=_pair, action="append", default=[],
+        "--parameter", metavar="NAME=VALUE", type=cli.pair, action="append", default=[],
         help="value of one of the pipeline's parameters; lists and objects in JSON; repeatable",
     )  # fmt: skip
     parser.add_argument(
@@ -55,22 +55,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--no_caching", action="store_true", help="run every step, though it ran before with the same inputs")
     parser.add_argument(
-        "--failure_policy", choices=POLICIES, default="slow",
+        "--failure_policy", choices=pipeline_spec.FAILURE_POLICIES, default="slow",
         help="slow (the default) goes on with what does not need a failed step, fast starts nothing more",
     )  # fmt: skip
     parser.add_argument("--job_id", metavar="ID", help="name of this run, must be new (default: the pipeline's name and the time)")
-    parser.add_argument("--label", metavar="NAME=VALUE", type=_pair, action="append", default=[], help="label of this run; repeatable")
+    parser.add_argument("--label", metavar="NAME=VALUE", type=cli.pair, action="append", default=[], help="label of this run; repeatable")
     parser.add_argument("--service_account", metavar="NAME", help="for steps that ask for it; nothing runs under it here")
     cli.add_place_flags(parser)
     settings.add_flags(parser)
     return parser
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not (name and equals):
-        raise argparse.ArgumentTypeError(f"takes NAME=VALUE; got {quoted(text)}.")
-    return name, value
 
 
 def main(argv: Sequence[str]) -> int:
@@ -80,49 +73,52 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _run(args: argparse.Namespace, cancel: threading.Event) -> int:
-    found = spec.read(args.spec)
-    known = settings.load(Path(args.project_dir, "jobs"), settings.from_flags(args))
-    values = {**_of_settings(found, known), **spec.typed(found, args.parameter)}
+    pipeline = pipeline_spec.read(args.spec)
     try:
-        spec.check_parameters(found, values)
+        spec.check(pipeline.spec)
     except spec.PipelineError as error:
-        raise UserError(f"--parameter: {error}") from None
-    job_id = args.job_id or _new_id(found["pipelineInfo"].get("name", "pipeline"))
-    if not spec.PIPELINE_ID.fullmatch(job_id):
+        raise UserError(f"{args.spec}: {error}") from None
+    for warning in pipeline_spec.warnings(pipeline, date.today()):
+        print(f"warning: {warning}", file=sys.stderr)
+    known = settings.load(Path(args.project_dir, "jobs"), settings.from_flags(args))
+    places = _of_settings(pipeline, known)
+    values = {**places, **pipeline.values(args.parameter, places)}
+    job_id = args.job_id or _new_id(pipeline.name)
+    if not pipeline_spec.JOB_ID.fullmatch(job_id):
         raise UserError(f"--job_id: has up to 128 small letters, digits and '-' and begins with a letter; got {quoted(job_id)}.")
-    body = _body(args, found, values, known)
+    body = _body(args, pipeline, values, known)
     python.find(Path(os.path.abspath(args.project_dir)))  # said before a service is started
-    with _service(args, "google" if spec.uses_google(found) else "kfp", cancel) as service:
+    with _service(args, "google" if spec.uses_google(pipeline.spec) else "kfp", cancel) as service:
         parent = f"projects/{known.get('project', PROJECT)}/locations/{known.get('region', REGION)}"
         run = _Run(service, parent, job_id, Path(args.state_dir))
         run.create(body, rename=not args.job_id)
         return run.see(body, cancel)
 
 
-def _of_settings(found: Mapping[str, Any], known: Mapping[str, str]) -> dict[str, str]:
+def _of_settings(pipeline: pipeline_spec.Pipeline, known: Mapping[str, str]) -> dict[str, str]:
     """Return where the steps work, for a pipeline with the parameters `project` and `location`, as submitting fills them in, too."""
     given = {"project": known.get("project", PROJECT), "location": known.get("region", REGION)}
-    return {name: value for name, value in given.items() if name in spec.inputs(found)}
+    return {name: value for name, value in given.items() if name in pipeline.parameters}
 
 
 def _new_id(name: str) -> str:
     return f"{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')[:100]}-{time.strftime('%Y%m%d%H%M%S')}"
 
 
-def _body(args: argparse.Namespace, found: dict[str, Any], values: dict[str, Any], known: Mapping[str, str]) -> dict[str, Any]:
+def _body(
+    args: argparse.Namespace, pipeline: pipeline_spec.Pipeline, values: dict[str, Any], known: Mapping[str, str]
+) -> dict[str, Any]:
     """Return the PipelineJob in JSON form."""
-    root = args.pipeline_root or found.get("defaultPipelineRoot") or f"gs://{known.get('bucket', 'your-bucket')}/pipelines"
+    root = args.pipeline_root or pipeline.spec.get("defaultPipelineRoot") or f"gs://{known.get('bucket', 'your-bucket')}/pipelines"
     try:
         buckets.check_folder(root)
     except buckets.BucketError as error:
         raise UserError(f"--pipeline_root: {error}") from None
-    if args.no_caching:
-        for _, _, task in spec.tasks(found):
-            task["cachingOptions"] = {"enableCache": False}
     return {
-        "displayName": found["pipelineInfo"].get("name", "pipeline")[:128], "pipelineSpec": found, "labels": dict(args.label),
+        "displayName": pipeline.name, "labels": dict(args.label),
+        "pipelineSpec": pipeline.with_caching(False) if args.no_caching else pipeline.spec,
         "runtimeConfig": {
-            "gcsOutputDirectory": root, "parameterValues": values, "failurePolicy": POLICIES[args.failure_policy],
+            "gcsOutputDirectory": root, "parameterValues": values, "failurePolicy": pipeline_spec.FAILURE_POLICIES[args.failure_policy],
         },
         **({"serviceAccount": args.service_account} if args.service_account else {}),
     }  # fmt: skip

@@ -1,6 +1,6 @@
 """ExplanationSpecs of the API: which of them are worked out here, with what is left to the model's exporter filled in.
 
-The service ends explanations in March 2027 (the SDK calls them deprecated); here they go on, by the model's own process.
+The service ends them (vertex_local/job/deprecations.py); here they go on, by the model's own process.
 """
 
 from __future__ import annotations

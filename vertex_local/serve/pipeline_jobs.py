@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
-from ..job import buckets
+from ..job import buckets, pipeline_spec
 from ..local import environment, job_record, output
 from ..local import jobs as local_jobs
 from ..pipelines import forks, python, spec, tasks
@@ -44,7 +44,7 @@ class Pipeline:
 
 def checked(local: Local, parent: str, job: Message, job_id: str) -> Pipeline:
     """Return a pipeline job that can run here; whatever is wrong with it is the API's error with its field."""
-    if job_id and not spec.PIPELINE_ID.fullmatch(job_id):
+    if job_id and not pipeline_spec.JOB_ID.fullmatch(job_id):
         text = f"pipelineJobId has up to 128 small letters, digits and '-' and begins with a letter; got {job_id[:140]!r}."
         raise ApiError("INVALID_ARGUMENT", text, "pipelineJobId")
     if job.template_uri and not job.pipeline_spec.fields:

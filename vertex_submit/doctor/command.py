@@ -116,13 +116,14 @@ def _job(args: argparse.Namespace) -> tuple[jobs.Job | None, list[Finding]]:
     """Return the job of the file, if one was given and can be read."""
     if not args.job:
         return None, [Finding(SKIPPED, "job", "its images and quotas", "give a job's file, such as jobs/taxifare.yaml")]
-    from vertex_local.job import job_file
+    from vertex_local.job import job_file, schema
 
     from .. import jobs
 
     given: Mapping[str, str] = {name: getattr(args, name) for name in SETTINGS if getattr(args, name)}
     try:
-        kind = jobs.TUNING if "trialJobSpec" in job_file.read_text(args.job, given) else jobs.CUSTOM
+        keys = schema.top_keys(job_file.read_text(args.job, given), args.job)
+        kind = jobs.TUNING if "trialJobSpec" in keys else jobs.CUSTOM
         return jobs.read(kind, args.job, given), []
     except (UserError, OSError) as error:
         return None, [Finding(MISSING, "job", str(error))]

@@ -30,8 +30,7 @@ def needed(pools: Iterable[tuple[Mapping[str, Any], int]], preemptible: bool) ->
     unknown = []
     for machine, replicas in pools:
         name, kind = machine.get("machineType", ""), machines.kind(machine)
-        family = name.partition("-")[0]
-        cpus = machines.vcpus(machine)
+        family, cpus = machines.family(machine), machines.vcpus(machine)
         if kind == "tpu":
             if family not in TPUS:
                 unknown.append(name)
