@@ -165,7 +165,9 @@ def credentials(token_file: str | None, local: bool = False) -> Any:
         try:
             return Credentials(Path(token_file).read_text(encoding="utf-8").strip())
         except (OSError, UnicodeDecodeError) as error:
-            raise settings.SettingsError(f"--token_file: {token_file}: cannot be read: {error}") from None
+            raise settings.SettingsError(
+                f"--token_file: {token_file}: cannot be read: {error}. Name a file with an access token."
+            ) from None
     if local or os.environ.get("CLOUDSDK_AUTH_DISABLE_CREDENTIALS", "").lower() in ("1", "true", "yes", "on"):
         return _anonymous()
     try:
@@ -209,7 +211,7 @@ def errors(project: str) -> Iterator[None]:
     except (RefreshError, InvalidOperation) as error:  # after a 401: it would be asked again with fresh ones
         raise CloudError(f"the service refuses the credentials ({reason(error).rstrip('.')}): {LOGIN}.") from error
     except RequestException as error:
-        raise CloudError(f"the service does not answer: {reason(error)}.") from error
+        raise CloudError(f"the service does not answer: {reason(error)}. See --region and the network, then start again.") from error
     except (GoogleAPIError, GoogleAuthError, RuntimeError) as error:
         raise CloudError(" ".join(filter(None, (f"the service answered: {reason(error)}", remedy(error, project))))) from error
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from ..errors import UserError
+from ..errors import UserError, quoted
 from ..job import machines, times
 from .probe import Measured
 from .rules import Case
@@ -63,7 +63,7 @@ def load_prices(path: Path) -> tuple[str, list[Price]]:
 
 def _price(entry: Any, where: str) -> Price:
     if not isinstance(entry, dict) or (unknown := sorted(entry.keys() - _KEYS)):
-        raise PriceError(f"{where}: takes {', '.join(sorted(_KEYS))}; got {unknown if isinstance(entry, dict) else entry!r}.")
+        raise PriceError(f"{where}: takes {', '.join(sorted(_KEYS))}; got {quoted(unknown if isinstance(entry, dict) else entry)}.")
     name, amount = entry.get("machine") or entry.get("accelerator"), entry.get("price")
     if not name or not entry.get("region") or isinstance(amount, bool) or not isinstance(amount, (int, float)) or not amount > 0:
         raise PriceError(f"{where}: needs machine or accelerator, region, and a price above 0; got {entry}.")

@@ -51,9 +51,9 @@ def read(path: str) -> dict[str, Any]:
     try:
         documents = list(yaml.safe_load_all(Path(path).read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}. Name a compiled pipeline.") from None
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: is no YAML: {' '.join(str(error).split())[:200]}.") from None
+        raise UserError(f"{path}: is no YAML: {' '.join(str(error).split())[:200]}; compile it again.") from None
     document = documents[0] if documents else None
     if isinstance(document, Mapping) and "pipelineSpec" in document:
         document = document["pipelineSpec"]
@@ -79,7 +79,7 @@ def typed(spec: Mapping[str, Any], texts: Sequence[tuple[str, str]]) -> dict[str
     known, values = inputs(spec), {}
     for name, text in texts:
         if name in values:
-            raise UserError(f"--parameter {name}: is given twice.")
+            raise UserError(f"--parameter {name}: is given twice; keep one.")
         values[name] = _value(name, text, _type_of(known.get(name, {})))
     return values
 
@@ -107,7 +107,7 @@ def check_parameters(spec: Mapping[str, Any], values: Mapping[str, Any]) -> None
             raise PipelineError(f"parameter {name}: takes {_KINDS.get(kind, kind)}; got {quoted(value)}.", f"{field}.{name}")
     missing = [name for name, one in known.items() if name not in values and "defaultValue" not in one and not one.get("isOptional")]
     if missing:
-        raise PipelineError(f"parameter {missing[0]}: has no default and got no value (missing: {', '.join(missing)}).", field)
+        raise PipelineError(f"parameter {missing[0]}: has no default and got no value (missing: {', '.join(missing)}); give one.", field)
 
 
 def _type_of(description: Mapping[str, Any]) -> str:
@@ -146,11 +146,13 @@ def check(spec: Mapping[str, Any]) -> None:
     for scope, name, task in tasks(spec):
         component = spec["components"].get(task.get("componentRef", {}).get("name"))
         if component is None:
-            raise PipelineError(f"task {name} of {scope}: its component {quoted(task.get('componentRef'))} is not in the spec.")
+            raise PipelineError(
+                f"task {name} of {scope}: its component {quoted(task.get('componentRef'))} is not in the spec; compile it again."
+            )
         if "executorLabel" in component:
             _check_executor(name, executors.get(component["executorLabel"]))
         elif "dag" not in component:
-            raise PipelineError(f"task {name} of {scope}: its component has neither an executor nor a dag.")
+            raise PipelineError(f"task {name} of {scope}: its component has neither an executor nor a dag; compile it again.")
 
 
 def tasks(spec: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
@@ -164,11 +166,15 @@ def tasks(spec: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]
 def _check_executor(name: str, executor: Any) -> None:
     if not isinstance(executor, Mapping) or not {"container", "importer"} & set(executor):
         kinds = ", ".join(executor) if isinstance(executor, Mapping) else "none"
-        raise PipelineError(f"task {name}: runs containers and importers here; its executor is of the kind {kinds}.", unsupported=True)
+        raise PipelineError(
+            f"task {name}: runs containers and importers here; its executor is of the kind {kinds}; leave it out.", unsupported=True
+        )
     module = launcher(executor.get("container", {}))
     if module and module not in LAUNCHERS:
         what = module.removeprefix(_COMPONENTS).removesuffix(".launcher")
-        raise PipelineError(f"task {name}: Google's component {what} asks for a service that is not imitated here.", unsupported=True)
+        raise PipelineError(
+            f"task {name}: Google's component {what} asks for a service that is not imitated here; leave it out.", unsupported=True
+        )
     command = [*executor.get("container", {}).get("command", []), *executor.get("container", {}).get("args", [])]
     if "container" in executor and (not command or command[:3] == ["python3", "-m", "kfp.dsl.executor_main"]):
         what = "is a containerized Python component" if command else "gives no command"

@@ -151,10 +151,10 @@ def check_text(message: Message, path: str = "") -> None:
         if kind is None:
             texts = value if _many(value) and not isinstance(value, (str, bytes)) else (value,)
             if field.type == field.TYPE_STRING and any("\0" in text for text in texts):
-                raise ApiError("INVALID_ARGUMENT", f"{name} holds a NUL character.", name)
+                raise ApiError("INVALID_ARGUMENT", f"{name} holds a NUL character; leave it out.", name)
         elif kind.GetOptions().map_entry:
             if any("\0" in str(part) for key in value for part in (key, value[key]) if isinstance(part, str)):
-                raise ApiError("INVALID_ARGUMENT", f"{name} holds a NUL character.", name)
+                raise ApiError("INVALID_ARGUMENT", f"{name} holds a NUL character; leave it out.", name)
         elif not kind.full_name.startswith("google.protobuf."):
             for each in value if _many(value) else (value,):
                 check_text(each, name)

@@ -106,7 +106,7 @@ def read(path: str, columns: Sequence[Column], bad: object, reading: Reading) ->
             yield Raw(batch, lambda i, first=first: f"{path}, row {first + i + 1}")
             first += batch.num_rows
     if not first and reading.row_filter:
-        log("WARNING", f"{path}: no row meets --row_filter={quoted(reading.row_filter)}")
+        log("WARNING", f"{path}: no row meets --row_filter={quoted(reading.row_filter)}: mend the condition")
 
 
 def _rows(path: str, key: tuple, wanted: Sequence[Column], reading: Reading) -> Iterator[pa.RecordBatch]:
@@ -186,7 +186,10 @@ def _fits(file: Any, write: Callable[[], object]) -> bool:
     try:
         write()
     except OSError as error:
-        log("WARNING", f"no room in {tempfile.gettempdir()} to keep a BigQuery table ({_line(error)[:80]}): each pass reads it anew")
+        log(
+            "WARNING", f"no room in {tempfile.gettempdir()} to keep a BigQuery table ({_line(error)[:80]}): "
+            "each pass reads it anew. Set TMPDIR to a folder with room"
+        )
         os.ftruncate(file.fileno(), 0)
         return False
     return True
@@ -335,7 +338,9 @@ def _find(client: Any, path: str, reading: Reading, wanted: Sequence[Column]) ->
         except NotFound:
             names = []
         if not names:
-            raise UserError(f"{part}: there is no such table in the dataset {dataset} of {project}{_others(client, project, dataset)}.")
+            raise UserError(
+                f"{part}: there is no such table in the dataset {dataset} of {project}{_others(client, project, dataset)}. Name another."
+            )
     tables = [_checked(key, found[key], wanted) for key in sorted(found)]
     for table in tables:
         if odd := [name for name, kind in table.kinds.items() if kind != tables[0].kinds[name]]:
