@@ -83,7 +83,8 @@ class Code:
             bodies = (node for base in bases for node in getattr(self.classes.get(base), "body", ()))
             init = next((node for node in bodies if getattr(node, "name", "") == "__init__"), None)
             place = next((i for i, arg in enumerate(init.args.args[1:]) if arg.arg == "message"), 0) if init else 0
-            kind = render(first, scope) if place else "error" if bases & {*PRINTED} else "part of another message"
+            kind = "error" if bases & {*PRINTED} else "part of another message"
+            kind = first.value if place and isinstance(getattr(first, "value", None), str) else kind  # the API's status
             return (kind, call.args[place]) if place < count else None
         if name not in SAID_BY or count <= SAID_BY[name] or not count:
             return None
