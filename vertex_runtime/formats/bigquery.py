@@ -186,10 +186,7 @@ def _fits(file: Any, write: Callable[[], object]) -> bool:
     try:
         write()
     except OSError as error:
-        log(
-            "WARNING", f"no room in {tempfile.gettempdir()} to keep a BigQuery table ({_line(error)[:80]}): "
-            "each pass reads it anew. Set TMPDIR to a folder with room"
-        )
+        log("WARNING", f"no room in TMPDIR={tempfile.gettempdir()} for BigQuery rows ({_line(error)[:80]}): each pass reads them. Name another")
         os.ftruncate(file.fileno(), 0)
         return False
     return True
@@ -338,9 +335,7 @@ def _find(client: Any, path: str, reading: Reading, wanted: Sequence[Column]) ->
         except NotFound:
             names = []
         if not names:
-            raise UserError(
-                f"{part}: there is no such table in the dataset {dataset} of {project}{_others(client, project, dataset)}. Name another."
-            )
+            raise UserError(f"{part}: there is no such table in the dataset {dataset} of {project}{_others(client, project, dataset)}.")
     tables = [_checked(key, found[key], wanted) for key in sorted(found)]
     for table in tables:
         if odd := [name for name, kind in table.kinds.items() if kind != tables[0].kinds[name]]:
