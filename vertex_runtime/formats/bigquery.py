@@ -186,7 +186,7 @@ def _fits(file: Any, write: Callable[[], object]) -> bool:
     try:
         write()
     except OSError as error:
-        log("WARNING", f"no room in TMPDIR={tempfile.gettempdir()} for BigQuery rows ({_line(error)[:80]}): each pass reads them. Name another")
+        log("WARNING", f"no room in TMPDIR={tempfile.gettempdir()} for the rows ({_line(error)[:80]}): each pass reads them. Name another")
         os.ftruncate(file.fileno(), 0)
         return False
     return True
