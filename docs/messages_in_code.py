@@ -20,7 +20,7 @@ SAID_BY = {"report_error": 0, "exit": -1, "print": 0, "log": 1, "error": -1, "Fi
 PRINTED = ("UserError", "ApiError", "OSError", "CsvError", "ArgumentTypeError")  # with what is derived; others end up inside a message
 LEVELS = {"ERROR": "error", "WARNING": "warning", "MISSING": "missing", "SKIPPED": "not looked at", "OK": "", "NOTE": "", "INFO": ""}
 PLACES = ("at", "in_file")  # calls that put file, line and field before a text
-PASSING = ("quoted", "dumps", "relpath", "basename", "_line")  # calls that show their argument
+PASSING = ("quoted", "first_line", "dumps", "relpath", "basename", "_line")  # calls that show their argument
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 

@@ -30,7 +30,7 @@ from . import data
 from .arguments import CommonHyperparameters
 from .columns import Category, Column, Number
 from .environment import quoted
-from .errors import FAILED, Preempted, UserError, is_exhaustion
+from .errors import FAILED, Preempted, UserError, first_line, is_exhaustion
 from .formats import Reading
 
 Facts = Any  # whatever `learn` returns: most often a dict of arrays and texts
@@ -239,7 +239,7 @@ def load_module(name: str, hyperparameters: type, resources: Sequence[Any] = ())
             where = f"{os.path.relpath(error.filename)}, line {error.lineno}"
         if os.environ.get("TRAINER_TRACEBACK"):
             traceback.print_exc()
-        text = str(error).splitlines()[0][:300] if str(error) else ""
+        text = first_line(error, 300)
         raise UserError(f"{where}: {type(error).__name__}: {text}. Mend it there.", FAILED) from error
     return load(module, hyperparameters, resources)
 

@@ -22,7 +22,7 @@ import numpy as np
 from . import checksums
 from .columns import Category, Column, Image, Text
 from .environment import quoted, resolve_uri
-from .errors import FAILED, UserError
+from .errors import FAILED, UserError, first_line
 
 if TYPE_CHECKING:
     from .formats import Reading
@@ -93,7 +93,7 @@ def expand(paths: Sequence[str], flag: str) -> list[str]:
             try:
                 matches = tf.io.gfile.glob(local) if re.search(r"[*?\[]", local) else [local] * tf.io.gfile.exists(local)
             except tf.errors.OpError as error:
-                raise UserError(f"{flag}: cannot list {path}: {str(error).splitlines()[0]}. Mend the path or its permissions.") from None
+                raise UserError(f"{flag}: cannot list {path}: {first_line(error)}. Mend the path or its permissions.") from None
         else:
             matches = glob.glob(local) or [local] * os.path.exists(local)
         if not matches:

@@ -7,6 +7,7 @@ must end with one of them; what a restart can mend must end by a signal (or its 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -67,6 +68,12 @@ def run_as_program(main: Callable[[Sequence[str] | None], object]) -> None:
     # Not sys.exit(): TensorFlow's and Arrow's thread pools take up to half a second to wind down and hold nothing
     # that is still needed; every file has been closed and read back by now.
     os._exit(code) if "tensorflow" in sys.modules else sys.exit(code)
+
+
+def first_line(error: BaseException, most: int = 200) -> str:
+    """Return what an exception says, for a message: its first line, without the names of TensorFlow's operations."""
+    lines = re.sub(r"\{\{.*?\}\} *| *\[Op:.*?\].*", "", str(error)).strip().splitlines()
+    return (lines[0].strip()[:most] if lines else "").rstrip(".;") or type(error).__name__
 
 
 def is_exhaustion(error: Exception) -> bool:

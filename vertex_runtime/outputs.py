@@ -21,7 +21,7 @@ from . import bucket_manifest
 from .bucket_lock import BucketLock, describe_owner
 from .bucket_manifest import BucketManifest, absolute, relative
 from .environment import Environment, resolve_uri
-from .errors import UserError
+from .errors import UserError, first_line
 from .reporting import log
 
 MANIFEST = "manifest.txt"  # on a disk
@@ -117,7 +117,7 @@ def _probe(directory: str) -> None:
             file.write("x")
         tf.io.gfile.remove(probe)
     except (tf.errors.OpError, OSError) as error:
-        text = str(error).splitlines()[0]
+        text = first_line(error)
         raise UserError(f"cannot write to {directory}: {text}. Choose another --output_dir or mend its permissions.") from None
 
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from ..data import Chunk, take
 from ..environment import resolve_uri
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..predict import load_signature
 from ..rows import rows_of
 
@@ -88,7 +88,7 @@ def _folder(uri: str, flag: str) -> str:
             if tf.io.gfile.exists(f"{path}/saved_model.pb"):
                 return path
         except tf.errors.OpError as error:
-            raise UserError(f"{flag}: {uri} cannot be read: {str(error).splitlines()[0][:200]}. Export it anew.") from None
+            raise UserError(f"{flag}: {uri} cannot be read: {first_line(error)}. Export it anew.") from None
     there = " (a file)" if os.path.isfile(folder) else ""
     raise UserError(f"{flag}: {uri}{there} holds no SavedModel. Give the folder with saved_model.pb in it, such as OUTPUT_DIR/model.")
 
