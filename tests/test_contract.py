@@ -323,7 +323,7 @@ def test_a_mended_export_goes_on_after_training(made, monkeypatch, capsys):
     assert (made.folder / "out" / "model" / "saved_model.pb").exists()
     with pytest.raises(UserError, match="has changed since training, and with it what the model answers"):
         made(GOOD.replace("stacked(raw) / 50.0", "stacked(raw) / 40.0"), "--only=export")
-    with pytest.raises(UserError, match="holds a run with another the trainer's source"):
+    with pytest.raises(UserError, match="holds a run that differs in the trainer's source"):
         made(mended + "UNUSED = 1\n")
 
 

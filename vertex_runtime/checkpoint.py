@@ -190,7 +190,7 @@ def compare_fingerprints(
         return f"training goes on from {was} to {now} examples: the learning-rate schedule changes with it.", None
     others = f" (and {len(differing) - 1} more: {', '.join(entry[0] for entry in differing[1:4])})" if len(differing) > 1 else ""
     raise UserError(
-        f"{where} holds a run with another {name}: it had {was}, this one has {now}{others}. "
+        f"{where} holds a run that differs in {name}: it had {was}, this one has {now}{others}. "
         "Use another --output_dir, or --start_over to move the earlier run aside."
     )
 
@@ -207,7 +207,7 @@ def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str
     before, after = ({entry["path"]: entry for entry in described["data"]} for described in (old, new))
     for path in sorted(before.keys() | after.keys()):
         if before.get(path) != after.get(path):
-            differing.append((f"data {path}", _describe(before.get(path)), _describe(after.get(path))))
+            differing.append((f"the data {path}", _describe(before.get(path)), _describe(after.get(path))))
     return differing
 
 
