@@ -85,9 +85,9 @@ def is_exhaustion(error: Exception) -> bool:
 def _too_little_memory(error: BaseException) -> int:
     from .reporting import report_error
 
-    text = " ".join(str(error).split())[:120]
+    text = " ".join(f"{type(error).__name__}: {error}".split())[:120].rstrip(":")
     report_error(
-        f"memory ran out ({type(error).__name__}: {text or 'no more was given'}). Use --in_memory=no, a smaller --batch_size or model, "
+        f"memory ran out ({text}). Use --in_memory=no, a smaller --batch_size or model, "
         "or a machine with more memory; checkpoints are kept."
     )
     return FAILED
