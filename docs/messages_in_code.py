@@ -18,8 +18,14 @@ PACKAGES = ("vertex_runtime", "vertex_local", "vertex_submit", "data_tools", "te
 # What says a message, and which argument the text is. An exception's is its `message`, or the first.
 SAID_BY = {"report_error": 0, "exit": -1, "print": 0, "log": 1, "error": -1, "Finding": 2}
 PRINTED = ("UserError", "ApiError", "OSError", "CsvError", "ArgumentTypeError")  # with what is derived; others end up inside a message
+PART = "part of another message"
 LEVELS = {"ERROR": "error", "WARNING": "warning", "MISSING": "missing", "SKIPPED": "not looked at", "OK": "", "NOTE": "", "INFO": ""}
 PLACES = ("at", "in_file")  # calls that put file, line and field before a text
+# Functions whose texts stand in messages, such as what is wrong with a machine.
+RETURNING = (
+    "problem", "_n1_problem", "_tpu_problem", "warning", "clashes", "decide", "_unknown", "must_be", "_batch_problem", "_others", "remedy",
+    "_fault", "last_error", "_failure", "_unmeasured", "_refusal", "_cost", "_why", "_notes", "_stopping_rule", "why_dead", "tells",
+)  # fmt: skip
 PASSING = ("quoted", "first_line", "dumps", "relpath", "basename", "_line")  # calls that show their argument
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -83,7 +89,7 @@ class Code:
             bodies = (node for base in bases for node in getattr(self.classes.get(base), "body", ()))
             init = next((node for node in bodies if getattr(node, "name", "") == "__init__"), None)
             place = next((i for i, arg in enumerate(init.args.args[1:]) if arg.arg == "message"), 0) if init else 0
-            kind = "error" if bases & {*PRINTED} else "part of another message"
+            kind = "error" if bases & {*PRINTED} else PART
             kind = first.value if place and isinstance(getattr(first, "value", None), str) else kind  # the API's status
             return (kind, call.args[place]) if place < count else None
         if name not in SAID_BY or count <= SAID_BY[name] or not count:
@@ -107,6 +113,11 @@ class Code:
                 for text in self.expand(said[1], scope) if said else ():
                     text = re.sub("^(error|warning|note): ", "", " ".join(text.split()))
                     found |= {Message(module.name, said[0], text)} if words(text) > 1 else set()
+            for node in module.parents:
+                around = next((each for each in module.above(node) if isinstance(each, Function)), None)
+                if isinstance(node, (ast.Return, ast.Yield)) and node.value is not None and name_of(around) in RETURNING:
+                    texts = [render(each, Scope(module, around)) for each in getattr(node.value, "elts", [node.value])]
+                    found |= {Message(module.name, PART, " ".join(text.split())) for text in texts if words(text) > 2}
         whole = [(each.path, each.text) for each in found]  # a helper's text is said once, with what the helper puts around it
         found -= {each for each in found for path, text in whole if path == each.path and text != each.text
                   and (text.startswith(each.text) or text.endswith(f": {each.text}"))}  # fmt: skip
@@ -132,7 +143,7 @@ def name_of(node: ast.AST | None) -> str:
         return node.attr if not node.attr.startswith("__") else name_of(node.value)
     if isinstance(node, (ast.Call, ast.Subscript)):
         return name_of(node.func if isinstance(node, ast.Call) else node.value)
-    return node.id if isinstance(node, ast.Name) else ""
+    return getattr(node, "id", "") or getattr(node, "name", "")
 
 
 def words(text: str) -> int:
