@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # Where protobuf's own errors name the field at fault.
 _PATH, _NAMED = re.compile(r'at "?\w+\.([\w.\[\]]+)'), re.compile(r'named "(\w+)"')
 _WITHIN = re.compile(r"Failed to parse (\w+) field: ")
+_NO_NUMBER = re.compile(r"invalid literal for int\(\) with base 10: ")
 _LONGEST_TEXT = 400  # characters of protobuf's error, which repeats what was sent
 
 
@@ -44,7 +45,7 @@ def parse(body: Any, message: Message, where: str = "") -> Message:
         text = str(error).partition(" Available Fields")[0].strip().rstrip(".")[:_LONGEST_TEXT] or type(error).__name__
         path = max((found[1].rstrip(".") if (found := _PATH.search(text)) else ""), ".".join(_WITHIN.findall(text)), key=len)
         name = ".".join(filter(None, (where, path, *_NAMED.findall(text))))
-        text = _WITHIN.sub("", text)
+        text = _NO_NUMBER.sub("takes a whole number; got ", _WITHIN.sub("", text))
         raise ApiError("INVALID_ARGUMENT", f"{name or message.DESCRIPTOR.name}: {text}.", name or None) from None
 
 
