@@ -280,7 +280,7 @@ def test_a_wrong_item_is_one_line_with_its_place(tmp_path, line, says):
     ({"timestampSplit": {"key": "when"}}, "a data set of text takes fractionSplit, filterSplit"),
     ({"filterSplit": {"trainingFilter": "labels.x="}}, "filterSplit.trainingFilter: filter: takes something like"),
     ({"filterSplit": {"trainingFilter": "name=x"}}, "a filter is about labels"),
-    ({"annotationSchemaUri": f"{SCHEMAS}/annotation/text_sentiment_1.0.0.yaml"}, "the data set has annotations of, text_classification_1.0.0.yaml"),
+    ({"annotationSchemaUri": f"{SCHEMAS}/annotation/text_sentiment_1.0.0.yaml"}, "annotations of, text_classification_1.0.0.yaml"),
 ])  # fmt: skip
 def test_a_wrong_split_of_text_is_one_line(titles, tmp_path, config, says):
     with pytest.raises(dataset.DatasetError, match=re.escape(says)):

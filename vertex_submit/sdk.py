@@ -218,7 +218,9 @@ def errors(project: str) -> Iterator[None]:
 
 def reason(error: Exception) -> str:
     """Return what a service said of an error, in one line: its own message, and which fields it is about."""
-    text = str(error)
+    # requests wraps what failed in the names of its own classes.
+    refused = re.match(r"HTTPS?ConnectionPool\(host='(.*?)', port=(\d+)\).*(\[Errno [^\]]*\] [^'\")]+)", str(error), re.DOTALL)
+    text = "{}:{}: {}".format(*refused.groups()) if refused else str(error)
     if getattr(error, "code", None) and getattr(error, "message", None):
         text = f"{int(error.code)}: {error.message}"  # type: ignore[attr-defined]
         with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError):
