@@ -55,7 +55,7 @@ WRONG = {
     "misspelt function": (GOOD.replace("def preprocess", "def preproces"), "offers preproces, which is nearly preprocess"),
     "misspelt value": (GOOD.replace("OBJECTIVE", "OBJETIVE"), "offers OBJETIVE, which is nearly OBJECTIVE"),
     "no such metric": (GOOD.replace('"val_auc"', '"val_acu"') + "MAXIMIZE = True\n", "OBJECTIVE is 'val_acu'.*the nearest is val_auc"),
-    "a training metric": (GOOD.replace('"val_auc"', '"auc"'), "OBJECTIVE must be a metric of the evaluation"),
+    "a training metric": (GOOD.replace('"val_auc"', '"auc"'), "OBJECTIVE must be an evaluation's metric"),
     "unknown direction": (GOOD.replace('"val_auc"', '"val_gain"'), "say by MAXIMIZE = True or False"),
     "no label": (GOOD + "del LABEL\n", "lacks LABEL"),
     "misspelt label": (GOOD + 'LABEL = "churnd"\n', "LABEL names 'churnd'.*the nearest is churned"),
