@@ -86,7 +86,7 @@ class Code:
         name, count = name_of(call.func), len(call.args)
         bases, first = self.bases(name), call.args[0] if count else None
         if bases & {"Exception", "ArgumentTypeError"} and count:
-            bodies = (node for base in bases for node in getattr(self.classes.get(base), "body", ()))
+            bodies = (node for base in (name, *sorted(bases)) for node in getattr(self.classes.get(base), "body", ()))
             init = next((node for node in bodies if getattr(node, "name", "") == "__init__"), None)
             place = next((i for i, arg in enumerate(init.args.args[1:]) if arg.arg == "message"), 0) if init else 0
             kind = "error" if bases & {*PRINTED} else PART
