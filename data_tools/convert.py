@@ -26,6 +26,7 @@ from vertex_runtime import formats
 from vertex_runtime.arguments import CommonHyperparameters
 from vertex_runtime.columns import Column
 from vertex_runtime.data import BadRows
+from vertex_runtime.environment import quoted
 from vertex_runtime.errors import FAILED, UserError, run_as_program
 from vertex_runtime.reporting import log
 from vertex_runtime.strategy import import_tensorflow
@@ -74,7 +75,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         if not 1 <= options.shards <= LARGEST_SHARDS:
             raise UserError(f"--shards must be 1 to {LARGEST_SHARDS}; got {options.shards}.")
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", options.prefix):
-            raise UserError(f"--prefix must be the start of a file's name, letters, digits and . _ -; got {options.prefix!r}.")
+            raise UserError(f"--prefix must be the start of a file's name, letters, digits and . _ -; got {quoted(options.prefix)}.")
         if "://" in options.to and not options.to.startswith(upload.SCHEME):
             raise UserError(f"--to takes a folder, or gs://bucket/folder; got {options.to[:100]}.")
     return options
@@ -91,7 +92,7 @@ def hyperparameters_of(trainer: str) -> type:
     except ModuleNotFoundError as error:
         if not f"{trainer.rstrip('/')}.trainer.task".startswith(error.name or "?"):
             raise UserError(f"{trainer} imports {error.name}, which is not installed. Install it.") from None
-        raise UserError(f"there is no trainer {trainer!r}: a trainer is a folder with a trainer/task.py in it.") from None
+        raise UserError(f"there is no trainer {quoted(trainer)}: name a folder with a trainer/task.py in it.") from None
     own = [value for value in vars(task).values() if isinstance(value, type) and issubclass(value, CommonHyperparameters)]
     return next((value for value in own if value is not CommonHyperparameters), CommonHyperparameters)
 
@@ -157,7 +158,9 @@ def convert(options: argparse.Namespace) -> dict[str, Any]:
             manifest.write(stage, found)
         except (OSError, pa.ArrowException, tf.errors.OpError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
-            raise UserError(f"--to: cannot write to {options.to}: {reason}. Nothing was left there.", FAILED) from None
+            raise UserError(
+                f"--to: cannot write to {options.to}: {reason}. Nothing was left there. Make room, or name another folder.", FAILED
+            ) from None
     if bad.reasons:
         log("WARNING", str(bad))
     return found

@@ -26,6 +26,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO
 
+from vertex_runtime.environment import quoted
 from vertex_runtime.errors import FAILED, UserError, run_as_program
 from vertex_runtime.reporting import log
 
@@ -63,9 +64,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if options.sample < 1:
         raise UserError(f"--sample must be 1 or more; got {options.sample}.")
     if not re.fullmatch(r"[\w:.-]+\.\w+\.\w+", options.table):
-        raise UserError(f"--table must look like project.dataset.table; got {options.table!r}.")
+        raise UserError(f"--table must look like project.dataset.table; got {quoted(options.table)}.")
     if not re.match(r"https?://[^/]+/.*[^/]$", options.url):
-        raise UserError(f"--url must be an http or https address of a file; got {options.url!r}.")
+        raise UserError(f"--url must be an http or https address of a file; got {quoted(options.url)}.")
     see_that_it_is_local(options.to)
     return options
 

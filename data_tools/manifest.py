@@ -50,7 +50,7 @@ def verify(folder: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"--verify: {path} does not exist. Name a folder that scripts/convert_data wrote.") from None
     except OSError as error:
-        raise UserError(f"--verify: cannot read {error.filename or path}: {error.strerror}.") from None
+        raise UserError(f"--verify: cannot read {error.filename or path}: {error.strerror}. Mend its permissions.") from None
     except (ValueError, KeyError, TypeError):
         raise UserError(f"--verify: {path} is no manifest of scripts/convert_data. Convert the data again.", FAILED) from None
     faults += [f"{os.path.join(folder, name)} is not in {NAME}" for name in others]

@@ -129,9 +129,9 @@ def _header(path: str) -> list[str]:
         raise CsvError(f"{path} has one column: {hint}.")
     odd = next((name for name in names if not name or _is_number(name) or re.fullmatch(Date("x").pattern or "", name, re.ASCII)), None)
     if odd is not None:
-        raise CsvError(f"{path} lacks a header: its first line must name the columns; got {odd!r} in it.")
+        raise CsvError(f"{path} lacks a header: its first line must name the columns; got {odd[:100]!r} in it.")
     if doubled := [name for name, count in Counter(names).items() if count > 1]:
-        raise CsvError(f"{path}, line 1: two columns are named {doubled[0]!r}; a first line of data, or a header to mend?")
+        raise CsvError(f"{path}, line 1: two columns are named {doubled[0][:100]!r}; mend the header, or put one above the data.")
     return names
 
 
@@ -142,7 +142,7 @@ def _see_header(path: str, names: list[str], cells: dict[str, Any]) -> None:
 
     for name in names:
         if pc.sum(pc.equal(cells[name], pa.scalar(name))).as_py():
-            raise CsvError(f"{path} lacks a header: {name!r} of its first line stands below it, too. Put the columns' names first.")
+            raise CsvError(f"{path} lacks a header: {name[:100]!r} of its first line stands below it, too. Put the columns' names first.")
 
 
 def _is_number(text: str) -> bool:
@@ -233,7 +233,7 @@ def choose(table: Table, kind: str, label: str | None) -> Choice:
         texts = [found for found in columns if found.kind in ("Text", "Category") and found.name != label and found.note != "empty"]
         text = max((found for found in texts if found.name.lower() not in LABEL_NAMES), key=lambda found: found.length, default=None)
         if text is None:
-            raise CsvError(f"{table.path} has no column of texts to read: --kind=tabular is for numbers, dates and categories.")
+            raise CsvError(f"{table.path} has no column of texts to read: use --kind=tabular for numbers, dates and categories.")
     name = _label(table, label, columns, text)
     found = _as_label(table, next(found for found in columns if found.name == name), kind)
     chosen = []
@@ -246,7 +246,7 @@ def choose(table: Table, kind: str, label: str | None) -> Choice:
             column = text = Found(column.name, "Text", column.missing, distinct=column.distinct, length=column.length)
         chosen.append(column)
     if not [column for column in chosen if column.required and column.name != name]:
-        raise CsvError(f"{table.path}: nothing to predict {name!r} by: no other column holds numbers, dates or categories.")
+        raise CsvError(f"{table.path}: nothing to predict {name[:100]!r} by: add a column of numbers, dates or categories.")
     headers = _headers(chosen, name)
     plain = {header: name for name, header in headers.items()}
     chosen = [replace(column, name=plain[column.name], header=column.name) if column.name in plain else column for column in chosen]
@@ -286,7 +286,7 @@ def _label(table: Table, label: str | None, columns: list[Found], text: Found | 
     if label not in names:
         near = difflib.get_close_matches(label, names, 1, 0.4)
         hint = f"the nearest is {near[0]!r}" if near else f"there are {', '.join(names)[:200]}"
-        raise CsvError(f"--label: {table.path} has no column {label!r}; {hint}.")
+        raise CsvError(f"--label: {table.path} has no column {label[:100]!r}; {hint}.")
     return label
 
 
@@ -313,7 +313,7 @@ def split(table: Table, choice: Choice, seed: int = 0) -> tuple[list[list[str]],
     labels = table.cells[choice.label.name].to_pylist()
     usable = [place for place, label in enumerate(labels) if label]
     if len(usable) < LEAST_ROWS:
-        raise CsvError(f"{table.path}: {choice.label.name!r} is given in {len(usable)} rows: needed are {LEAST_ROWS} at least.")
+        raise CsvError(f"{table.path}: {choice.label.name[:100]!r} is given in {len(usable)} rows: needed are {LEAST_ROWS} at least.")
     rng = Random(seed)
     drawn = sorted(rng.sample(usable, min(MOST_SAMPLE_ROWS, len(usable))))
     groups: dict[str, list[int]] = {}
@@ -323,7 +323,7 @@ def split(table: Table, choice: Choice, seed: int = 0) -> tuple[list[list[str]],
     for group in groups.values():  # a class that is seen once only is trained on: it could not be evaluated otherwise
         valid.update(rng.sample(group, len(group) // 5))
     if not valid:
-        raise CsvError(f"{table.path}: no class of {choice.label.name!r} has five rows, so none can be set aside to evaluate on.")
+        raise CsvError(f"{table.path}: no class of {choice.label.name[:100]!r} has five rows, none to evaluate on. Add rows.")
     columns = [cells.take(drawn).to_pylist() for cells in table.cells.values()]
     rows = [list(row) for row in zip(*columns)]
     train = [row for place, row in zip(drawn, rows) if place not in valid]

@@ -63,7 +63,7 @@ def check_name(name: str) -> None:
     if not re.fullmatch(r"[a-z][a-z0-9]*(_{1,2}[a-z0-9]+)*", name) or len(name) > 60:
         plain = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
         hint = f", such as {plain}" if re.fullmatch(r"[a-z]\w*", plain) and not keyword.iskeyword(plain) else ""
-        raise UserError(f"{name!r} is no name for a trainer: use lower-case letters, digits and single _{hint}.")
+        raise UserError(f"{name[:100]!r} is no name for a trainer: use lower-case letters, digits and single _{hint}.")
     if keyword.iskeyword(name):
         raise UserError(f"{name} is a keyword of Python: choose another name.")
     for path in (name, *(f"jobs/{name}{kind}.yaml" for kind in JOBS), f"tests/test_{name}.py"):

@@ -200,7 +200,7 @@ def label_only_in_evaluation(project):
     return ("jobs/stackoverflow.yaml",)
 
 
-@fault(r"containerSpec\.args: all 3 training rows have the label 'java': there is nothing to tell apart")
+@fault(r"containerSpec\.args: all 3 training rows have the label 'java': add others")
 def a_single_label(project):
     for name in ("train.csv", "valid.csv"):
         (project / "stackoverflow/tests/data" / name).write_text("text,label\na b,java\nc d,java\ne f,java\n")

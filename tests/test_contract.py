@@ -55,7 +55,7 @@ WRONG = {
     "misspelt function": (GOOD.replace("def preprocess", "def preproces"), "offers preproces, which is nearly preprocess"),
     "misspelt value": (GOOD.replace("OBJECTIVE", "OBJETIVE"), "offers OBJETIVE, which is nearly OBJECTIVE"),
     "no such metric": (GOOD.replace('"val_auc"', '"val_acu"') + "MAXIMIZE = True\n", "OBJECTIVE is 'val_acu'.*the nearest is val_auc"),
-    "a training metric": (GOOD.replace('"val_auc"', '"auc"'), "OBJECTIVE must be a metric of the evaluation"),
+    "a training metric": (GOOD.replace('"val_auc"', '"auc"'), "OBJECTIVE must be an evaluation's metric"),
     "unknown direction": (GOOD.replace('"val_auc"', '"val_gain"'), "say by MAXIMIZE = True or False"),
     "no label": (GOOD + "del LABEL\n", "lacks LABEL"),
     "misspelt label": (GOOD + 'LABEL = "churnd"\n', "LABEL names 'churnd'.*the nearest is churned"),
@@ -323,7 +323,7 @@ def test_a_mended_export_goes_on_after_training(made, monkeypatch, capsys):
     assert (made.folder / "out" / "model" / "saved_model.pb").exists()
     with pytest.raises(UserError, match="has changed since training, and with it what the model answers"):
         made(GOOD.replace("stacked(raw) / 50.0", "stacked(raw) / 40.0"), "--only=export")
-    with pytest.raises(UserError, match="holds a run with another the trainer's source"):
+    with pytest.raises(UserError, match="holds a run that differs in the trainer's source"):
         made(mended + "UNUSED = 1\n")
 
 

@@ -265,9 +265,9 @@ def test_a_wrong_split_is_one_line(rows, tmp_path, config, says):
 
 @pytest.mark.parametrize("line, says", [
     ("{", "gs://text/bad.jsonl:2: is no line of JSON"),
-    ('{"text": "x"}', "gs://text/bad.jsonl:2: an item has either textContent or textGcsUri"),
-    (json.dumps({**ITEMS[0], "dataItemResourceLabels": {dataset.ML_USE: "train"}}), "is one of training, validation, test; got 'train'"),
-    ('{"textContent": "x", "classificationAnnotation": {"label": "a"}}', "gs://text/bad.jsonl:2: a label is written"),
+    ('{"text": "x"}', "gs://text/bad.jsonl:2: an item takes either textContent or textGcsUri"),
+    (json.dumps({**ITEMS[0], "dataItemResourceLabels": {dataset.ML_USE: "train"}}), "takes one of training, validation, test; got 'train'"),
+    ('{"textContent": "x", "classificationAnnotation": {"label": "a"}}', "gs://text/bad.jsonl:2: a label takes the form"),
     ('{"textGcsUri": "gs://text/none.txt"}', "gs://text/none.txt: there is no such object"),
 ])  # fmt: skip
 def test_a_wrong_item_is_one_line_with_its_place(tmp_path, line, says):
@@ -278,9 +278,9 @@ def test_a_wrong_item_is_one_line_with_its_place(tmp_path, line, says):
 
 @pytest.mark.parametrize("config, says", [
     ({"timestampSplit": {"key": "when"}}, "a data set of text takes fractionSplit, filterSplit"),
-    ({"filterSplit": {"trainingFilter": "labels.x="}}, "filterSplit.trainingFilter: filter: expected something like"),
+    ({"filterSplit": {"trainingFilter": "labels.x="}}, "filterSplit.trainingFilter: filter: takes something like"),
     ({"filterSplit": {"trainingFilter": "name=x"}}, "a filter is about labels"),
-    ({"annotationSchemaUri": f"{SCHEMAS}/annotation/text_sentiment_1.0.0.yaml"}, "has annotations of text_classification_1.0.0.yaml"),
+    ({"annotationSchemaUri": f"{SCHEMAS}/annotation/text_sentiment_1.0.0.yaml"}, "annotations of, text_classification_1.0.0.yaml"),
 ])  # fmt: skip
 def test_a_wrong_split_of_text_is_one_line(titles, tmp_path, config, says):
     with pytest.raises(dataset.DatasetError, match=re.escape(says)):
@@ -288,7 +288,7 @@ def test_a_wrong_split_of_text_is_one_line(titles, tmp_path, config, says):
 
 
 @pytest.mark.parametrize("lines, says", [
-    ((), "it is empty; its first line holds the columns' names"),
+    ((), "it is empty; its first line must hold the columns' names"),
     ((HEADER,), "there is no row to export"),
     (("a,a", "1,2"), "gs://data/x.csv:1: column 'a' is there twice"),
 ])  # fmt: skip

@@ -191,7 +191,7 @@ def test_build_image_says_what_is_wrong_in_one_line(docker, monkeypatch):
     said = build_image("--trainer=taxifare", "--push", code=2).stderr
     assert said.startswith("error: --project: your-project is a placeholder") and said.count("\n") == 1
     monkeypatch.setenv("DOCKER_CODE", "3")
-    assert build_image("--trainer=taxifare", code=1).stderr == "error: docker build ended with 3; what it said is above.\n"
+    assert build_image("--trainer=taxifare", code=1).stderr == "error: docker build ended with 3; see above what it said.\n"
     (docker.parent / "bin" / "docker").unlink()
     if not shutil.which("docker"):
         said = build_image("--trainer=taxifare", code=1).stderr

@@ -457,7 +457,7 @@ def test_the_script_finds_the_trainer(models, tmp_path):
     assert done.returncode == 0 and (tmp_path / "here" / "evaluation.html").is_file(), done.stderr
     done = subprocess.run([*run, str(models / "good" / "model" / "variables")], text=True, **more)
     assert done.returncode == 2 and re.fullmatch("error: .* Name it: --trainer=NAME.\n", done.stderr)
-    with pytest.raises(UserError, match="--trainer names the trainer 'nobody', and there is no module nobody.trainer.task here"):
+    with pytest.raises(UserError, match="--trainer names the trainer 'nobody', and nobody.trainer.task is not here"):
         command.main([str(models / "good" / "model"), "--trainer=nobody"])
 
 

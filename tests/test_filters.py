@@ -60,7 +60,7 @@ def test_or_binds_tighter_than_and():
     "text, says",
     [
         ("state", "something like"), ("state=", "something like"), ("=x", "something like"), ("(state=GOOD", "not closed"),
-        ("state=GOOD)", "expected AND or OR"), ('a="', "cannot be read"), ("a=b AND", "nothing"), ("OR a=b", "something like"),
+        ("state=GOOD)", "needs AND or OR"), ('a="', "cannot be read"), ("a=b AND", "nothing"), ("OR a=b", "something like"),
         ("a=b OR", "nothing"), ("a=b OR AND c=d", "something like"), ("hasPrefix(a, b)", "functions"), ("a=cat(b)", "functions"),
         ("a=(b", "not closed"), ("a=(b OR", "something like"), ("(" * 51 + "a=b" + ")" * 51, "50 parentheses"),
         ("a=" + "(" * 51 + "b" + ")" * 51, "50 parentheses"), ("NOT NOT a=b", "something like"), ("x" * 20_001, "20,000 characters"),

@@ -684,7 +684,7 @@ def test_a_format_is_a_file(tmp_path, monkeypatch):
         ].to_pydict() == {"text": [b"a > 1"]}
     finally:
         formats.modules.cache_clear()
-    with pytest.raises(UserError, match="rows of csv files cannot be filtered, only tables; got 'a > 1'"):
+    with pytest.raises(UserError, match="rows of csv files take no --row_filter, only tables do; got 'a > 1'"):
         read(TAXI / "taxi-train.csv", row_filter="a > 1")
 
 

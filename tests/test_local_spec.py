@@ -95,7 +95,7 @@ MISTAKES = {
     "no task": (change("  containerSpec: {imageUri: host/p/trainer:v1}\n", ""), 20, "containerSpec or pythonPackageSpec"),
     "no image": (change("imageUri: host/p/trainer:v1}", "command: [a]}"), 21, "imageUri: is required"),
     "no module": (change("    pythonModule: trainer.task\n", ""), 15, "pythonModule: is required"),
-    "two chiefs": (change("replicaCount: 1", "replicaCount: 2"), 6, "the chief's pool has 1 replica; got 2"),
+    "two chiefs": (change("replicaCount: 1", "replicaCount: 2"), 6, "the chief's pool takes 1 replica; got 2"),
     "no replica": (change('"2"', "0"), 14, "takes 1 or more; got 0"),
     "five pools": (change("scheduling:", "- {}\nscheduling:"), 22, "at most 4 pools"),
     "an output that is no bucket": (change("gs://bucket/run1", "/tmp/run1"), 27, "takes gs://bucket/folder"),

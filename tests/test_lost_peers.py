@@ -143,7 +143,7 @@ def test_whom_tensorflow_blames(text, names):
 def test_a_stopped_peer_is_named_after_one_probe(ended):
     with server(lively) as chief, server(silent) as stopped, pytest.raises(SystemExit):
         peers(chief, "me:1", stopped)._explain("UnavailableError", HEARTBEAT.format(UNHEALTHY))
-    assert ended == [f"worker-1 ({stopped}) disappeared (UnavailableError)"]
+    assert ended == [f"worker-1 ({stopped}) has disappeared (UnavailableError)"]
 
 
 def test_silence_alone_takes_several_probes(ended, monkeypatch):
@@ -152,7 +152,7 @@ def test_silence_alone_takes_several_probes(ended, monkeypatch):
     monkeypatch.setattr(cluster, "_state", lambda address: probes.append(address) or real(address))
     with server(lively) as chief, server(silent) as stopped, pytest.raises(SystemExit):
         peers(chief, "me:1", stopped)._explain("UnavailableError", HEARTBEAT.format("Socket closed"))
-    assert ended == [f"worker-1 ({stopped}) disappeared (UnavailableError)"]
+    assert ended == [f"worker-1 ({stopped}) has disappeared (UnavailableError)"]
     assert probes.count(stopped) == cluster.LOST_AFTER
 
 
@@ -181,7 +181,7 @@ def test_the_watcher_gives_a_busy_peer_time(ended, monkeypatch):
     watching.trainer = os.getppid()
     with pytest.raises(SystemExit):
         watching._watch()
-    assert ended == ["chief-0 (a:1) disappeared"] and left == [ANSWERS]
+    assert ended == ["chief-0 (a:1) has disappeared"] and left == [ANSWERS]
 
 
 def wait_for_steps(*events: Path) -> None:
@@ -215,5 +215,5 @@ def test_a_peer_that_is_stopped_is_named(stopped, tmp_path):
             process.wait()
     assert other.returncode == -signal.SIGABRT, err[-2000:]
     said = [line for line in err.splitlines() if '"severity": "ERROR"' in line]
-    assert len(said) == 1 and f"{['chief-0', 'worker-0'][stopped]} (localhost:{ports[stopped]}) disappeared" in said[0], err[-2000:]
+    assert len(said) == 1 and f"{['chief-0', 'worker-0'][stopped]} (localhost:{ports[stopped]}) has disappeared" in said[0], err[-2000:]
     assert "all peers answer" not in err

@@ -172,7 +172,7 @@ def test_a_peer_that_disappears_is_named_within_a_minute(lost, tmp_path):
             process.kill()
             process.wait()
     assert both[1 - lost].returncode == -signal.SIGABRT, err[-2000:]
-    assert f"{['chief-0', 'worker-0'][lost]} (localhost:{ports[lost]}) disappeared" in err
+    assert f"{['chief-0', 'worker-0'][lost]} (localhost:{ports[lost]}) has disappeared" in err
 
 
 def test_batch_must_divide_by_the_replicas(tmp_path):

@@ -241,4 +241,4 @@ def test_a_release_of_kfp_that_the_patches_do_not_fit_is_refused(change, told):
     done = subprocess.run([kfp_python(), "-c", code], env=environ(), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert told in done.stdout and bool(told) == bool(done.stdout)
-    assert not told or "pipelines run here with kfp 2.17.3: scripts/setup_kfp installs it." in done.stdout
+    assert not told or "pipelines run here with kfp 2.17.3: run scripts/setup_kfp." in done.stdout

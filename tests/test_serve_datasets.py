@@ -131,7 +131,7 @@ def test_a_text_data_set_is_imported_and_exported(service, sdk):  # noqa: F811
 
 def test_what_is_wrong_with_a_data_set_is_told(service, sdk):  # noqa: F811
     sdk.bucket(BUCKET).blob("bad.jsonl").upload_from_string('{"textContent": "x"}\n{"text": "y"}\n')
-    with pytest.raises(Exception, match=rf"gs://{BUCKET}/bad.jsonl:2: an item has either textContent or textGcsUri"):
+    with pytest.raises(Exception, match=rf"gs://{BUCKET}/bad.jsonl:2: an item takes either textContent or textGcsUri"):
         aiplatform.TextDataset.create("bad", gcs_source=f"gs://{BUCKET}/bad.jsonl", import_schema_uri=SINGLE)
     with pytest.raises(exceptions.NotFound, match="there is no such object"):
         aiplatform.TabularDataset.create("none", gcs_source=f"gs://{BUCKET}/none.csv")

@@ -145,7 +145,7 @@ WRONG = {
                                 "ementSelectionType"), 25, "cannot stand beside medianAutomatedStoppingSpec"),
     "no trials at all": (change("maxNumTrials: 20", "maxNumTrials: 0"), 25, "from 1 on; got 0"),
     "no time": (change("{maxDuration: 3600s}", "{endTime: soon}"), 25, "takes a quoted time such as"),
-    "a pool of two chiefs": (GOOD + "    replicaCount: 2\n", 31, "the chief's pool has 1 replica"),
+    "a pool of two chiefs": (GOOD + "    replicaCount: 2\n", 31, "the chief's pool takes 1 replica"),
     "a directory elsewhere": (change("gs://bucket/hp1", "/tmp/hp1"), 27, "takes gs://bucket/folder"),
 }  # fmt: skip
 

@@ -569,7 +569,7 @@ def test_the_check_request_is_rows_of_the_sample_data(tmp_path):
         (["--replicas=3", "--max_replicas=2"], "--max_replicas: takes 3 (--replicas) or more; got 2."),
         (["--model=1", "--parent_model=2"], "--parent_model: is for an upload"),
         (["--instances=none.jsonl"], "--instances: none.jsonl: cannot be read"),
-        (["--instances=bad.jsonl"], "bad.jsonl:2: is not JSON"),
+        (["--instances=bad.jsonl"], "bad.jsonl:2: must be JSON"),
         (["--instances=empty.jsonl"], "is empty"),
     ],
 )

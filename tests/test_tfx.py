@@ -184,7 +184,7 @@ def test_the_image_has_all_that_tfx_calls(folder):
 @pytest.mark.parametrize(
     "flags, words",
     [
-        (["--trainer=nobody"], "there is no trainer 'nobody', only stackoverflow, taxifare"),
+        (["--trainer=nobody"], "there is no trainer 'nobody'; give one of stackoverflow, taxifare"),
         (["--data=EMPTY"], "training holds no *.tfrecord or *.tfrecord.gz files, the split train. Make them: scripts/convert_data"),
         (["--threshold=high"], "--threshold: needs a finite number; got 'high'"),
         (["--vertex"], "CLOUDSDK_API_ENDPOINT_OVERRIDES_AIPLATFORM is not set. Start one: python -m vertex_local serve"),

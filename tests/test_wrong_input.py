@@ -116,7 +116,7 @@ FLAGS = {
     "no match": (["--train_data_path=/nowhere/*.csv"], r"--train_data_path: /nowhere/\*.csv matches no file"),
     "no evaluation data": ([f"--train_data_path={TAXI}"], "give --eval_data_path, or let the service set AIP_VALIDATION_DATA_URI"),
     "bigquery": (["--train_data_path=bq://p.d.t", f"--eval_data_path={TAXI}"], r"bq://p\.d\.t"),
-    "row filter of a file": (["--row_filter=fare_amount > 3"], "rows of csv files cannot be filtered, only tables"),
+    "row filter of a file": (["--row_filter=fare_amount > 3"], "rows of csv files take no --row_filter, only tables do"),
     "large batch": (["--batch_size=5000"], "--batch_size 5000 is larger than the training data, which has 1600 rows"),
     "less than a batch": (["--num_examples_to_train_on=10"], "--num_examples_to_train_on 10 is less than one batch"),
     "no sizes": (["--nnsize", ""], "--nnsize: needs one or more sizes"),

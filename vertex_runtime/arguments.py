@@ -158,7 +158,7 @@ class _Parser(argparse.ArgumentParser):
         if unknown:
             known = [name for name in self._option_string_actions if name.startswith("--")]
             near = difflib.get_close_matches(unknown[0].split("=")[0], known, 1, 0.5)
-            self.error(f"unknown argument {unknown[0]!r}" + (f"; the nearest known flag is {near[0]}" if near else ""))
+            self.error(f"unknown argument {quoted(unknown[0])}" + (f"; the nearest known flag is {near[0]}" if near else ""))
         return values
 
 

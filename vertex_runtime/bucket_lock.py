@@ -347,7 +347,7 @@ class BucketLock:
     def _begin(self) -> str | None:
         state, text = self._start()
         if state == "unlockable":
-            log("WARNING", f"{text}: the lock on {self.directory} is kept without preconditions, and two starts at once may both win it.")
+            log("WARNING", f"{text}: the lock on {self.directory} has no preconditions, and two starts at once may both win it: start one.")
             self.plain = Keeper(PlainStore(self.uri), self.owner)
             try:
                 return self.plain.acquire()
@@ -422,6 +422,8 @@ class BucketLock:
 
     def _end(self, holder: str) -> None:
         """End this run at once, whatever it does: from now on the directory is another one's."""
-        report_error(f"{self.directory} was taken over by another run ({holder}), because this one gave no sign of life. It ends here.")
+        report_error(
+            f"{self.directory} was taken over by another run ({holder}): this one gave no sign of life, and ends. Let that one run."
+        )
         sys.stdout.flush()
         os._exit(FAILED)

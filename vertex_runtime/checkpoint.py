@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from .errors import FAILED, UserError
+from .errors import FAILED, UserError, first_line
 from .outputs import is_remote, record, removed
 from .reporting import Events, log
 
@@ -59,11 +59,8 @@ class Checkpointer:
 
     def check(self) -> None:
         if self.failure is not None:
-            text = str(self.failure).splitlines()[0][:200]
-            raise UserError(
-                f"cannot write a checkpoint to {self.directory}: {text}. Earlier checkpoints are kept; make room and start again.",
-                FAILED,
-            )
+            text = f"cannot write a checkpoint to {self.directory}: {first_line(self.failure)}"
+            raise UserError(f"{text}. Earlier checkpoints are kept; make room and start again.", FAILED)
 
     def _write(self, tensors: dict[str, tf.Tensor], state: dict[str, Any]) -> None:
         prefix = f"{self.directory}/ckpt-{state['step']:09d}"
@@ -111,7 +108,7 @@ class Checkpointer:
                 tensors = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
                 return tensors, json.loads(tensors.pop(STATE))
             except Exception as error:  # noqa: BLE001 - damage shows as almost any kind
-                log("WARNING", f"checkpoint {prefix} cannot be read ({str(error).splitlines()[0][:120]}); trying the one before it.")
+                log("WARNING", f"checkpoint {prefix} cannot be read ({first_line(error)}); trying the one before it.")
         if steps:
             many = f"none of the {len(steps)} checkpoints in {self.directory} can be read"
             raise UserError(f"{many}. Restore them or use another --output_dir.")
@@ -193,7 +190,7 @@ def compare_fingerprints(
         return f"training goes on from {was} to {now} examples: the learning-rate schedule changes with it.", None
     others = f" (and {len(differing) - 1} more: {', '.join(entry[0] for entry in differing[1:4])})" if len(differing) > 1 else ""
     raise UserError(
-        f"{where} holds a run with another {name}: it had {was}, this one has {now}{others}. "
+        f"{where} holds a run that differs in {name}: it had {was}, this one has {now}{others}. "
         "Use another --output_dir, or --start_over to move the earlier run aside."
     )
 
@@ -210,7 +207,7 @@ def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str
     before, after = ({entry["path"]: entry for entry in described["data"]} for described in (old, new))
     for path in sorted(before.keys() | after.keys()):
         if before.get(path) != after.get(path):
-            differing.append((f"data {path}", _describe(before.get(path)), _describe(after.get(path))))
+            differing.append((f"the data {path}", _describe(before.get(path)), _describe(after.get(path))))
     return differing
 
 

@@ -76,11 +76,11 @@ class Peers:
             states = {name: _state(address) for name, address in self.peers.items()}
             # A connection refused is proof. Silence is proof only where TensorFlow complains of that peer, too.
             if lost := [name for name, state in states.items() if state == GONE or (state == SILENT and name in named)]:
-                self._abort(lost, f"disappeared ({kind})")
+                self._abort(lost, f"has disappeared ({kind})")
             missed = {name: missed[name] + 1 if state == SILENT else 0 for name, state in states.items()}
             time.sleep(PROBE_SECONDS)
         if lost := [name for name, count in missed.items() if count == LOST_AFTER]:
-            self._abort(lost, f"disappeared ({kind})")
+            self._abort(lost, f"has disappeared ({kind})")
         if named:
             self._abort(named, f"dropped out, says TensorFlow, though all peers answer again: {_reason(text)}")
         self._abort([], f"a collective failed, though all peers answer: {_reason(text)}")
@@ -106,7 +106,7 @@ class Peers:
             if waiting and time.monotonic() - started > self.startup_timeout:
                 self._abort(sorted(waiting), f"did not appear within --startup_timeout {self.startup_timeout:g} s")
             if gone := [name for name, count in missed.items() if count >= LOST_AFTER]:
-                self._abort(gone, "disappeared")
+                self._abort(gone, "has disappeared")
             time.sleep(PROBE_SECONDS)
 
     def _unreachable(self) -> list[str]:

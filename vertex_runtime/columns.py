@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from .cells import as_floats, as_texts, dates_like, is_text, offsets_of, parse_numbers, valid_texts
+from .environment import quoted
 
 # RE2, Python's `re` with re.ASCII and TensorFlow's regular expressions read these alike.
 _DAY = r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])"
@@ -45,13 +46,13 @@ class Column:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
-            raise TypeError(f"a column's name must be a text; got {self.name!r}")
+            raise TypeError(f"a column's name must be a text; got {quoted(self.name)}")
         if not isinstance(self.header, str):
-            raise TypeError(f"column {self.name}: header= must be a text, the column's name in files; got {self.header!r}")
+            raise TypeError(f"column {self.name}: header= must be a text, the column's name in files; got {quoted(self.header)}")
         for field in ("missing", "default"):
             value = getattr(self, field)
             if value is not None and isinstance(value, str) != self.is_text:
-                raise TypeError(f"column {self.name}: {field}= must be a {'text' if self.is_text else 'number'}; got {value!r}")
+                raise TypeError(f"column {self.name}: {field}= must be a {'text' if self.is_text else 'number'}; got {quoted(value)}")
 
     @property
     def must_be(self) -> str:

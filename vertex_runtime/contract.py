@@ -29,7 +29,8 @@ import tensorflow as tf
 from . import data
 from .arguments import CommonHyperparameters
 from .columns import Category, Column, Number
-from .errors import FAILED, Preempted, UserError, is_exhaustion
+from .environment import quoted
+from .errors import FAILED, Preempted, UserError, first_line, is_exhaustion
 from .formats import Reading
 
 Facts = Any  # whatever `learn` returns: most often a dict of arrays and texts
@@ -238,7 +239,7 @@ def load_module(name: str, hyperparameters: type, resources: Sequence[Any] = ())
             where = f"{os.path.relpath(error.filename)}, line {error.lineno}"
         if os.environ.get("TRAINER_TRACEBACK"):
             traceback.print_exc()
-        text = str(error).splitlines()[0][:300] if str(error) else ""
+        text = first_line(error, 300)
         raise UserError(f"{where}: {type(error).__name__}: {text}. Mend it there.", FAILED) from error
     return load(module, hyperparameters, resources)
 
@@ -259,7 +260,7 @@ def load(module: ModuleType, hyperparameters: type, resources: Sequence[Any] = (
     objective, maximize = _check_objective(module, where)
     weight = _value(module, "WEIGHT", str, where)
     if weight is not None and weight not in {column.name for column in columns if isinstance(column, Number)}:
-        raise UserError(f"{where}: WEIGHT names {weight!r}, which is no Number column of COLUMNS. Add it there.")
+        raise UserError(f"{where}: WEIGHT names {quoted(weight)}, which is no Number column of COLUMNS. Add it there.")
     parts = {name: getattr(module, name, None) or _default(name, columns, labels, weight, objective, maximize) for name in FUNCTIONS}
     samples = _value(module, "SAMPLE_FILES", Sequence, where) or ()
     name = _value(module, "NAME", str, where) or _package_name(module)
@@ -267,7 +268,7 @@ def load(module: ModuleType, hyperparameters: type, resources: Sequence[Any] = (
     for input_name in inputs or ():
         if not (input_name.isidentifier() and input_name.isascii()) or keyword.iskeyword(input_name) or input_name == "self":
             raise UserError(
-                f"{where}: the input {input_name!r} cannot be the name of a served input, which must be a plain identifier. "
+                f"{where}: the input {quoted(input_name)} cannot be the name of a served input, which must be a plain identifier. "
                 f"Give the column another name, and keep the file's: header={input_name!r}."
             )
     synthetic = _value(module, "SYNTHETIC_SAMPLES", bool, where) is not False
@@ -302,7 +303,7 @@ def _check_rows(module: ModuleType, where: str, given: set[str]) -> tuple[tuple[
         raise UserError(f"{where}: COLUMNS names {doubled[0]} twice. Keep one.")
     headers = [column.header or column.name for column in columns]
     if doubled := sorted({name for name in headers if headers.count(name) > 1}):
-        raise UserError(f"{where}: two of COLUMNS are {doubled[0]!r} in files. Keep one, or mend its header=.")
+        raise UserError(f"{where}: two of COLUMNS are {quoted(doubled[0])} in files. Keep one, or mend its header=.")
     if not {"COLUMNS", "read", "source", "dataset"} & given:
         raise UserError(f"{where} lacks COLUMNS, the columns of its files (or read, source or dataset for rows from elsewhere). Add it.")
     if "dataset" in given:
@@ -312,12 +313,12 @@ def _check_rows(module: ModuleType, where: str, given: set[str]) -> tuple[tuple[
     label = module.LABEL
     labels = (label,) if isinstance(label, str) else tuple(label) if isinstance(label, (list, tuple)) else ()
     if not labels or not all(isinstance(name, str) for name in labels):
-        raise UserError(f"{where}: LABEL must be a column's name, or a tuple of names; got {label!r}.")
+        raise UserError(f"{where}: LABEL must be a column's name, or a tuple of names; got {quoted(label)}.")
     for name in labels if columns else ():
         if name not in names:
             near = difflib.get_close_matches(name, names, 1, 0.5)
             hint = f"; the nearest is {near[0]}" if near else f"; there are {', '.join(names)}"
-            raise UserError(f"{where}: LABEL names {name!r}, which is no column of COLUMNS{hint}.")
+            raise UserError(f"{where}: LABEL names {quoted(name)}, which is no column of COLUMNS{hint}.")
     return labels, columns
 
 
@@ -333,7 +334,7 @@ def _check_inputs(
         return {c.name: c.spec() for c in columns if c.required and c.name not in (*labels, weight)}
     for name, spec in given.items():
         if not isinstance(spec, tf.TensorSpec) or spec.shape.rank is None or spec.shape.rank < 1 or spec.shape[0] is not None:
-            raise UserError(f"{where}: INPUTS[{name!r}] must be a tf.TensorSpec([None, ...], dtype); got {spec!r}.")
+            raise UserError(f"{where}: INPUTS[{quoted(name)}] must be a tf.TensorSpec([None, ...], dtype); got {quoted(spec)}.")
     if not given:
         raise UserError(f"{where}: INPUTS is empty: a request must hold something.")
     return {name: tf.TensorSpec(spec.shape, spec.dtype, name) for name, spec in given.items()}
@@ -343,7 +344,7 @@ def _check_objective(module: ModuleType, where: str) -> tuple[str, bool]:
     objective = _value(module, "OBJECTIVE", str, where) or "val_loss"
     maximize = _value(module, "MAXIMIZE", bool, where)
     if not objective.startswith("val_"):
-        raise UserError(f"{where}: OBJECTIVE must be a metric of the evaluation, such as val_loss or val_{objective}; got {objective!r}.")
+        raise UserError(f"{where}: OBJECTIVE must be an evaluation's metric, such as val_loss or val_{objective}; got {quoted(objective)}.")
     if maximize is None:
         name = objective.removeprefix("val_")
         more, less = (any(name == word or name.endswith("_" + word) for word in words) for words in (MORE_IS_BETTER, LESS_IS_BETTER))
@@ -474,7 +475,7 @@ def check_metrics(contract: Contract, names: Sequence[str]) -> None:
         near = difflib.get_close_matches(contract.objective, found, 1, 0.5)
         hint = f"the nearest is {near[0]}" if near else "give it to compile(metrics=…)"
         where = os.path.relpath(contract.module.__file__ or contract.name)
-        raise UserError(f"{where}: OBJECTIVE is {contract.objective!r}, and the model has {', '.join(found)}; {hint}.")
+        raise UserError(f"{where}: OBJECTIVE is {quoted(contract.objective)}, and the model has {', '.join(found)}; {hint}.")
 
 
 def example_rows(contract: Contract) -> data.Chunk | None:

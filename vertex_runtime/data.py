@@ -21,8 +21,8 @@ import numpy as np
 
 from . import checksums
 from .columns import Category, Column, Image, Text
-from .environment import resolve_uri
-from .errors import FAILED, UserError
+from .environment import quoted, resolve_uri
+from .errors import FAILED, UserError, first_line
 
 if TYPE_CHECKING:
     from .formats import Reading
@@ -93,7 +93,7 @@ def expand(paths: Sequence[str], flag: str) -> list[str]:
             try:
                 matches = tf.io.gfile.glob(local) if re.search(r"[*?\[]", local) else [local] * tf.io.gfile.exists(local)
             except tf.errors.OpError as error:
-                raise UserError(f"{flag}: cannot list {path}: {str(error).splitlines()[0]}") from None
+                raise UserError(f"{flag}: cannot list {path}: {first_line(error)}. Mend the path or its permissions.") from None
         else:
             matches = glob.glob(local) or [local] * os.path.exists(local)
         if not matches:
@@ -304,7 +304,7 @@ def locate(paths: Sequence[str], label: str) -> str:
 
 def unseen(paths: Sequence[str], label: str) -> UserError:
     """Return the error for a label that the training rows do not have."""
-    return UserError(f"{locate(paths, label)}: the label {label!r} was not seen in training. Mend it or add examples.")
+    return UserError(f"{locate(paths, label)}: the label {quoted(label)} was not seen in training. Mend it or add examples.")
 
 
 def count(

@@ -220,7 +220,7 @@ def _cluster(name: str, config: Mapping[str, Any]) -> tuple[dict[str, tuple[str,
     role, index = _task(name, {} if task is None else task)
     members = cluster.get(role, ())
     if role != "evaluator" and not 0 <= index < len(members):
-        raise UserError(f"{name}: task {role} {index} is not in the cluster, which has {len(members)} of that kind.")
+        raise UserError(f"{name}: task {role} {index} is not in the cluster, which has {len(members)} of that kind. Mend one of them.")
     return cluster, role, index
 
 

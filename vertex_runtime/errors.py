@@ -7,6 +7,7 @@ must end with one of them; what a restart can mend must end by a signal (or its 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -69,6 +70,12 @@ def run_as_program(main: Callable[[Sequence[str] | None], object]) -> None:
     os._exit(code) if "tensorflow" in sys.modules else sys.exit(code)
 
 
+def first_line(error: BaseException, most: int = 200) -> str:
+    """Return what an exception says, for a message: its first line, without the names of TensorFlow's operations."""
+    lines = re.sub(r"\{\{.*?\}\} *| *\[Op:.*?\].*", "", str(error)).strip().splitlines()
+    return (lines[0].strip()[:most] if lines else "").rstrip(".;") or type(error).__name__
+
+
 def is_exhaustion(error: Exception) -> bool:
     """Tell whether an exception of TensorFlow or the system says that memory ran out."""
     text = f"{type(error).__name__} {error}"[:2000]
@@ -78,9 +85,9 @@ def is_exhaustion(error: Exception) -> bool:
 def _too_little_memory(error: BaseException) -> int:
     from .reporting import report_error
 
-    text = " ".join(str(error).split())[:120]
+    text = " ".join(f"{type(error).__name__}: {error}".split())[:120].rstrip(":")
     report_error(
-        f"memory ran out ({type(error).__name__}: {text or 'no more was given'}). Use --in_memory=no, a smaller --batch_size or model, "
+        f"memory ran out ({text}). Use --in_memory=no, a smaller --batch_size or model, "
         "or a machine with more memory; checkpoints are kept."
     )
     return FAILED

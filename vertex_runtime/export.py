@@ -155,7 +155,7 @@ class Rehearsal:
             if isinstance(error, tf.errors.InvalidArgumentError | tf.errors.NotFoundError | tf.errors.FailedPreconditionError):
                 self.failure = error
             else:  # a full disk, say, is no fault of the model's
-                log("WARNING", f"the export could not be rehearsed in {directory}: {' '.join(str(error).split())[:200]}")
+                log("WARNING", f"the export could not be rehearsed in {directory}: {' '.join(str(error).split())[:200]}. Make room there.")
         except Exception as error:  # raised again where training takes notice
             self.failure = error
         finally:

@@ -162,7 +162,7 @@ class Inputs:
         if self.contract.inputs is None:
             chunk = next(self._read("training"), None)
             if chunk is None:
-                raise UserError("the training data has no rows.")
+                raise UserError("the training data has no rows. Name files with rows: --train_data_path.")
             self.contract = self.contract.with_inputs(sources.input_specs(chunk, (*self.contract.labels, self.contract.weight)))
         if "dataset" in self.contract.given:
             own: dict[str, Callable[..., Any]] = {"encode_labels": sources.dataset_labels, "weigh": sources.dataset_weights}
@@ -252,7 +252,7 @@ class Inputs:
             else:
                 self._fill(cache, name, each)
             if not cache.count:
-                raise UserError(f"the {name} data has no rows.")
+                raise UserError(f"the {name} data has no rows. Name files with rows.")
             self.watch.see()
             cache.finish()
             log("INFO", f"cache: {cache.count} rows in {cache.bytes / 2**30:.2f} GiB, {time.monotonic() - started:.1f} s")

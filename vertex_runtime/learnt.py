@@ -223,7 +223,7 @@ def _write(folder: str, name: str, value: Any, fields: Mapping[str, Any]) -> Non
         os.replace(part, path)
     except OSError as error:  # it would have been for later runs only
         os.unlink(part)
-        log("WARNING", f"cache: what was learnt cannot be kept in {folder}: {error.strerror}")
+        log("WARNING", f"cache: what was learnt cannot be kept in {folder}: {error.strerror}. Name a folder with room: --cache_dir.")
 
 
 def _letters(text: str) -> np.ndarray:

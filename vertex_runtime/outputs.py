@@ -21,7 +21,7 @@ from . import bucket_manifest
 from .bucket_lock import BucketLock, describe_owner
 from .bucket_manifest import BucketManifest, absolute, relative
 from .environment import Environment, resolve_uri
-from .errors import UserError
+from .errors import UserError, first_line
 from .reporting import log
 
 MANIFEST = "manifest.txt"  # on a disk
@@ -53,9 +53,12 @@ def resolve_outputs(output_dir: str, env: Environment, trainer: str) -> Outputs:
     if env.trial:
         root = f"{root}/{env.trial}"
     if output_dir and env.model_dir:
-        log("WARNING", f"--output_dir {output_dir} overrides AIP_MODEL_DIR={env.model_dir}, where the service looks for the model.")
+        log("WARNING", f"--output_dir {output_dir} overrides AIP_MODEL_DIR={env.model_dir}, where the service looks: leave it out.")
     if env.in_job and not given:
-        log("WARNING", f"no --output_dir and no AIP_MODEL_DIR (the job has no baseOutputDirectory): {root} is lost with the machine.")
+        log(
+            "WARNING", "no --output_dir and no AIP_MODEL_DIR (the job has no baseOutputDirectory): "
+            f"{root} is lost with the machine. Give one."
+        )
     model, checkpoints, logs = (
         resolve_uri(path.rstrip("/")) if path and not output_dir else f"{root}/{name}"
         for path, name in zip(service, ("model", "checkpoints", "logs"))
@@ -114,7 +117,7 @@ def _probe(directory: str) -> None:
             file.write("x")
         tf.io.gfile.remove(probe)
     except (tf.errors.OpError, OSError) as error:
-        text = str(error).splitlines()[0]
+        text = first_line(error)
         raise UserError(f"cannot write to {directory}: {text}. Choose another --output_dir or mend its permissions.") from None
 
 

@@ -289,7 +289,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         try:
             instances += [json.loads(line)] if line.strip() else []
         except ValueError as error:
-            raise UserError(f"line {number}: not JSON ({error}); got {line.strip()[:80]!r}. One instance a line.") from None
+            raise UserError(f"line {number}: not JSON ({error}); got {line.strip()[:80]!r}. Write one instance a line.") from None
     other = profile_of([chunk_of(instances, profile)] if instances else [], columns_of(profile))
     found = {"rows": len(instances), "columns": compare(profile, other)}
     print(json.dumps(found))

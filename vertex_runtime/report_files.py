@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from .errors import UserError
+from .errors import UserError, first_line
 from .outputs import is_remote
 
 
@@ -63,4 +63,4 @@ def _write_remote(path: str, text: str) -> None:
         with _open(path, "w") as file:
             file.write(text)
     except tf.errors.OpError as error:
-        raise OSError(str(error).splitlines()[0]) from None
+        raise OSError(first_line(error)) from None

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from .environment import quoted
 from .errors import FAILED, UserError
 from .pace import Limits, Pace
 
@@ -217,7 +218,7 @@ class Events:
                 else:
                     self.place, self.at = key, int(value)
         except (ValueError, KeyError):
-            raise UserError(f"TRAINER_KILL must look like step=40,signal=KILL or checkpoint=2; got {text!r}.") from None
+            raise UserError(f"TRAINER_KILL must look like step=40,signal=KILL or checkpoint=2; got {quoted(text)}.") from None
 
     @property
     def kill_step(self) -> int | None:

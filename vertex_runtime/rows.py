@@ -163,7 +163,7 @@ class MemoryRows:
             for column, values in zip(columns, tf.nest.flatten(rows)):
                 column.append(values.numpy())
         if columns is None or not columns[0].rows:
-            raise UserError("the data has no rows.")
+            raise UserError("the data has no rows. Name files with rows.")
         self.tensors: Rows = tf.nest.pack_sequence_as(structure, [column.tensor() for column in columns])
         self.count = columns[0].rows
 

@@ -28,7 +28,7 @@ from .checkpoint import Checkpointer, compare_fingerprints, named_variables
 from .cluster import agree
 from .contract import Contract, blame
 from .environment import Environment
-from .errors import Preempted, UserError
+from .errors import Preempted, UserError, first_line
 from .inputs import Inputs
 from .loop import Trainer, end_by_sigterm
 from .outputs import Outputs, prepare, record, seal, versions, write_json
@@ -241,7 +241,7 @@ def faster_with_xla(run: Run, network: keras.Model, plan: Plan, inputs: Inputs, 
                 calls += 1
             seconds[jit] = (time.perf_counter() - start) / calls / plan.call_steps
         except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
-            log("INFO", f"--jit_compile=auto: XLA cannot compile this model ({str(error).splitlines()[0][:120]})")
+            log("INFO", f"--jit_compile=auto: XLA cannot compile this model ({first_line(error)})")
         for name, variable in variables.items():
             variable.assign(before[name])
     wins = seconds.get(True, math.inf) < seconds[False]

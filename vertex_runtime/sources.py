@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from .columns import Column, Text
 from .data import PATH, BadRows, Chunk, objects, read
+from .environment import quoted
 from .errors import UserError
 from .formats.folder import label_files
 from .reporting import log
@@ -28,7 +29,7 @@ class IndexedSource:
             raise UserError(f"source(files, hp) must return an object with len() and [i]; got {type(rows).__name__}.")
         self.rows, self.count = rows, len(rows)
         if not self.count:
-            raise UserError("the source has no rows.")
+            raise UserError("the source has no rows. Return some from source of model.py.")
 
     def take(self, places: Sequence[int] | np.ndarray) -> Chunk:
         """Return the rows at some places as a chunk."""
@@ -50,7 +51,7 @@ def _column(values: Sequence[Any], name: str) -> np.ndarray:
     arrays = [np.asarray(value, np.float32 if isinstance(first, float) else None) for value in values]
     if len({array.shape for array in arrays}) > 1:
         shapes = sorted({array.shape for array in arrays})[:3]
-        raise UserError(f"the rows of source differ in the shape of {name!r}: {', '.join(map(str, shapes))}. Bring them to one shape.")
+        raise UserError(f"the rows of source differ in the shape of {quoted(name)}: {', '.join(map(str, shapes))}. Give them one shape.")
     return np.stack(arrays)
 
 
@@ -78,7 +79,7 @@ class DatasetSource:
             took = f"{time.monotonic() - start:.1f} s"
             log("INFO", f"dataset: its length is not known, so it was run through once to count {count} examples ({took})")
         if not count:
-            raise UserError("the dataset has no examples.")
+            raise UserError("the dataset has no examples. Return some from dataset of model.py.")
         self.count = count
 
     def _made(self, epoch: int) -> tf.data.Dataset:

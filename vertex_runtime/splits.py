@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from .data import PATH, Chunk, take
+from .environment import quoted
 from .errors import UserError
 
 
@@ -54,7 +55,7 @@ def make_split(fraction: float, by: str, seed: int, chunks: Iterable[Chunk]) -> 
         raise UserError(f"--eval_fraction must lie between 0 and 1; got {fraction:g}.")
     kind, _, column = by.partition(":")
     if kind not in ("random", "order", "group") or (kind == "random") == bool(column):
-        raise UserError(f"--split_by must be random, order:COLUMN or group:COLUMN; got {by!r}.")
+        raise UserError(f"--split_by must be random, order:COLUMN or group:COLUMN; got {quoted(by)}.")
     if kind != "order":
         split = Split(fraction, kind, column or None, seed)
         first = next(iter(chunks), None)
@@ -71,10 +72,10 @@ def make_split(fraction: float, by: str, seed: int, chunks: Iterable[Chunk]) -> 
 
 def _see_column(chunk: Chunk | None, column: str) -> None:
     if chunk is None:
-        raise UserError("--eval_fraction: the training data has no rows.")
+        raise UserError("--eval_fraction: the training data has no rows. Name files with rows: --train_data_path.")
     if column and column not in chunk:
         known = ", ".join(name for name in chunk if name != PATH)
-        raise UserError(f"--split_by names the column {column!r}, which the rows lack; they have {known}.")
+        raise UserError(f"--split_by names the column {quoted(column)}, which the rows lack; they have {known}.")
 
 
 def _sortable(values: np.ndarray) -> np.ndarray:

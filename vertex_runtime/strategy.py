@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 
 from .environment import Environment
-from .errors import UserError
+from .errors import UserError, first_line
 from .reporting import log
 
 OLDEST = (2, 17)
@@ -111,7 +111,7 @@ def _tpu_strategy():
         tf.tpu.experimental.initialize_tpu_system(resolver)
         return tf.distribute.TPUStrategy(resolver)
     except (ValueError, RuntimeError, tf.errors.OpError) as error:
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        text = first_line(error)
         raise UserError(f"--strategy=tpu: no TPU can be used here ({text}). Run on a TPU machine, or use --strategy=auto.") from None
 
 

@@ -22,7 +22,7 @@ def trainer_of(pool: Pool, name: str, root: Path = ROOT) -> str:
     known = trainers(root)
     found = trainer_in(pool.module.partition(".")[0] if pool.module else pool.image, known)
     if found is None:
-        raise BuildError(f"{name}: {(pool.module or pool.image)[:100]} names none of the trainers here, {', '.join(known)}.")
+        raise BuildError(f"{name}: {(pool.module or pool.image)[:100]} names none of the trainers here: give one of {', '.join(known)}.")
     return found
 
 
@@ -30,5 +30,5 @@ def dockerfile_default(name: str, root: Path = ROOT) -> str:
     """Return the default of one of the Dockerfile's ARGs."""
     found = re.search(rf'^ARG {name}="?([^"\s]+)"?$', (root / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
     if not found:
-        raise BuildError(f"{root / 'Dockerfile'}: there is no line ARG {name}=….")
+        raise BuildError(f"{root / 'Dockerfile'}: there is no line ARG {name}=…: add it.")
     return found[1]

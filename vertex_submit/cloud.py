@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vertex_local.errors import UserError
+from vertex_local.errors import UserError, quoted
 from vertex_local.job import buckets, settings
 
 DONE = ("SUCCEEDED", "FAILED", "CANCELLED", "EXPIRED", "PARTIALLY_SUCCEEDED")  # after JOB_STATE_ or PIPELINE_STATE_
@@ -64,7 +64,7 @@ def positive(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"takes seconds above 0; got {text!r}.")
+        raise argparse.ArgumentTypeError(f"takes seconds above 0; got {quoted(text)}.")
     return value
 
 
@@ -115,7 +115,7 @@ def check(file: Path, values: Mapping[str, str]) -> None:
     words = ["check", str(file), f"--project_dir={Path(__file__).resolve().parents[1]}", *given]
     print(command(["python", "-m", "vertex_local", *words]), flush=True)
     if subprocess.run([sys.executable, "-m", "vertex_local", *words], stdin=subprocess.DEVNULL).returncode:
-        raise UserError("not submitted, for the reasons above; --no_check submits all the same.")
+        raise UserError("not submitted, for the reasons above; mend them, or give --no_check to send it all the same.")
 
 
 def keep(text: str, name: str, state_dir: str | Path) -> Path:

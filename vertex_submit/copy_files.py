@@ -72,5 +72,5 @@ def _to_upload(local: Path, target: str) -> dict[Path, str]:
         return {local: f"{target.rstrip('/')}/{local.name}" if in_folder else target}
     files = transfer.files_of(local, target) if local.is_dir() else {}
     if not files:
-        raise CopyError(f"{local}: there is no such file, nor a folder with files.")
+        raise CopyError(f"{local}: there is no such file, nor a folder with files. Name one.")
     return files

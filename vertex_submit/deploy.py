@@ -157,13 +157,13 @@ def read_instances(path: str) -> list[Any]:
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DeployError(f"--instances: {path}: cannot be read: {error}") from None
+        raise DeployError(f"--instances: {path}: cannot be read: {error}. Name a file of JSON lines.") from None
     found = []
     for number, line in enumerate(lines, 1):
         try:
             found += [json.loads(line)] if line.strip() else []
         except ValueError as error:
-            raise DeployError(f"{path}:{number}: is not JSON: {error}") from None
+            raise DeployError(f"{path}:{number}: must be JSON: {error}.") from None
     if not found:
         raise DeployError(f"--instances: {path} is empty; it takes one JSON value a line.")
     return found

@@ -73,7 +73,7 @@ def _image(args: argparse.Namespace) -> int:
             raise cloud.CloudError(f"{words[0]} is not on PATH: install Docker, or run the command above where it is.")
         code = subprocess.run(words).returncode
         if code:
-            raise cloud.CloudError(f"{' '.join(words[:2])} ended with {code}; what it said is above.")
+            raise cloud.CloudError(f"{' '.join(words[:2])} ended with {code}; see above what it said.")
     return 0
 
 

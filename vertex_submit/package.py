@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vertex_local import cli
+from vertex_local.errors import quoted
 from vertex_local.job import buckets, settings
 from vertex_local.local import packages
 from vertex_local.local.commands import trainers
@@ -32,7 +33,7 @@ def store_locally(path: Path, uri: str, root: str | Path, overwrite: bool) -> st
     try:
         shutil.copyfile(path, part)
         if part.read_bytes() != data:
-            raise cloud.CloudError(f"{part}: differs from {path} after copying; is the disk full?")
+            raise cloud.CloudError(f"{part}: differs from {path} after copying; is the disk full? Make room, then start again.")
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)
@@ -66,7 +67,7 @@ def _package(args: argparse.Namespace, cancel: threading.Event) -> int:
     parts = [args.trainer] if args.trainer else []
     to = args.to or "/".join((f"gs://{values.get('bucket')}/packages", *parts))
     if not to.startswith("gs://"):
-        raise BuildError(f"--to: takes gs://bucket/folder; got {to!r}.")
+        raise BuildError(f"--to: takes gs://bucket/folder; got {quoted(to)}.")
     folder = Path(args.dist_dir, *parts)
     print(f"$ cd {ROOT} && {f'VERTEX_TRAINER={args.trainer} ' if args.trainer else ''}python setup.py sdist --formats=gztar")
     wanted = _sample_data(args.trainer, values["bucket"]) if args.sample_data else {}

@@ -221,7 +221,7 @@ def pack(job: jobs.Job, args: argparse.Namespace, values: Mapping[str, str], fol
     for pool in job.trainer_pools:
         image = pool.image if pool.is_package else values.get("prebuilt", "")
         if not image:
-            raise PipelineError("--prebuilt: not set: --kind=script runs the trainer in a prebuilt image.")
+            raise PipelineError("--prebuilt: not set: give it, --kind=script runs the trainer in a prebuilt image.")
         kind = type(pool.message.python_package_spec)
         packed = kind(executor_image_uri=image, python_module=f"{trainer}.trainer.task", package_uris=[uri])
         packed.args.extend(pool.args)

@@ -91,7 +91,7 @@ def _main(args: argparse.Namespace) -> int:
 def _check_flags(args: argparse.Namespace) -> None:
     gates = [f"--{name}" for name in ("evaluation", "threshold", "most_skew") if getattr(args, name) is not None]
     if args.rollback and gates:
-        raise UserError(f"{gates[0]}: is for a promotion; a roll-back asks no gate.")
+        raise UserError(f"{gates[0]}: is for a promotion; leave it out, a roll-back asks no gate.")
     if not args.rollback and not args.evaluation:
         raise UserError("--evaluation: is required: nothing is promoted without one; see scripts/promote --help.")
     if args.machine_type and not args.endpoint:

@@ -76,7 +76,10 @@ class Registry:
             self.client.merge_version_aliases(name=f"{self.name}@{version}", version_aliases=words)
             holder = self.client.get_model(name=f"{self.name}@{alias}").version_id
         if holder != version:
-            raise CloudError(f"version {holder} has the alias {alias} that version {version} was given: somebody else changes it, too.")
+            raise CloudError(
+                f"version {holder} has the alias {alias} that version {version} was given: somebody else changes it, too. "
+                "See what there is, then start again."
+            )
 
     # ------------------------------------------------------------------ evaluations
 

@@ -198,7 +198,9 @@ def credentials(token_file: str | None, local: bool = False) -> Any:
         try:
             return Credentials(Path(token_file).read_text(encoding="utf-8").strip())
         except (OSError, UnicodeDecodeError) as error:
-            raise settings.SettingsError(f"--token_file: {token_file}: cannot be read: {error}") from None
+            raise settings.SettingsError(
+                f"--token_file: {token_file}: cannot be read: {error}. Name a file with an access token."
+            ) from None
     if local or os.environ.get("CLOUDSDK_AUTH_DISABLE_CREDENTIALS", "").lower() in ("1", "true", "yes", "on"):
         return _anonymous()
     try:
@@ -242,14 +244,16 @@ def errors(project: str) -> Iterator[None]:
     except (RefreshError, InvalidOperation) as error:  # after a 401: it would be asked again with fresh ones
         raise CloudError(f"the service refuses the credentials ({reason(error).rstrip('.')}): {LOGIN}.") from error
     except RequestException as error:
-        raise CloudError(f"the service does not answer: {reason(error)}.") from error
+        raise CloudError(f"the service does not answer: {reason(error)}. See --region and the network, then start again.") from error
     except (GoogleAPIError, GoogleAuthError, RuntimeError) as error:
         raise CloudError(" ".join(filter(None, (f"the service answered: {reason(error)}", remedy(error, project))))) from error
 
 
 def reason(error: Exception) -> str:
     """Return what a service said of an error, in one line: its own message, and which fields it is about."""
-    text = str(error)
+    # requests wraps what failed in the names of its own classes.
+    refused = re.match(r"HTTPS?ConnectionPool\(host='(.*?)', port=(\d+)\).*(\[Errno [^\]]*\] [^'\")]+)", str(error), re.DOTALL)
+    text = "{}:{}: {}".format(*refused.groups()) if refused else str(error)
     if getattr(error, "code", None) and getattr(error, "message", None):
         text = f"{int(error.code)}: {error.message}"  # type: ignore[attr-defined]
         with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError):

@@ -92,7 +92,10 @@ class Traffic:
             try:
                 self.client.deploy_model(endpoint=self.name, deployed_model=made, traffic_split=split).result(timeout=DEPLOY_SECONDS)
             except concurrent.futures.TimeoutError:
-                raise CloudError(f"the deployment was not done after {DEPLOY_SECONDS / 60:.0f} minutes; it may still end well.") from None
+                raise CloudError(
+                    f"the deployment was not done after {DEPLOY_SECONDS / 60:.0f} minutes; it may still end well: "
+                    "see `gcloud ai endpoints describe`."
+                ) from None
 
     def move(self, version: str) -> None:
         """Give a deployed version all of the model's traffic, in one step; refused if the endpoint was changed meanwhile."""
@@ -102,7 +105,10 @@ class Traffic:
         endpoint = self.read()
         number = self.deployed(version, endpoint)
         if number is None:
-            raise CloudError(f"version {version} is not deployed on {self.name} any more: somebody else changes it, too.")
+            raise CloudError(
+                f"version {version} is not deployed on {self.name} any more: somebody else changes it, too. See what there is, "
+                "then start again."
+            )
         changed = types.Endpoint(name=self.name, traffic_split=self.wanted_split(endpoint, number), etag=endpoint.etag)
         with sdk.errors(self.service.project):
             self.client.update_endpoint(endpoint=changed, update_mask=field_mask_pb2.FieldMask(paths=["traffic_split"]))

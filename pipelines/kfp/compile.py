@@ -63,7 +63,7 @@ def _compile(args: argparse.Namespace, cancel: threading.Event) -> int:
     try:
         output.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise UserError(f"--output: {output}: cannot be written: {error.strerror}.") from None
+        raise UserError(f"--output: {output}: cannot be written: {error.strerror}. Name another file.") from None
     for note in found.tuning.notes if found.tuning else ():
         print(f"note: {note}", file=sys.stderr)
     print(f"{output}: the pipeline of {found.job.trainer}, {time.monotonic() - start:.1f} s")
@@ -98,9 +98,11 @@ def steps(args: argparse.Namespace) -> Any:
     job = job_files.training_job(args.job, given, ROOT)
     tuning = job_files.tuning_job(args.tuning, given, ROOT) if args.tuning else None
     if args.trainer not in (None, job.trainer):
-        raise UserError(f"--trainer: {args.job} runs {job.trainer}, not {args.trainer[:100]}.")
+        raise UserError(f"--trainer: {args.job} runs {job.trainer}, not {args.trainer[:100]}. Give that, or another job file.")
     if tuning and tuning.trainer != job.trainer:
-        raise UserError(f"--tuning: {args.tuning} tunes {tuning.trainer}, and {args.job} trains {job.trainer}.")
+        raise UserError(
+            f"--tuning: {args.tuning} tunes {tuning.trainer}, and {args.job} trains {job.trainer}. Give two files of one trainer."
+        )
     if args.convert and "container_spec" not in job.pools[0]:
         remedy = "convert by scripts/convert_data beforehand, or train in the project's own image"
         raise UserError(f"--convert: {args.job} runs a Python package, which has no data_tools in it: {remedy}.")

@@ -13,7 +13,7 @@ from typing import Any
 
 from google.protobuf import json_format
 
-from vertex_local.errors import UserError
+from vertex_local.errors import UserError, quoted
 from vertex_local.job import job_file, settings
 from vertex_local.job.job_file import DATA_FLAGS, JobFile
 from vertex_local.local.commands import trainer_in, trainers
@@ -129,7 +129,7 @@ def _trainer(job: JobFile, root: Path) -> str:
     pool, known = job.pools[0], trainers(root)
     found = trainer_in(pool.module.partition(".")[0] if pool.module else pool.image, known)
     if found is None:
-        raise UserError(f"{job.name}: {(pool.module or pool.image)[:100]} names none of the trainers here, {', '.join(known)}.")
+        raise UserError(f"{job.name}: {(pool.module or pool.image)[:100]} names none of the trainers here: give one of {', '.join(known)}.")
     return found
 
 
@@ -162,5 +162,5 @@ def _data(job: JobFile) -> dict[str, str]:
 def _joined(job: JobFile, name: str, paths: Sequence[str]) -> str:
     for path in paths:
         if " " in path:
-            raise UserError(f"{job.name}: --{name}: {path!r}: a path with a blank cannot be a pipeline's parameter; rename it.")
+            raise UserError(f"{job.name}: --{name}: {quoted(path)}: a path with a blank cannot be a pipeline's parameter; rename it.")
     return " ".join(paths)

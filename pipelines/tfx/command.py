@@ -127,7 +127,7 @@ def _check(args: argparse.Namespace, root: str) -> None:
     if args.data:
         check_data(args.data)
     if args.schema and not os.path.isfile(args.schema):
-        raise UserError(f"--schema: there is no file {args.schema}. A run leaves one to begin with in ROOT/SchemaGen.")
+        raise UserError(f"--schema: there is no file {args.schema}. Take the one that a run leaves in ROOT/SchemaGen.")
     if args.serving_dir:
         args.serving_dir = os.path.abspath(args.serving_dir)
     for flag, folder in (("--root", root), ("--serving_dir", args.serving_dir)):

@@ -48,7 +48,7 @@ def goal_of(trainer: str) -> Goal:
     """
     contract = contract_of(trainer)
     if not contract.columns or len(contract.labels) != 1:
-        raise UserError(f"the pipeline evaluates trainers with COLUMNS and one LABEL; {trainer} has {len(contract.labels)} labels.")
+        raise UserError(f"the pipeline takes trainers with COLUMNS and one LABEL; {trainer} has {len(contract.labels)} labels.")
     names = {column.name: column.header or column.name for column in contract.columns}
     label = next(column for column in contract.columns if column.name == contract.labels[0])
     objective = contract.objective.removeprefix("val_")

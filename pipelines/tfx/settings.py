@@ -106,7 +106,9 @@ def check_trainer(name: str) -> None:
     """
     known = sorted(path.parts[-3] for path in ROOT.glob("*/trainer/task.py"))
     if name not in known:
-        raise UserError(f"--trainer: there is no trainer {quoted(name)}, only {', '.join(known)} (a folder with a trainer/task.py in it).")
+        raise UserError(
+            f"--trainer: there is no trainer {quoted(name)}; give one of {', '.join(known)} (a folder with a trainer/task.py in it)."
+        )
 
 
 def read_job(args: argparse.Namespace) -> job_file.JobFile | None:

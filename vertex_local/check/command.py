@@ -91,7 +91,7 @@ def _check(args: argparse.Namespace, extra: Sequence[str], cancel: threading.Eve
 
 def _case(args: argparse.Namespace, extra: Sequence[str]) -> checks.Case:
     if args.serving_python and shutil.which(args.serving_python) is None:
-        raise UserError(f"--serving_python: {args.serving_python} is not a program that can be run.")
+        raise UserError(f"--serving_python: {args.serving_python} is not a program that can be run. Name an interpreter with TensorFlow.")
     paths = RunOptions(args.state_dir, args.bucket_root, args.project_dir, args.python).paths()
     return checks.load(args.spec, settings.from_flags(args), extra, paths, args.today, bool(args.bucket_root))
 
@@ -103,7 +103,7 @@ def _with_dataset(
     if not flags.wanted(case.job, args):
         return case, []
     if case.study:
-        raise UserError("--dataset: is for the files of custom jobs and training pipelines; this is a tuning job's.")
+        raise UserError("--dataset: is for the files of custom jobs and training pipelines; this is a tuning job's. Leave it out.")
     read = job_file.read(args.spec, settings.from_flags(args), (job_file.CUSTOM, job_file.PIPELINE))
     job, lines = read.without_data().with_args(extra), []
     try:

@@ -188,7 +188,7 @@ class Inspection:
         case, plan = self.case, self.plan
         classes, about = plan["classes"], "" if plan["exact"] else "about "
         if len(classes) == 1:
-            problem = f"all {about}{plan['rows']:,} training rows have the label {next(iter(classes))!r}: there is nothing to tell apart."
+            problem = f"all {about}{plan['rows']:,} training rows have the label {next(iter(classes))!r}: add others."
             yield Finding(ERROR, "labels", case.at(path, problem))
         elif classes:
             rarest = min(classes, key=classes.get)
@@ -199,7 +199,7 @@ class Inspection:
             problem = "nothing to warn of in bad and equal rows, labels and drift; the trainer's own --data_report shows them."
             yield Finding(OK, "report", case.at(path, problem))
         if plan["bad_rows"]:
-            yield Finding(WARNING, "data", case.at(path, f"{plan['bad_rows']:,} bad rows are left out (--bad_rows=skip)."))
+            yield Finding(WARNING, "data", case.at(path, f"{plan['bad_rows']:,} bad rows are left out (--bad_rows=skip); mend them."))
         how = ""
         if plan["replicas"] > 1:
             how = f"; {plan['replicas']} replicas take {plan['batch_size'] // plan['replicas']} examples of each batch"
@@ -207,7 +207,10 @@ class Inspection:
         yield Finding(OK, "data", case.at(path, rows + how))
         steps, total = plan["options"]["checkpoint_steps"], plan["total_steps"]
         if case.job.strategy == "SPOT" and min(steps, total // plan["evaluations"]) >= total:
-            problem = f"no checkpoint before the end of {total} steps (--checkpoint_steps={steps}): a Spot machine's work would be lost."
+            problem = (
+                f"no checkpoint before the end of {total} steps (--checkpoint_steps={steps}): "
+                "a Spot machine's work would be lost; lower it."
+            )
             yield Finding(WARNING, "scheduling", case.at(path, problem))
 
     def _findings(self, path: tuple[Any, ...], findings: Sequence[Mapping[str, str]]) -> Iterator[Finding]:
@@ -295,7 +298,10 @@ class Inspection:
         )
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-            return Finding(ERROR, "serving", f"--serving_python {self.depth.serving_python}: cannot load the exported model: {reason}")
+            return Finding(
+                ERROR, "serving", f"--serving_python {self.depth.serving_python}: cannot load the exported model: {reason}. "
+                "Train with its TensorFlow."
+            )
         self.served_by, *names = done.stdout.split()
         problem = f"TensorFlow {self.served_by} loads the exported model, with {', '.join(names)}."
         return Finding(OK, "serving", f"--serving_python: {problem}")

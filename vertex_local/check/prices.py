@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ..errors import UserError
+from ..errors import UserError, quoted
 
 TABLE = Path(__file__).with_name("prices.yaml")
 _NAMES = {"machine": "", "accelerator": "", "tpu": "chip", "disk": "GB"}  # what has a price, and for how much of it
@@ -77,9 +77,9 @@ def load(path: Path = TABLE) -> Table:
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise PriceError(f"{where}: cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+        raise PriceError(f"{where}: cannot be read: {getattr(error, 'strerror', None) or error}. Name a table of prices.") from None
     except yaml.YAMLError as error:
-        raise PriceError(f"{where}: is no YAML: {' '.join(str(error).split())[:200]}.") from None
+        raise PriceError(f"{where}: is no YAML: {' '.join(str(error).split())[:200]}; see {TABLE}.") from None
     if not isinstance(raw, dict) or not isinstance(raw.get("currency"), str) or not isinstance(raw.get("prices"), list):
         raise PriceError(f"{where}: takes YAML with `currency: USD` and a list `prices`, as in {TABLE}.")
     prices = [price for number, entry in enumerate(raw["prices"], 1) for price in _prices(entry, f"{where}: entry {number}")]
@@ -90,21 +90,21 @@ def _reasons(rows: Any, where: str) -> dict[str, str]:
     """Return why a price is unknown, by its name."""
     for row in rows if isinstance(rows, list) else [rows]:
         if not isinstance(row, dict) or not isinstance(row.get("names"), list) or not row.get("reason"):
-            raise PriceError(f"{where}: unknown: takes a list of `{{names: [n1-standard-4], reason: …}}`; got {row!r}.")
+            raise PriceError(f"{where}: unknown: takes a list of `{{names: [n1-standard-4], reason: …}}`; got {quoted(row)}.")
     return {str(name): str(row["reason"]) for row in rows for name in row["names"]}
 
 
 def _prices(entry: Any, where: str) -> Iterator[Price]:
     """Yield the price of an entry and, if it has one, that of a Spot VM."""
     if not isinstance(entry, dict) or (unknown := sorted(entry.keys() - _KEYS)):
-        raise PriceError(f"{where}: takes {', '.join(sorted(_KEYS))}; got {unknown if isinstance(entry, dict) else entry!r}.")
+        raise PriceError(f"{where}: takes {', '.join(sorted(_KEYS))}; got {quoted(unknown if isinstance(entry, dict) else entry)}.")
     name, unit = next(((entry[key], unit) for key, unit in _NAMES.items() if entry.get(key)), (None, ""))
     strategies = {"price": entry.get("strategy", "STANDARD"), "spot": "SPOT"}
     amounts = {key: entry[key] for key in strategies if key in entry}
     wrong = [amount for amount in amounts.values() if isinstance(amount, bool) or not isinstance(amount, (int, float)) or not amount > 0]
     texts = (name, entry.get("region"), entry.get("strategy", "STANDARD"))
     if not all(isinstance(text, str) and text for text in texts) or not amounts or wrong:
-        raise PriceError(f"{where}: needs one of {', '.join(_NAMES)}, region, and a price above 0; got {entry}.")
+        raise PriceError(f"{where}: needs one of {', '.join(_NAMES)}, region, and a price above 0; got {quoted(entry)}.")
     if not entry.get("source") or type(entry.get("date")) is not date:
         raise PriceError(f"{where}: the price of {name} needs its source and the date (2026-10-07) on which it was read there.")
     flags = {key: bool(entry.get(key)) for key in ("includes_accelerators", "excludes_fee")}

@@ -51,7 +51,7 @@ def read_freeze(path: Path) -> dict[str, str | None]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise FreezeError(f"--freeze {path}: cannot be read: {error}") from None
+        raise FreezeError(f"--freeze {path}: cannot be read: {error}; write it with scripts/image_freeze.") from None
     for number, line in enumerate(lines, 1):
         text = line.partition(" #")[0].strip()
         if not text or text.startswith(("#", "-")):

@@ -122,7 +122,10 @@ def check_machines(case: Case) -> Iterator[Finding]:
             problem = f"{machine['machineType']} is not known here: see that the region has it and training takes it."
             yield Finding(WARNING, "machine", case.at((*path, "machineType"), problem))
         if kind == "tpu" and (len(case.pools) > 1 or pool.replicas > 1):
-            yield Finding(ERROR, "machine", case.at(path, "a TPU job has one pool of one replica, whatever the size of the slice."))
+            yield Finding(
+                ERROR, "machine", case.at(path, "a TPU job has one pool of one replica, whatever the size of the slice; "
+                "leave out the others.")
+            )
         elif kind == "tpu" and case.study:
             yield Finding(ERROR, "machine", case.at(path, "tuning jobs take no TPUs; use GPUs or CPUs."))
         image = images.find(pool.image)
@@ -207,10 +210,13 @@ def check_scheduling(case: Case) -> Iterator[Finding]:
         problem += ", without disableRetries." if case.job.disable_retries else "."
         yield Finding(WARNING, "scheduling", case.at((*path, "restartJobOnWorkerRestart"), problem))
     if not has_timeout:
-        yield Finding(WARNING, "scheduling", case.at((*path, "timeout"), "is not given: a job that hangs is paid for seven days."))
+        yield Finding(
+            WARNING, "scheduling", case.at((*path, "timeout"), "is not given: a job that hangs is paid for seven days; "
+            "give one, such as 7200s.")
+        )
     elif case.job.timeout > _WEEK:
         level = ERROR if strategy == "FLEX_START" else WARNING
-        yield Finding(level, "scheduling", case.at((*path, "timeout"), f"more than the documented 7 days; got {case.job.timeout:g}s."))
+        yield Finding(level, "scheduling", case.at((*path, "timeout"), f"takes at most the documented 7 days; got {case.job.timeout:g}s."))
     if strategy in ("SPOT", "FLEX_START"):
         if not case.job.output and not any("--output_dir" in arg for arg in case.job.pools[0].args):
             problem = f"{strategy} without baseOutputDirectory: a machine that is taken away takes its checkpoints along; give one."
@@ -252,7 +258,10 @@ def check_outputs(case: Case) -> Iterator[Finding]:
         yield Finding(ERROR, "outputs", case.at(path, problem))
         return
     if (folder / "checkpoints").is_dir() and not case.study:
-        yield Finding(WARNING, "outputs", case.at(path, f"{output} holds an earlier run, from whose checkpoints this job would go on."))
+        yield Finding(
+            WARNING, "outputs", case.at(path, f"{output} holds an earlier run, from whose checkpoints this job would go on; "
+            "choose another folder to begin anew.")
+        )
     yield Finding(OK, "outputs", case.at(path, f"{output} can be written (in {case.buckets})."))
 
 
@@ -284,7 +293,10 @@ def check_study(case: Case, plan: Mapping[str, Any] | None) -> Iterator[Finding]
     for i, metric in enumerate(study.metrics):
         path, reported = ("studySpec", "metrics", i, "metricId"), ", ".join(plan["metrics"])
         if metric.id not in plan["metrics"]:
-            problem = f"{metric.id!r} is never reported: the trainer reports {reported}; without it every trial is infeasible."
+            problem = (
+                f"{metric.id!r} is never reported: the trainer reports {reported}; without it every trial is infeasible; "
+                "name one of these."
+            )
             yield Finding(ERROR, "metric", case.in_file(path, problem))
         elif metric.maximize != plan["maximize"]:
             goal = "MAXIMIZE" if plan["maximize"] else "MINIMIZE"

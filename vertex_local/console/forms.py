@@ -39,8 +39,8 @@ def read(kind: str, body: bytes) -> Form:
         if plain == MULTIPART:
             return _multipart(kind, body)
     except ValueError as error:
-        raise ApiError("INVALID_ARGUMENT", f"the form cannot be read: {error}") from None
-    raise ApiError("INVALID_ARGUMENT", f"a form is sent as {URLENCODED} or {MULTIPART}; got {plain[:100]!r}.", code=415)
+        raise ApiError("INVALID_ARGUMENT", f"the form cannot be read ({error}): load its page again.") from None
+    raise ApiError("INVALID_ARGUMENT", f"a form must be sent as {URLENCODED} or {MULTIPART}; got {plain[:100]!r}.", code=415)
 
 
 def _multipart(kind: str, body: bytes) -> Form:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
+from ..errors import quoted
 from .dataset import SETS, Dataset, DatasetError
 from .rows import Row
 
@@ -124,7 +125,7 @@ def destination(dataset: Dataset, wish: Mapping[str, Any]) -> str:
     uri = wish.get("outputUri", "")
     found = re.fullmatch(r"bq://([a-z][a-z0-9:.-]*[a-z0-9])", uri)
     if not found:
-        raise DatasetError(f"bigqueryDestination.outputUri takes bq://project; got {uri!r}.", "bigqueryDestination.outputUri")
+        raise DatasetError(f"bigqueryDestination.outputUri takes bq://project; got {quoted(uri)}.", "bigqueryDestination.outputUri")
     if not dataset.table:
         text = "bigqueryDestination is for tabular data sets with a BigQuery source; this one takes gcsDestination."
         raise DatasetError(text, "bigqueryDestination")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, quoted
 from ..job import buckets, job_file, schema
 
 TABULAR, TEXT = "tabular", "text"
@@ -83,7 +83,7 @@ class Dataset:
             except buckets.BucketError as error:
                 raise DatasetError(str(error), "gcsSource.uri") from None
         if self.project is None or "://" in str(uri):
-            raise DatasetError(f"gcsSource takes gs://bucket/file.csv; got {uri!r}.", "gcsSource.uri")
+            raise DatasetError(f"gcsSource takes gs://bucket/file.csv; got {quoted(uri)}.", "gcsSource.uri")
         return None, os.path.join(self.project, uri)
 
 
@@ -125,10 +125,12 @@ def make(
     if not kind:
         known = f"{_SCHEMAS}/metadata/tabular_1.0.0.yaml and text_1.0.0.yaml"
         status = "UNIMPLEMENTED" if uri else "INVALID_ARGUMENT"
-        raise DatasetError(f"on this machine it takes {known}; got {uri!r}.", "metadataSchemaUri", status)
+        raise DatasetError(f"on this machine it takes {known}; got {quoted(uri)}.", "metadataSchemaUri", status)
     if kind[1] == TABULAR:
         if imports:
-            raise DatasetError("a tabular data set imports nothing; its source stands in metadata.inputConfig.", "importConfigs")
+            raise DatasetError(
+                "a tabular data set imports nothing; leave importConfigs out: its source stands in metadata.inputConfig.", "importConfigs"
+            )
         uris, table = _tabular(message.get("metadata"))
         return Dataset(number, TABULAR, root, project, uris, table)
     for i, one in enumerate(imports):
@@ -144,7 +146,7 @@ def import_format(one: Mapping[str, Any], field: str = "importSchemaUri") -> str
     found = _FORMAT.fullmatch(uri)
     if not found:
         example = f"{_SCHEMAS}/ioformat/text_classification_single_label_io_format_1.0.0.yaml"
-        raise DatasetError(f"takes a schema for text such as {example}; got {uri!r}.", field)
+        raise DatasetError(f"takes a schema for text such as {example}; got {quoted(uri)}.", field)
     return found[1]
 
 
@@ -157,13 +159,13 @@ def _tabular(metadata: Any) -> tuple[tuple[str, ...], str]:
         raise DatasetError(f"{where} takes one of {' and '.join(_SOURCES)}.", where)
     if table is not None:
         if not re.fullmatch(r"bq://[^.\s]+\.[^.\s]+\.[^.\s]+", str(table)):
-            raise DatasetError(f"takes bq://project.dataset.table; got {table!r}.", f"{where}.bigquerySource.uri")
+            raise DatasetError(f"takes bq://project.dataset.table; got {quoted(table)}.", f"{where}.bigquerySource.uri")
         return (), str(table)
     uris = [files] if isinstance(files, str) and files else files
     if not uris:
         raise DatasetError(f"{where}.gcsSource.uri is required and must not be empty.", f"{where}.gcsSource.uri")
     if not isinstance(uris, Sequence) or not all(isinstance(uri, str) for uri in uris):
-        raise DatasetError(f"takes a list of gs://bucket/file.csv; got {uris!r}.", f"{where}.gcsSource.uri")
+        raise DatasetError(f"takes a list of gs://bucket/file.csv; got {quoted(uris)}.", f"{where}.gcsSource.uri")
     return tuple(uris), ""
 
 

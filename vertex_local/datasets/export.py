@@ -17,6 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TextIO
 
+from ..errors import quoted
 from ..job import buckets
 from . import bigquery, splits
 from .dataset import ML_USE, SETS, TABULAR, Dataset, DatasetError, Stopped
@@ -147,7 +148,7 @@ class Export:
     def _check(self, counts: list[int], remarks: splits.Remarks) -> None:
         why = "".join(f"; {line}" for line in remarks.lines()).rstrip(".")
         if not sum(counts):
-            raise DatasetError(f"{self.label}: there is no row to export{why}.")
+            raise DatasetError(f"{self.label}: there is no row to export{why}: give it some.")
         if not counts[0]:
             others = f"validation {counts[1]:,}, test {counts[2]:,}"
             raise DatasetError(f"{self.label}: the split leaves no row for training ({others}); give training a larger part{why}.")
@@ -170,7 +171,7 @@ def _folder(dataset: Dataset, config: Mapping[str, Any]) -> Path:
     prefix = config.get("gcsDestination", {}).get("outputUriPrefix", "")
     where = "gcsDestination.outputUriPrefix"
     if not prefix.startswith("gs://"):
-        raise DatasetError(f"{where} takes gs://bucket/folder; got {prefix!r}.", where)
+        raise DatasetError(f"{where} takes gs://bucket/folder; got {quoted(prefix)}.", where)
     try:
         return Path(buckets.to_path(prefix, dataset.buckets))
     except buckets.BucketError as error:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, quoted
 from ..job import settings
 from ..job.job_file import JobFile
 from . import dataset, export, splits
@@ -36,7 +36,7 @@ def _split(text: str) -> dict[str, Any]:
     if kind in _KEYED and value:
         key, *numbers = value.rsplit(",", 3) if value.count(",") >= 3 else [value]
         return {_KEYED[kind]: {"key": key, **(_fractions(numbers, text) if numbers else {})}}
-    raise argparse.ArgumentTypeError(f"takes {_SPLITS}; got {text!r}.")
+    raise argparse.ArgumentTypeError(f"takes {_SPLITS}; got {quoted(text)}.")
 
 
 def _fractions(parts: list[str], text: str) -> dict[str, float]:
@@ -45,7 +45,7 @@ def _fractions(parts: list[str], text: str) -> dict[str, float]:
     except ValueError:
         values = []
     if len(values) != 3 or not all(0 <= value <= 1 for value in values) or not 0 < sum(values) <= 1 + 1e-6:
-        raise argparse.ArgumentTypeError(f"takes three fractions that sum up to 1, for training, validation, test; got {text!r}.")
+        raise argparse.ArgumentTypeError(f"takes three fractions that sum up to 1, for training, validation, test; got {quoted(text)}.")
     return {f"{name}Fraction": value for name, value in zip(dataset.SETS, values, strict=True)}
 
 

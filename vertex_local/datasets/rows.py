@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..errors import quoted
 from .dataset import ML_USE, SETS, Dataset, DatasetError, import_format
 
 Where = tuple[str, int]  # a file and a line of it
@@ -44,10 +45,10 @@ class CsvSource:
         columns = next((row.value for row in self._read(name, path)), [])
         twice = sorted({column for column in columns if columns.count(column) > 1})
         if not columns:
-            raise DatasetError(f"{name}: it is empty; its first line holds the columns' names.", "gcsSource.uri")
+            raise DatasetError(f"{name}: it is empty; its first line must hold the columns' names.", "gcsSource.uri")
         if twice:
             raise DatasetError(
-                f"{name}:1: column {twice[0]!r} is there twice; the first line must hold the columns' names.", "gcsSource.uri"
+                f"{name}:1: column {quoted(twice[0])} is there twice; the first line must hold the columns' names.", "gcsSource.uri"
             )
         for other, place in self.files[1:]:
             first = next((row.value for row in self._read(other, place)), columns)
@@ -99,7 +100,7 @@ class TextSource:
         own = {f"text_{form.partition('_')[0]}" for form in self.formats}
         asked = os.path.basename(annotation_schema).removesuffix("_1.0.0.yaml")
         if annotation_schema and asked not in own:
-            text = f"the data set has annotations of {', '.join(sorted(own))}_1.0.0.yaml; got {annotation_schema!r}."
+            text = f"takes what the data set has annotations of, {', '.join(sorted(own))}_1.0.0.yaml; got {annotation_schema!r}."
             raise DatasetError(text, "annotationSchemaUri")
         if not asked and len(own) > 1:
             raise DatasetError(f"say which of {', '.join(sorted(own))} to export.", "annotationSchemaUri")
@@ -122,14 +123,14 @@ class TextSource:
         place = f"{where[0]}:{where[1]}"
         content = [key for key in ("textContent", "textGcsUri") if isinstance(item, Mapping) and item.get(key)]
         if len(content) != 1 or not isinstance(item[content[0]], str):
-            raise DatasetError(f"{place}: an item has either textContent or textGcsUri, as text; got {json.dumps(item)[:120]}.")
+            raise DatasetError(f"{place}: an item takes either textContent or textGcsUri, as text; got {json.dumps(item)[:120]}.")
         own = {**labels, **(item.get("dataItemResourceLabels") or {})}
         if own.get(ML_USE, "training") not in SETS:
-            raise DatasetError(f"{place}: {ML_USE} is one of {', '.join(SETS)}; got {own[ML_USE]!r}.")
+            raise DatasetError(f"{place}: {ML_USE} takes one of {', '.join(SETS)}; got {quoted(own[ML_USE])}.")
         found = {key: item[key] for key in _ANNOTATIONS[form] if item.get(key)}
         for annotation in found.get("classificationAnnotations", [*filter(None, [found.get("classificationAnnotation")])]):
             if not isinstance(annotation, Mapping) or not isinstance(annotation.get("displayName"), str) or not annotation["displayName"]:
-                raise DatasetError(f"{place}: a label is written {{'displayName': 'name'}}; got {json.dumps(annotation)[:120]}.")
+                raise DatasetError(f"{place}: a label takes the form {{'displayName': 'name'}}; got {json.dumps(annotation)[:120]}.")
         text = item[content[0]]
         if content[0] == "textGcsUri":
             text = str(self.dataset.files([text])[0][1])
@@ -150,7 +151,7 @@ def _json_items(name: str, path: Path) -> Iterator[tuple[Any, int]]:
     except UnicodeDecodeError as error:
         raise DatasetError(f"{name}:{line + 1}: is not UTF-8 text from here on ({error.reason}); save the file as UTF-8.") from None
     except (json.JSONDecodeError, RecursionError) as error:
-        raise DatasetError(f"{name}:{line}: is no line of JSON ({error}); an import file has one object a line.") from None
+        raise DatasetError(f"{name}:{line}: is no line of JSON ({error}); an import file takes one object a line.") from None
 
 
 def _csv_items(name: str, path: Path, form: str) -> Iterator[tuple[Any, int]]:
@@ -165,7 +166,7 @@ def _csv_items(name: str, path: Path, form: str) -> Iterator[tuple[Any, int]]:
                 item: dict[str, Any] = {"textGcsUri" if content.startswith("gs://") else "textContent": content}
                 named = [{"displayName": label} for label in labels if label]
                 if form.endswith("single_label") and len(named) > 1:
-                    raise DatasetError(f"{name}:{reader.line_num}: one label an item; got {', '.join(labels)[:120]!r}.")
+                    raise DatasetError(f"{name}:{reader.line_num}: takes one label an item; got {', '.join(labels)[:120]!r}.")
                 if named:
                     item |= (
                         {"classificationAnnotation": named[0]} if form.endswith("single_label") else {"classificationAnnotations": named}
@@ -176,4 +177,4 @@ def _csv_items(name: str, path: Path, form: str) -> Iterator[tuple[Any, int]]:
         except (csv.Error, ValueError) as error:
             if isinstance(error, DatasetError):
                 raise
-            raise DatasetError(f"{name}:{reader.line_num}: is no line of `ml_use,text,label`: {error}.") from None
+            raise DatasetError(f"{name}:{reader.line_num}: is no line of `ml_use,text,label`: {error}; correct it.") from None

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
+from ..errors import quoted
 from ..serve import filters
 from .dataset import ML_USE, SETS, TABULAR, DatasetError
 from .rows import Row
@@ -74,7 +75,7 @@ def plan(config: Mapping[str, Any], source: Any, kind: str) -> Plan:
             raise DatasetError(text, split)
         key = ML_USE
     elif key not in source.columns:
-        raise DatasetError(f"{split}.key must be one of the columns {', '.join(source.columns)}; got {key!r}.", f"{split}.key")
+        raise DatasetError(f"{split}.key must be one of the columns {', '.join(source.columns)}; got {quoted(key)}.", f"{split}.key")
     if split == "predefinedSplit":
         return lambda remarks, rows: _by_value(source, key, remarks)
     if split == "stratifiedSplit":
@@ -130,7 +131,7 @@ def _label(item: Mapping[str, Any], name: str) -> Any:
     """Return what a filter calls `labels.key`; a key has dots of its own."""
     if not name.startswith("labels."):
         raise DatasetError(
-            f"filterSplit: on this machine a filter is about labels, such as labels.{ML_USE}=training; got {name!r}.", "filterSplit"
+            f"filterSplit: on this machine a filter is about labels, such as labels.{ML_USE}=training; got {quoted(name)}.", "filterSplit"
         )
     return item["dataItemResourceLabels"].get(name.removeprefix("labels."))
 

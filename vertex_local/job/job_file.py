@@ -199,7 +199,7 @@ def read_text(path: str | Path, given: Mapping[str, str] | None = None) -> str:
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise SpecError(f"{path}: cannot be read: {error.strerror}. Job files lie in jobs/.") from None
+        raise SpecError(f"{path}: cannot be read: {error.strerror}. Name a job file, such as those in jobs/.") from None
     except UnicodeDecodeError as error:
         raise SpecError(f"{path}: is not UTF-8 text: {error}. Save it as UTF-8.") from None
     return settings.render(text, str(path), given)

@@ -28,7 +28,7 @@ def check(spec: Any, error: Error) -> None:
         if pool.message.ByteSize():
             _check_pool(pool, (*at, pool.index), error)
     if pools[0].replicas != 1:
-        problem = f"the chief's pool has 1 replica; got {pools[0].replicas}: the others belong in the second pool."
+        problem = f"the chief's pool takes 1 replica; got {pools[0].replicas}: put the others into the second pool."
         raise error((*at, 0, "replicaCount"), problem)
     if output := spec.base_output_directory.output_uri_prefix:
         try:

@@ -59,12 +59,12 @@ def load(folder: str | Path, given: Mapping[str, str] | None = None) -> dict[str
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise SettingsError(f"{path}: cannot be read: {error}") from None
+            raise SettingsError(f"{path}: cannot be read: {error}. Name a file of settings such as jobs/settings.yaml.") from None
         if not isinstance(values, dict):
             raise SettingsError(f"{path}: takes one `name: value` a line; names are {', '.join(NAMES)}.")
     for name, value in values.items():
         if name not in NAMES:
-            raise SettingsError(f"{path}: {quoted(name)} is not a setting; names are {', '.join(NAMES)}.")
+            raise SettingsError(f"{path}: {quoted(name)} is not a setting; known are {', '.join(NAMES)}.")
         if not isinstance(value, str) or not value:
             raise SettingsError(f"{path}: {name}: takes text; got {quoted(value)}: put it in quotes.")
     values |= given or {}

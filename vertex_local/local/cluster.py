@@ -92,7 +92,7 @@ def _check_kills(kills: Sequence[Kill], pools: Sequence[Pool]) -> None:
         if kill.replica not in known:
             raise UserError(f"--kill {kill}: no such replica is started; there are {', '.join(known)}.")
         if kill.replica in [other.replica for other in kills[:i]]:
-            raise UserError(f"--kill {kill}: {kill.replica} is named twice, and only its first attempt can be killed.")
+            raise UserError(f"--kill {kill}: {kill.replica} is named twice, and only its first attempt can be killed; keep one.")
 
 
 def _containers(options: RunOptions, paths: plan.Paths, report: Quiet) -> Containers | None:

@@ -98,10 +98,12 @@ class Engine:
             try:
                 self._call("pull", name, quiet=False)
             except ContainerError as error:
-                raise ContainerError(f"image {name}: is not here, and cannot be pulled: {error}") from None
+                raise ContainerError(
+                    f"image {name}: is not here, and cannot be pulled: {error}. Build or pull it first, or name another."
+                ) from None
             found = self.find(name)
         if found is None:
-            raise ContainerError(f"image {name}: {self.name} pulled it and does not have it.")
+            raise ContainerError(f"image {name}: {self.name} pulled it and does not have it. Pull it by hand.")
         return found
 
     def build(self, context: Path, build_args: Mapping[str, str], name: str) -> Image:
@@ -118,7 +120,7 @@ class Engine:
             self._call(*words, quiet=False)
         found = self.find(name)
         if found is None:
-            raise ContainerError(f"{self.name} built {name} and does not have it.")
+            raise ContainerError(f"{self.name} built {name} and does not have it. Build it by hand.")
         return found
 
     # ------------------------------------------------------------------ containers

@@ -14,14 +14,21 @@ def last_error(lines: Sequence[str], otherwise: str = "") -> str:
     """Return the last line that reads like an error, plain or in JSON as Cloud Logging takes it; else the last plain one.
 
     Args:
-        otherwise: what to return where no line says anything.
+        otherwise: what to return where no line says anything; of a line in JSON its message.
     """
     texts = [line.strip() for line in lines if line.strip()]
     for line in reversed(texts):
         if (message := _message(line)) is not None:
             return message
     plain = [line for line in texts if not line.startswith("{")]
-    return plain[-1] if plain else otherwise or "it said nothing"
+    return plain[-1] if plain else _text(otherwise) or "it said nothing"
+
+
+def _text(line: str) -> str:
+    try:
+        return str(json.loads(line)["message"])
+    except (ValueError, LookupError, TypeError):
+        return line
 
 
 def _message(line: str) -> str | None:

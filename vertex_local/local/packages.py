@@ -142,7 +142,9 @@ def _pip(python: str, target: Path, say: Callable[[str], None], *args: str) -> N
         lines = done.stderr.splitlines()
         errors = [line for line in lines if "error" in line.lower()] or lines
         problem = output.last_error(errors, "no message")
-        raise PackageError(f"pip could not install {args[-1]} (exit code {done.returncode}): {problem}")
+        raise PackageError(
+            f"pip could not install {args[-1]} (exit code {done.returncode}): {problem}. Mend what it names, or install it yourself."
+        )
 
 
 def _missing(python: str, target: Path) -> list[str]:
@@ -192,7 +194,7 @@ def build(project: Path, folder: Path, trainer: str | None = None, python: str =
         made = sorted(Path(scratch).glob("*.tar.gz"))
         if done.returncode or not made:
             problem = output.last_error(done.stderr.splitlines(), "no message")
-            raise PackageError(f"setup.py sdist ended with {done.returncode} in {project}: {problem}")
+            raise PackageError(f"setup.py sdist ended with {done.returncode} in {project}: {problem}. Mend setup.py there.")
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / made[0].name.replace("-", "_", made[0].name.count("-") - 1)  # as newer setuptools write it
         part = path.with_name(f".{path.name}.{os.getpid()}")

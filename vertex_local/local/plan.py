@@ -95,10 +95,10 @@ class RunOptions:
         """
         state, project = Path(os.path.abspath(self.state_dir)), Path(os.path.abspath(self.project_dir))
         if not project.is_dir():
-            raise UserError(f"--project_dir: there is no folder {project}.")
+            raise UserError(f"--project_dir: there is no folder {project}. Name the checkout.")
         program = sys.executable if self.python is None else shutil.which(self.python)
         if program is None:
-            raise UserError(f"--python: {self.python} is not a program that can be run.")
+            raise UserError(f"--python: {self.python} is not a program that can be run. Name an interpreter.")
         root = Path(os.path.realpath(self.bucket_root or state / "buckets"))
         return Paths(state, root, project, os.path.abspath(program))
 

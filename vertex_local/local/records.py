@@ -71,7 +71,7 @@ class Records:
     def __init__(self, state_dir: str | Path):
         self.state = Path(state_dir).resolve()
         if not (self.state / FILE).is_file():
-            raise UserError(f"--state_dir: no job was recorded in {state_dir} yet.")
+            raise UserError(f"--state_dir: no job was recorded in {state_dir} yet. Name the folder in which one was run.")
         self.store = Store(self.state)
         job_record.settle(self.store, self.state, _hint)
 
@@ -97,7 +97,7 @@ class Records:
         else:
             found = self.store.named(job_id, *job_record.KINDS)
         if not found:
-            raise UserError(f"there is no job {quoted(job_id)} in {self.state}; `python -m vertex_local list` shows those there are.")
+            raise UserError(f"there is no job {quoted(job_id)} in {self.state}; see `python -m vertex_local list`.")
         if len(found) > 1:
             raise UserError(f"several jobs have the id {job_id}: give the name, {' or '.join(each['name'] for each in found)}.")
         return self._record(found[0])

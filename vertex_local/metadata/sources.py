@@ -80,7 +80,10 @@ def find(records: Store | None, root: Path, asked: str) -> Model:
         uri = f"gs://{folder.relative_to(root)}" if folder.is_relative_to(root) else str(folder)
         return Model(_with_files(folder, asked), uri)
     if records is None:
-        raise UserError(f"MODEL: {quoted(asked)} is no folder and no gs://…, and no job or model was recorded here yet (--state_dir).")
+        raise UserError(
+            f"MODEL: {quoted(asked)} is no folder and no gs://…, and no job or model was recorded here yet; "
+            "name where one was: --state_dir."
+        )
     version = _version(records, _deployed(records, asked) if "endpoints/" in asked else asked)
     return Model(Path(buckets.to_path(version["artifactUri"].rstrip("/"), root)), version["artifactUri"].rstrip("/"), version)
 

@@ -192,7 +192,7 @@ def _ready(process: subprocess.Popen, state: Path, log: Path, cancel: threading.
     if cancel.is_set():
         raise KeyboardInterrupt
     said = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
-    raise UserError(f"the local service did not start: {said[-1].removeprefix('error: ')} (all of it is in {log})")
+    raise UserError(f"the local service did not start: {said[-1].removeprefix('error: ')}; see all of it in {log}.")
 
 
 # ------------------------------------------------------------------ one run
@@ -243,7 +243,7 @@ class _Run:
         """Return the job as it stands, after printing what is new of its tasks."""
         answer: Answer = self.service.ask("GET", self.name)
         if answer.error:
-            raise UserError(f"the pipeline {self.job_id} is lost: {answer.error}")
+            raise UserError(f"the pipeline {self.job_id} is lost: {answer.error}; run it again.")
         for task in answer.content.get("jobDetail", {}).get("taskDetails", []):
             state = task.get("state", "")
             if self.shown.get(task["taskId"]) != state and not _is_group(task):

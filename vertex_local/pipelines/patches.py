@@ -95,7 +95,7 @@ def _check(package: str, module: str, name: str, wanted: list[str]) -> Any:
 def _unfit(package: str, what: str) -> PatchError:
     from importlib import metadata
 
-    remedy = f"pipelines run here with {package} {TRIED[package]}: scripts/setup_kfp installs it"
+    remedy = f"pipelines run here with {package} {TRIED[package]}: run scripts/setup_kfp"
     return PatchError(f"{package} {metadata.version(package)}: {what}; {remedy}.")
 
 

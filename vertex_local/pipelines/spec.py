@@ -34,7 +34,7 @@ def check_parameters(spec: Mapping[str, Any], values: Mapping[str, Any]) -> None
         if value is not None and not fits(value, kind):
             raise PipelineError(f"parameter {name}: takes {TAKES.get(kind, kind)}; got {quoted(value)}.", f"{field}.{name}")
     if lost := missing(known, values):
-        raise PipelineError(f"parameter {lost[0]}: has no default and got no value (missing: {', '.join(lost)}).", field)
+        raise PipelineError(f"parameter {lost[0]}: has no default and got no value (missing: {', '.join(lost)}); give one.", field)
 
 
 def _names(known: Mapping[str, Any]) -> str:
@@ -55,21 +55,27 @@ def check(spec: Mapping[str, Any]) -> None:
     for scope, name, task in tasks(spec):
         component = spec["components"].get(task.get("componentRef", {}).get("name"))
         if component is None:
-            raise PipelineError(f"task {name} of {scope}: its component {quoted(task.get('componentRef'))} is not in the spec.")
+            raise PipelineError(
+                f"task {name} of {scope}: its component {quoted(task.get('componentRef'))} is not in the spec; compile it again."
+            )
         if "executorLabel" in component:
             _check_executor(name, executors.get(component["executorLabel"]))
         elif "dag" not in component:
-            raise PipelineError(f"task {name} of {scope}: its component has neither an executor nor a dag.")
+            raise PipelineError(f"task {name} of {scope}: its component has neither an executor nor a dag; compile it again.")
 
 
 def _check_executor(name: str, executor: Any) -> None:
     if not isinstance(executor, Mapping) or not {"container", "importer"} & set(executor):
         kinds = ", ".join(executor) if isinstance(executor, Mapping) else "none"
-        raise PipelineError(f"task {name}: runs containers and importers here; its executor is of the kind {kinds}.", unsupported=True)
+        raise PipelineError(
+            f"task {name}: runs containers and importers here; its executor is of the kind {kinds}; leave it out.", unsupported=True
+        )
     module = launcher(executor.get("container", {}))
     if module and module not in LAUNCHERS:
         what = module.removeprefix(_COMPONENTS).removesuffix(".launcher")
-        raise PipelineError(f"task {name}: Google's component {what} asks for a service that is not imitated here.", unsupported=True)
+        raise PipelineError(
+            f"task {name}: Google's component {what} asks for a service that is not imitated here; leave it out.", unsupported=True
+        )
     command = [*executor.get("container", {}).get("command", []), *executor.get("container", {}).get("args", [])]
     if "container" in executor and (not command or command[:3] == ["python3", "-m", "kfp.dsl.executor_main"]):
         what = "is a containerized Python component" if command else "gives no command"

@@ -139,7 +139,9 @@ def _run_command(words: list[str]) -> None:
     try:
         os.execvp(words[0], words)
     except OSError as error:
-        raise UserError(f"{quoted(words[0])} cannot be run on this machine ({error.strerror}); images are not started here.") from None
+        raise UserError(
+            f"{quoted(words[0])} cannot be run on this machine ({error.strerror}); images are not started here: install the program."
+        ) from None
 
 
 def _has(wanted: str) -> bool:

@@ -26,7 +26,7 @@ from typing import Any
 
 from .. import cli
 from ..console.app import Console
-from ..errors import UserError
+from ..errors import UserError, quoted
 from ..job import schema, settings
 from ..local import job_record
 from ..local.store import FILE, Store
@@ -68,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _port(text: str) -> int:
     if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"takes 0 to 65535; got {text!r}.")
+        raise argparse.ArgumentTypeError(f"takes 0 to 65535; got {quoted(text)}.")
     return int(text)
 
 
@@ -121,7 +121,7 @@ def _folders(args: argparse.Namespace) -> tuple[Path, Path]:
             folder.mkdir(exist_ok=True)
             folder.chmod(0o700)
     except OSError as error:
-        raise ServeError(f"--state_dir: cannot make {own}: {error.strerror}.") from None
+        raise ServeError(f"--state_dir: cannot make {own}: {error.strerror}. Name another folder.") from None
     return state, own
 
 
@@ -138,9 +138,9 @@ def _locked(name: str, state: Path) -> Iterator[None]:
 def _local(args: argparse.Namespace, state: Path, own: Path) -> Local:
     project = Path(os.path.abspath(args.project_dir))
     if not project.is_dir():
-        raise ServeError(f"--project_dir: there is no folder {project}.")
+        raise ServeError(f"--project_dir: there is no folder {project}. Name the checkout.")
     if args.python and not shutil.which(args.python):
-        raise ServeError(f"--python: {args.python} is not a program that can be run.")
+        raise ServeError(f"--python: {args.python} is not a program that can be run. Name an interpreter.")
     try:
         schema.api_types()
     except ImportError as error:
@@ -150,7 +150,7 @@ def _local(args: argparse.Namespace, state: Path, own: Path) -> Local:
         buckets.mkdir(parents=True, exist_ok=True)
         records = Store(state)
     except OSError as error:
-        raise ServeError(f"--bucket_root: cannot make {buckets}: {error.strerror}.") from None
+        raise ServeError(f"--bucket_root: cannot make {buckets}: {error.strerror}. Name another folder.") from None
     except sqlite3.DatabaseError as error:
         raise ServeError(f"{state / FILE}: cannot be read ({error}); move it away to start without records.") from None
     return Local(

@@ -81,7 +81,7 @@ class DatasetService:
             with exports.errors():
                 count = sum(1 for source in sources for _ in self._until_the_end(source.rows()))
             if not count:
-                raise ApiError("INVALID_ARGUMENT", "there is no item to import.", "importConfigs")
+                raise ApiError("INVALID_ARGUMENT", "importConfigs needs at least one item.", "importConfigs")
             for each in configs:
                 name = self._local.new_name(document["name"], "imports")
                 self._local.records.add(name, "imports", {"name": name, "createTime": job_record.now(), "config": each})

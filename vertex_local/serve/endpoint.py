@@ -135,7 +135,7 @@ class Endpoint:
             with self._open(CONSOLE_TOKEN, "POST", {"Authorization": f"Bearer {self.token}"}) as answer:
                 return json.load(answer)["address"]
         except (OSError, ValueError, KeyError) as error:
-            raise EndpointError(f"the service at {self.url} gives no address of its console: {error}.") from None
+            raise EndpointError(f"the service at {self.url} gives no address of its console: {error}. End it and start it again.") from None
 
     def _open(self, path: str, method: str = "GET", headers: Mapping[str, str] | None = None) -> Any:
         trust = ssl.create_default_context(cafile=self.ca_file)

@@ -11,6 +11,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import quoted
+
 Lookup = Callable[[Mapping[str, Any], str], Any]
 _TOKEN = re.compile(
     r"""\s*(?:(?P<mark>[(),])|(?P<op><=|>=|!=|=|<|>|:)|(?P<text>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')|(?P<word>[^\s()=<>!:"',]+))\s*""",
@@ -118,7 +120,7 @@ def parse(text: str, lookup: Lookup, functions: Collection[str] = ()) -> Filter:
         if not match:
             if not text.strip():
                 break
-            raise FilterError(f"filter: cannot be read at {text[position : position + 40].strip()!r}.")
+            raise FilterError(f"filter: cannot be read at {text[position : position + 40].strip()!r}; put values in double quotes.")
         tokens.append((str(match.lastgroup), match[match.lastgroup or 0]))
         position = match.end()
     if not tokens:
@@ -126,7 +128,7 @@ def parse(text: str, lookup: Lookup, functions: Collection[str] = ()) -> Filter:
     reader = _Reader(tokens, lookup, functions)
     found = reader.expression(0)
     if reader.at < len(tokens):
-        raise FilterError(f"filter: expected AND or OR before {tokens[reader.at][1][:40]!r}.")
+        raise FilterError(f"filter: needs AND or OR before {tokens[reader.at][1][:40]!r}.")
     return found
 
 
@@ -203,7 +205,7 @@ class _Reader:
 
     def _close(self) -> None:
         if not self._takes("mark", ")"):
-            raise FilterError("filter: a parenthesis is not closed.")
+            raise FilterError("filter: a parenthesis is not closed; close it.")
 
     def _comparison(self, depth: int) -> Filter:
         if self.subject:
@@ -252,14 +254,14 @@ class _Reader:
             raise self._expected(start)
         self.at += 1
         if kind == "word" and self._next() == ("mark", "("):
-            raise FilterError(f"filter: functions are not supported; got {text[:40]}(…).")
+            raise FilterError(f"filter: functions are not supported; leave out {text[:40]}(…).")
         return _Comparison(self.lookup, name, operator, text if kind == "word" else _unquoted(text))
 
     def _expected(self, start: int) -> FilterError:
         if self.tokens[start + 1 : start + 2] == [("mark", "(")]:
-            return FilterError(f"filter: functions are not supported; got {self.tokens[start][1][:40]}(…).")
+            return FilterError(f"filter: functions are not supported; leave out {self.tokens[start][1][:40]}(…).")
         got = " ".join(value for _, value in self.tokens[start : start + 3])[:60] or "nothing"
-        return FilterError(f'filter: expected something like state="x"; got {got!r}.')
+        return FilterError(f'filter: takes something like state="x"; got {quoted(got)}.')
 
 
 def _unquoted(text: str) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from starlette.datastructures import Headers
 
+from ..errors import quoted
 from .rest import ApiError
 
 ADDRESS = "127.0.0.1"
@@ -78,7 +79,7 @@ def _check_host(headers: Headers, access: Access) -> None:
     own = [f"{name}:{access.port}" for name in ("localhost", ADDRESS)]
     if len(hosts) != 1 or hosts[0].lower() not in own:
         given = ", ".join(hosts)[:100] or "none"
-        raise ApiError("PERMISSION_DENIED", f"Host must be {' or '.join(own)}; got {given!r}.")
+        raise ApiError("PERMISSION_DENIED", f"Host must be {' or '.join(own)}; got {quoted(given)}.")
 
 
 def _check_no_page(headers: Headers) -> None:
@@ -107,7 +108,7 @@ def _check_body(path: str, headers: Headers, length: int) -> None:
     kinds = headers.getlist("Content-Type")
     if (kinds or length) and not upload and (len(kinds) != 1 or not _JSON.fullmatch(kinds[0])):
         given = ", ".join(kinds)[:100] or "none"
-        raise ApiError("INVALID_ARGUMENT", f"Content-Type must be application/json; got {given!r}.", code=415)
+        raise ApiError("INVALID_ARGUMENT", f"Content-Type must be application/json; got {quoted(given)}.", code=415)
     most = LARGEST_UPLOAD if upload else LARGEST_BODY
     if length > most:
         raise ApiError("INVALID_ARGUMENT", f"a body may have {most:,} bytes here; got {length:,}.", code=413)

@@ -135,7 +135,7 @@ def _decoded(token: Any) -> tuple[int, str]:
             return time, place
     except (ValueError, TypeError):
         pass
-    raise ApiError("INVALID_ARGUMENT", f"pageToken {str(token)[:80]!r} is not one of this list's.", "pageToken")
+    raise ApiError("INVALID_ARGUMENT", f"pageToken {str(token)[:80]!r} is not one of this list's; start from the first page.", "pageToken")
 
 
 def _position(log: _Log, query: _Query) -> tuple[int, int] | None:

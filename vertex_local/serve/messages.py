@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # Where protobuf's own errors name the field at fault.
 _PATH, _NAMED = re.compile(r'at "?\w+\.([\w.\[\]]+)'), re.compile(r'named "(\w+)"')
 _WITHIN = re.compile(r"Failed to parse (\w+) field: ")
+_NO_NUMBER = re.compile(r"invalid literal for int\(\) with base 10: ")
 _LONGEST_TEXT = 400  # characters of protobuf's error, which repeats what was sent
 
 
@@ -44,7 +45,7 @@ def parse(body: Any, message: Message, where: str = "") -> Message:
         text = str(error).partition(" Available Fields")[0].strip().rstrip(".")[:_LONGEST_TEXT] or type(error).__name__
         path = max((found[1].rstrip(".") if (found := _PATH.search(text)) else ""), ".".join(_WITHIN.findall(text)), key=len)
         name = ".".join(filter(None, (where, path, *_NAMED.findall(text))))
-        text = _WITHIN.sub("", text)
+        text = _NO_NUMBER.sub("takes a whole number; got ", _WITHIN.sub("", text))
         raise ApiError("INVALID_ARGUMENT", f"{name or message.DESCRIPTOR.name}: {text}.", name or None) from None
 
 
@@ -151,10 +152,10 @@ def check_text(message: Message, path: str = "") -> None:
         if kind is None:
             texts = value if _many(value) and not isinstance(value, (str, bytes)) else (value,)
             if field.type == field.TYPE_STRING and any("\0" in text for text in texts):
-                raise ApiError("INVALID_ARGUMENT", f"{name} holds a NUL character.", name)
+                raise ApiError("INVALID_ARGUMENT", f"{name} holds a NUL character; leave it out.", name)
         elif kind.GetOptions().map_entry:
             if any("\0" in str(part) for key in value for part in (key, value[key]) if isinstance(part, str)):
-                raise ApiError("INVALID_ARGUMENT", f"{name} holds a NUL character.", name)
+                raise ApiError("INVALID_ARGUMENT", f"{name} holds a NUL character; leave it out.", name)
         elif not kind.full_name.startswith("google.protobuf."):
             for each in value if _many(value) else (value,):
                 check_text(each, name)

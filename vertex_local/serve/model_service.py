@@ -53,7 +53,9 @@ class ModelService(evaluations.ModelEvaluations):
         accepts, size = lists.parsed_filter(request.filter), lists.size(request)
         token = request.page_token
         if token and token not in record["versions"]:
-            raise ApiError("INVALID_ARGUMENT", f"pageToken: {token[:80]!r} is not a token of this list.", "pageToken")
+            raise ApiError(
+                "INVALID_ARGUMENT", f"pageToken: {token[:80]!r} is not a token of this list; start from the first page.", "pageToken"
+            )
         found = [each for number, each in record["versions"].items() if accepts(each) and (not token or int(number) < int(token))]
         found.sort(key=lambda each: int(each["versionId"]), reverse=True)
         after = found[size - 1]["versionId"] if len(found) > size else ""
@@ -82,7 +84,7 @@ class ModelService(evaluations.ModelEvaluations):
         for alias in (*new, *gone):
             models.check_alias(alias, "versionAliases")
         if "default" in gone:
-            raise ApiError("INVALID_ARGUMENT", "'default' can only be given to another version.", "versionAliases")
+            raise ApiError("INVALID_ARGUMENT", "'default' cannot be taken away; give it to another version.", "versionAliases")
 
         def merge(record: dict[str, Any]) -> None:
             for each in record["versions"].values():

@@ -133,7 +133,7 @@ class Operations:
 
         document = self._pool.known(request.name)
         if not document["done"]:
-            raise ApiError("FAILED_PRECONDITION", f"{document['name']} is not done yet.")
+            raise ApiError("FAILED_PRECONDITION", f"{document['name']} is not done yet; wait for it, or cancel it.")
         self._records.remove(document["name"])
         return empty_pb2.Empty()
 

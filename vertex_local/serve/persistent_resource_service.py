@@ -121,7 +121,7 @@ def _resized(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> list[
     for pool in before:
         new = sizes.get(pool["id"])
         if new is None:
-            raise ApiError("INVALID_ARGUMENT", f"resourcePools lacks the pool {pool['id']}; none can be taken out.", field)
+            raise ApiError("INVALID_ARGUMENT", f"resourcePools lacks the pool {pool['id']}; none can be taken out; add it.", field)
         for name in ("machineSpec", "diskSpec"):
             if new.get(name, {}) != pool.get(name, {}):
                 text = f"{name} of pool {pool['id']} cannot be changed; create another resource."

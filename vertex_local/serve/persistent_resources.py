@@ -62,7 +62,7 @@ def with_ids(pools: list[dict[str, Any]]) -> list[dict[str, Any]]:
         taken.add(pool["id"])
         found.append(pool)
     if len({pool["id"] for pool in found}) < len(found):
-        raise ApiError("INVALID_ARGUMENT", "resourcePools: two pools have one id.", "persistentResource.resourcePools")
+        raise ApiError("INVALID_ARGUMENT", "resourcePools: two pools have one id; rename one.", "persistentResource.resourcePools")
     return found
 
 

@@ -190,7 +190,9 @@ class _Task:
                 if measured["metricId"] == metric.metric_id and trial["state"] == "SUCCEEDED":
                     values[trial["id"]] = sign * measured.get("value", 0.0)
         if not values:
-            raise ApiError("FAILED_PRECONDITION", "no trial succeeded with a measurement; there is no model to upload.")
+            raise ApiError(
+                "FAILED_PRECONDITION", "no trial succeeded with a measurement; there is no model to upload; see the trials' logs."
+            )
         return f"{base}/{min(values, key=values.__getitem__)}/model"
 
 

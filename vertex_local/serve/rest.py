@@ -75,7 +75,7 @@ class Request:
         try:
             value = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise ApiError("INVALID_ARGUMENT", f"the body is not JSON: {error}") from None
+            raise ApiError("INVALID_ARGUMENT", f"the body must be JSON: {error}.") from None
         if not isinstance(value, dict):
             raise ApiError("INVALID_ARGUMENT", f"the body must be a JSON object; got {type(value).__name__}.")
         return value

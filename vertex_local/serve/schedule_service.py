@@ -114,7 +114,7 @@ class ScheduleService:
 
 def _expect(document: dict[str, Any], state: str) -> None:
     if document["state"] != state:
-        raise ApiError("FAILED_PRECONDITION", f"{document['name']} is {document['state']}, not {state}.")
+        raise ApiError("FAILED_PRECONDITION", f"{document['name']} is {document['state']}; it must be {state}.")
 
 
 def _check(schedule: Message, parent: str) -> None:

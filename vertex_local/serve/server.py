@@ -286,7 +286,9 @@ class _Call:
         return SECONDS + (self.length or 0) / BYTES_PER_SECOND
 
     def too_slow(self) -> ApiError:
-        return ApiError("INVALID_ARGUMENT", f"the body's {self.length:,} bytes did not arrive within {self.seconds():.0f} s.", code=408)
+        return ApiError(
+            "INVALID_ARGUMENT", f"the body's {self.length:,} bytes did not arrive within {self.seconds():.0f} s; send it again.", code=408
+        )
 
     async def drain(self) -> None:
         """Read what a refused client still sends: closing at once would break its connection before it sees the answer."""

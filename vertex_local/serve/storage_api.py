@@ -254,7 +254,7 @@ def _content(stored: Stored, header: str | None) -> Answer:
     ranged = _RANGE.fullmatch(header or "")
     part = _part(ranged[1], ranged[2], stored.size) if ranged else (0, stored.size)
     if part is None:
-        error = ApiError("INVALID_ARGUMENT", "the range lies beyond the object's end.", code=416)
+        error = ApiError("INVALID_ARGUMENT", "the range must begin before the object's end.", code=416)
         return Answer(416, error.body(), {"Content-Range": f"bytes */{stored.size}"})
     code, headers = 200, _headers_of(stored)
     if ranged:

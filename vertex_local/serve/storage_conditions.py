@@ -57,7 +57,7 @@ class Conditions:
             if (_parsed(key, text) == now[kind]) == unlike:
                 if unlike and self.reads is not None:
                     raise NotModified
-                raise ApiError("FAILED_PRECONDITION", f"{key}={text}, but {name} has {kind.lower()} {now[kind]}.", code=412)
+                raise ApiError("FAILED_PRECONDITION", f"{key}={text}, but {name} has {kind.lower()} {now[kind]}; read it again.", code=412)
         if self.generation and _parsed("generation", self.generation) != now["Generation"]:
             raise ApiError("NOT_FOUND", f"No such object: {name}#{self.generation}")
         if self.reads is not None and found is not None:
@@ -68,7 +68,7 @@ class Conditions:
         if {etag, "*"} & unwanted:
             raise NotModified
         if wanted and not {etag, "*"} & wanted:
-            raise ApiError("FAILED_PRECONDITION", f"If-Match names other ETags than {etag}, which {name} has.", code=412)
+            raise ApiError("FAILED_PRECONDITION", f"If-Match names other ETags than {etag}, which {name} has; read it again.", code=412)
 
     def to_json(self) -> dict[str, Any]:
         """Return what a resumable upload keeps of them until it ends."""

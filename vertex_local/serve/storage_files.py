@@ -48,7 +48,7 @@ def checked_name(name: Any) -> str:
     except UnicodeEncodeError:
         size = 0
     if not 1 <= size <= 1024 or any(part in ("", ".", "..") or len(part.encode()) > 255 for part in parts) or re.search("[\0\r\n]", name):
-        text = f"object name {name[:80]!a}: here it is a file's path of 1 to 1024 bytes, without empty parts, '.' or '..'."
+        text = f"object name {name[:80]!a}: here it must be a file's path of 1 to 1024 bytes, without empty parts, '.' or '..'."
         raise ApiError("INVALID_ARGUMENT", text)
     return name
 
@@ -132,7 +132,7 @@ class Bucket:
         except buckets.BucketError as error:
             raise ApiError("INVALID_ARGUMENT", str(error)) from None
         if folder.is_symlink():
-            raise ApiError("INVALID_ARGUMENT", f"bucket {name} is a link; only folders below {local.buckets} are served.")
+            raise ApiError("INVALID_ARGUMENT", f"bucket {name} is a link; only folders below {local.buckets} are served: make it one.")
         if not folder.is_dir():
             raise ApiError("NOT_FOUND", f"The specified bucket does not exist: {name} (create it, or make the folder {folder}).")
         return cls(local, folder)

@@ -124,4 +124,6 @@ def decoded(token: str) -> bytes:
     try:
         return base64.urlsafe_b64decode(token)
     except ValueError:
-        raise ApiError("INVALID_ARGUMENT", f"pageToken {token[:100]!r} is not one of this list's.", "pageToken") from None
+        raise ApiError(
+            "INVALID_ARGUMENT", f"pageToken {token[:100]!r} is not one of this list's; start from the first page.", "pageToken"
+        ) from None

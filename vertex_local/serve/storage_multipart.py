@@ -54,7 +54,7 @@ class Body:
         try:
             about = json.loads(b"".join(text))
         except (ValueError, RecursionError) as error:
-            raise ApiError("INVALID_ARGUMENT", f"the first part is not JSON: {error}") from None
+            raise ApiError("INVALID_ARGUMENT", f"the first part must be JSON: {error}.") from None
         if not isinstance(about, dict):
             raise ApiError("INVALID_ARGUMENT", "the first part must be a JSON object.")
         kind = self._headers().get("content-type")
@@ -109,4 +109,4 @@ class Body:
 
 
 def _malformed(what: str) -> ApiError:
-    return ApiError("INVALID_ARGUMENT", f"a multipart upload has two parts, metadata in JSON, then the content: {what}.")
+    return ApiError("INVALID_ARGUMENT", f"a multipart upload takes two parts, metadata in JSON, then the content: {what}.")

@@ -261,7 +261,7 @@ def resume(local: Local, request: Request, bucket: str) -> Any:
         if match[3] == "*" or have < int(match[3]):
             return Answer(308, headers={"Range": f"bytes=0-{have - 1}"} if have else {})
         if have > int(match[3]):
-            raise ApiError("INVALID_ARGUMENT", f"the object has {match[3]} bytes, but {have} arrived.")
+            raise ApiError("INVALID_ARGUMENT", f"the object has {match[3]} bytes, but {have} arrived; send the rest.")
         file.flush()
         return _finish(local, request, session).resource(request.base)
 
@@ -270,7 +270,7 @@ def _append(request: Request, file: BinaryIO, first: int, last: int) -> int:
     """Write a piece in its place, the end of what is there; whatever was there behind it is replaced. Return the new size."""
     have = file.seek(0, os.SEEK_END)
     if last - first + 1 != request.length or first > have:
-        text = f"bytes {first}-{last} in {request.length} bytes of body do not follow the {have} bytes that are here."
+        text = f"bytes {first}-{last} in {request.length} bytes of body must follow the {have} bytes that are here."
         raise ApiError("INVALID_ARGUMENT", text)
     file.seek(first)
     file.truncate()

@@ -140,7 +140,8 @@ class TensorboardService:
         made = []
         for each in request.requests:
             if not each.parent.startswith(f"{request.parent}/"):
-                raise ApiError("INVALID_ARGUMENT", f"{each.parent[:200]} is no run of {request.parent[:200]}.", "requests.parent")
+                text = f"requests.parent takes runs of {request.parent[:200]}; got {each.parent[:200]}."
+                raise ApiError("INVALID_ARGUMENT", text, "requests.parent")
             if each.parent not in taken:
                 taken[each.parent] = self._names(series.SERIES, each.parent)
             made.append(self._create_series(each, taken[each.parent]))
@@ -189,7 +190,7 @@ class TensorboardService:
         self._local.known(request.tensorboard_experiment)
         for each in request.write_run_data_requests:
             if not each.tensorboard_run.startswith(f"{request.tensorboard_experiment}/"):
-                text = f"{each.tensorboard_run[:200]} is no run of {request.tensorboard_experiment[:200]}."
+                text = f"tensorboardRun takes runs of {request.tensorboard_experiment[:200]}; got {each.tensorboard_run[:200]}."
                 raise ApiError("INVALID_ARGUMENT", text, "writeRunDataRequests.tensorboardRun")
             self.write_tensorboard_run_data(each)
         return messages.new("WriteTensorboardExperimentDataResponse")
@@ -203,7 +204,7 @@ class TensorboardService:
             _refuse_blobs(each.value_type, f"{where}.valueType")
             given = messages.to_json(each)
             if given.get("valueType", known["valueType"]) != known["valueType"]:
-                text = f"{where}.valueType: {known['displayName']} holds {known['valueType']}; got {given['valueType']}."
+                text = f"{where}.valueType: {known['displayName']} takes {known['valueType']}; got {given['valueType']}."
                 raise ApiError("INVALID_ARGUMENT", text, f"{where}.valueType")
             wanted.append((known["name"], given["values"]))
         for name, values in wanted:  # all of them are right
@@ -226,7 +227,8 @@ class TensorboardService:
         found = []
         for name in request.time_series:
             if not name.startswith(f"{request.tensorboard}/"):
-                raise ApiError("INVALID_ARGUMENT", f"{name[:200]} is no time series of {request.tensorboard[:200]}.", "timeSeries")
+                text = f"timeSeries takes time series of {request.tensorboard[:200]}; got {name[:200]}."
+                raise ApiError("INVALID_ARGUMENT", text, "timeSeries")
             known = self._local.known(name)
             found.append(self._data(known, self._records.points(name), 0))
         return messages.new("BatchReadTensorboardTimeSeriesDataResponse", time_series_data=found)
@@ -243,7 +245,10 @@ class TensorboardService:
         found = [point for point in self._records.points(known["name"]) if accepts(point)]
         found = found[::-1] if request.order_by.endswith("desc") else found
         if request.page_token and not request.page_token.isdecimal():
-            raise ApiError("INVALID_ARGUMENT", f"pageToken: {request.page_token[:80]!r} is not a token of this list.", "pageToken")
+            raise ApiError(
+                "INVALID_ARGUMENT", f"pageToken: {request.page_token[:80]!r} is not a token of this list; "
+                "start from the first page.", "pageToken"
+            )
         start = int(request.page_token or 0)
         end = start + min(request.page_size or _EXPORTED, 10 * _EXPORTED)
         points = self._data(known, found[start:end], len(found) + 1).values

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..errors import quoted
 from . import messages, rpc
 from .filters import camel
 from .rest import Answer, ApiError, Request
@@ -90,7 +91,7 @@ def check_names(method: rpc.Method, request: Message) -> None:
     if not any(all(pattern.fullmatch(_text(request, field)) for field, _, pattern in rule) for rule in rules):
         field, wanted, _ = next(iter(rules[0]))
         got = _text(request, field)[:100]
-        raise ApiError("INVALID_ARGUMENT", f"{camel(field)} takes {wanted}; got {got!r}.", camel(field))
+        raise ApiError("INVALID_ARGUMENT", f"{camel(field)} takes {wanted}; got {quoted(got)}.", camel(field))
 
 
 @functools.cache
@@ -150,7 +151,7 @@ def _set(message: Message, name: str, text: str) -> None:
     first, _, rest = name.partition(".")
     field = next((each for each in message.DESCRIPTOR.fields if first in (each.name, each.json_name)), None)
     if field is None:
-        raise ApiError("INVALID_ARGUMENT", f"{name[:100]}: {message.DESCRIPTOR.name} has no such field.", name[:100])
+        raise ApiError("INVALID_ARGUMENT", f"{name[:100]}: {message.DESCRIPTOR.name} has no such field; leave it out.", name[:100])
     if rest and field.message_type:
         return _set(getattr(message, field.name), rest, text)
     if field.message_type and field.message_type.full_name == "google.protobuf.FieldMask":

@@ -112,7 +112,7 @@ def _check(args: argparse.Namespace) -> None:
 @contextlib.contextmanager
 def _opened(state: Path, name: str) -> Iterator[store.Store]:
     if not (state / store.FILE).is_file():
-        raise UserError(f"--state_dir: no service has run in {name} yet.")
+        raise UserError(f"--state_dir: no service has run in {name} yet. Name the folder of one.")
     with contextlib.closing(store.Store(state)) as kept:
         yield kept
 
@@ -125,7 +125,7 @@ def _find(kept: store.Store, name: str) -> dict[str, Any]:
     if found:
         raise UserError(f"ENDPOINT: several are called {quoted(name)}: give the full name, {' or '.join(each['name'] for each in found)}.")
     known = ", ".join(f"{each['name'].rpartition('/')[2]} ({each.get('displayName', '')})" for each in kept.list("endpoints")) or "none"
-    raise UserError(f"ENDPOINT: there is no endpoint {quoted(name)} here; there are: {known}.")
+    raise UserError(f"ENDPOINT: there is no endpoint {quoted(name)} here; give one of {known}.")
 
 
 # ------------------------------------------------------------------ one look
@@ -138,7 +138,7 @@ def _looks(kept: store.Store, endpoint: Mapping[str, Any], state: Path, args: ar
         asked.setdefault(each["deployedModelId"], []).append(each["instance"])
     deployed = {each["id"]: each for each in endpoint.get("deployedModels", [])}
     if not deployed:
-        raise UserError(f"ENDPOINT: {endpoint['name']} has no deployed model.")
+        raise UserError(f"ENDPOINT: {endpoint['name']} has no deployed model; deploy one first.")
     if not set(asked) & set(deployed) and not args.follow:
         print(f"{endpoint['name']}: no request of its deployed models is kept yet", flush=True)
     root = args.bucket_root or state / "buckets"
@@ -152,7 +152,7 @@ def _version(kept: store.Store, deployed: Mapping[str, Any]) -> dict[str, Any]:
     record = kept.get(deployed["model"].partition("@")[0]) or {"versions": {}}
     found = record["versions"].get(deployed["modelVersionId"])
     if found is None:
-        raise UserError(f"ENDPOINT: its model {deployed['model']}@{deployed['modelVersionId']} has been deleted.")
+        raise UserError(f"ENDPOINT: its model {deployed['model']}@{deployed['modelVersionId']} has been deleted; deploy another.")
     return found
 
 
@@ -181,7 +181,10 @@ def _show(look: Drift, threshold: float) -> None:
     sys.stdout.flush()
     if over:
         listed = ", ".join(f"{column} {look.columns[column]['distance']:.3f}" for column in over)
-        print(f"warning: what {name} is asked is not what it was trained on: {listed} (threshold {threshold:g})", file=sys.stderr)
+        print(
+            f"warning: what {name} is asked is not what it was trained on: {listed} (threshold {threshold:g}): "
+            "train on newer rows", file=sys.stderr
+        )
 
 
 # ------------------------------------------------------------------ what a drift starts

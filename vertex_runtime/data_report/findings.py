@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..environment import quoted
 from .compare import DRIFT
 from .report import Finding, Report
 from .sketches import RowSample, combine
@@ -33,9 +34,12 @@ def _bad_rows(report: Report) -> Iterator[Finding]:
         if bad["count"]:
             reasons = "; ".join(f"{count:,} x {reason}" for reason, count in list(bad["reasons"].items())[:5])
             first = f"; the first: {bad['first'][0]['place']}, got {bad['first'][0]['value']!r}" if bad["first"] else ""
-            yield Finding(WARNING, "bad rows", f"{name}: {bad['count']:,} bad {_rows(bad['count'])} ({reasons}){first}.")
+            yield Finding(
+                WARNING, "bad rows", f"{name}: {bad['count']:,} bad {_rows(bad['count'])} ({reasons}){first}. Mend them, "
+                "or train with --bad_rows=skip."
+            )
         if not part["rows"]:
-            yield Finding(WARNING, "rows", f"{name} has no good rows.")
+            yield Finding(WARNING, "rows", f"{name} has no good rows: mend them.")
         if not part["complete"]:
             yield Finding(NOTE, "rows", f"{name}: only the first {part['rows']:,} rows were looked at, for want of time.")
 
@@ -115,7 +119,9 @@ def _labels(report: Report) -> Iterator[Finding]:
         rarest, most = (choose(sorted(counts), key=lambda name: counts[name]) for choose in (min, max))
         several, rows = said["parts"][first]["different"], report.parts[first]["rows"]
         if several == 1:
-            yield Finding(WARNING, "labels", f"all rows of {first} have {label} {most!r}: there is nothing to tell apart.")
+            yield Finding(
+                WARNING, "labels", f"all rows of {first} have {label} {quoted(most)}: there is nothing to tell apart. Add others."
+            )
         elif several and counts[rarest] < RARE * counts[most] and (said["kind"] != "number" or several == 2):
             problem = f"{label} {rarest!r} stands in {counts[rarest]:,} of {rows:,} rows of {first}, {most!r} in {counts[most]:,}"
             yield Finding(WARNING, "labels", f"{problem}: weigh the classes (WEIGHT, class_weight) or measure more than accuracy.")
@@ -127,7 +133,7 @@ def _labels(report: Report) -> Iterator[Finding]:
             if unseen := sorted(theirs.keys() - counts.keys()):
                 count = sum(theirs[name] for name in unseen)
                 problem = f"{count:,} {_rows(count)} of {other} with a {label} that {first} lacks"
-                yield Finding(WARNING, "labels", f"{problem}: {', '.join(map(repr, unseen[:5]))}.")
+                yield Finding(WARNING, "labels", f"{problem}: {', '.join(map(repr, unseen[:5]))}. Add such rows to {first}.")
             if theirs and (absent := sorted(counts.keys() - theirs.keys())):
                 yield Finding(NOTE, "labels", f"{other} has no row with {label} {', '.join(map(repr, absent[:5]))}.")
 
@@ -145,7 +151,9 @@ def _drift(report: Report) -> Iterator[Finding]:
                 continue
             how = _change(said, first, other)
             numbers = f"distance {drift['distance']:.2f}; warned of from {DRIFT:g} on, chance alone gives up to {drift['chance']:.2f}"
-            yield Finding(WARNING, "drift", f"{name} differs between {first} and {other} ({numbers}): {how}.")
+            yield Finding(
+                WARNING, "drift", f"{name} differs between {first} and {other} ({numbers}): {how}. Split by chance, or train on newer rows."
+            )
 
 
 def is_warned_of(said: Mapping[str, Any], other: str) -> bool:
@@ -178,7 +186,7 @@ def _columns(report: Report) -> Iterator[Finding]:
         if _is_constant(said["kind"], figures, rows):
             value = figures["values"][0][0] if figures.get("values") else figures.get("min")
             what = "missing" if figures["missing"] else repr(value)
-            yield Finding(WARNING, "constant", f"{name} is {what} in every row of {first}: it teaches nothing.")
+            yield Finding(WARNING, "constant", f"{name} is {what} in every row of {first}: it teaches nothing. Leave the column out.")
         elif figures["missing"] > MISSING * rows:
             yield Finding(NOTE, "missing", f"{name} is missing in {figures['missing'] / rows:.0%} of the rows of {first}.")
         for other, theirs in said["parts"].items():

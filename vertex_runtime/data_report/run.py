@@ -176,5 +176,7 @@ def _stem(options: RunOptions, env: Environment, trainer: str) -> str:
     if ending in (".html", ".json"):
         return resolve_uri(stem)
     if not given.endswith("/") and os.path.isfile(resolve_uri(given)):
-        raise UserError(f"--data_report is the place to write to, a folder or a file *.html; {quoted(given)} is a file of another kind.")
+        raise UserError(
+            f"--data_report is the place to write to, a folder or a file *.html; {quoted(given)} is a file of another kind. Name another."
+        )
     return f"{resolve_uri(given.rstrip('/') or '/').rstrip('/')}/{NAME}"

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ..environment import resolve_uri
+from ..environment import quoted, resolve_uri
 from ..errors import UserError, run_as_program
 
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         there = False
     if not there:
         where = "--trainer" if args.trainer else "run.json beside the model"
-        raise UserError(f"{where} names the trainer {trainer!r}, and there is no module {module} here. Give another by --trainer=NAME.")
+        raise UserError(f"{where} names the trainer {quoted(trainer)}, and {module} is not here. Give another by --trainer=NAME.")
     flags = [f"--evaluate={args.model}", f"--output_dir={args.output}"] + ([f"--against={args.against}"] if args.against else [])
     flags += ["--eval_data_path", *args.data] if args.data else []
     sys.argv = [module, *rest, *flags]

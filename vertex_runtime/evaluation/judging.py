@@ -83,7 +83,7 @@ class Judging:
     def _begin(self, chunk: Chunk, outputs: Outputs) -> None:
         self.problem = understand(self.contract, self.classes, outputs, self._labels(chunk))
         if not self.problem.output:
-            why = "no output fits the label, or its classes are not known, as the model has no assets.extra/labels.txt"
+            why = "no output fits the label, or its classes are not known, as the model has no assets.extra/labels.txt; export it anew"
             log("WARNING", f"{self.served.uri}: what it answers of {self.problem.label} cannot be judged: {why}.")
         self.logits = gives_logits(self.problem, outputs)
         if self.other is not None and self.problem.output:
@@ -182,7 +182,10 @@ class Judging:
             return problem
         name, maximize = USUAL[problem.kind]
         if problem.output:
-            log("WARNING", f"{problem.objective} is not measured here, and model.py has no score(outputs, labels): {name} stands for it.")
+            log(
+                "WARNING", f"{problem.objective} is not measured here, and model.py has no score(outputs, labels): "
+                f"{name} stands for it. Write score."
+            )
         return dataclasses.replace(problem, objective=name, maximize=maximize)
 
     def _drift(self) -> dict[str, dict[str, Any]] | None:

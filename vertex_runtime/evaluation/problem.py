@@ -216,7 +216,9 @@ def judge(
 def _of_classes(problem: Problem, labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> Judged:
     if labels.min(initial=0) < 0 or labels.max(initial=0) >= scores.shape[1]:
         worst = labels[(labels < 0) | (labels >= scores.shape[1])][0]
-        raise UserError(f"the label {worst} of {problem.label} is none of the classes, which are numbered 0..{scores.shape[1] - 1}.")
+        raise UserError(
+            f"the label {worst} of {problem.label} is none of the classes, which are numbered 0..{scores.shape[1] - 1}. Mend the row."
+        )
     rows = np.arange(len(labels))
     predicted, truth = scores.argmax(1), scores[rows, labels]
     found = {"weight": weights, "label": labels, "predicted": predicted, "confidence": scores[rows, predicted]}

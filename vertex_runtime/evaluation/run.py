@@ -76,7 +76,7 @@ def _tell(found: dict[str, Any]) -> None:
         log("INFO", f"worst: {said['column']} {said['value']}, {said['rows']:,} rows: {name} {said['metrics'][name]:.5g}")
     if drifted := sorted(found["about"]["drifted"], key=lambda name: -found["skew"][name]):
         listed = ", ".join(f"{name} {found['skew'][name]:.2f}" for name in drifted[:5])
-        log("WARNING", f"skew: these rows differ from the training rows in {listed} (0: alike, 1: nothing in common)")
+        log("WARNING", f"skew: these rows differ from the training rows in {listed} (0: alike, 1: nothing in common): train on such rows")
     if found["against"]:
         log("INFO", verdict(found))
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from ..data import Chunk, take
 from ..environment import resolve_uri
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..predict import load_signature
 from ..rows import rows_of
 
@@ -70,7 +70,9 @@ class Served:
             found = self.signature(**{name: tf.constant(values, self.specs[name].dtype) for name, values in given.items()})
         except (tf.errors.InvalidArgumentError, ValueError) as error:
             text = " ".join(str(getattr(error, "message", error)).split())[:300]
-            raise UserError(f"{self.uri} refuses rows of the evaluation data (from row {start} of a chunk on): {text}.") from None
+            raise UserError(
+                f"{self.uri} refuses rows of the evaluation data (from row {start} of a chunk on): {text}. Mend the rows."
+            ) from None
         rows = rows_of(given)
         outputs = {name: tensor.numpy() for name, tensor in found.items()}
         for name, values in outputs.items():
@@ -86,7 +88,7 @@ def _folder(uri: str, flag: str) -> str:
             if tf.io.gfile.exists(f"{path}/saved_model.pb"):
                 return path
         except tf.errors.OpError as error:
-            raise UserError(f"{flag}: {uri} cannot be read: {str(error).splitlines()[0][:200]}") from None
+            raise UserError(f"{flag}: {uri} cannot be read: {first_line(error)}. Export it anew.") from None
     there = " (a file)" if os.path.isfile(folder) else ""
     raise UserError(f"{flag}: {uri}{there} holds no SavedModel. Give the folder with saved_model.pb in it, such as OUTPUT_DIR/model.")
 

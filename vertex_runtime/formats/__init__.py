@@ -127,7 +127,7 @@ def choose(path: str, reading: Reading) -> ModuleType:
         return said[-1]
     if not others:
         names = ", ".join(sorted({module.NAMES[0] for module in known}))
-        raise UserError(f"{path} is no file of a known format: it starts with {head[:16]!r}. Known are {names}.")
+        raise UserError(f"{path} is no file of a known format: it starts with {head[:16]!r}. Known are {names}. Name another file.")
     return others[0]
 
 
@@ -156,7 +156,7 @@ def record_batches(
     reading = dataclasses.replace(reading or Reading(), labels=tuple(headers.get(label, label) for label in labels))
     module = choose(path, reading)
     if reading.row_filter and not hasattr(module, "SCHEMES"):
-        raise UserError(f"{path}: rows of {module.NAMES[0]} files cannot be filtered, only tables; got {reading.row_filter[:60]!r}.")
+        raise UserError(f"{path}: rows of {module.NAMES[0]} files take no --row_filter, only tables do; got {reading.row_filter[:60]!r}.")
     wanted = [column for column in columns if column.required]
     rows = 0
     for raw in ahead(module.read(path, columns, bad, reading)):  # a core reads while another checks
@@ -168,7 +168,7 @@ def record_batches(
             yield batch
     if not rows and path not in _without_rows and not bad.reasons:
         _without_rows.add(path)
-        log("WARNING", f"{path} holds no rows")
+        log("WARNING", f"{path} holds no rows: remove it, or write some into it")
 
 
 def _check(path: str, raw: Raw, columns: Sequence[Column], bad: BadRows, before: int) -> pa.RecordBatch:

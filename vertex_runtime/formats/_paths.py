@@ -113,5 +113,5 @@ def _not_empty(paths: Sequence[str]) -> list[str]:
         more = f", and so are {len(empty) - 1} more files" if len(empty) > 1 else ""
         raise UserError(f"{min(empty)} is empty{more}. Remove it or name another file.")
     if empty:
-        log("WARNING", f"{len(empty)} empty files are left out, {min(empty)} among them")
+        log("WARNING", f"{len(empty)} empty files are left out, {min(empty)} among them: remove them, or write them again")
     return [path for path in paths if path not in empty]

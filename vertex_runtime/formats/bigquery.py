@@ -106,7 +106,7 @@ def read(path: str, columns: Sequence[Column], bad: object, reading: Reading) ->
             yield Raw(batch, lambda i, first=first: f"{path}, row {first + i + 1}")
             first += batch.num_rows
     if not first and reading.row_filter:
-        log("WARNING", f"{path}: no row meets --row_filter={quoted(reading.row_filter)}")
+        log("WARNING", f"{path}: no row meets --row_filter={quoted(reading.row_filter)}: mend the condition")
 
 
 def _rows(path: str, key: tuple, wanted: Sequence[Column], reading: Reading) -> Iterator[pa.RecordBatch]:
@@ -191,7 +191,7 @@ def _fits(file: Any, write: Callable[[], object]) -> bool:
     try:
         write()
     except OSError as error:
-        log("WARNING", f"no room in {tempfile.gettempdir()} to keep a BigQuery table ({_line(error)[:80]}): each pass reads it anew")
+        log("WARNING", f"no room in TMPDIR={tempfile.gettempdir()} for the rows ({_line(error)[:80]}): each pass reads them. Name another")
         os.ftruncate(file.fileno(), 0)
         return False
     return True

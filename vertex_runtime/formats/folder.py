@@ -10,6 +10,7 @@ import pyarrow as pa
 from .. import data
 from ..columns import Column, Image
 from ..data import PATH, BadRows, file_column
+from ..environment import quoted
 from ..errors import UserError
 from . import Raw, Reading
 
@@ -52,14 +53,14 @@ def label_files(root: str, column: Column) -> list[tuple[str, str]]:
     ends = endings(column)
     labels = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
     if not labels:
-        raise UserError(f"{root} holds no folder per label. Expected {root}/<label>/<file>{ends[0]}.")
+        raise UserError(f"{root} holds no folder per label. Make them: {root}/<label>/<file>{ends[0]}.")
     found: list[tuple[str, str]] = []
     for label in labels:
         folder = os.path.join(root, label)
         names = sorted(name for name in os.listdir(folder) if name.lower().endswith(ends))
         if not names:
             listed = " or ".join(f"*{ending}" for ending in ends)
-            raise UserError(f"{folder} has no {listed} file: the class {label!r} has no examples. Add some or remove the folder.")
+            raise UserError(f"{folder} has no {listed} file: the class {quoted(label)} has no examples. Add some or remove the folder.")
         found += [(label, os.path.join(folder, name)) for name in names]
     return found
 

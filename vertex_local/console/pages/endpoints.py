@@ -40,7 +40,7 @@ def predict(visit: Visit, number: str) -> View:
     endpoint = visit.call("GetEndpoint", name=named(visit, "endpoints", number))
     found, _ = _signature(visit, endpoint)
     if found is None:
-        raise ApiError("FAILED_PRECONDITION", "no model with a signature is deployed here.")
+        raise ApiError("FAILED_PRECONDITION", "no model with a signature is deployed here: deploy one first.")
     instance = {tensor.name: _value(visit, tensor) for tensor in found.inputs}
     content = next(iter(instance.values())) if len(instance) == 1 else instance
     rpc = "Explain" if visit.form.get("explain") else "Predict"

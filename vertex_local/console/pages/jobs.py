@@ -142,5 +142,5 @@ def _argument_pool(job: Mapping[str, Any]) -> dict[str, Any]:
     """Return the task of the chief's pool, whose arguments the form shows."""
     pools = job["jobSpec"].get("workerPoolSpecs", [])
     if not pools:
-        raise ApiError("FAILED_PRECONDITION", "the job has no worker pool.")
+        raise ApiError("FAILED_PRECONDITION", "the job has no worker pool: choose another one.")
     return pools[0].get("containerSpec") or pools[0].get("pythonPackageSpec") or {}
