@@ -27,7 +27,9 @@ html_copy_source = False
 html_static_path = ["site.css"]
 html_css_files = ["site.css"]
 
-_PICTURE = re.compile(r'<picture>\s*<source media="\(prefers-color-scheme: dark\)" srcset="([^"]+)">\s*<img src="([^"]+)"([^>]*)>\s*</picture>')
+_PICTURE = re.compile(
+    r'<picture>\s*<source media="\(prefers-color-scheme: dark\)" srcset="([^"]+)">\s*<img src="([^"]+)"([^>]*)>\s*</picture>'
+)
 _LINK = re.compile(r"\]\(([\w./-]+)\.md\)")
 
 
@@ -50,8 +52,9 @@ def _notebook(book: dict[str, Any]) -> str:
     """Return a notebook as Markdown; it is committed without outputs."""
     parts = ["---\norphan: true\n---"]  # docs/notebook.md leads to it
     for cell in book["cells"]:
-        text, shell = "".join(cell["source"]), "".join(cell["source"]).startswith("%%bash")
-        parts.append(text if cell["cell_type"] == "markdown" else f"```{'bash' if shell else 'python'}\n{text.removeprefix('%%bash').strip()}\n```")
+        text = "".join(cell["source"])
+        language, code = ("bash", text.removeprefix("%%bash").strip()) if text.startswith("%%bash") else ("python", text)
+        parts.append(text if cell["cell_type"] == "markdown" else f"```{language}\n{code}\n```")
     return "\n\n".join(parts)
 
 
