@@ -13,9 +13,9 @@ from typing import Any
 project = "Trainers for Vertex AI"
 html_title = project
 root_doc = "README"
-include_patterns = ["*.md", "docs/*.md", "docs/*.ipynb", "pipelines/**.md"]
+include_patterns = ["*.md", "docs/*.md", "pipelines/**/*.md"]
 exclude_patterns = [".*", "**/.*", "build", "dist"]
-source_suffix = {".md": "markdown", ".ipynb": "markdown"}
+source_suffix = {".md": "markdown"}
 nitpicky = True
 
 extensions = ["myst_parser"]
@@ -40,21 +40,23 @@ def setup(app: Any) -> None:
 
 
 def _prepare(app: Any, name: str, source: list[str]) -> None:
-    if app.env.doc2path(name).suffix == ".ipynb":
-        source[0] = _notebook(json.loads(source[0]))
+    notebook = Path(app.srcdir, f"{name}.ipynb")
+    if notebook.is_file():
+        app.env.note_dependency(str(notebook))
+        source[0] += _cells(json.loads(notebook.read_text(encoding="utf-8")))
     if name == root_doc:
         source[0] += _navigation(source[0])
     # The theme's own switch decides, which begins as the system says.
     source[0] = _PICTURE.sub(r'<img src="\1" class="only-dark"\3><img src="\2" class="only-light"\3>', source[0])
 
 
-def _notebook(book: dict[str, Any]) -> str:
-    """Return a notebook as Markdown; it is committed without outputs."""
-    parts = ["---\norphan: true\n---"]  # docs/notebook.md leads to it
+def _cells(book: dict[str, Any]) -> str:
+    """Return a notebook, which is committed without outputs, as the end of the page of its name."""
+    parts = [""]
     for cell in book["cells"]:
         text = "".join(cell["source"])
         language, code = ("bash", text.removeprefix("%%bash").strip()) if text.startswith("%%bash") else ("python", text)
-        parts.append(text if cell["cell_type"] == "markdown" else f"```{language}\n{code}\n```")
+        parts.append(text.replace("# ", "## ", 1) if cell["cell_type"] == "markdown" else f"```{language}\n{code}\n```")
     return "\n\n".join(parts)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import json
 import re
 import shutil
@@ -170,7 +171,9 @@ def parse_only(monkeypatch):
 
 def program(words: Sequence[str]) -> tuple[Callable[..., object], list[str]] | None:
     """Return the `main` of one of the project's programs and its arguments; None: it is somebody else's."""
-    words = [word for place, word in enumerate(words) if not re.fullmatch(r"[A-Z_]+=.*", word) or place]
+    words = list(itertools.dropwhile(lambda word: re.match(r"[A-Za-z_]+=", word), words))
+    if not words:
+        return None
     redirected = next((place for place, word in enumerate(words) if word[:1] in "<>"), len(words))
     name, arguments_ = Path(words[0]).name, list(words[1:redirected])
     if words[0].startswith("scripts/"):
@@ -197,8 +200,8 @@ def script(path: str, words: list[str]) -> tuple[Callable[..., object], list[str
 def module(name: str, words: list[str]) -> tuple[Callable[..., object], list[str]] | None:
     if name in ("venv", "pip", "pytest", "trainer.task", "json.tool"):
         return None
-    main = "vertex_local.__main__" if name == "vertex_local" else name
-    return importlib.import_module(main).main, words
+    main = getattr(importlib.import_module("vertex_local.__main__" if name == "vertex_local" else name), "main", None)
+    return (main, words) if main or words else None
 
 
 def named() -> list[tuple[str, list[str]]]:
@@ -225,7 +228,7 @@ def test_every_command_names_flags_that_there_are(parse_only, capsys, monkeypatc
 
 
 def test_flags_after_two_dashes_are_the_trainers(parse_only):
-    for place, words in named():
+    for _, words in named():
         if "--" in words:
             trainer = next((name for name in ("stackoverflow", "taxifare") if any(name in word for word in words)), "taxifare")
             task = importlib.import_module(f"{trainer}.trainer.task")
