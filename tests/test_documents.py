@@ -6,7 +6,9 @@ import argparse
 import importlib
 import itertools
 import json
+import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -234,6 +236,36 @@ def test_flags_after_two_dashes_are_the_trainers(parse_only):
             task = importlib.import_module(f"{trainer}.trainer.task")
             with pytest.raises(Parsed):
                 task.main(words[words.index("--") + 1 :])
+
+
+PLACES = {"P": "my-project-1", "R": "europe-west4", "B": "my-bucket-1", "YOU": "me@example.org"}
+
+
+@pytest.mark.slow
+def test_commands_of_gcloud_are_such(tmp_path):
+    """By gcloud's own parsers, which ask nobody."""
+    if not shutil.which("gcloud"):
+        pytest.skip("gcloud is not on PATH")
+    found = [shlex.join(words) for block in BLOCKS for words in commands(block.code) if words[0] == "gcloud"]
+    assert len(found) > 15
+    for name, value in PLACES.items():
+        found = [re.sub(rf"\b{name}\b", value, command) for command in found]
+    wrong = [*found, "gcloud storage buckets create gs://my-bucket-1 --no-such-flag"]
+    answers = lint(tmp_path, wrong)
+    assert len(answers) == len(wrong)
+    failed = [f"{each['command_string']}: {each['error_message']}" for each in answers if not each["success"]]
+    assert len(failed) == 1 and "--no-such-flag" in failed[0], "\n".join(failed)
+
+
+def lint(folder: Path, lines: Sequence[str]) -> list[dict]:
+    text = folder / "commands.md"
+    text.write_text("\n".join(["```bash", *lines, "```", ""]), encoding="utf-8")
+    done = subprocess.run(
+        ["gcloud", "meta", "lint-gcloud-commands", f"--commands-text-file={text}"],
+        env={**os.environ, "CLOUDSDK_CONFIG": str(folder)}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 def test_a_flag_that_is_none_is_found(parse_only, capsys):
