@@ -5,6 +5,7 @@ A mark is an HTML comment right before the block, which no reader of the page se
     <!-- not run: REASON -->    it cannot be run here: needs Google Cloud, Docker, a GPU, the internet, a person
     <!-- slow -->               it is run with the slow tests only
     <!-- needs KFP -->          it is run where the environment of scripts/setup_kfp is
+    <!-- prints: TEXT -->       what it prints has TEXT in it
     <!-- until: TEXT -->        it does not end: the next block begins when this one has printed TEXT
     <!-- exit code: N -->       it ends with N
     <!-- where: NAME=VALUE -->  stands for the word NAME in the block; VALUE is a word of the shell, such as $(ls -d taxifare-run-*)
@@ -27,7 +28,7 @@ from markdown_it import MarkdownIt
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 SHELL = ("bash", "sh", "shell", "console")
 _COMMENT = re.compile(r"<!--\s*(.*?)\s*-->", re.DOTALL)
-_MARK = re.compile(r"(not run|until|exit code|where|before): (.+)|(slow|needs KFP)", re.DOTALL)
+_MARK = re.compile(r"(not run|prints|until|exit code|where|before): (.+)|(slow|needs KFP)", re.DOTALL)
 
 
 class MarkError(ValueError):
@@ -44,6 +45,7 @@ class Block:
         code: the commands.
         not_run: why it is not run; empty: it is.
         slow: whether only the slow tests run it; kfp: whether it needs KFP's environment.
+        prints: a text that it prints; empty: any.
         until: the text after which it is left running; empty: it ends.
         exit_code: what it ends with.
         where: what stands for the placeholders in it, as words of the shell.
@@ -56,6 +58,7 @@ class Block:
     not_run: str = ""
     slow: bool = False
     kfp: bool = False
+    prints: str = ""
     until: str = ""
     exit_code: int = 0
     where: dict[str, str] = field(default_factory=dict)

@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -58,11 +57,13 @@ class Checkout:
         if block.before:
             self._shell(block, f"set -e\n{block.before}")
         code = block.filled({name: self._shell(block, f"printf %s {word}") for name, word in block.where.items()})
+        code = code.replace("vertex_local serve", "vertex_local serve --port 0")  # somebody else's may have the usual one
         if block.until:
             self._start(block, code)
             return
         done = self._bash(f"{'' if block.exit_code else 'set -eo pipefail'}\n{code}\n{self._remember()}")
         assert done.returncode == block.exit_code, f"{block.place}: exit code {done.returncode}\n{code}\n{done.stdout}"
+        assert block.prints in done.stdout, f"{block.place}: {block.prints!r} was not printed\n{code}\n{done.stdout}"
 
     def _shell(self, block: Block, code: str) -> str:
         done = self._bash(f"{code}\n{self._remember()}")
@@ -105,15 +106,13 @@ class Checkout:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGINT)
             process.wait(60)
+        self.running.clear()
 
 
 @pytest.fixture(scope="module")
-def checkouts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Checkout]]:
+def checkouts() -> dict[str, Checkout]:
     """The copies that there are, by page: the slow blocks of a page go on where the others ended."""
-    made: dict[str, Checkout] = {}
-    yield made
-    for checkout in made.values():
-        checkout.end()
+    return {}
 
 
 def run_page(name: str, slow: bool, checkouts: dict[str, Checkout], folders: pytest.TempPathFactory) -> None:
@@ -121,9 +120,12 @@ def run_page(name: str, slow: bool, checkouts: dict[str, Checkout], folders: pyt
         pytest.skip("the tests run in no virtual environment, which the copy of the checkout would have as its .venv")
     checkout = checkouts.get(name) or Checkout(folders.mktemp(Path(name).stem))
     checkouts[name] = checkout
-    for block in BY_PAGE[name]:
-        if block.slow == slow and not block.not_run and not (block.kfp and not KFP_PYTHON.is_file()):
-            checkout.run(block)
+    try:
+        for block in BY_PAGE[name]:
+            if block.slow == slow and not block.not_run and not (block.kfp and not KFP_PYTHON.is_file()):
+                checkout.run(block)
+    finally:
+        checkout.end()
 
 
 @pytest.mark.parametrize("name", pages(slow=False))

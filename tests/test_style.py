@@ -210,7 +210,7 @@ def test_every_script_that_is_named_exists():
 
 
 def test_every_python_file_that_a_readme_names_exists():
-    known = {path.name for folder in (*PACKAGES, "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")} | {"setup.py"}
+    known = {path.name for folder in (*PACKAGES, "tests", "benchmarks", "docs") for path in (ROOT / folder).rglob("*.py")} | {"setup.py"}
     for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")):
         missing = sorted(set(re.findall(r"\b\w+\.py\b", path.read_text(encoding="utf-8"))) - known)
         assert not missing, f"{name_of(path)} names {missing}"
