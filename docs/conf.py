@@ -30,7 +30,8 @@ html_css_files = ["site.css"]
 _PICTURE = re.compile(
     r'<picture>\s*<source media="\(prefers-color-scheme: dark\)" srcset="([^"]+)">\s*<img src="([^"]+)"([^>]*)>\s*</picture>'
 )
-_LINK = re.compile(r"\]\(([\w./-]+)\.md\)")
+_PAGE = re.compile(r"\]\(([\w./-]+)\.md\)")
+_LINK = re.compile(r"\]\(([\w./-]+)\)")
 
 
 def setup(app: Any) -> None:
@@ -46,8 +47,15 @@ def _prepare(app: Any, name: str, source: list[str]) -> None:
         source[0] += _cells(json.loads(notebook.read_text(encoding="utf-8")))
     if name == root_doc:
         source[0] += _navigation(source[0])
+    folder = Path(app.env.doc2path(name)).parent
+    source[0] = _LINK.sub(lambda link: f"]({_file(folder, link[1])})", source[0])
     # The theme's own switch decides, which begins as the system says.
     source[0] = _PICTURE.sub(r'<img src="\1" class="only-dark"\3><img src="\2" class="only-light"\3>', source[0])
+
+
+def _file(folder: Path, link: str) -> str:
+    """Return the file that stands for what a link leads to: a package's first one says what is in it."""
+    return f"{link.rstrip('/')}/__init__.py" if (folder / link / "__init__.py").is_file() else link
 
 
 def _cells(book: dict[str, Any]) -> str:
@@ -65,7 +73,7 @@ def _navigation(readme: str) -> str:
     (table,) = re.findall(r"^## Where to go next\n(.*?)(?=^## |\Z)", readme, re.MULTILINE | re.DOTALL)
     trees, seen = [], set()
     for title, cells in re.findall(r"^\| ([^|]+) \| (.*) \|$", table, re.MULTILINE):
-        pages = [page for page in _LINK.findall(cells) if page not in seen]
+        pages = [page for page in _PAGE.findall(cells) if page not in seen]
         seen.update(pages)
         trees.append("\n".join(["```{toctree}", ":hidden:", ":titlesonly:", f":caption: {title}", "", *pages, "```"]))
     return "\n\n" + "\n\n".join(trees)
