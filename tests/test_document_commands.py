@@ -7,6 +7,7 @@ whether what it is asked for is there, and changes nothing.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -102,11 +103,15 @@ class Checkout:
 
     def end(self) -> None:
         """End what was left running, as Ctrl-C in its terminal does."""
-        for process in reversed(self.running):
+        while self.running:
+            process = self.running.pop()
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGINT)
-            process.wait(60)
-        self.running.clear()
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                raise
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +142,40 @@ def test_the_commands_of_a_page_run(name, checkouts, tmp_path_factory):
 @pytest.mark.parametrize("name", pages(slow=True))
 def test_its_slow_commands_run(name, checkouts, tmp_path_factory):
     run_page(name, True, checkouts, tmp_path_factory)
+
+
+@pytest.mark.parametrize(
+    "marks, code, problem",
+    [
+        ({}, "false\ntrue", "README.md:7: exit code 1"),
+        ({}, "false | cat", "README.md:7: exit code 1"),
+        ({"exit_code": 3}, "exit 2", "README.md:7: exit code 2"),
+        ({"prints": "two"}, "echo one", "README.md:7: 'two' was not printed"),
+        ({"before": "false"}, "true", "README.md:7: exit code 1 of its mark"),
+        ({"until": "ready"}, "echo on its way", "README.md:7: ended with 0 and never printed 'ready'"),
+        ({"exit_code": 3, "prints": "one", "before": "export A=one", "where": {"NAME": "$A"}}, "echo NAME; exit 3", None),
+        ({"until": "ready"}, "echo ready; sleep 1000", None),
+    ],
+)
+def test_what_a_block_says_of_itself_is_kept(bare, marks, code, problem):
+    block = Block(ROOT / "README.md", 7, code, **marks)
+    try:
+        if problem is None:
+            bare.run(block)
+            assert not marks.get("until") or bare.running[-1].poll() is None
+        else:
+            with pytest.raises((AssertionError, pytest.fail.Exception), match=re.escape(problem)):
+                bare.run(block)
+    finally:
+        bare.end()
+
+
+def test_a_block_goes_on_where_the_one_before_it_ended(bare):
+    bare.run(Block(ROOT / "README.md", 1, "export KEPT=yes\nmkdir -p deep && cd deep"))
+    bare.run(Block(ROOT / "README.md", 2, 'echo "$KEPT ${PWD##*/}"', prints="yes deep"))
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """A copy of the checkout that these tests share."""
+    return Checkout(tmp_path_factory.mktemp("bare"))
