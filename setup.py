@@ -29,16 +29,17 @@ EXTRAS = {
     ],  # fmt: skip
     "tune": ["google-cloud-aiplatform>=1.60", "optuna>=5.0", "plotly>=5.20", "PyYAML>=6.0", "rich>=13.0"],
     "debug": ["debugpy>=1.8"],  # `vertex_local run --debug`
+    "docs": ["furo>=2024.8.6", "myst-parser>=4.0", "sphinx>=8.1"],  # `scripts/docs`
     "pictures": ["drawsvg>=2.4"],  # docs/pictures/make.py
     # vertex_local checks job files with the types of google-cloud-aiplatform, benchmarks compare with scikit-learn,
-    # ipykernel and nbclient execute docs/notebook.ipynb.
+    # ipykernel and nbclient execute docs/notebook.ipynb, the documents are built (furo, myst-parser, sphinx) and their commands run.
     # The service takes the API's paths from the SDK, which has had them as tables since 1.72.
     "test": [
-        "certifi>=2024.2.2", "cronsim>=2.6", "debugpy>=1.8", "drawsvg>=2.4", "google-cloud-aiplatform>=1.72",
+        "certifi>=2024.2.2", "cronsim>=2.6", "debugpy>=1.8", "drawsvg>=2.4", "furo>=2024.8.6", "google-cloud-aiplatform>=1.72",
         "google-cloud-bigquery>=3.20", "google-cloud-bigquery-storage>=2.24", "h11>=0.14", "ipykernel>=6.29", "jinja2>=3.1",
-        "nbclient>=0.10", "optuna>=5.0",
-        "packaging>=23.0", "pandas>=2.0", "plotly>=5.20", "pytest>=8.0", "PyYAML>=6.0", "rich>=13.0", "scikit-learn>=1.4",
-        "setuptools>=65.0", "starlette>=0.37", "trustme>=1.1", "uvicorn>=0.29", "wheel",
+        "markdown-it-py>=3.0", "myst-parser>=4.0", "nbclient>=0.10", "optuna>=5.0", "packaging>=23.0", "pandas>=2.0", "plotly>=5.20",
+        "pytest>=8.0", "PyYAML>=6.0", "rich>=13.0", "scikit-learn>=1.4", "setuptools>=65.0", "sphinx>=8.1", "starlette>=0.37",
+        "trustme>=1.1", "uvicorn>=0.29", "wheel",
     ],  # fmt: skip
 }
 EXTRAS["all"] = sorted({package for name, packages in EXTRAS.items() if name != "tf" for package in packages})

@@ -127,7 +127,7 @@ def test_metadata(sites):
     assert found.metadata["License"] == "Apache-2.0" or found.metadata["License-Expression"] == "Apache-2.0"
     assert found.version == vertex_runtime.__version__
     assert found.metadata["Requires-Python"] == ">=3.10"
-    extras = {"tf", "cloud", "gcs", "bigquery", "serve", "tune", "debug", "pictures", "test", "all"}
+    extras = {"tf", "cloud", "gcs", "bigquery", "serve", "tune", "debug", "pictures", "docs", "test", "all"}
     assert set(found.metadata.get_all("Provides-Extra")) == extras
     needs = {text: text.partition("extra == ")[2].strip("'\" ") for text in found.requires}
     names = {extra: {re.match(r"[\w.-]+", text)[0] for text in needs if needs[text] == extra} for extra in needs.values()}
