@@ -45,6 +45,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--parent_model", metavar="ID", help="for the upload: make it a new version of this model")
     parser.add_argument("--version_aliases", metavar="A,B", type=sdk.aliases, help="for the upload (a new version's default: challenger)")
     parser.add_argument("--explain", action="store_true", help="for the upload: explanations, too (ends in March 2027)")
+    text = "how --explain does it: %(choices)s (default: the first)"
+    parser.add_argument("--explain_method", metavar="METHOD", choices=explanation.METHODS, help=text)
     parser.add_argument("--endpoint", metavar="NAME", help="its name in lists; made if there is none (default: the trainer's name)")
     parser.add_argument("--machine_type", metavar="TYPE", default="n1-standard-2", help="(default: %(default)s)")
     parser.add_argument("--replicas", metavar="N", type=int, default=1, help="how many machines at least (default: %(default)s)")
@@ -64,6 +66,8 @@ def main(argv: Sequence[str]) -> int:
 
 def _deploy(args: argparse.Namespace) -> int:
     refuse_numbers(args)
+    if args.explain_method and not args.explain:
+        raise DeployError("--explain_method: is for explanations; give --explain, too, or leave it out.")
     job = jobs.read(jobs.CUSTOM, args.spec, settings.from_flags(args))
     stays_here = args.dry_run or cloud.is_local(args.api_endpoint)
     needed = ("project", "region", "bucket", "serving")
@@ -87,7 +91,8 @@ def _deploy(args: argparse.Namespace) -> int:
         return 0
     service = sdk.connect(values, args)
     if args.explain:
-        upload |= explanation.options(explanation.read(upload["artifact_uri"], values["project"], args.token_file))
+        spec = explanation.read(upload["artifact_uri"], values["project"], args.token_file)
+        upload |= explanation.options(spec, args.explain_method or explanation.METHODS[0])
     aiplatform = sdk.start(service, values["bucket"])
     with sdk.errors(service.project):
         model = aiplatform.Model.upload(**upload) if upload else aiplatform.Model(args.model)
