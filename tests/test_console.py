@@ -203,6 +203,23 @@ def test_lists_are_filtered_and_paged(service, browser, job):
     assert "filter" in browser.page("/customJobs?filter=" + urllib.parse.quote("a=(("), 400)
 
 
+def test_pages_stay_in_the_project_that_they_show(service, browser):
+    parent = "projects/other/locations/europe-west4"
+    job = {"displayName": "elsewhere", "jobSpec": job_spec("import time; time.sleep(300)")}
+    made = service.call("POST", "/customJobs", job, base=f"/v1/{parent}")
+    number, query = made["name"].rpartition("/")[2], urllib.parse.urlencode({"parent": parent})
+    assert "elsewhere" not in browser.page("/customJobs") and "NOT_FOUND" in browser.page(f"/customJobs/{number}", 404)
+    text = browser.page(f"/customJobs?{query}")
+    assert f'<input type="hidden" name="parent" value="{parent}">' in text
+    path = html.unescape(re.search(rf'href="/console(/customJobs/{number}[^"]*)"', text)[1])
+    text = browser.page(path)
+    assert set(map(html.unescape, re.findall(r'href="/console/models([^"]*)"', text))) == {f"?{query}"}
+    action = html.unescape(re.search(r'action="/console([^"]+/cancel[^"]*)"', text)[1])
+    assert query in browser.post(action)
+    done = service.call("GET", f"/customJobs/{number}", base=f"/v1/{parent}")
+    assert done["state"] in ("JOB_STATE_CANCELLING", "JOB_STATE_CANCELLED")
+
+
 def service_record(service: Service, name: str, document: dict) -> None:
     """Put a record into the service's store, as an earlier start may have left it."""
     from vertex_local.local.store import Store
