@@ -140,7 +140,7 @@ class Tab:
     """A page in a browser of its own."""
 
     def __init__(self, stack: ExitStack, chromium: Any):
-        flags = ["--no-sandbox", "--disable-gpu", "--js-flags=--expose-gc"]
+        flags = ["--no-sandbox", "--disable-gpu"]
         self.browser = chromium.launch(executable_path=_chromium(), args=flags)
         stack.callback(self.browser.close)
         self.page = self.browser.new_context(ignore_https_errors=True, viewport={"width": 1280, "height": 900}).new_page()

@@ -55,7 +55,7 @@ class Project:
 
     def __init__(self, folder: Path, pipeline: Path):
         self.folder, self.pipeline, self.id = folder, pipeline, uuid.uuid4().hex[:6]
-        self.bucket = f"sdk-{self.id}"
+        self.bucket, self.project = f"sdk-{self.id}", ""
         self.storage: Any = None
         self.board: Any = None
         self.dataset: Any = None
@@ -76,7 +76,7 @@ def start(transport: str, init: dict[str, Any], project: Project) -> None:
     """Lead the SDK to the service: for the cloud this is `aiplatform.init(project=…, location=…, staging_bucket=…)`."""
     from google.cloud.aiplatform.utils import resource_manager_utils
 
-    credentials = google.oauth2.credentials.Credentials(init.pop("token"))
+    credentials, project.project = google.oauth2.credentials.Credentials(init.pop("token")), init["project"]
     project.storage = storage.Client(init["project"], credentials=credentials)
     project.storage.create_bucket(project.bucket)
     aiplatform.init(**{**init, "staging_bucket": f"gs://{project.bucket}"}, credentials=credentials, api_transport=transport)
@@ -273,7 +273,8 @@ def batch_predict(project: Project) -> str:
 def experiments(project: Project) -> str:
     """init(experiment=…), runs with parameters, metrics and curves, executions and artifacts; resumed, read and deleted."""
     name = f"exp-{project.id}"
-    aiplatform.init(experiment=name, experiment_tensorboard=project.board.resource_name)
+    # Without the project, `init` would go over to REST.
+    aiplatform.init(project=project.project, experiment=name, experiment_tensorboard=project.board.resource_name)
     aiplatform.start_run("run-1")
     aiplatform.log_params({"lr": 0.1, "layers": "32 8"})
     aiplatform.log_metrics({"rmse": 3.5})

@@ -460,14 +460,24 @@ def test_deploy_with_explanations(service, models, tmp_path):
     from vertex_submit import deploy
 
     (tmp_path / "rows.jsonl").write_text(json.dumps(TRIP) + "\n")
-    flags = ("--project=my-project", "--region=us-central1", "--bucket=my-bucket", "--explain", "--instances=rows.jsonl")
+    place, method = ("--project=my-project", "--region=us-central1", "--bucket=my-bucket"), "--explain_method=integrated_gradients"
+    flags = (*place, "--explain", method, "--instances=rows.jsonl")
     where = ("--artifact_uri=gs://my-bucket/taxifare/model", f"--api_endpoint={service.endpoint.url}", "--model_display_name=explained")
     done = call(deploy.main, ROOT / "jobs" / "taxifare.yaml", *flags, *where, cwd=tmp_path, env=service.endpoint.environment())
     assert "explanations in March 2027" in done.stderr and "assets.extra/explanation.json" in done.stdout and " -> " in done.stdout
     base = "/v1/projects/my-project/locations/us-central1"
     (model,) = [each for each in service.call("GET", "/models", base=base)["models"] if each["displayName"] == "explained"]
-    assert model["explanationSpec"]["metadata"]["inputs"]["passenger_count"]["inputBaselines"] == [1]
+    spec = model["explanationSpec"]
+    assert spec["metadata"]["inputs"]["passenger_count"]["inputBaselines"] == [1] and "pickup_datetime" not in spec["metadata"]["inputs"]
+    assert spec["parameters"] == {"integratedGradientsAttribution": {"stepCount": 50}}
+    (endpoint,) = [each for each in service.call("GET", "/endpoints", base=base)["endpoints"] if each["displayName"] == "taxifare"]
+    found = service.call("POST", f"/endpoints/{endpoint['name'].rpartition('/')[2]}:explain", {"instances": [TRIP]}, base=base)
+    attribution = found["explanations"][0]["attributions"][0]
+    gap = attribution["instanceOutputValue"] - attribution["baselineOutputValue"]
+    assert abs(sum(attribution["featureAttributions"].values()) - gap) == pytest.approx(attribution["approximationError"] * gap)
+    lone = call(deploy.main, ROOT / "jobs" / "taxifare.yaml", *place, method, cwd=tmp_path, code=2)
+    assert "--explain_method: is for explanations; give --explain, too" in lone.stderr
     (service.state / "buckets" / "my-bucket" / "bare").mkdir()
-    bare = ("--artifact_uri=gs://my-bucket/bare", *where[1:], "--explain_method=integrated_gradients")
+    bare = ("--artifact_uri=gs://my-bucket/bare", *where[1:])
     done = call(deploy.main, ROOT / "jobs" / "taxifare.yaml", *flags, *bare, cwd=tmp_path, env=service.endpoint.environment(), code=2)
     assert "--explain: there is no gs://my-bucket/bare/assets.extra/explanation.json with baselines" in done.stderr
