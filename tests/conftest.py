@@ -27,7 +27,7 @@ FIRST_TRAINER = ("taxifare", pytest.param("stackoverflow", marks=pytest.mark.slo
 # In this order, then the others: a file that takes long must not be what the other processes of scripts/test wait for.
 LONGEST = (
     "test_document_commands", "test_compat", "test_any_model", "test_multiworker", "test_packaging", "test_kfp_pipeline", "test_tfx",
-    "test_notebook", "test_pipeline_local", "test_pipeline_jobs", "test_serve_sdk", "test_serve", "test_tune", "test_submit",
+    "test_notebook", "test_pipeline_local", "test_pipeline_jobs", "test_sdk_program", "test_serve", "test_tune", "test_submit",
     "test_autopackaging", "test_check", "test_new_trainer", "test_storage", "test_resume", "test_contract", "test_training",
     "test_registry", "test_evaluation", "test_experiments",
 )  # fmt: skip

@@ -295,8 +295,11 @@ def test_what_cannot_be_run_is_refused_at_once(echo):
     refused(501, "generateExplanation is not supported", job_of(model, uri, generateExplanation=True))
     refused(501, "modelParameters are not supported", job_of(model, uri, modelParameters={"top": 3}))
     table = {**good, "inputConfig": {"instancesFormat": "bigquery", "bigquerySource": {"inputUri": "bq://p.d.t"}}}
-    refused(501, "inputConfig.bigquerySource is not supported", table)
-    refused(501, "BigQuery is not supported", job_of(model, uri, output="bigquery"))
+    refused(501, "bq://p.d.t: needs BigQuery, and BIGQUERY_EMULATOR_HOST names no stand-in for it", table)
+    refused(400, "inputConfig.bigquerySource.inputUri is required", job_of(model, uri, form="bigquery"))
+    refused(400, "outputConfig.bigqueryDestination.outputUri is required", job_of(model, uri, output="bigquery"))
+    tables = {"predictionsFormat": "bigquery", "bigqueryDestination": {"outputUri": "bq://my-project"}}
+    refused(501, "my-project.prediction_echo_", {**good, "outputConfig": tables})
     prefix = {"predictionsFormat": "jsonl", "gcsDestination": {"outputUriPrefix": "/tmp/x"}}
     refused(400, "takes gs://bucket/folder", {**good, "outputConfig": prefix})
     assert not (service.state / "buckets" / "batch-bucket" / "out" / "x").exists()
@@ -429,9 +432,10 @@ def test_memory_stays_bounded(tmp_path):
     path = tmp_path / "buckets" / "big-bucket" / "x.jsonl"
     path.parent.mkdir(parents=True)
     path.write_text(jsonl({"text": "x" * 50_000}) * 600)
-    job = batch.Batch(["gs://big-bucket/x.jsonl"], "jsonl", Config(), 512, tmp_path / "buckets", list, print, lambda counts: None)
+    found = batch.files(["gs://big-bucket/x.jsonl"], tmp_path / "buckets")
+    job = batch.Batch(batch.sources(found, "jsonl", tmp_path / "buckets"), Config(), 512, list, print, lambda counts: None)
     tracemalloc.start()
-    counts = job.run(tmp_path / "out", "jsonl", threading.Event())
+    counts = job.run(batch.Files(tmp_path / "out", "jsonl", Config()), threading.Event())
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert counts.succeeded == 600 and path.stat().st_size > 30e6 and peak < 3 * batch.BATCH_BYTES, peak

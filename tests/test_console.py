@@ -13,6 +13,7 @@ from test_serve_support import PARENT, Service, gone, job_spec, write_object
 
 from vertex_local.console import charts, command, forms, log_view, login, saved_models, trainer_flags
 from vertex_local.console.curves import MOST_POINTS, Curve, Curves
+from vertex_local.console.pages import endpoints
 from vertex_local.serve.rest import ApiError
 
 FORM = "application/x-www-form-urlencoded"
@@ -202,6 +203,23 @@ def test_lists_are_filtered_and_paged(service, browser, job):
     assert "filter" in browser.page("/customJobs?filter=" + urllib.parse.quote("a=(("), 400)
 
 
+def test_pages_stay_in_the_project_that_they_show(service, browser):
+    parent = "projects/other/locations/europe-west4"
+    job = {"displayName": "elsewhere", "jobSpec": job_spec("import time; time.sleep(300)")}
+    made = service.call("POST", "/customJobs", job, base=f"/v1/{parent}")
+    number, query = made["name"].rpartition("/")[2], urllib.parse.urlencode({"parent": parent})
+    assert "elsewhere" not in browser.page("/customJobs") and "NOT_FOUND" in browser.page(f"/customJobs/{number}", 404)
+    text = browser.page(f"/customJobs?{query}")
+    assert f'<input type="hidden" name="parent" value="{parent}">' in text
+    path = html.unescape(re.search(rf'href="/console(/customJobs/{number}[^"]*)"', text)[1])
+    text = browser.page(path)
+    assert set(map(html.unescape, re.findall(r'href="/console/models([^"]*)"', text))) == {f"?{query}"}
+    action = html.unescape(re.search(r'action="/console([^"]+/cancel[^"]*)"', text)[1])
+    assert query in browser.post(action)
+    done = service.call("GET", f"/customJobs/{number}", base=f"/v1/{parent}")
+    assert done["state"] in ("JOB_STATE_CANCELLING", "JOB_STATE_CANCELLED")
+
+
 def service_record(service: Service, name: str, document: dict) -> None:
     """Put a record into the service's store, as an earlier start may have left it."""
     from vertex_local.local.store import Store
@@ -210,6 +228,43 @@ def service_record(service: Service, name: str, document: dict) -> None:
     spec = {"jobSpec": job_spec("pass")}
     store.add(name, "customJobs", {"name": name, **spec, **document})
     store.close()
+
+
+def test_a_study_tells_which_parameters_matter_over_the_ranges_that_they_may_take(service, browser):
+    """The tuning report and the console work it out by one function; a metric of 0, which the API's JSON leaves out, counts."""
+    from vertex_local.job import job_file
+    from vertex_local.local.store import Store
+    from vertex_local.serve import messages
+    from vertex_local.tuning import importance, study
+
+    def trial(i: int) -> dict:
+        lr, width = 0.001 * 1.6 ** i, 16 + i % 3
+        final = {"stepCount": "1", "metrics": [{"metricId": "loss", "value": float((i - 3) ** 2)}]}
+        drawn = [{"parameterId": "lr", "value": lr}, {"parameterId": "width", "value": width}]
+        return {"id": str(i + 1), "state": "SUCCEEDED", "parameters": drawn, "finalMeasurement": final}
+
+    ranges = [
+        {"parameterId": "lr", "doubleValueSpec": {"minValue": 1e-5, "maxValue": 1.0}, "scaleType": "UNIT_LOG_SCALE"},
+        {"parameterId": "width", "integerValueSpec": {"minValue": 8, "maxValue": 512}},
+    ]
+    name = f"{PARENT.removeprefix('/v1/')}/hyperparameterTuningJobs/7001"
+    job = {
+        "name": name, "displayName": "s", "state": "JOB_STATE_SUCCEEDED", "createTime": "2026-01-01T00:00:00Z",
+        "trialJobSpec": job_spec("pass"), "maxTrialCount": 12,
+        "studySpec": {"metrics": [{"metricId": "loss", "goal": "MINIMIZE"}], "parameters": ranges}, "trials": [trial(i) for i in range(12)],
+    }  # fmt: skip
+    store = Store(service.state)
+    store.add(name, "hyperparameterTuningJobs", job)
+    store.close()
+    text = browser.page("/hyperparameterTuningJobs/7001")
+    shares = importance.of(study.of(job_file.of_message(messages.read(job, "HyperparameterTuningJob"), "job")), job["trials"])
+    assert set(shares) == {"lr", "width"} and sum(shares.values()) == pytest.approx(1.0)
+    chart = text[text.index("Importance of the parameters for loss") :]
+    assert all(f"{share:.6g}" in chart for share in shares.values()), shares
+    best = re.search(r'<tr class="best">.*?</tr>', text, re.DOTALL)
+    assert best and ">0<" in best[0], "the trial whose loss is 0 is the best one"
+    few = importance.of(study.of(job_file.of_message(messages.read(job, "HyperparameterTuningJob"), "job")), job["trials"][:3])
+    assert few == {}
 
 
 def test_a_job_is_shown_and_run_again(service, browser, job):
@@ -300,6 +355,19 @@ def test_errors_are_pages(browser):
     assert "no page" in browser.page("/nonsense", 404)
 
 
+def test_a_folder_with_a_link_to_nothing_is_shown(service, browser):
+    write_object(service, "odd-bucket/file", "x")
+    (service.state / "buckets" / "odd-bucket" / "gone").symlink_to("nowhere")
+    text = browser.page("/files/odd-bucket")
+    assert ">file<" in text and ">gone<" not in text
+
+
+def test_attributions_of_any_shape_are_bars():
+    found = {"fare": 1.0, "picture": [[0.5, -2.0], [0.25, 0.0]], "words": [3.0]}
+    shown = endpoints._attribution({"explanations": [{"attributions": [{"featureAttributions": found}]}]})
+    assert all(f">{name}</text>" in shown["shares"] for name in ("fare", "words", "picture 2", "picture 4"))
+
+
 def test_the_command_prints_an_address(service, capsys, monkeypatch, tmp_path):
     assert command.main([f"--state_dir={service.state}"]) == 0
     found = Browser(service)
@@ -328,6 +396,16 @@ def test_a_log_however_long_is_read_in_parts(tmp_path):
     assert log_view.search(path, "line", many.end).lines[0].text == f"line {log_view.LINES}"
     path.write_text("no end\nof line")
     assert [line.text for line in log_view.before(path).lines] == ["no end", "of line"]
+    with open(path, "wb") as file:  # bars of progress, which are written over one another
+        file.write(b"x" * (9 << 20))
+    part, places = log_view.before(path), []
+    while part.begin:
+        assert len(part.lines) == 1 and part.end - part.begin <= 5 << 20
+        places.append(part.begin)
+        part = log_view.before(path, part.begin)
+    assert len(places) == 2 and log_view.before(path).lines[0].text.startswith("xxx")
+    path.write_bytes(b"step 1\rstep 2\r" * 1000)
+    assert len(log_view.before(path).lines) == log_view.LINES
     assert log_view.before(tmp_path / "none").lines == [] and log_view.search(tmp_path / "none", "x").lines == []
 
 

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import textwrap
-
 import pytest
-from test_local_support import environ
 
 pytest.importorskip("google.cloud.aiplatform", reason="google-cloud-aiplatform is not installed")
 pytest.importorskip("cryptography", reason="without cryptography the service has no TLS")
@@ -47,71 +41,6 @@ def client(sdk):
 
 
 # ------------------------------------------------------------------ experiments
-
-
-PROGRAM = """
-    board = aiplatform.Tensorboard.create("board")
-    aiplatform.init(**init, experiment="exp-1", experiment_tensorboard=board.resource_name)
-    aiplatform.start_run("run-1")
-    aiplatform.log_params({"lr": 0.1, "layers": "32 8"})
-    aiplatform.log_metrics({"rmse": 3.5})
-    for loss in (3.0, 2.0, 1.0):
-        aiplatform.log_time_series_metrics({"loss": loss, "accuracy": 1 / loss})
-    aiplatform.log_classification_metrics(labels=["a", "b"], matrix=[[1, 2], [3, 4]], display_name="confusion")
-    data = aiplatform.Artifact.create("system.Dataset", uri="gs://b/rows.csv", display_name="rows")
-    with aiplatform.start_execution(schema_title="system.ContainerExecution", display_name="train") as execution:
-        execution.assign_input_artifacts([data])
-        execution.assign_output_artifacts([aiplatform.Artifact.create("system.Model", uri="gs://b/model", display_name="model")])
-    aiplatform.end_run()
-    aiplatform.start_run("run-1", resume=True)
-    aiplatform.log_metrics({"rmse": 3.25})
-    aiplatform.end_run()
-    aiplatform.start_run("run-2")
-    aiplatform.log_params({"lr": 0.2})
-    aiplatform.end_run(state=aiplatform.gapic.Execution.State.FAILED)
-    run = aiplatform.ExperimentRun("run-1", "exp-1")
-    frame = aiplatform.get_experiment_df("exp-1").set_index("run_name")
-    series = run.get_time_series_data_frame()
-    found = {
-        "params": run.get_params(), "metrics": run.get_metrics(), "state": run.get_state(),
-        "matrix": run.get_classification_metrics()[0]["matrix"], "steps": series["step"].tolist(), "loss": series["loss"].tolist(),
-        "lr": frame["param.lr"].to_dict(), "states": frame["state"].to_dict(), "last": frame["time_series_metric.loss"].to_dict()["run-1"],
-        "inputs": [each.uri for each in execution.get_input_artifacts()],
-        "outputs": [each.uri for each in execution.get_output_artifacts()],
-        "of_run": sorted(each.display_name or "" for each in run.get_artifacts()),
-        "executions": [each.name for each in run.get_executions()],
-        "execution": execution.name, "runs": sorted(each.name for each in aiplatform.ExperimentRun.list(experiment="exp-1")),
-    }
-    aiplatform.Experiment("exp-1").delete(delete_backing_tensorboard_runs=True)
-    found["left"] = [each.name for each in aiplatform.Experiment.list()]
-    found["runs_left"] = len(aiplatform.TensorboardRun.list(f"{board.resource_name}/experiments/exp-1"))
-    print(json.dumps(found))
-"""
-
-
-@pytest.mark.parametrize("transport", [pytest.param("rest", marks=pytest.mark.slow), "grpc"])
-def test_an_experiment_as_a_program_for_the_cloud_keeps_it(service, transport):  # noqa: F811
-    """Nothing but the endpoint is the service's own."""
-    address = service.endpoint.address if transport == "rest" else service.endpoint.grpc
-    head = f"""
-        import json, google.oauth2.credentials
-        from google.cloud import aiplatform
-        init = dict(project="my-project", location="us-central1", api_endpoint={address!r}, api_transport={transport!r},
-                    credentials=google.oauth2.credentials.Credentials({service.token!r}))
-        aiplatform.init(**init)
-    """
-    program = textwrap.dedent(head) + textwrap.dedent(PROGRAM)
-    env = environ(**service.endpoint.environment())
-    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["params"] == {"lr": 0.1, "layers": "32 8"} and found["metrics"] == {"rmse": 3.25} and found["state"] == "COMPLETE"
-    assert found["matrix"] == [[1, 2], [3, 4]] and found["steps"] == [1, 2, 3] and found["loss"] == [3.0, 2.0, 1.0]
-    assert found["lr"] == {"run-1": 0.1, "run-2": 0.2} and found["states"] == {"run-1": "COMPLETE", "run-2": "FAILED"}
-    assert found["last"] == 1.0 and found["runs"] == ["run-1", "run-2"]
-    assert found["inputs"] == ["gs://b/rows.csv"] and found["outputs"] == ["gs://b/model"]
-    assert found["executions"] == [found["execution"]] and "model" in found["of_run"]
-    assert found["left"] == [] and found["runs_left"] == 0
 
 
 def test_the_default_instance_backs_an_experiment(sdk, service):  # noqa: F811

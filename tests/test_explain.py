@@ -1,8 +1,9 @@
-"""What answers rest on: exact where it can be told, complete always, on the signature alone, as a command, in the local service."""
+"""What answers rest on: by Shapley values and by gradients, against what can be told exactly, as a command, in the local service."""
 
 from __future__ import annotations
 
 import base64
+import io
 import itertools
 import json
 import math
@@ -171,6 +172,106 @@ def test_specs_that_do_not_fit_are_named(product):
         explain.Explainer(signature, spec_of()).explain([{"a": 1, "b": 1, "c": 1, "d": 1}, {"a": 1, "b": 1, "c": 1}])
 
 
+# ------------------------------------------------------------------ integrated gradients
+
+
+def gradients_of(steps: int = 50, **inputs) -> dict:
+    return {"parameters": {"integratedGradientsAttribution": {"stepCount": steps}}, "metadata": {"inputs": inputs}}
+
+
+def by_gradients(folder: str, instances: list, steps: int = 50, **inputs) -> list[dict]:
+    return explain.Explainer(predict.load_signature(folder), gradients_of(steps, **inputs)).explain(instances)
+
+
+def test_gradients_of_a_linear_model_are_its_weights(tmp_path):
+    weights = np.array([2.0, -3.0, 0.5])
+
+    def serve(x, b):
+        return {"y": tf.reduce_sum(x * weights, 1) + 4 * b + 1}
+
+    folder = saved(tmp_path / "m", serve, x=([None, 3], tf.float64), b=([None], tf.float64))
+    x, b = [1.0, 2.0, -4.0], 0.25
+    baseline = [0.5, 0.0, 1.0]
+    (found,) = by_gradients(folder, [{"x": x, "b": b}], 1, x={"inputBaselines": [baseline]}, b=number(-1.0))
+    assert found["attributions"]["x"] == pytest.approx(weights * (np.array(x) - baseline))
+    assert found["attributions"]["b"] == pytest.approx(5.0)
+    assert found["approximation_error"] < 1e-12, "one step is enough of a line"
+    assert found["baseline_output_value"] == pytest.approx(weights @ baseline - 4 + 1) and found["output_index"] == []
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory) -> tuple[str, list[np.ndarray]]:
+    """A network of Keras with a softmax, as `model.export` leaves it, and its weights."""
+    keras = tf.keras
+    keras.utils.set_random_seed(3)
+    given = [keras.Input((), name=name) for name in ("a", "b")]
+    hidden = keras.layers.Dense(8, "tanh")(keras.ops.stack(given, axis=1))
+    model = keras.Model(given, keras.layers.Dense(3, "softmax")(hidden))
+    folder = str(tmp_path_factory.mktemp("network"))
+    model.export(folder, verbose=False, input_signature=[[tf.TensorSpec([None], tf.float32, name) for name in ("a", "b")]])
+    return folder, model.get_weights()
+
+
+def test_gradients_of_a_keras_network_are_what_numpy_finds(network):
+    folder, weights = network
+    w1, b1, w2, b2 = (each.astype(np.float64) for each in weights)
+
+    def scores(x):
+        e = np.exp(np.tanh(x @ w1 + b1) @ w2 + b2)
+        return e / e.sum(-1, keepdims=True)
+
+    baseline, point = np.array([0.5, -1.0]), np.array([2.0, 3.0])
+    best = int(scores(point).argmax())
+    places = (np.arange(20_000) + 0.5) / 20_000
+    way = baseline + places[:, None] * (point - baseline)
+    slopes = [(scores(way + step)[:, best] - scores(way - step)[:, best]) / 2e-5 for step in 1e-5 * np.eye(2)]
+    wanted = (point - baseline) * np.mean(slopes, 1)
+    names = ("a", "b")
+    inputs = {name: number(value) for name, value in zip(names, baseline)}
+    (found,) = by_gradients(folder, [dict(zip(names, point))], **inputs)
+    assert found["attributions"] == pytest.approx(dict(zip(names, wanted)), abs=1e-5) and found["output_index"] == [best]
+    assert sum(found["attributions"].values()) == pytest.approx(found["instance_output_value"] - found["baseline_output_value"], abs=1e-5)
+    errors = [by_gradients(folder, [dict(zip(names, point))], steps, **inputs)[0]["approximation_error"] for steps in (2, 100)]
+    assert errors[1] < 1e-4 < errors[0], "it says how near the sum is, and more steps bring it nearer"
+    many = by_gradients(folder, [dict(zip(names, point * i / 100)) for i in range(1, 101)], 100, **inputs)  # several batches
+    assert len(many) == 100 and many[-1]["attributions"] == pytest.approx(found["attributions"], abs=1e-5)
+
+
+def mixed(folder: Path) -> str:
+    def serve(x, n, word):
+        bucket = tf.cast(tf.raw_ops.Bucketize(input=x, boundaries=[0.0, 1.0]), tf.float64)
+        return {"y": x**2 * tf.cast(n, tf.float64) + 10 * bucket + tf.cast(tf.strings.length(word), tf.float64)}
+
+    return saved(folder, serve, x=([None], tf.float64), n=([None], tf.int64), word=([None], tf.string))
+
+
+def test_what_has_no_gradient_stays_as_it_is_given_or_is_refused(tmp_path):
+    folder = mixed(tmp_path / "m")
+    row = {"x": 3.0, "n": 2, "word": "four"}
+    text = {"modality": "categorical", "inputBaselines": ["one"]}
+    (found,) = by_gradients(folder, [row], x=number(0.5), word=text)
+    assert found["attributions"] == {"x": pytest.approx(2 * (9 - 0.25))}, "n and word are the instance's own"
+    assert found["baseline_output_value"] == 0.5**2 * 2 + 10 + 4 and found["instance_output_value"] == 18 + 20 + 4
+    assert found["approximation_error"] == pytest.approx(10 / 27.5), "the way through the buckets has no gradient, and that shows"
+    for inputs, says in (
+        ({"x": number(0.0), "n": number(1)}, "0: n takes int64, along which there is no gradient: leave it out of .*sampledShapley"),
+        ({"word": {}}, "0: word takes string"),
+        ({"word": text}, "none of the inputs n, word, x is numeric"),
+        ({"x": {"inputBaselines": [None]}}, "x has a baseline that is no number"),
+        ({"z": number(0.0)}, "names the input z"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            by_gradients(folder, [row], **inputs)
+    for steps in (0, 101):
+        with pytest.raises(ValueError, match=f"stepCount takes 1 to 100; got {steps}"):
+            by_gradients(folder, [row], steps, x=number(0.0))
+    with pytest.raises(ValueError, match="^1: x is missing or no finite number"):
+        by_gradients(folder, [row, {**row, "x": None}], x=number(0.0))
+    steps = saved(tmp_path / "steps", lambda x: {"y": tf.cast(tf.cast(x, tf.int64), tf.float64)}, x=([None], tf.float64))
+    with pytest.raises(ValueError, match="0: .*y has no gradient along x"):
+        by_gradients(steps, [{"x": 1.0}], x=number(0.0))
+
+
 # ------------------------------------------------------------------ real trainers
 
 
@@ -196,9 +297,14 @@ def test_baselines_are_of_the_training_rows_and_of_the_sdks_types(models):
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        given = explanation.options(words)
+        given = explanation.options(words, "sampled_shapley")
         assert given["explanation_metadata"].inputs["text"].input_baselines == [""]
         assert given["explanation_parameters"].sampled_shapley_attribution.path_count == 10
+        given = explanation.options(taxi, "integrated_gradients")
+        assert given["explanation_parameters"].integrated_gradients_attribution.step_count == 50
+        assert set(given["explanation_metadata"].inputs) == set(TRIP) - {"pickup_datetime"}
+        with pytest.raises(explanation.ExplanationError, match="none of the inputs text is numeric. Use sampled_shapley"):
+            explanation.options(words, "integrated_gradients")
 
 
 @pytest.mark.parametrize("how", ["module", "script"])
@@ -217,6 +323,15 @@ def test_the_command_explains_lines(models, how):
     assert sum(lines[0]["attributions"].values()) == pytest.approx(gap) and lines[0]["attributions"]["dropoff_longitude"] > 1
     done = subprocess.run([sys.executable, *command], input=text + '{"pickup_longitude": 1}\n', **run)
     assert done.returncode == 2 and done.stderr.startswith("error: line 4: lacks ") and done.stderr.count("\n") == 1
+
+
+def test_the_command_takes_a_method(models, monkeypatch, capsys):
+    model = str(models / "taxifare" / "model")
+    for flag, columns in (("--steps=20", set(TRIP) - {"pickup_datetime"}), ("--paths=3", set(TRIP))):
+        monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(TRIP)))
+        assert explain.main([model, flag]) == 0 and set(json.loads(capsys.readouterr().out)["attributions"]) == columns
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(TRIP)))
+    assert explain.main([model, "--steps=0"]) == 2 and capsys.readouterr().err == "error: stepCount takes 1 to 100; got 0\n"
 
 
 def test_a_model_without_baselines_says_so(product):
@@ -275,6 +390,14 @@ def test_the_sdk_is_told_what_answers_rest_on(service, sdk, models):
     override = {"metadata": {"inputs": {"pickup_longitude": {"inputBaselines": [TRIP["pickup_longitude"]]}}}}
     name = endpoint.resource_name.rpartition("/")[2]
     base = "/v1/projects/my-project/locations/us-central1"
+    gradients = overriding(parameters={"integratedGradientsAttribution": {"stepCount": 50}})
+    found = service.call("POST", f"/endpoints/{name}:explain", gradients, base=base)
+    wanted = {**gradients_of(), "metadata": spec["metadata"]}
+    (told,) = explain.Explainer(predict.load_signature(str(models / "taxifare" / "model")), wanted).explain([TRIP])
+    said = found["explanations"][0]["attributions"][0]
+    assert said["featureAttributions"] == pytest.approx(told["attributions"], rel=1e-4)
+    assert "pickup_datetime" not in said["featureAttributions"]
+    assert said["approximationError"] == pytest.approx(told["approximation_error"], rel=1e-2)
     found = service.call("POST", f"/endpoints/{name}:explain", {"instances": [TRIP], "explanationSpecOverride": override}, base=base)
     assert found["explanations"][0]["attributions"][0]["featureAttributions"]["pickup_longitude"] == 0.0
     for body, code, says in (
@@ -314,13 +437,18 @@ PATHS = {"sampledShapleyAttribution": {"pathCount": 5}}
     "spec, code, says",
     [
         ({"parameters": {"topK": 1}}, 501, "model.explanationSpec.parameters.topK is not supported"),
-        ({"parameters": {}}, 400, "sampledShapleyAttribution is required"),
+        ({"parameters": {}}, 400, "sampledShapleyAttribution is required, or integratedGradientsAttribution"),
+        ({"parameters": {"integratedGradientsAttribution": {"stepCount": 101}}}, 400, "stepCount takes 1 to 100; got 101"),
+        ({"parameters": {"integratedGradientsAttribution": {"stepCount": 9, "smoothGradConfig": {"noisySampleCount": 3}}}}, 501,
+         "integratedGradientsAttribution.smoothGradConfig is not supported"),
+        ({"parameters": {"integratedGradientsAttribution": {"stepCount": 9, "blurBaselineConfig": {"maxBlurSigma": 1}}}}, 501,
+         "integratedGradientsAttribution.blurBaselineConfig is not supported"),
         ({"parameters": {"sampledShapleyAttribution": {"pathCount": 99}}}, 400, "pathCount takes 1 to 50; got 99"),
         ({"parameters": {"xraiAttribution": {"stepCount": 3}}}, 501, "xraiAttribution is not supported"),
         ({"parameters": PATHS, "metadata": {"inputs": {"x": {"encoding": "BAG_OF_FEATURES"}}}}, 501, "encoding: IDENTITY alone"),
         ({"parameters": PATHS, "metadata": {"inputs": {"x": {"inputBaselines": [1, 2]}}}}, 501, "one baseline is supported"),
     ],
-)
+)  # fmt: skip
 def test_a_spec_that_is_not_worked_out_here_is_refused_at_the_upload(service, spec, code, says):
     folder = {"displayName": "m", "artifactUri": "gs://my-bucket/taxifare/model", "containerSpec": {"imageUri": SERVING}}
     model = {**folder, "explanationSpec": spec}
@@ -332,13 +460,23 @@ def test_deploy_with_explanations(service, models, tmp_path):
     from vertex_submit import deploy
 
     (tmp_path / "rows.jsonl").write_text(json.dumps(TRIP) + "\n")
-    flags = ("--project=my-project", "--region=us-central1", "--bucket=my-bucket", "--explain", "--instances=rows.jsonl")
+    place, method = ("--project=my-project", "--region=us-central1", "--bucket=my-bucket"), "--explain_method=integrated_gradients"
+    flags = (*place, "--explain", method, "--instances=rows.jsonl")
     where = ("--artifact_uri=gs://my-bucket/taxifare/model", f"--api_endpoint={service.endpoint.url}", "--model_display_name=explained")
     done = call(deploy.main, ROOT / "jobs" / "taxifare.yaml", *flags, *where, cwd=tmp_path, env=service.endpoint.environment())
     assert "explanations in March 2027" in done.stderr and "assets.extra/explanation.json" in done.stdout and " -> " in done.stdout
     base = "/v1/projects/my-project/locations/us-central1"
     (model,) = [each for each in service.call("GET", "/models", base=base)["models"] if each["displayName"] == "explained"]
-    assert model["explanationSpec"]["metadata"]["inputs"]["passenger_count"]["inputBaselines"] == [1]
+    spec = model["explanationSpec"]
+    assert spec["metadata"]["inputs"]["passenger_count"]["inputBaselines"] == [1] and "pickup_datetime" not in spec["metadata"]["inputs"]
+    assert spec["parameters"] == {"integratedGradientsAttribution": {"stepCount": 50}}
+    (endpoint,) = [each for each in service.call("GET", "/endpoints", base=base)["endpoints"] if each["displayName"] == "taxifare"]
+    found = service.call("POST", f"/endpoints/{endpoint['name'].rpartition('/')[2]}:explain", {"instances": [TRIP]}, base=base)
+    attribution = found["explanations"][0]["attributions"][0]
+    gap = attribution["instanceOutputValue"] - attribution["baselineOutputValue"]
+    assert abs(sum(attribution["featureAttributions"].values()) - gap) == pytest.approx(attribution["approximationError"] * gap)
+    lone = call(deploy.main, ROOT / "jobs" / "taxifare.yaml", *place, method, cwd=tmp_path, code=2)
+    assert "--explain_method: is for explanations; give --explain, too" in lone.stderr
     (service.state / "buckets" / "my-bucket" / "bare").mkdir()
     bare = ("--artifact_uri=gs://my-bucket/bare", *where[1:])
     done = call(deploy.main, ROOT / "jobs" / "taxifare.yaml", *flags, *bare, cwd=tmp_path, env=service.endpoint.environment(), code=2)

@@ -89,19 +89,6 @@ def test_the_sdk_runs_a_pipeline_and_reads_its_tasks(sdk, compiled):  # noqa: F8
         aiplatform.PipelineJob.get(job.resource_name)
 
 
-def test_over_grpc_and_with_caching(sdk, pipelines, compiled):  # noqa: F811
-    arguments = {**pipelines.endpoint.init_arguments(), "api_transport": "grpc", "api_endpoint": pipelines.endpoint.grpc}
-    aiplatform.init(**arguments)
-    for expected in (STATE.SUCCEEDED, STATE.SKIPPED):
-        job = aiplatform.PipelineJob(
-            display_name="chain", template_path=str(compiled / "chain.yaml"), pipeline_root=ROOT_URI, enable_caching=True,
-            parameter_values={"text": "over gRPC"}, job_id=f"grpc-{expected.name.lower()}",
-        )  # fmt: skip
-        job.submit()
-        job.wait()
-        assert {task.task_name: task.state for task in job.task_details}["write"] == expected
-
-
 def test_a_failed_step_is_the_jobs_error(sdk, compiled, tmp_path):  # noqa: F811
     job = aiplatform.PipelineJob(
         display_name="exits", template_path=str(compiled / "exits.yaml"), pipeline_root=ROOT_URI,

@@ -8,9 +8,8 @@ import sys
 import textwrap
 
 import pytest
-from conftest import ROOT
 from test_local_support import environ
-from test_serve_support import Service, job_spec
+from test_serve_support import Service
 
 pytest.importorskip("google.cloud.aiplatform", reason="google-cloud-aiplatform is not installed")
 pytest.importorskip("cryptography", reason="without cryptography the service has no TLS")
@@ -128,37 +127,3 @@ def test_v1beta1_is_answered_too(service, run):
         print(json.dumps([type(made).__module__, names, len(list(client.list_endpoints(parent=parent)))]))
     """)
     assert answer == ["google.cloud.aiplatform_v1beta1.types.endpoint", ["beta"], 0]
-
-
-@pytest.mark.slow
-def test_a_model_is_trained_uploaded_deployed_and_asked(service, run):
-    data = ROOT / "taxifare" / "tests" / "data"
-    spec = job_spec("")
-    spec["workerPoolSpecs"][0]["containerSpec"] = {
-        "imageUri": "host/taxifare:1", "command": [sys.executable, "-m", "taxifare.trainer.task"],
-        "args": [f"--train_data_path={data}/taxi-train.csv", f"--eval_data_path={data}/taxi-valid.csv", "--num_evals=1"],
-        "env": [{"name": "PYTHONPATH", "value": str(ROOT)}],
-    }  # fmt: skip
-    spec["baseOutputDirectory"] = {"outputUriPrefix": "gs://trained/taxi"}
-    made = service.call("POST", "/customJobs", {"displayName": "taxi", "jobSpec": spec})
-    assert service.ended(made["name"].rpartition("/")[2], seconds=120)["state"] == "JOB_STATE_SUCCEEDED"
-    answer = run(f"""
-        model = aiplatform.Model.upload(
-            display_name="taxi", artifact_uri="gs://trained/taxi/model", serving_container_image_uri={IMAGE!r}, version_aliases=["newBest"])
-        endpoint = model.deploy(machine_type="n1-standard-2")
-        instance = {{"pickup_datetime": "2010-03-23 06:49:00+00:00", "passenger_count": 1, "pickup_longitude": -73.98,
-                     "pickup_latitude": 40.75, "dropoff_longitude": -73.96, "dropoff_latitude": 40.78}}
-        answer = endpoint.predict([instance, instance])
-        dedicated = aiplatform.Endpoint.create("dedicated", dedicated_endpoint_enabled=True)
-        model.deploy(dedicated, machine_type="n1-standard-2")
-        body = {{"inputs": {{name: [value] for name, value in instance.items()}}}}
-        raw = dedicated.raw_predict(json.dumps(body).encode(), {{"Content-Type": "application/json"}}).json()
-        assert abs(raw["outputs"][0] - answer.predictions[0]) < 1e-4, raw
-        dedicated.delete(force=True)
-        split, aliases = dict(endpoint.traffic_split), list(model.version_aliases)
-        endpoint.undeploy_all()
-        endpoint.delete()
-        model.delete()
-        print(json.dumps([answer.predictions, list(split.values()), aliases, answer.model_version_id]))
-    """)
-    assert len(answer[0]) == 2 and answer[0][0] == answer[0][1] > 1 and answer[1:] == [[100], ["default", "newBest"], "1"]

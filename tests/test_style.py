@@ -22,6 +22,7 @@ PACKAGES = ("vertex_runtime", "vertex_local", "vertex_submit", "data_tools", "pi
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 SCRIPTS = [path for folder in ("scripts", ".ci") for path in sorted((ROOT / folder).iterdir()) if path.is_file()]
 READERS = ("data.py", "rows.py")
+EXPLAINING = ("explain.py", "integrated_gradients.py")  # no part of a run
 CORE = ("environment", "strategy", "loop", "steps", "checkpoint", "export")
 RUNTIME_FILE = 300
 LARGEST_FILES = {
@@ -82,7 +83,8 @@ def test_the_files_that_users_edit_are_short(trainer, name, budget):
 def test_the_runtime_can_be_read_in_one_sitting():
     sizes = {path.name: lines_of_code(path) for path in SOURCES if path.parent.name == "vertex_runtime"}
     assert sum(sizes[f"{name}.py"] for name in CORE) <= 1200, sizes
-    assert sum(size for name, size in sizes.items() if name not in READERS) <= 6400, sizes
+    assert sum(size for name, size in sizes.items() if name not in (*READERS, *EXPLAINING)) <= 6130, sizes
+    assert sum(sizes[name] for name in EXPLAINING) <= 380, sizes
     assert not {name: size for name, size in sizes.items() if size > LARGEST_FILES.get(name, RUNTIME_FILE)}
     report = {path.name: lines_of_code(path) for path in SOURCES if path.parent.name == "data_report"}  # no part of a run
     assert sum(report.values()) <= 1200, report

@@ -16,13 +16,13 @@ import ssl
 import subprocess
 import sys
 import threading
-import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from . import client
 from .local.environment import PROJECT as PROJECT_NUMBER
 from .serve import endpoint
 
@@ -76,13 +76,7 @@ class LocalService:
 
     def request(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
         """Send JSON with the token to a path such as `/v1/projects/p/…` and return the answer; errors are urllib's HTTPError."""
-        headers = {"Authorization": f"Bearer {self.token}"}
-        data = None if body is None else json.dumps(body).encode()
-        if data is not None:
-            headers["Content-Type"] = "application/json"
-        request = urllib.request.Request(self.endpoint.url + path, data, headers, method=method)
-        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=self.tls))
-        with direct.open(request, timeout=300) as answer:
+        with client.send(self.endpoint.url + path, self.endpoint.ca_file, method, body, self.token, timeout=300) as answer:
             return json.loads(answer.read() or b"{}")
 
     def reset(self) -> None:

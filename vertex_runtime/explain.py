@@ -1,12 +1,12 @@
-"""What an answer rests on: Shapley values of a model's inputs, by its served signature alone.
+"""What an answer rests on: sampled Shapley values of a model's inputs, by its served signature alone, or integrated gradients.
 
-An input's share of an answer is what it adds on average, when the inputs take the places of their baselines one by one, in
-every order where there are few inputs, else in some random orders, each with its reverse (sampled Shapley). Words of a text and
-parts of an image are taken for inputs of their own. The shares add up to the answer less that to the baseline, whatever the
-orders: `approximation_error` says by how much they do not.
+An input's Shapley value is what it adds to the answer on average, when the inputs take the places of their baselines one by one,
+in every order where there are few inputs, else in some random orders, each with its reverse. Words of a text and parts of an image
+are taken for inputs of their own. The shares add up to the answer less that to the baseline, whatever the orders:
+`approximation_error` says by how much they do not. Integrated gradients are of numeric inputs alone: integrated_gradients.py.
 
-Baselines come from the training rows: the exporter writes them as an ExplanationSpec of the API into
-`assets.extra/explanation.json`. Needs TensorFlow and the exported folder, nothing else of this project but predict.py.
+Baselines come from the training rows: the exporter writes them as an ExplanationSpec of the API into `assets.extra/explanation.json`.
+Needs TensorFlow and the exported folder, nothing else of this project but predict.py and integrated_gradients.py.
 
     python -m vertex_runtime.explain MODEL < instances.jsonl      # one JSON value a line; or: scripts/predict MODEL --explain
 """
@@ -25,8 +25,9 @@ from typing import Any
 import numpy as np
 
 if __package__:
-    from . import predict
+    from . import integrated_gradients, predict
 else:
+    import integrated_gradients  # type: ignore[no-redef]
     import predict  # type: ignore[no-redef]
 
 SPEC = "explanation.json"
@@ -58,10 +59,12 @@ class Explainer:
         outputs = {each.get("outputTensorName") or name: each for name, each in metadata.get("outputs", {}).items()}
         self.output = output_of(signature.structured_outputs, list(outputs))
         self.display = outputs.get(self.output, {}).get("indexDisplayNameMapping") or []
-        self.paths = int(spec.get("parameters", {}).get("sampledShapleyAttribution", {}).get("pathCount") or PATHS)
-        if not 1 <= self.paths <= MOST_PATHS:
-            raise ValueError(f"0: pathCount takes 1 to {MOST_PATHS}; got {self.paths}")
-        self.baseline = {name: self._baseline(name) for name in self.specs}
+        self.paths = _count(spec, "sampledShapleyAttribution", "pathCount", MOST_PATHS) or PATHS
+        self.steps = _count(spec, "integratedGradientsAttribution", "stepCount", integrated_gradients.MOST_STEPS)
+        named = self.inputs or self.specs if self.steps else self.specs
+        self.baseline = {name: self._baseline(name) for name in named if not self.steps or self.modality(name) in ("", "numeric")}
+        if self.steps:
+            integrated_gradients.check(self.specs, self.baseline)
 
     def _baseline(self, name: str) -> Any:
         spec, given = self.specs[name], self.inputs.get(name, {}).get("inputBaselines") or []
@@ -92,13 +95,16 @@ class Explainer:
         Returns:
             For each: `output_name`, `output_index` ([] for an output of one value, else the likeliest class's), its
             `output_display_name`, `baseline_output_value`, `instance_output_value`, `attributions` by input (a number; of a
-            text one for each of its words, as blanks part them; of an image one for each part, row by row),
-            `approximation_error` (relative) and `standard_error` (of the shares, 0 where every order was tried).
+            text one for each of its words, as blanks part them; of an image one for each part, row by row; by integrated
+            gradients as many as the input has numbers), `approximation_error` (relative) and `standard_error` (of the shares,
+            0 where every order was tried).
 
         Raises:
             ValueError: as `predict.answer`.
         """
         columns = predict.columns_of(self.signature, instances)
+        if self.steps:
+            return self._by_gradients(columns) if instances else []
         found: list[dict[str, Any]] = []
         waiting: list[_Game] = []
         for place in range(len(instances)):
@@ -110,6 +116,32 @@ class Explainer:
                     raise ValueError(f"{len(found)}: cannot be explained: {str(error).partition(': ')[2]}") from None
                 waiting = []
         return found
+
+    def _by_gradients(self, columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+        found = integrated_gradients.attribute(self.signature, self.output, columns, self.baseline, self.steps)
+        said = []
+        for place, index in enumerate(found.index.tolist()):
+            shares = {self.names.get(name, name): values[place].tolist() for name, values in found.shares.items()}
+            total = sum(float(values[place].sum()) for values in found.shares.values())
+            said.append(self._said(found.baseline[place], found.reached[place], index, shares, total, 0.0))
+        return said
+
+    def _said(self, first: Any, last: Any, index: int, attributions: dict[str, Any], total: float, error: float) -> dict[str, Any]:
+        """Return one explanation.
+
+        Args:
+            first, last: the outputs at the baseline and at the instance, [values].
+            index: of the value that is explained.
+            total: the sum of all shares.
+        """
+        baseline, reached, single = float(first[index]), float(last[index]), len(last) == 1
+        gap = abs(total - (reached - baseline)) / max(abs(reached - baseline), 1e-12)
+        return {
+            "output_name": self.output, "output_index": [] if single else [index],
+            "output_display_name": str(self.display[index]) if not single and index < len(self.display) else "",
+            "baseline_output_value": baseline, "instance_output_value": reached, "attributions": attributions,
+            "approximation_error": abs(total) if reached == baseline else gap, "standard_error": error,
+        }  # fmt: skip
 
     def _play(self, games: Sequence[_Game]) -> list[dict[str, Any]]:
         """Ask about all coalitions of some instances, in batches, and share out their answers."""
@@ -192,16 +224,8 @@ class _Game:
         index = int(answers[last].argmax())
         values = answers[:, index]
         shares, error = self._exactly(values) if self.exact else self._by_orders(values)
-        baseline, reached = float(values[first]), float(values[last])
-        gap = abs(float(shares.sum()) - (reached - baseline)) / max(abs(reached - baseline), 1e-12)
-        single = answers.shape[1] == 1
-        display = self.explainer.display
-        return {
-            "output_name": self.explainer.output, "output_index": [] if single else [index],
-            "output_display_name": str(display[index]) if not single and index < len(display) else "",
-            "baseline_output_value": baseline, "instance_output_value": reached, "attributions": self._by_input(np.asarray(shares)),
-            "approximation_error": 0.0 if reached == baseline else gap, "standard_error": error,
-        }  # fmt: skip
+        total, by_input = float(np.sum(shares)), self._by_input(np.asarray(shares))
+        return self.explainer._said(answers[first], answers[last], index, by_input, total, error)
 
     def _exactly(self, values: Any) -> tuple[Any, float]:
         count = len(self.units)
@@ -268,6 +292,17 @@ class _Picture:
         return tf.io.encode_png(pixels, compression=1).numpy()
 
 
+def _count(spec: Mapping[str, Any], method: str, name: str, most: int) -> int:
+    """Return the count of a method; 0 where the spec does not say."""
+    given = spec.get("parameters", {}).get(method)
+    if given is None or (method == "sampledShapleyAttribution" and name not in given):
+        return 0
+    count = int(given.get(name, 0))
+    if not 1 <= count <= most:
+        raise ValueError(f"0: {name} takes 1 to {most}; got {count}")
+    return count
+
+
 def output_of(outputs: Mapping[str, Any], wanted: Sequence[str] = ()) -> str:
     """Return the output to explain: the one that the spec names, else scores of classes, else the first number."""
     numbers = {name: spec for name, spec in outputs.items() if spec.dtype.is_floating}
@@ -295,8 +330,11 @@ def load_spec(directory: str) -> dict[str, Any]:
         return json.load(file)
 
 
-def print_lines(directory: str, lines: Iterable[str], paths: int = 0, seed: int = 0) -> None:
+def print_lines(directory: str, lines: Iterable[str], parameters: Mapping[str, Any] | None = None, seed: int = 0) -> None:
     """Explain JSON lines on stdout, one JSON value per line, in order.
+
+    Args:
+        parameters: ExplanationParameters of the API, instead of the model's own.
 
     Raises:
         ValueError: a line does not fit the model; it is named.
@@ -307,9 +345,7 @@ def print_lines(directory: str, lines: Iterable[str], paths: int = 0, seed: int 
             continue
         if explainer is None:
             signature, spec = predict.load_signature(directory), load_spec(directory)
-            if paths:
-                spec = {**spec, "parameters": {"sampledShapleyAttribution": {"pathCount": paths}}}
-            explainer = Explainer(signature, spec)
+            explainer = Explainer(signature, {**spec, "parameters": parameters} if parameters else spec)
         try:
             found = explainer.explain(instances, seed)
         except ValueError as error:
@@ -323,17 +359,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Explain the answers to JSON lines from stdin on stdout, one JSON value per line, in order."""
     parser = argparse.ArgumentParser(prog="python -m vertex_runtime.explain", description=main.__doc__)
     parser.add_argument("model_dir", help="folder of the SavedModel: what a trainer writes to <output_dir>/model")
-    parser.add_argument("--paths", type=int, default=0, help=f"random orders of the inputs, up to {MOST_PATHS} (default: the model's own)")
+    methods = parser.add_mutually_exclusive_group()
+    methods.add_argument("--paths", type=int, help=f"random orders of the inputs, up to {MOST_PATHS} (default: the model's own)")
+    text = f"by integrated gradients, at so many places of the way, up to {integrated_gradients.MOST_STEPS}"
+    methods.add_argument("--steps", type=int, help=text)
     parser.add_argument("--seed", type=int, default=0, help="of the orders")
     args = parser.parse_args(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
-        print_lines(args.model_dir, sys.stdin, args.paths, args.seed)
+        print_lines(args.model_dir, sys.stdin, _parameters(args), args.seed)
     except ValueError as error:
         sys.stdout.flush()
         print(f"error: {re.sub('^0: ', '', str(error))}", file=sys.stderr)
         return 2
     return 0
+
+
+def _parameters(args: argparse.Namespace) -> dict[str, Any] | None:
+    if args.steps is not None:
+        return {"integratedGradientsAttribution": {"stepCount": args.steps}}
+    return None if args.paths is None else {"sampledShapleyAttribution": {"pathCount": args.paths}}
 
 
 if __name__ == "__main__":

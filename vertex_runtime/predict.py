@@ -87,17 +87,42 @@ def ask(signature: Any, columns: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
     Raises:
         ValueError: as `columns_of`.
     """
+    given = tensors_of(signature.structured_input_signature[1], columns)
+    return {name: values.numpy() for name, values in call(signature, given).items()}
+
+
+def tensors_of(specs: Mapping[str, Any], columns: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    """Return columns as tensors of the signature's types.
+
+    Raises:
+        ValueError: as `columns_of`.
+    """
     import tensorflow as tf
 
-    specs = signature.structured_input_signature[1]
     try:
-        given = {name: tf.constant(values, specs[name].dtype) for name, values in columns.items()}
-        found = signature(**given)
+        return {name: tf.constant(values, specs[name].dtype) for name, values in columns.items()}
+    except (ValueError, TypeError) as error:
+        raise _unfit(columns, specs, error) from None
+
+
+def call(signature: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the model's outputs for tensors, as tensors, by name.
+
+    Raises:
+        ValueError: as `columns_of`.
+    """
+    import tensorflow as tf
+
+    try:
+        return signature(**given)
     except tf.errors.InvalidArgumentError as error:
         raise _refused(str(error.message)) from None
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{_odd_one(columns, specs)}: does not fit the model's inputs: {str(error).splitlines()[0][:120]}") from None
-    return {name: values.numpy() for name, values in found.items()}
+        raise _unfit({name: values.numpy() for name, values in given.items()}, signature.structured_input_signature[1], error) from None
+
+
+def _unfit(columns: Mapping[str, Sequence[Any]], specs: Mapping[str, Any], error: Exception) -> ValueError:
+    return ValueError(f"{_odd_one(columns, specs)}: does not fit the model's inputs: {str(error).splitlines()[0][:120]}")
 
 
 def _named(instance: Any, specs: Mapping[str, Any], place: int) -> Mapping[str, Any]:
@@ -218,14 +243,15 @@ def _explain() -> Any:
         from . import explain
 
         return explain
-    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "explain.py")
-    spec = importlib.util.spec_from_file_location("explain", path)
-    if spec is None or spec.loader is None or not os.path.exists(path):
-        raise ValueError(f"--explain needs {path}, which is not there")
     sys.modules["predict"] = sys.modules[__name__]
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    for name in ("integrated_gradients", "explain"):
+        path = os.path.join(os.path.dirname(os.path.abspath(__file__)), f"{name}.py")
+        spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None or not os.path.exists(path):
+            raise ValueError(f"--explain needs {path}, which is not there")
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules["explain"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -46,6 +46,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--parent_model", metavar="ID", help="for the upload: make it a new version of this model")
     parser.add_argument("--version_aliases", metavar="A,B", type=sdk.aliases, help="for the upload (a new version's default: challenger)")
     parser.add_argument("--explain", action="store_true", help="for the upload: explanations, too, which Vertex AI ends")
+    text = "how --explain does it: %(choices)s (default: the first)"
+    parser.add_argument("--explain_method", metavar="METHOD", choices=explanation.METHODS, help=text)
     parser.add_argument("--endpoint", metavar="NAME", help="its name in lists; made if there is none (default: the trainer's name)")
     parser.add_argument("--machine_type", metavar="TYPE", default="n1-standard-2", help="(default: %(default)s)")
     parser.add_argument("--replicas", metavar="N", type=int, default=1, help="how many machines at least (default: %(default)s)")
@@ -82,7 +84,8 @@ def _deploy(args: argparse.Namespace) -> int:
         return 0
     service = sdk.connect(values, args)
     if args.explain:
-        upload |= explanation.options(explanation.read(upload["artifact_uri"], values["project"], args.token_file))
+        spec = explanation.read(upload["artifact_uri"], values["project"], args.token_file)
+        upload |= explanation.options(spec, args.explain_method or explanation.METHODS[0])
     aiplatform = sdk.start(service, values["bucket"])
     with sdk.errors(service.project):
         model = aiplatform.Model.upload(**upload) if upload else aiplatform.Model(args.model)
@@ -134,6 +137,8 @@ def refuse_contradictions(args: argparse.Namespace) -> None:
     for name in ("artifact_uri", "parent_model", "version_aliases", "model_display_name", "explain"):
         if args.model and getattr(args, name):
             raise DeployError(f"--{name}: is for an upload; leave it or --model out.")
+    if args.explain_method and not args.explain:
+        raise DeployError("--explain_method: is for explanations; give --explain, too, or leave it out.")
 
 
 def upload_options(args: argparse.Namespace, job: jobs.Job, trainer: str, values: Mapping[str, str]) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from vertex_local.errors import UserError
 from . import transfer
 
 FILE = "assets.extra/explanation.json"
+STEPS = 50  # of integrated gradients, for which the model's own spec has no number
+METHODS = ("sampled_shapley", "integrated_gradients")
 
 
 class ExplanationError(UserError):
@@ -42,12 +44,24 @@ def read(uri: str, project: str, token_file: str | None) -> dict[str, Any]:
         raise ExplanationError(f"--explain: gs://{bucket}/{name} is not JSON ({error}). Export the model anew (--only=export).") from None
 
 
-def options(spec: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of the SDK's `Model.upload` for a spec, as its own types."""
+def options(spec: dict[str, Any], method: str) -> dict[str, Any]:
+    """Return the arguments of the SDK's `Model.upload` for a spec, as its own types.
+
+    Args:
+        method: one of METHODS. Integrated gradients are of the inputs whose modality is numeric; others are left out.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from google.cloud.aiplatform import explain
+    parameters, metadata = spec["parameters"], spec["metadata"]
+    if method == "integrated_gradients":
+        parameters = {"integratedGradientsAttribution": {"stepCount": STEPS}}
+        numeric = {name: each for name, each in metadata["inputs"].items() if each.get("modality") == "numeric"}
+        if not numeric:
+            names = ", ".join(metadata["inputs"])
+            raise ExplanationError(f"--explain_method={method}: none of the inputs {names} is numeric. Use {METHODS[0]}.")
+        metadata = {**metadata, "inputs": numeric}
     return {
-        "explanation_metadata": explain.ExplanationMetadata.from_json(json.dumps(spec["metadata"])),
-        "explanation_parameters": explain.ExplanationParameters.from_json(json.dumps(spec["parameters"])),
+        "explanation_metadata": explain.ExplanationMetadata.from_json(json.dumps(metadata)),
+        "explanation_parameters": explain.ExplanationParameters.from_json(json.dumps(parameters)),
     }

@@ -7,6 +7,7 @@ import json
 import pkgutil
 import urllib.parse
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -74,7 +75,7 @@ class Visit:
     @property
     def parent(self) -> str:
         """The project and region that are looked at: `projects/P/locations/L`."""
-        return self.query.get("parent") or self.form.get("parent") or self.console.parent
+        return self.query.get("parent") or self.console.parent
 
     def call(self, rpc: str, **fields: Any) -> dict[str, Any]:
         """Call an RPC of the service, `ListCustomJobs`, and return its response in the API's JSON form."""
@@ -96,9 +97,12 @@ def page(method: str, path: str) -> Callable[[Function], Function]:
     return register
 
 
+_looked_at: ContextVar[str] = ContextVar("parent", default="")  # the project and region that the request's address names
+
+
 def href(path: str, **query: Any) -> str:
-    """Return the address of a page with parameters; those that are empty are left out."""
-    given = {name: value for name, value in query.items() if value not in (None, "")}
+    """Return the address of a page with parameters, of the project and region that are looked at; empty ones are left out."""
+    given = {name: value for name, value in {"parent": _looked_at.get(), **query}.items() if value not in (None, "")}
     return f"{BASE}{urllib.parse.quote(path)}{'?' * bool(given)}{urllib.parse.urlencode(given)}"
 
 
@@ -166,6 +170,7 @@ class Console:
 
     def _handler(self, function: Function) -> Callable[..., Answer]:
         def handle(request: Request, **names: str) -> Answer:
+            _looked_at.set(request.query.get("parent", ""))
             session = self.logins.find(request.headers.get("Cookie", ""))
             if session is None:
                 return self._closed("The console is open to whoever started the service.")

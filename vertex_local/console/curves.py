@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..metadata.event_files import LogReader
 
-MOST_POINTS = 2000  # of a curve; of a longer one every second is dropped until it fits
+MOST_POINTS = 1000  # of a curve, as a chart is about so many pixels wide; of a longer one every second is dropped until it fits
 _MOST_FOLDERS = 256  # whose curves are remembered
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 LINES = 400  # on one page
 _LONGEST = 4000  # letters of a line that are shown
 _BLOCK = 1 << 16
+_MOST = 4 << 20  # bytes in which a page's lines are looked for: a bar of progress may write more without one end of a line
 _SEARCHED = 1 << 30  # bytes that one request looks through
 _SEARCH_BLOCK = 4 << 20
 SEVERITIES = ("ERROR", "CRITICAL", "WARNING")
@@ -43,15 +44,16 @@ def before(path: Path, end: int | None = None) -> Part:
     end = size if end is None else min(end, size)
     if not size:
         return Part([], 0, 0, 0)
+    blocks, at, found = [], end, 0
     with open(path, "rb") as file:
-        at, data = end, b""
-        while at > 0 and data.count(b"\n") <= LINES:
+        while at > 0 and found <= LINES and end - at < _MOST:
             step = min(_BLOCK, at)
             at -= step
             file.seek(at)
-            data = file.read(step) + data
-    lines = data.splitlines(keepends=True)
-    dropped = max(0, len(lines) - LINES) or (1 if at > 0 else 0)
+            blocks.append(file.read(step))
+            found += blocks[-1].count(b"\n")
+    lines = b"".join(reversed(blocks)).splitlines(keepends=True)
+    dropped = max(0, len(lines) - LINES) or (1 if at > 0 and len(lines) > 1 else 0)
     begin = at + sum(map(len, lines[:dropped]))
     return Part(_shown(lines[dropped:], begin), begin, end, size)
 

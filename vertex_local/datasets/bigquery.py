@@ -1,4 +1,4 @@
-"""BigQuery as a data set's source and an export's destination: by the real client, against a stand-in only.
+"""BigQuery as a source of rows and a destination of tables: by the real client, against a stand-in only.
 
 A rehearsal on this machine never reaches out to BigQuery itself: BIGQUERY_EMULATOR_HOST must name a stand-in.
 """
@@ -10,7 +10,7 @@ import contextlib
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
@@ -21,6 +21,7 @@ from .rows import Row
 
 HOST = "BIGQUERY_EMULATOR_HOST"
 PAGE_ROWS = 20_000
+ONCE: Any = {"retry": None, "timeout": 60}  # the clients' own retries hold a request for ten minutes where no stand-in answers
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def client(uri: str, project: str) -> Any:
 
 
 @contextlib.contextmanager
-def _answers(uri: str) -> Iterator[None]:
+def errors(uri: str) -> Iterator[None]:
     """Turn the client's errors into one line that names what was asked for."""
     from google.api_core.exceptions import GoogleAPIError
     from requests.exceptions import RequestException
@@ -69,18 +70,18 @@ class TableSource:
 
     form, annotation_type, bytes = "csv", "tables", 0
 
-    def __init__(self, dataset: Dataset):
-        self.uri, name = dataset.table, dataset.table.removeprefix("bq://")
+    def __init__(self, uri: str):
+        self.uri, name = uri, uri.removeprefix("bq://")
         self.client = client(self.uri, name.partition(".")[0])
-        with _answers(self.uri):
-            self.table = self.client.get_table(name)
+        with errors(self.uri):
+            self.table = self.client.get_table(name, **ONCE)
         self.columns = [field.name for field in self.table.schema]
         self.nested = [field.name for field in self.table.schema if field.field_type in ("RECORD", "STRUCT") or field.mode == "REPEATED"]
 
     def batches(self) -> Iterator[Any]:
         """Yield the table as Arrow record batches."""
-        with _answers(self.uri):
-            yield from self.client.list_rows(self.table, page_size=PAGE_ROWS).to_arrow_iterable()
+        with errors(self.uri):
+            yield from self.client.list_rows(self.table, page_size=PAGE_ROWS, **ONCE).to_arrow_iterable()
 
     def rows(self) -> Iterator[Row]:
         """Yield every row as text.
@@ -99,7 +100,7 @@ class TableSource:
 
     def texts(self, batch: Any, number: int) -> Iterator[Row]:
         """Yield the rows of a batch whose first row is that `number` of the table."""
-        columns = [[_text(value) for value in column.to_pylist()] for column in batch.columns]
+        columns = [[text(value) for value in column.to_pylist()] for column in batch.columns]
         for i, cells in enumerate(zip(*columns, strict=True), number + 1):
             yield Row("\x1f".join(cells), list(cells), (self.uri, i))
 
@@ -108,7 +109,8 @@ class TableSource:
         return row.value[self.columns.index(key)]
 
 
-def _text(value: Any) -> str:
+def text(value: Any) -> str:
+    """Return a cell as BigQuery writes it into CSV."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -161,7 +163,7 @@ def write(
             tick(number)
         opened.close()
         check(counts)
-        with _answers(f"bq://{project}.{name}"):
+        with errors(f"bq://{project}.{name}"):
             _load(source, project, name, {place: f"{scratch}/{SETS[place]}" for place in writers})
     return Tables(f"bq://{project}.{name}", counts)
 
@@ -171,14 +173,24 @@ def _load(source: TableSource, project: str, name: str, files: Mapping[int, str]
 
     made = bigquery.Dataset(f"{project}.{name}")
     made.location = source.table.location or "US"  # a query over both needs them in one place
-    source.client.create_dataset(made)  # never one that exists
+    source.client.create_dataset(made, **ONCE)  # never one that exists
     try:
         for place, each in enumerate(SETS):
-            table = source.client.create_table(bigquery.Table(f"{project}.{name}.{each}", schema=source.table.schema))
-            if place in files:
-                how = bigquery.LoadJobConfig(source_format="PARQUET", write_disposition="WRITE_APPEND", schema=source.table.schema)
-                with open(files[place], "rb") as file:
-                    source.client.load_table_from_file(file, table.reference, job_config=how, project=project).result()
+            make_table(source.client, f"{project}.{name}.{each}", source.table.schema, files.get(place))
     except BaseException:
         source.client.delete_dataset(made, delete_contents=True, not_found_ok=True)
         raise
+
+
+def make_table(client: Any, name: str, schema: Sequence[Any], file: str | None) -> None:
+    """Create a table, which must not exist, and load a Parquet file into it; None leaves it empty."""
+    from google.cloud import bigquery
+
+    table = client.create_table(bigquery.Table(name, schema=schema), **ONCE)
+    if file is None:
+        return
+    how = bigquery.LoadJobConfig(source_format="PARQUET", write_disposition="WRITE_APPEND", schema=schema)
+    how.parquet_options = bigquery.ParquetOptions()
+    how.parquet_options.enable_list_inference = True
+    with open(file, "rb") as content:
+        client.load_table_from_file(content, table.reference, job_config=how, project=table.project).result()

@@ -39,7 +39,7 @@ def source_of(dataset: Dataset, annotation_schema: str = "") -> Any:
         return TextSource(dataset, annotation_schema)
     if annotation_schema:
         raise DatasetError("annotationSchemaUri is for data sets of text, images and video; leave it out.", "annotationSchemaUri")
-    return bigquery.TableSource(dataset) if dataset.table else CsvSource(dataset)
+    return bigquery.TableSource(dataset.table) if dataset.table else CsvSource(dataset)
 
 
 class Export:

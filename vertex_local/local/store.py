@@ -148,17 +148,15 @@ class Store:
 
     # ------------------------------------------------------------------ many
 
-    def list(self, kind: str, parent: str | None = None) -> list[dict[str, Any]]:
-        """Return all documents of a kind, of all parents or of one, the oldest first."""
-        where = "kind = ? AND ifnull(parent = ?, 1) ORDER BY created, name"
-        return [json.loads(row[0]) for row in self._run(f"SELECT document FROM resources WHERE {where}", kind, parent)]
+    def list(self, kind: str, parent: str | None = None, state: str | None = None) -> list[dict[str, Any]]:
+        """Return all documents of a kind, of all parents or of one, in any state or in one, the oldest first."""
+        where, given = _where(kind, parent, state)
+        return [json.loads(row[0]) for row in self._run(f"SELECT document FROM resources WHERE {where} ORDER BY created, name", *given)]
 
     def count(self, kind: str, parent: str | None = None, state: str | None = None) -> int:
         """Return how many documents of a kind there are, of all parents or of one, in any state or in one."""
-        wanted = {"kind": kind, "parent": parent, "json_extract(document, '$.state')": state}
-        given = {field: value for field, value in wanted.items() if value is not None}
-        where = " AND ".join(f"{field} = ?" for field in given)
-        return self._run(f"SELECT count(*) FROM resources WHERE {where}", *given.values())[0][0]
+        where, given = _where(kind, parent, state)
+        return self._run(f"SELECT count(*) FROM resources WHERE {where}", *given)[0][0]
 
     def parents(self, kinds: Sequence[str]) -> Sequence[str]:
         """Return the parents that documents of these kinds have, projects with their regions."""
@@ -284,6 +282,13 @@ class Store:
     def remove_object(self, bucket: str, name: str) -> None:
         """Forget what is kept of a stored object."""
         self._run("DELETE FROM objects WHERE bucket = ? AND name = ?", bucket, name)
+
+
+def _where(kind: str, parent: str | None, state: str | None) -> tuple[str, list[str]]:
+    """Return a condition and its values; None is any."""
+    wanted = {"kind": kind, "parent": parent, "json_extract(document, '$.state')": state}
+    given = {field: value for field, value in wanted.items() if value is not None}
+    return " AND ".join(f"{field} = ?" for field in given), [*given.values()]
 
 
 def _encoded(key: tuple[str, str], order: str, descending: bool) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -163,8 +162,8 @@ def _record(found: Origin, root: Path) -> dict[str, Any] | None:
         if "run" not in metadata:
             continue
         path = metadata.get("record", "")
-        record = _read(Path(buckets.to_path(path, root)) if path.startswith("gs://") else Path(path))
-        if record and record.get("id") == metadata["run"]:
+        record = lineage.read_record(Path(buckets.to_path(path, root)) if path.startswith("gs://") else Path(path))
+        if record and record["id"] == metadata["run"]:
             return record
         return _of_execution(metadata)
     record = lineage.record_of_model(found.model.folder)
@@ -180,14 +179,6 @@ def _of_execution(metadata: dict[str, Any]) -> dict[str, Any]:
         "experiment": metadata.get("experiment"), "versions": metadata.get("versions"), "data": [],
         "job": {"id": metadata.get("job"), "trial": metadata.get("trial"), "pipeline": metadata.get("pipeline")},
     }  # fmt: skip
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
 
 
 def _job(records: Store, found: Origin) -> dict[str, Any] | None:

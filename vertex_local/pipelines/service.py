@@ -1,15 +1,15 @@
-"""A client of the local service in the standard library alone: for the command and for a pipeline's processes."""
+"""What the local service says to the command and to a pipeline's processes, errors as text."""
 
 from __future__ import annotations
 
 import http
 import json
-import ssl
 import urllib.error
-import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from .. import client
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,9 @@ class Service:
 
     def ask(self, method: str, path: str, body: Any = None) -> Answer:
         """Send one request of the API's version 1."""
-        headers = {"Content-Type": "application/json"} if body is not None else {}
-        data = None if body is None else json.dumps(body).encode()
         try:
-            if self.token_file:
-                headers["Authorization"] = f"Bearer {Path(self.token_file).read_text()}"
-            trust = urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=self.ca_file))
-            direct = urllib.request.build_opener(urllib.request.ProxyHandler({}), trust)
-            with direct.open(urllib.request.Request(f"{self.url}/v1/{path}", data, headers, method=method), timeout=60) as answer:
+            token = Path(self.token_file).read_text() if self.token_file else ""
+            with client.send(f"{self.url}/v1/{path}", self.ca_file, method, body, token) as answer:
                 return Answer(json.loads(answer.read() or b"{}"))
         except urllib.error.HTTPError as error:
             return Answer(error=_message(error), exists=error.code == http.HTTPStatus.CONFLICT)

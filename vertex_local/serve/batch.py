@@ -1,4 +1,4 @@
-"""A batch prediction: instances from files, in batches through the model's process, answers and errors into files."""
+"""A batch prediction: instances in batches through the model's process, answers and errors into files, or where an Output puts them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from ..job import buckets
 from .executor import Stopped
@@ -45,7 +45,29 @@ class Counts:
     def as_fields(self) -> dict[str, Any]:
         """Return the API's fields of a job."""
         stats = {"successfulCount": str(self.succeeded), "failedCount": str(self.failed)}
-        return {"completionStats": stats, "partialFailures": [{"code": _INVALID, "message": text} for text in self.failures]}
+        return {"completionStats": stats, "partialFailures": [status(text) for text in self.failures]}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file or a table: its URI, and what reads its instances, which raises Unreadable where the rest cannot be read."""
+
+    uri: str
+    read: Callable[[], Iterator[Instance]]
+
+
+class Output(Protocol):
+    """Where answers and errors go; what it got is there once it is left, however that happens."""
+
+    def __enter__(self) -> Output: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def answer(self, instance: Instance, prediction: Any) -> None:
+        """Take a prediction."""
+
+    def error(self, instance: Instance, text: str) -> None:
+        """Take what failed, and why."""
 
 
 @dataclass(frozen=True)
@@ -53,38 +75,29 @@ class Batch:
     """What a job asks.
 
     Attributes:
-        uris: `gs://bucket/object`, with wildcards or not.
-        root: where `gs://bucket/x` lies as `bucket/x`.
         ask: returns the predictions of instances; ones that do not fit the model are an ApiError INVALID_ARGUMENT.
         say: takes a line for the job's log.
         note: takes how far it has come.
     """
 
-    uris: Sequence[str]
-    form: str
+    sources: Sequence[Source]
     config: Config
     size: int
-    root: Path
     ask: Callable[[list[Any]], list[Any]]
     say: Callable[[str], None]
     note: Callable[[Counts], None]
 
-    def run(self, folder: Path, output: str, cancel: threading.Event) -> Counts:
-        """Predict everything into `folder`; answers and errors appear there as they come.
-
-        Args:
-            output: jsonl or csv.
+    def run(self, output: Output, cancel: threading.Event) -> Counts:
+        """Predict everything.
 
         Raises:
-            Stopped: it was cancelled. ApiError: the model's process ended.
+            Stopped: it was cancelled. ApiError: the model's process ended, or the output takes nothing.
         """
-        found, counts, start = files(self.uris, self.root), Counts(), time.monotonic()
-        self.say(f"{len(found)} file(s), {sum(path.stat().st_size for path in found.values()):,} bytes")
-        folder.mkdir(parents=True)
-        with _Output(folder, output, self.config) as out, _Progress(self, counts, len(found)) as progress:
-            for number, (uri, path) in enumerate(found.items(), 1):
-                progress.file = number
-                for some in _batches(self._instances(uri, path, counts), self.size):
+        counts, start = Counts(), time.monotonic()
+        with output as out, _Progress(self, counts) as progress:
+            for number, source in enumerate(self.sources, 1):
+                progress.source = number
+                for some in _batches(self._instances(source, counts), self.size):
                     if cancel.is_set():
                         raise Stopped
                     self._one(some, out, counts)
@@ -94,16 +107,16 @@ class Batch:
         self.say(f"{counts.succeeded:,} predicted, {counts.failed:,} failed in {seconds:.1f} s ({pace:,.0f}/s)")
         return counts
 
-    def _instances(self, uri: str, path: Path, counts: Counts) -> Iterator[Instance]:
-        """Yield a file's instances; the part of it that cannot be read is a failure of its own."""
+    def _instances(self, source: Source, counts: Counts) -> Iterator[Instance]:
+        """Yield a source's instances; the part of it that cannot be read is a failure of its own."""
         try:
-            yield from read(path, uri, self.form, lambda name: buckets.to_path(name, self.root))
+            yield from source.read()
         except (Unreadable, OSError) as error:
-            text = str(error) if isinstance(error, Unreadable) else f"{uri}: cannot be read: {error.strerror}"
-            counts.fail(f"{text}; what follows in the file is left out.")
+            text = str(error) if isinstance(error, Unreadable) else f"{source.uri}: cannot be read: {error.strerror}"
+            counts.fail(f"{text}; what follows in it is left out.")
             self.say(f"error: {text}")
 
-    def _one(self, some: Sequence[Instance], out: _Output, counts: Counts) -> None:
+    def _one(self, some: Sequence[Instance], out: Output, counts: Counts) -> None:
         """Predict one batch and write what comes of it, in the order of the instances."""
         asked: dict[int, Any] = {}
         problems = {place: each.problem for place, each in enumerate(some) if each.problem}
@@ -118,10 +131,10 @@ class Batch:
             if place in problems or isinstance(answer, Refused):
                 counts.failed += 1
                 counts.fail(f"{each.where}: {answer}")
-                out.error(each.content, str(answer))
+                out.error(each, str(answer))
             else:
                 counts.succeeded += 1
-                out.answer(each.content, answer)
+                out.answer(each, answer)
 
 
 class Refused(str):
@@ -173,6 +186,15 @@ def files(uris: Iterable[str], root: Path) -> dict[str, Path]:
     return found
 
 
+def sources(found: Mapping[str, Path], form: str, root: Path) -> list[Source]:
+    """Return files as sources; `form` is one of `instances.FORMATS`."""
+
+    def source(uri: str, path: Path) -> Source:
+        return Source(uri, lambda: read(path, uri, form, lambda name: buckets.to_path(name, root)))
+
+    return [source(uri, path) for uri, path in found.items()]
+
+
 _URIS = "inputConfig.gcsSource.uris"
 
 
@@ -189,11 +211,16 @@ def _batches(instances: Iterator[Instance], size: int) -> Iterator[list[Instance
         yield some
 
 
+def status(text: str) -> dict[str, Any]:
+    """Return the google.rpc.Status of an instance that failed."""
+    return {"code": _INVALID, "message": text}
+
+
 class _Progress:
     """Says every few seconds how far a job has come."""
 
-    def __init__(self, batch: Batch, counts: Counts, files: int):
-        self.batch, self.counts, self.files, self.file, self.last = batch, counts, files, 0, time.monotonic()
+    def __init__(self, batch: Batch, counts: Counts):
+        self.batch, self.counts, self.source, self.last = batch, counts, 0, time.monotonic()
 
     def __enter__(self) -> _Progress:
         return self
@@ -201,17 +228,19 @@ class _Progress:
     def __call__(self) -> None:
         if time.monotonic() - self.last >= EVERY:
             self.last = time.monotonic()
-            self.batch.say(f"file {self.file} of {self.files}: {self.counts.succeeded:,} predicted, {self.counts.failed:,} failed")
+            of = f"{self.source} of {len(self.batch.sources)}"
+            self.batch.say(f"{of}: {self.counts.succeeded:,} predicted, {self.counts.failed:,} failed")
             self.batch.note(self.counts)
 
     def __exit__(self, *_: object) -> None:
         self.batch.note(self.counts)
 
 
-class _Output:
-    """The files of answers and of errors."""
+class Files:
+    """An Output: the files of answers and of errors in a new folder, in which they appear as they come; `form` is jsonl or csv."""
 
     def __init__(self, folder: Path, form: str, config: Config):
+        folder.mkdir(parents=True)
         self._config, self._form, self._stack = config, form, contextlib.ExitStack()
         ending = ".csv" if form == "csv" else ""
         self._answers = self._opened(folder / f"prediction.results-00000-of-00001{ending}")
@@ -222,19 +251,19 @@ class _Output:
         # Half a pair of surrogates, which JSON may hold and UTF-8 may not, is written as JSON writes it, in CSV, too.
         return self._stack.enter_context(open(path, "x", encoding="utf-8", errors="backslashreplace", newline=""))
 
-    def __enter__(self) -> _Output:
+    def __enter__(self) -> Files:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def answer(self, content: Any, prediction: Any) -> None:
+    def answer(self, instance: Instance, prediction: Any) -> None:
         """Write a prediction."""
-        self._write(self._answers, content, "prediction", prediction)
+        self._write(self._answers, instance.content, "prediction", prediction)
 
-    def error(self, content: Any, text: str) -> None:
+    def error(self, instance: Instance, text: str) -> None:
         """Write what failed, and why."""
-        self._write(self._errors, content, "error", {"code": _INVALID, "message": text})
+        self._write(self._errors, instance.content, "error", status(text))
 
     def _write(self, file: IO[str], content: Any, name: str, said: Any) -> None:
         shown = self._config.shown(content)

@@ -1,18 +1,18 @@
-"""The RPCs of JobService that are about batch predictions: a registered model is asked what lies in files."""
+"""The RPCs of JobService that are about batch predictions: a registered model is asked what lies in files or a table."""
 
 from __future__ import annotations
 
 import contextlib
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..job import buckets
+from ..job import buckets, times
 from ..local import job_record
 from ..local.jobs import stop_asked
-from . import batch, jobs, lists, messages, models, runs
+from . import batch, batch_tables, jobs, lists, messages, models, runs
 from .executor import Stopped
 from .instances import FORMATS, TYPES, Config
 from .local import Local, location_of
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
 _KIND = "batchPredictionJobs"
-_OUTPUTS = ("jsonl", "csv")
+_OUTPUTS = ("jsonl", "csv", batch_tables.FORMAT)
+_WITH_FIELDS = ("jsonl", "csv", batch_tables.FORMAT)
 _UNSUPPORTED = ("unmanaged_container_model", "generate_explanation", "explanation_spec")
 _LOOKS = 0.2  # seconds between two looks whether somebody wants the job to end
 
@@ -41,11 +42,10 @@ class BatchPredictionJobs:
         """Check and keep a new batch prediction, and let it run when it is its turn."""
         job = request.batch_prediction_job
         model = _checked(self._local, request.parent, job)
-        folder = _output_prefix(self._local, job)
 
         def work(name: str, cancel: threading.Event) -> jobs.End:
             with job_record.held(self._local.state / "jobs" / name.rpartition("/")[2]):
-                return _Run(self._local, name, job, model, folder).work(cancel)
+                return _Run(self._local, name, job, model).work(cancel)
 
         made = jobs.create(self._local, request.parent, _KIND, job, work, modelVersionId=model["versionId"])
         return messages.read(made, "BatchPredictionJob")
@@ -79,14 +79,15 @@ def _checked(local: Local, parent: str, job: Message) -> dict[str, Any]:
     jobs.check_name(job)
     messages.unsupported(job, _UNSUPPORTED)
     messages.required(job, "model")
-    messages.unsupported(job.input_config, ("bigquery_source", "vertex_multimodal_dataset_source"), where="inputConfig.")
-    messages.unsupported(job.output_config, ("bigquery_destination", "vertex_multimodal_dataset_destination"), where="outputConfig.")
-    messages.required(
-        job, "input_config.instances_format", "input_config.gcs_source.uris", "output_config.predictions_format",
-        "output_config.gcs_destination.output_uri_prefix",
-    )  # fmt: skip
-    _one_of(job.input_config.instances_format, FORMATS, "inputConfig.instancesFormat")
-    _one_of(job.output_config.predictions_format, _OUTPUTS, "outputConfig.predictionsFormat")
+    messages.unsupported(job.input_config, ("vertex_multimodal_dataset_source",), where="inputConfig.")
+    messages.unsupported(job.output_config, ("vertex_multimodal_dataset_destination",), where="outputConfig.")
+    given, wanted = job.input_config.instances_format, job.output_config.predictions_format
+    messages.required(job, "input_config.instances_format", "output_config.predictions_format")
+    _one_of(given, (*FORMATS, batch_tables.FORMAT), "inputConfig.instancesFormat")
+    _one_of(wanted, _OUTPUTS, "outputConfig.predictionsFormat")
+    source = "bigquery_source.input_uri" if given == batch_tables.FORMAT else "gcs_source.uris"
+    to = "bigquery_destination.output_uri" if wanted == batch_tables.FORMAT else "gcs_destination.output_uri_prefix"
+    messages.required(job, f"input_config.{source}", f"output_config.{to}")
     _check_instances(job)
     if messages.plain(job.model_parameters):
         raise ApiError("UNIMPLEMENTED", "modelParameters are not supported: the exported model takes none.", "modelParameters")
@@ -94,8 +95,27 @@ def _checked(local: Local, parent: str, job: Message) -> dict[str, Any]:
         raise ApiError("INVALID_ARGUMENT", "batchSize takes 1 or more.", "manualBatchTuningParameters.batchSize")
     model = models.version(local, models.full_name(parent, job.model))
     models.check_image(model["containerSpec"]["imageUri"])
-    batch.files(job.input_config.gcs_source.uris, local.buckets)
+    table = _table(job)
+    if table is None:
+        batch.files(job.input_config.gcs_source.uris, local.buckets)
+    if wanted == batch_tables.FORMAT:
+        batch_tables.Tables(job.output_config.bigquery_destination.output_uri, model["displayName"], times.now(), table, _config(job))
+    else:
+        _output_prefix(local, job)
     return model
+
+
+def _table(job: Message) -> batch_tables.Table | None:
+    """Return the table that instances come from; None where they come from files."""
+    if job.input_config.instances_format != batch_tables.FORMAT:
+        return None
+    return batch_tables.Table(job.input_config.bigquery_source.input_uri)
+
+
+def _config(job: Message) -> Config:
+    given, form = job.instance_config, job.input_config.instances_format
+    kind = given.instance_type or ("array" if form in ("csv", batch_tables.FORMAT) else "")
+    return Config(kind, given.key_field, tuple(given.included_fields), tuple(given.excluded_fields))
 
 
 def _check_instances(job: Message) -> None:
@@ -104,14 +124,12 @@ def _check_instances(job: Message) -> None:
     if config.included_fields and config.excluded_fields:
         text = "includedFields and excludedFields exclude each other: give one of them."
         raise ApiError("INVALID_ARGUMENT", text, "instanceConfig.excludedFields")
-    if form not in ("jsonl", "csv") and (config.key_field or config.included_fields or config.excluded_fields or config.instance_type):
-        text = f"instanceConfig is about the fields of jsonl and csv; {form} has none: leave it out."
+    if form not in _WITH_FIELDS and (config.key_field or config.included_fields or config.excluded_fields or config.instance_type):
+        text = f"instanceConfig is about the fields of {', '.join(_WITH_FIELDS)}; {form} has none: leave it out."
         raise ApiError("INVALID_ARGUMENT", text, "instanceConfig")
 
 
 def _one_of(value: str, known: tuple[str, ...], field: str) -> None:
-    if value == "bigquery":
-        raise ApiError("UNIMPLEMENTED", f"{field}: BigQuery is not supported by the local service; use Cloud Storage.", field)
     if value not in known:
         raise ApiError("INVALID_ARGUMENT", f"{field} takes {', '.join(filter(None, known))}; got {value[:100]!r}.", field)
 
@@ -130,39 +148,50 @@ def _output_prefix(local: Local, job: Message) -> Path:
 class _Run:
     """A job in its turn: the model's process, the log, the record."""
 
-    def __init__(self, local: Local, name: str, job: Message, model: dict[str, Any], prefix: Path):
-        self._local, self._name, self._job, self._model, self._prefix = local, name, job, model, prefix
+    def __init__(self, local: Local, name: str, job: Message, model: dict[str, Any]):
+        self._local, self._name, self._job, self._model, self._config = local, name, job, model, _config(job)
         self._own = local.state / "jobs" / name.rpartition("/")[2]
         self._log = runs.Log(self._own, lambda: None)
 
     def work(self, cancel: threading.Event) -> jobs.End:
         """Predict everything; the job has failed if nothing could be predicted."""
         job_record.running(self._local.records, self._name)
-        folder = self._folder()
-        self._update(outputInfo={"gcsOutputDirectory": "gs://" + str(folder.relative_to(self._local.buckets))})
+        table = _table(self._job)
+        sources = self._files() if table is None else [table.source()]
+        output = self._output(table)
+        if table is not None:
+            self._log.say(table.about)
         with self._process(cancel) as ask:
-            counts = self._batch(ask).run(folder, self._job.output_config.predictions_format, cancel)
+            counts = self._batch(sources, ask).run(output, cancel)
         if counts.succeeded or not counts.failures:
             return "SUCCEEDED", None
         text = f"nothing was predicted: {counts.failed:,} instance(s) failed; the first: {counts.failures[0]}"
         return "FAILED", {"code": 3, "message": text}
 
-    def _folder(self) -> Path:
-        """Return the job's own folder, as the service names it; only the path's own characters of the display name stay."""
-        made = self._local.known(self._name)["createTime"]
-        title = re.sub(r"[^\w.-]+", "_", self._model["displayName"])
-        return self._prefix / f"prediction-{title}-{made[:23]}Z"
-
-    def _batch(self, ask: Any) -> batch.Batch:
-        given, form = self._job.instance_config, self._job.input_config.instances_format
-        kind = given.instance_type or ("array" if form == "csv" else "")
-        if form == "csv" and kind == "object":
+    def _files(self) -> list[batch.Source]:
+        given, form = self._job.input_config.gcs_source.uris, self._job.input_config.instances_format
+        found = batch.files(given, self._local.buckets)
+        self._log.say(f"{len(found)} file(s), {sum(path.stat().st_size for path in found.values()):,} bytes")
+        if form == "csv" and self._config.instance_type == "object":
             self._log.say("note: Vertex AI sends rows of csv as arrays, whatever instanceType says; jsonl has objects there, too.")
+        return batch.sources(found, form, self._local.buckets)
+
+    def _output(self, table: batch_tables.Table | None) -> batch.Output:
+        """Return where answers go, as the service names it, and note that in the record."""
+        time, title, wanted = self._local.known(self._name)["createTime"], self._model["displayName"], self._job.output_config
+        if wanted.predictions_format == batch_tables.FORMAT:
+            tables = batch_tables.Tables(wanted.bigquery_destination.output_uri, title, time, table, self._config)
+            self._update(outputInfo={"bigqueryOutputDataset": tables.dataset, "bigqueryOutputTable": tables.names["prediction"]})
+            return tables
+        title = re.sub(r"[^\w.-]+", "_", title)  # the path's own characters
+        folder = _output_prefix(self._local, self._job) / f"prediction-{title}-{time[:23]}Z"
+        self._update(outputInfo={"gcsOutputDirectory": "gs://" + str(folder.relative_to(self._local.buckets))})
+        return batch.Files(folder, wanted.predictions_format, self._config)
+
+    def _batch(self, sources: Sequence[batch.Source], ask: Any) -> batch.Batch:
         return batch.Batch(
-            uris=self._job.input_config.gcs_source.uris, form=form,
-            config=Config(kind, given.key_field, tuple(given.included_fields), tuple(given.excluded_fields)),
-            size=self._job.manual_batch_tuning_parameters.batch_size or batch.BATCH, root=self._local.buckets, ask=ask,
-            say=self._log.say, note=lambda counts: self._update(**counts.as_fields()),
+            sources, self._config, self._job.manual_batch_tuning_parameters.batch_size or batch.BATCH, ask, self._log.say,
+            lambda counts: self._update(**counts.as_fields()),
         )  # fmt: skip
 
     def _update(self, **fields: Any) -> None:

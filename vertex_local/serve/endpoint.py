@@ -5,14 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-import ssl
 import time
-import urllib.request
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .. import client
 from ..errors import UserError
 from ..local.environment import SERVICE_FILE
 from . import guards
@@ -21,6 +19,7 @@ from .tls import write_private
 FILE = "endpoint.json"
 VARIABLES = SERVICE_FILE.name  # the variables, for the replicas of jobs
 FILES = (FILE, VARIABLES)
+_PATIENCE = 10.0  # seconds for an answer
 CONSOLE_TOKEN = "/console:address"  # answers a POST with an address that logs one browser in
 
 
@@ -120,7 +119,7 @@ class Endpoint:
     def is_ready(self) -> bool:
         """Return whether the service answers: nobody else can, for nobody else has its certificate."""
         try:
-            with self._open(guards.HEALTH) as answer:
+            with client.send(self.url + guards.HEALTH, self.ca_file, timeout=_PATIENCE) as answer:
                 return answer.status == 200
         except OSError:  # of which URLError is one
             return False
@@ -132,15 +131,11 @@ class Endpoint:
             EndpointError: the service does not answer.
         """
         try:
-            with self._open(CONSOLE_TOKEN, "POST", {"Authorization": f"Bearer {self.token}"}) as answer:
+            url = self.url + CONSOLE_TOKEN
+            with client.send(url, self.ca_file, "POST", token=self.token or "", timeout=_PATIENCE) as answer:
                 return json.load(answer)["address"]
         except (OSError, ValueError, KeyError) as error:
             raise EndpointError(f"the service at {self.url} gives no address of its console: {error}. End it and start it again.") from None
-
-    def _open(self, path: str, method: str = "GET", headers: Mapping[str, str] | None = None) -> Any:
-        trust = ssl.create_default_context(cafile=self.ca_file)
-        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=trust))
-        return direct.open(urllib.request.Request(self.url + path, headers=dict(headers or {}), method=method), timeout=10)
 
 
 def find(state_dir: str | Path, wait: float = 0.0) -> Endpoint:

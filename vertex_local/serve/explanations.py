@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
 EXPORTED = "assets.extra/explanation.json"  # what the exporter leaves with a model
-_METHOD = "sampled_shapley_attribution"
-_OTHERS = ("integrated_gradients_attribution", "xrai_attribution", "examples", "top_k", "output_indices")
+_METHODS = {"sampled_shapley_attribution": ("path_count", 50), "integrated_gradients_attribution": ("step_count", 100)}
+_OTHERS = ("xrai_attribution", "examples", "top_k", "output_indices")
+_OF_GRADIENTS = ("smooth_grad_config", "blur_baseline_config")
 _OF_INPUTS = ("encoded_tensor_name", "encoded_baselines", "index_feature_mapping", "indices_tensor_name", "dense_shape_tensor_name")
 
 
@@ -29,22 +30,26 @@ def check(spec: Message, where: str) -> None:
     Args:
         where: the field that it stands in, for the error.
     """
-    messages.unsupported(spec.parameters, _OTHERS, where=f"{where}.parameters.")
-    if not spec.parameters.HasField(_METHOD):
-        path = camel(f"{where}.parameters.{_METHOD}")
-        raise ApiError("INVALID_ARGUMENT", f"{path} is required: it is the method that is worked out here.", path)
-    _check_paths(spec.parameters, where)
+    _check_method(spec.parameters, f"{where}.parameters")
     _check_inputs(spec.metadata.inputs, f"{where}.metadata")
     if len(spec.metadata.outputs) > 1:
         path = camel(f"{where}.metadata.outputs")
         raise ApiError("INVALID_ARGUMENT", f"{path} takes one output; got {', '.join(sorted(spec.metadata.outputs))[:200]}.", path)
 
 
-def _check_paths(parameters: Message, where: str) -> None:
-    count = parameters.sampled_shapley_attribution.path_count
-    if not 1 <= count <= 50:
-        path = camel(f"{where}.parameters.{_METHOD}.path_count")
-        raise ApiError("INVALID_ARGUMENT", f"{path} takes 1 to 50; got {count}.", path)
+def _check_method(parameters: Message, where: str) -> None:
+    messages.unsupported(parameters, _OTHERS, where=f"{where}.")
+    chosen = next(filter(parameters.HasField, _METHODS), None)
+    if chosen is None:
+        path = camel(f"{where}.{next(iter(_METHODS))}")
+        text = f"{path} is required, or {camel('integrated_gradients_attribution')}: they are the methods that are worked out here."
+        raise ApiError("INVALID_ARGUMENT", text, path)
+    method, (name, most) = getattr(parameters, chosen), _METHODS[chosen]
+    if chosen == "integrated_gradients_attribution":
+        messages.unsupported(method, _OF_GRADIENTS, where=f"{where}.{chosen}.")
+    if not 1 <= getattr(method, name) <= most:
+        path = camel(f"{where}.{chosen}.{name}")
+        raise ApiError("INVALID_ARGUMENT", f"{path} takes 1 to {most}; got {getattr(method, name)}.", path)
 
 
 def _check_inputs(inputs: Mapping[str, Message], where: str) -> None:
@@ -84,13 +89,12 @@ def _exported(folder: Path) -> dict[str, Any]:
 
 
 def overridden(spec: Mapping[str, Any], override: Message) -> dict[str, Any]:
-    """Return a spec with what one request has otherwise: the number of paths, and baselines."""
+    """Return a spec with what one request has otherwise: the method with its number of paths or steps, and baselines."""
     where = "explanation_spec_override"
     messages.unsupported(override, ("examples_override",), where=f"{where}.")
     found = json.loads(json.dumps(spec))
     if override.HasField("parameters"):
-        messages.unsupported(override.parameters, _OTHERS, where=f"{where}.parameters.")
-        _check_paths(override.parameters, where)
+        _check_method(override.parameters, f"{where}.parameters")
         found["parameters"] = messages.to_json(override.parameters)
     _check_inputs(override.metadata.inputs, f"{where}.metadata")
     for name, each in messages.to_json(override.metadata).get("inputs", {}).items():

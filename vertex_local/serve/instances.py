@@ -28,12 +28,18 @@ class Unreadable(Exception):
 
 @dataclass
 class Instance:
-    """One instance: as the file has it, where that is, and how many bytes it takes there; `problem` if it cannot be read."""
+    """One instance: as the file has it, where that is, and how many bytes it takes there.
+
+    Attributes:
+        problem: why it cannot be read, if it cannot.
+        row: of a table, with cells of the table's own types.
+    """
 
     content: Any
     where: str
     size: int
     problem: str = ""
+    row: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -202,7 +202,7 @@ def _number(name: str) -> str:
 def variables_of(local: Local, labels: Mapping[str, str]) -> dict[str, str]:
     """Return the variables of a job with these labels: our trainers record the pipeline that made it."""
     number = labels.get(_LABEL)
-    running = local.records.list(KIND) if number else []
+    running = local.records.list(KIND, state="PIPELINE_STATE_RUNNING") if number else []
     return next(({PIPELINE: each["name"]} for each in running if _number(each["name"]) == number), {})
 
 

@@ -73,7 +73,7 @@ def merge(
 
 def value_of(measurement: Mapping[str, Any]) -> dict[str, float]:
     """Return a measurement's values by metric."""
-    return {item["metricId"]: item["value"] for item in measurement.get("metrics", ())}
+    return {item["metricId"]: item.get("value", 0.0) for item in measurement.get("metrics", ())}  # JSON leaves a nought out
 
 
 def seconds(measurement: Mapping[str, Any]) -> float:

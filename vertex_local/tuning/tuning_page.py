@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ..job import times
-from . import measurements, trials, tuning_report
-from .parameters import CATEGORICAL, INTEGER, LOG, Parameter, walk
+from . import importance, measurements, trials, tuning_report
+from .parameters import CATEGORICAL, walk
 from .search import import_optuna
 from .study import Study
 from .trials import Trial
@@ -92,7 +92,7 @@ def _text(value: Any) -> str:
 def _figures(study: Study, everyone: Sequence[Trial]) -> Iterator[tuple[str, Any]]:
     """Yield (heading, figure, or why there is none) of each of Optuna's plots."""
     optuna = import_optuna()
-    shown, plots = _as_optuna(study, everyone), optuna.visualization
+    shown, plots = importance.as_optuna(study, everyone), optuna.visualization
     several = len(study.objectives) > 1
     if several and len(study.objectives) <= 3:
         names = [metric.id for metric in study.objectives]
@@ -103,8 +103,7 @@ def _figures(study: Study, everyone: Sequence[Trial]) -> Iterator[tuple[str, Any
             target["target"] = lambda trial, i=i: trial.values[i]
         name = f" of {metric.id}" if several else ""
         yield f"History{name}", _drawn(lambda: _count_from_one(plots.plot_optimization_history(shown, **target)))
-        evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-        yield f"Importance{name}", _drawn(lambda: plots.plot_param_importances(shown, evaluator=evaluator, **target))
+        yield f"Importance{name}", _drawn(lambda: plots.plot_param_importances(shown, evaluator=importance.evaluator(), **target))
         yield f"Parallel coordinates{name}", _drawn(lambda: plots.plot_parallel_coordinate(shown, **target))
 
 
@@ -123,31 +122,6 @@ def _count_from_one(figure: Any) -> Any:
     """Number trials as the service does."""
     figure.for_each_trace(lambda trace: trace.update(x=[number + 1 for number in trace.x]))
     return figure
-
-
-def _as_optuna(study: Study, everyone: Sequence[Trial]) -> Any:
-    """Return a study in memory with the values as the trials got them: the one searched has its own axes."""
-    optuna = import_optuna()
-    shown = optuna.create_study(directions=["maximize" if metric.maximize else "minimize" for metric in study.objectives])
-    axes = {parameter.id: _distribution(optuna, parameter) for parameter in walk(study.parameters)}
-    states = optuna.trial.TrialState
-    for trial in everyone:
-        values, drawn = trials.final_values(trial), trials.parameters(trial)
-        shown.add_trial(
-            optuna.trial.create_trial(
-                state=states.FAIL if values is None else states.COMPLETE,
-                values=None if values is None else [values[metric.id] for metric in study.objectives],
-                params=drawn, distributions={name: axes[name] for name in drawn},
-            )
-        )  # fmt: skip
-    return shown
-
-
-def _distribution(optuna: Any, parameter: Parameter) -> Any:
-    if parameter.kind == CATEGORICAL:
-        return optuna.distributions.CategoricalDistribution(parameter.values)
-    kind = optuna.distributions.IntDistribution if parameter.kind == INTEGER else optuna.distributions.FloatDistribution
-    return kind(parameter.low, parameter.high, log=parameter.scale == LOG)
 
 
 # ------------------------------------------------------------------ TensorBoard

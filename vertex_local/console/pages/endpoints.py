@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,11 +95,20 @@ def _attribution(answer: Mapping[str, Any]) -> dict[str, Any]:
     found = (explanations[0].get("attributions") or [{}])[0]
     shares: dict[str, float] = {}
     for name, value in (found.get("featureAttributions") or {}).items():
-        parts = value if isinstance(value, list) else [value]
+        parts = list(_numbers(value))
         for i, part in enumerate(parts):
-            shares[f"{name} {i + 1}" if len(parts) > 1 else name] = float(part)
+            shares[f"{name} {i + 1}" if len(parts) > 1 else name] = part
     ordered = sorted(shares.items(), key=lambda pair: -abs(pair[1]))[:_BARS]
     return {**found, "shares": charts.bars(dict(ordered))} if ordered else {}
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """Yield an attribution's numbers: one, or those of words, of a picture's parts row by row, of a vector."""
+    if isinstance(value, list):
+        for each in value:
+            yield from _numbers(each)
+    else:
+        yield float(value)
 
 
 def _view(visit: Visit, number: str, given: Mapping[str, str], asked: Asked) -> View:
@@ -122,18 +131,23 @@ def _signature(visit: Visit, endpoint: Mapping[str, Any]) -> tuple[saved_models.
     """Return the signature of the model that gets most of the traffic, and an instance to begin with."""
     shares = endpoint.get("trafficSplit", {})
     for each in sorted(endpoint.get("deployedModels", []), key=lambda each: -shares.get(each["id"], 0)):
-        model = visit.call("GetModel", name=f"{each['model'].partition('@')[0]}@{each['modelVersionId']}")
+        model = _model(visit, each)
         folder = artifacts(visit, model)
         if folder and (found := saved_models.signature(folder)):
             return found, saved_models.sample(folder)
     return None, {}
 
 
+def _model(visit: Visit, deployed: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the version that is deployed."""
+    return visit.call("GetModel", name=f"{deployed['model'].partition('@')[0]}@{deployed['modelVersionId']}")
+
+
 def _explained(visit: Visit, deployed: Mapping[str, Any]) -> bool:
     """Tell whether a deployed model can be explained."""
     if "explanationSpec" in deployed:
         return True
-    model = visit.call("GetModel", name=f"{deployed['model'].partition('@')[0]}@{deployed['modelVersionId']}")
+    model = _model(visit, deployed)
     return "explanationSpec" in model
 
 

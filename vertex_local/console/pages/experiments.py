@@ -10,12 +10,11 @@ from .. import charts
 from ..app import View, Visit, href, page
 from ..text import last_part
 from ..text import number as short
-from .files import address
-from .pipeline_jobs import resource
+from .pipeline_jobs import linked
 
 _SIZE = 100  # runs, and experiments, that are shown
 _CURVES = 12  # runs whose curves are drawn over one another
-_SERIES = 5000  # points of a time series that are asked for
+_SERIES = 1000  # points of a time series that are asked for: a chart is about so many pixels wide
 
 
 @page("GET", "/experiments")
@@ -54,12 +53,12 @@ def run(visit: Visit, name: str, run: str) -> View:
     artifacts = {each["name"]: each for each in graph.get("artifacts", [])}
     executions = [
         {**each, "artifacts": [
-            (way.lower(), _title(artifacts[artifact]), *_link(visit, artifacts[artifact]))
+            (way.lower(), _title(artifacts[artifact]), *linked(visit, artifacts[artifact]))
             for (artifact, execution), way in ways.items() if execution == each["name"] and artifact in artifacts
         ]}
         for each in graph.get("executions", [])
     ]  # fmt: skip
-    loose = [(_title(each), *_link(visit, each)) for name, each in artifacts.items() if not any(artifact == name for artifact, _ in ways)]
+    loose = [(_title(each), *linked(visit, each)) for name, each in artifacts.items() if not any(artifact == name for artifact, _ in ways)]
     return View("experiment_run.html", {
         "active": "experiments", "run": context, "row": row, "number": name, "executions": executions, "artifacts": loose,
         "charts": _curves(visit, [row]),
@@ -116,10 +115,3 @@ def _points(visit: Visit, name: str) -> list[tuple[float, float]]:
 
 def _title(artifact: Mapping[str, Any]) -> str:
     return f"{artifact.get('schemaTitle', '').rpartition('.')[2]} {artifact.get('displayName', '')}".strip()
-
-
-def _link(visit: Visit, artifact: Mapping[str, Any]) -> tuple[str, str]:
-    """Return what an artifact is called and the page that shows it."""
-    name = str((artifact.get("metadata") or {}).get("resourceName", ""))
-    uri = artifact.get("uri", "")
-    return (name or uri), (resource(name)[1] or address(visit, uri))

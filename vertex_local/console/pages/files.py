@@ -47,7 +47,10 @@ def _folder(visit: Visit, folder: Path, path: str) -> View:
     entries: list[dict[str, Any]] = []
     names = sorted(os.scandir(folder), key=lambda entry: (not entry.is_dir(), entry.name)) if folder.is_dir() else []
     for entry in names[:_MOST]:
-        stat, slash = entry.stat(), "/" * entry.is_dir()
+        try:
+            stat, slash = entry.stat(), "/" * entry.is_dir()
+        except OSError:  # gone meanwhile, or a link to nothing
+            continue
         entries.append({
             "name": entry.name + slash, "href": href(f"/files/{path}{'/' * bool(path)}{entry.name}{slash}"),
             "size": "" if slash else size(stat.st_size), "changed": stat.st_mtime,

@@ -36,18 +36,14 @@ def show(visit: Visit, kind: str) -> View:
         f"List{singular(kind)}s", parent=visit.parent, filter=_filter(text, state, kind), page_size=_SIZE,
         page_token=visit.query.get("page", ""),
     )  # fmt: skip
-    rows = [{"href": _address(visit, kind, each), "cells": _cells(kind, each)} for each in answer.get(kind, [])]
+    rows = [{"href": href(f"/{kind}/{each['name'].rpartition('/')[2]}"), "cells": _cells(kind, each)} for each in answer.get(kind, [])]
     older = answer.get("nextPageToken", "")
-    given = {"filter": text, "state": state, "parent": visit.query.get("parent")}
+    given = {"filter": text, "state": state}
     return View("list.html", {
         "active": kind, "title": KINDS[kind], "columns": _columns(kind), "rows": rows, "filter": text, "state_wanted": state,
         "has_state": has_state, "hint": _HINTS.get(kind, ""), "total": visit.console.local.records.count(kind, visit.parent),
         "older": href(f"/{kind}", page=older, **given) if older else "",
     })  # fmt: skip
-
-
-def _address(visit: Visit, kind: str, document: Mapping[str, Any]) -> str:
-    return href(f"/{kind}/{document['name'].rpartition('/')[2]}", parent=visit.query.get("parent"))
 
 
 def _filter(text: str, state: str, kind: str) -> str:

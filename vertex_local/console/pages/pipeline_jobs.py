@@ -58,7 +58,7 @@ def _task(visit: Visit, number: str, detail: Mapping[str, Any]) -> dict[str, Any
         "log": href(f"/logs/{number}/{last_part(detail['log']).removesuffix('.log')}") if detail.get("log") else "",
         "job": resource(detail.get("executorDetail", {}).get("containerDetail", {}).get("mainJob", "")),
         "artifacts": [
-            (way, key, each.get("schemaTitle", "").rpartition(".")[2], *_artifact(visit, each))
+            (way, key, each.get("schemaTitle", "").rpartition(".")[2], *linked(visit, each))
             for way in ("inputs", "outputs")
             for key, found in detail.get(way, {}).items()
             for each in found.get("artifacts", [])
@@ -67,9 +67,9 @@ def _task(visit: Visit, number: str, detail: Mapping[str, Any]) -> dict[str, Any
     }  # fmt: skip
 
 
-def _artifact(visit: Visit, artifact: Mapping[str, Any]) -> tuple[str, str]:
+def linked(visit: Visit, artifact: Mapping[str, Any]) -> tuple[str, str]:
     """Return what an artefact is called and the page that shows it."""
-    name = str(artifact.get("metadata", {}).get("resourceName", ""))
+    name = str((artifact.get("metadata") or {}).get("resourceName", ""))
     uri = artifact.get("uri", "")
     return (name or uri), (resource(name)[1] or address(visit, uri))
 

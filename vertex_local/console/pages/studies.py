@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...job import times
+from ...job import job_file, times
+from ...job.schema import SpecError
 from ...local.job_record import is_over
+from ...serve import messages
 from .. import charts
 from ..app import View, Visit, href, page
 from ..text import number as short
@@ -33,13 +36,14 @@ def show(visit: Visit, number: str) -> View:
         "done": sum("endTime" in trial for trial in trials), "metrics": metrics, "parameters": parameters,
         "goal": ", ".join(f"{metric.get('goal', '').lower()} {metric['metricId']}" for metric in study["metrics"]),
         "trials": [_row(trial, metrics, parameters, best, jobs, number) for trial in ranked],
-        "charts": list(_charts(trials, study, metrics, parameters, best)), "curves": _curves(visit, jobs, number, ranked),
+        "charts": list(_charts(job, metrics, parameters, best)), "curves": _curves(visit, jobs, number, ranked),
         "spec": {"studySpec": study, "trialJobSpec": job["trialJobSpec"]},
     })  # fmt: skip
 
 
 def _values(trial: Mapping[str, Any]) -> dict[str, float]:
-    return {each["metricId"]: each["value"] for each in trial.get("finalMeasurement", {}).get("metrics", []) if "value" in each}
+    measured = trial.get("finalMeasurement", {}).get("metrics", [])
+    return {each["metricId"]: each.get("value", 0.0) for each in measured}  # the API's JSON leaves a nought out
 
 
 def _drawn(trial: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,11 +66,9 @@ def _row(
     }  # fmt: skip
 
 
-def _charts(
-    trials: Sequence[Mapping[str, Any]], study: Mapping[str, Any], metrics: Sequence[str], parameters: Sequence[str], best: set[str]
-) -> Any:  # fmt: skip
-    """Yield the search's history, the parameters' importance, and the trials over parallel coordinates."""
-    done = [trial for trial in trials if metrics[0] in _values(trial)]
+def _charts(job: Mapping[str, Any], metrics: Sequence[str], parameters: Sequence[str], best: set[str]) -> Iterator[tuple[str, Any]]:
+    """Yield the search's history, the trials over parallel coordinates, and the parameters' importance."""
+    study, done = job["studySpec"], [trial for trial in job.get("trials", []) if metrics[0] in _values(trial)]
     values = [(int(trial["id"]), _values(trial)[metrics[0]]) for trial in done]
     sign = min if study["metrics"][0].get("goal") == "MINIMIZE" else max
     reached = [(number, sign(value for _, value in values[: i + 1])) for i, (number, value) in enumerate(values)]
@@ -78,35 +80,17 @@ def _charts(
         axes += [charts.Coordinate(name, [_values(trial).get(name) for trial in done]) for name in metrics]
         marked = {i for i, trial in enumerate(done) if trial["id"] in best}
         yield "Parameters and metrics of each trial", charts.parallel(axes, [f"trial {trial['id']}" for trial in done], marked)
-    if importance := _importance(done, metrics[0], parameters, sign is min):
-        yield f"Importance of the parameters for {metrics[0]}", charts.bars(importance)
+    if shares := _importance(job):
+        yield f"Importance of the parameters for {metrics[0]}", charts.bars(shares)
 
 
-def _importance(
-    done: Sequence[Mapping[str, Any]], metric: str, parameters: Sequence[str], minimize: bool
-) -> dict[str, float]:  # fmt: skip
-    """Return how much of the metric's spread each parameter explains; nothing where too few trials are done to tell."""
-    from ...tuning.search import import_optuna
+def _importance(job: Mapping[str, Any]) -> dict[str, float]:
+    from ...tuning import importance, study  # Optuna, which the other pages do not need
 
-    rows = [_drawn(trial) for trial in done]
-    if len(done) < 4 or any(row.keys() != set(parameters) for row in rows):
-        return {}
-    optuna = import_optuna()
-    study = optuna.create_study(direction="minimize" if minimize else "maximize")
-    axes = {name: _distribution(optuna, [row[name] for row in rows]) for name in parameters}
-    for trial, row in zip(done, rows):
-        study.add_trial(optuna.trial.create_trial(params=row, distributions=axes, value=_values(trial)[metric]))
-    try:
-        return dict(optuna.importance.get_param_importances(study, evaluator=optuna.importance.PedAnovaImportanceEvaluator()))
-    except (ValueError, RuntimeError):  # all trials are alike
-        return {}
-
-
-def _distribution(optuna: Any, values: Sequence[Any]) -> Any:
-    if any(isinstance(value, str) for value in values):
-        return optuna.distributions.CategoricalDistribution(tuple(dict.fromkeys(values)))
-    low, high = min(values), max(values)
-    return optuna.distributions.FloatDistribution(low, high if high > low else low + 1.0)
+    done = [trial for trial in job.get("trials", []) if trial["state"] == "SUCCEEDED"]
+    with contextlib.suppress(SpecError):  # of a record that an older version kept
+        return importance.of(study.of(job_file.of_message(messages.read(job, "HyperparameterTuningJob"), "job")), done)
+    return {}
 
 
 def _curves(visit: Visit, jobs: Path, number: str, ranked: Sequence[Mapping[str, Any]]) -> list[tuple[str, Any]]:
