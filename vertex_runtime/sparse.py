@@ -23,9 +23,11 @@ def sum_duplicates(ids: tf.Tensor, values: tf.Tensor, rows: int) -> tf.Tensor:
         rows: rows of the table.
     """
     size = tf.shape(ids)[0]
-    # One position stands for each id: the last one that holds it. A segment maximum is the only
-    # part that depends on the table's height, and it costs one integer per row, not one vector.
-    last = tf.gather(tf.math.unsorted_segment_max(tf.range(size), ids, rows), ids)
+    # One position stands for each id: the last one that holds it.
+    if ids.shape[0] is not None and ids.shape[0] ** 2 <= rows:
+        last = tf.reduce_max(tf.where(ids[:, None] == ids, tf.range(size), -1), 1)
+    else:  # a pass over one integer per row of the table is less than comparing all pairs
+        last = tf.gather(tf.math.unsorted_segment_max(tf.range(size), ids, rows), ids)
     return tf.gather(tf.math.unsorted_segment_sum(values, last, size), last)
 
 
