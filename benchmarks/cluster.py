@@ -2,12 +2,13 @@
 """Steps per second on several workers of this machine, beside legacy `tf_keras` `fit` under the same strategy.
 
 Every worker is a process of its own; they find each other by `TF_CONFIG` on localhost. Arms take turns, every ratio is of
-two figures of the same run. The baseline needs the package tf_keras of TensorFlow's minor version. About 15 minutes:
+two figures of the same run. The baseline needs the package tf_keras of TensorFlow's minor version. About 20 minutes:
 
     python benchmarks/cluster.py --folder /tmp/cluster-benchmark --json cluster.json
 
-Global batch 1024. The MLP (15-64-32-1, 3,137 weights) is trained by `vertex_runtime`'s loop on rows in memory; the lab's
-taxifare network by the real trainer's command line, from CSV files. Both baselines get ready-made features in memory.
+Global batch 1024. The MLP (15-64-32-1, 3,137 weights) is trained by `vertex_runtime`'s loop on rows in memory; taxifare's
+networks, the lab's and the default one (at its own batch, without a baseline), by the real trainer's command line, from CSV
+files. Both baselines get ready-made features in memory.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ from typing import Any
 from processes import ROOT, SERVICE_VARIABLES, Failed, Run, Spread, _busy_seconds, machine, print_table, run, trainer, windows
 from taxi_rows import generate
 
-BATCH = 1024
+BATCH, DEFAULT_BATCH = 1024, 240
 LAB = ("--features=lab", "--nbuckets", 10, "--nnsize", "32 8", "--lr", 0.001)
 ROWS = 200_000
-ARMS = ("mlp", "lab", "startup", "collective")
+ARMS = ("mlp", "lab", "default", "startup", "collective")
 BASELINE = "tf_keras fit, 2 workers"
 LEAST_RATIO, MOST_MILLISECONDS, MOST_STARTUP = 5.0, 2.0, 2.0
 
@@ -132,28 +133,44 @@ def mlp(bench: Bench) -> None:
 
 def lab(bench: Bench) -> None:
     """Milliseconds per step of the lab's taxifare network, by the trainer's command line, and of the baseline."""
-    train, valid = generate(bench.folder, ROWS)
-    output = bench.folder / "output"
     found: dict[str, list[float]] = {"1 process": [], "2 workers": [], BASELINE: [], "4 workers": []}
     for _ in range(bench.repeats):
         for name in found:
-            workers, steps = (1, 4096) if name[0] == "1" else (2, 1536) if name[0] == "2" else (4, 512)
             if name == BASELINE:
                 runs = together(bench.worker("fit", 100, "--network=lab"), 2, bench.folder / "logs")
                 values = runs[0].last_line()["milliseconds"]
             else:
-                count, steps = bench.windows + 1, max(128, round(steps * bench.scale))
-                shutil.rmtree(output, ignore_errors=True)
-                # Several workers train without XLA, so the one they are compared with does, too.
-                command = trainer(
-                    "taxifare", "--train_data_path", train, "--eval_data_path", valid, "--output_dir", output, *LAB, "--batch_size",
-                    BATCH, "--num_examples_to_train_on", steps * count * BATCH, "--num_evals", count, "--jit_compile=no",
-                )
-                runs = together(command, workers, bench.folder / "logs")
-                values = [1000 * BATCH / rate for rate in windows(runs[0].events, BATCH)[0]]
+                runs, values = taxifare(bench, int(name[0]), BATCH, LAB)
             found[name].append(bench.note("lab", name, values, runs))
-    shutil.rmtree(output, ignore_errors=True)
     report("taxifare, the lab's network", bench, found)
+
+
+def default(bench: Bench) -> None:
+    """Milliseconds per step of the default taxifare network at its default batch."""
+    found: dict[int, list[float]] = {1: [], 2: [], 4: []}
+    for _ in range(bench.repeats):
+        for workers, each in found.items():
+            runs, values = taxifare(bench, workers, DEFAULT_BATCH, ())
+            each.append(bench.note("default", f"{workers} processes", values, runs))
+    table = [(workers, f"{Spread(tuple(values)):.3f}") for workers, values in found.items()]
+    title = f"taxifare, the default network, global batch {DEFAULT_BATCH}, {bench.repeats} fresh runs each"
+    print_table(title, ("processes", "ms/step, median [range]"), table)
+
+
+def taxifare(bench: Bench, workers: int, batch: int, flags: Sequence[object]) -> tuple[list[Run], list[float]]:
+    """Train by the trainer's command line; return the processes and milliseconds per step of each window of the chief."""
+    train, valid = generate(bench.folder, ROWS)
+    output, count = bench.folder / "output", bench.windows + 1
+    steps = max(128, round({1: 4096, 2: 1536}.get(workers, 512) * bench.scale))
+    shutil.rmtree(output, ignore_errors=True)
+    # Several workers train without XLA, so the one they are compared with does, too.
+    command = trainer(
+        "taxifare", "--train_data_path", train, "--eval_data_path", valid, "--output_dir", output, *flags, "--batch_size", batch,
+        "--num_examples_to_train_on", steps * count * batch, "--num_evals", count, "--jit_compile=no",
+    )
+    runs = together(command, workers, bench.folder / "logs")
+    shutil.rmtree(output)
+    return runs, [1000 * batch / rate for rate in windows(runs[0].events, batch)[0]]
 
 
 def report(title: str, bench: Bench, found: dict[str, list[float]]) -> None:
@@ -242,7 +259,7 @@ def main() -> None:
     print(f"machine: {results['machine']}")
     bench = Bench(folder, args.repeats, args.windows, args.scale, results)
     for arm in args.arms:
-        {"mlp": mlp, "lab": lab, "startup": startup, "collective": collective}[arm](bench)
+        {"mlp": mlp, "lab": lab, "default": default, "startup": startup, "collective": collective}[arm](bench)
         if args.json:
             args.json.write_text(json.dumps(results, indent=1) + "\n")
 

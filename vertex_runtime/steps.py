@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from .errors import Preempted, UserError
 from .rows import AnyRows, Rows, Share, count_rows
+from .sparse import sum_all_at_once
 
 EVALUATION_BATCH = 256
 EVALUATION_STEPS = 32
@@ -72,6 +73,8 @@ class Steps:
             for optimizer in optimizers(model):
                 if not optimizer.built:
                     optimizer.build(model.trainable_variables)
+                if self.replicas > 1:
+                    sum_all_at_once(optimizer)
 
     def trace(self) -> Sequence[tf.Variable]:
         """Trace the training call and return every variable in it, those of nobody's layer among them."""
