@@ -16,6 +16,7 @@ from datetime import date
 from pathlib import Path
 from unittest import mock
 
+import forked
 import pytest
 from conftest import ROOT, TRAINERS
 from test_local_support import environ, wait_for
@@ -56,6 +57,7 @@ def check(project: Path, job: str, *flags: str, code: int | None = None) -> list
     try:
         with contextlib.redirect_stdout(out), mock.patch.object(inspection.Inspection, "left", lambda self, most: 10 * most):
             own = ["check", job, "--json", "--no_measure", TODAY, f"--bucket_root={project.parent / 'buckets'}"]
+            own.append(f"--python={forked.interpreter()}")
             cut = list(flags).index("--") if "--" in flags else len(flags)
             ended = main([*own, *flags[:cut], *flags[cut:]])
     finally:
@@ -370,6 +372,7 @@ def test_the_checkout_stays_as_it_is(tmp_path):
 def test_the_command_prints_lines_and_an_estimate(tmp_path):
     project = copy_project(tmp_path)
     command = [sys.executable, "-m", "vertex_local", "check", "jobs/stackoverflow-2-workers.yaml", f"--serving_python={sys.executable}"]
+    command.append(f"--python={forked.interpreter()}")
     done = subprocess.run(command, cwd=project, env=environ(TMPDIR=str(tmp_path)), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"^ok +data .* 1,600 rows .* 2 replicas take 30 examples of each batch$", done.stdout, re.M)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import textwrap
 
+import forked
 import pytest
 from test_local_support import environ
 
@@ -90,7 +89,7 @@ PROGRAM = """
 
 
 @pytest.mark.parametrize("transport", [pytest.param("rest", marks=pytest.mark.slow), "grpc"])
-def test_an_experiment_as_a_program_for_the_cloud_keeps_it(service, transport):  # noqa: F811
+def test_an_experiment_as_a_program_for_the_cloud_keeps_it(service, transport, tmp_path):  # noqa: F811
     """Nothing but the endpoint is the service's own."""
     address = service.endpoint.address if transport == "rest" else service.endpoint.grpc
     head = f"""
@@ -102,7 +101,8 @@ def test_an_experiment_as_a_program_for_the_cloud_keeps_it(service, transport): 
     """
     program = textwrap.dedent(head) + textwrap.dedent(PROGRAM)
     env = environ(**service.endpoint.environment())
-    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=240)
+    (tmp_path / "program.py").write_text(program)
+    done = forked.run("", ["program.py"], env, tmp_path, 240, forked.shared("google"))
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["params"] == {"lr": 0.1, "layers": "32 8"} and found["metrics"] == {"rmse": 3.25} and found["state"] == "COMPLETE"

@@ -10,6 +10,7 @@ import sys
 from email.message import Message
 from pathlib import Path
 
+import forked
 from conftest import ROOT
 from test_local_support import alive, environ, wait_for
 
@@ -20,10 +21,10 @@ ENDED = ("SUCCEEDED", "FAILED", "CANCELLED")
 
 
 class Service(LocalService):
-    """`python -m vertex_local serve` on a free port, and what tests ask of it."""
+    """`python -m vertex_local serve` on a free port, and what tests ask of it; its models and trainers run in forks."""
 
     def __init__(self, folder: Path, *flags: str, **env: str):
-        super().__init__(folder, *flags, env=environ(**env))
+        super().__init__(folder, f"--python={forked.interpreter()}", *flags, env=environ(**env))  # the last --python counts
 
     def raw(self, method: str, path: str, body: bytes | None = None, headers: dict | None = None) -> tuple[int, Message, bytes]:
         """Send exactly these headers beside Host and Content-Length; return code, headers and body."""

@@ -13,7 +13,6 @@ import statistics
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -673,12 +672,12 @@ def ask_hparams(log_dir: str):
 
 def test_flags_win_over_the_file(tmp_path):
     parameter = {"parameterId": "n", "integerValueSpec": {"minValue": 1, "maxValue": 9}}
-    write_study(tmp_path, "note('at', time.time()); time.sleep(0.2); note('at', time.time()); report(1, 1)\n", [parameter], failed=4)
+    write_study(tmp_path, "note('at', 'begun'); time.sleep(0.2); note('at', 'over'); report(1, 1)\n", [parameter], failed=4)
     done = tune(tmp_path, "--max_trial_count", 3, "--parallel_trial_count=1", "--algorithm=grid-search")
     assert done.returncode == 0, done.stderr
     assert [values["n"] for values in drawn(tmp_path)] == [1, 2, 3]
-    times = [float(line) for line in (tmp_path / "at").read_text().split()]
-    assert times == sorted(times) and "the service wants it at most maxTrialCount" in done.stdout
+    assert (tmp_path / "at").read_text().split() == 3 * ["begun", "over"], "one after the other"
+    assert "the service wants it at most maxTrialCount" in done.stdout
 
 
 @pytest.mark.parametrize("args, problem", [
@@ -743,9 +742,8 @@ def test_the_taxi_trainer_is_tuned_by_its_own_file(tmp_path):
         assert trials.final_values(trial)["val_rmse"] == pytest.approx(metrics["val_rmse"]) and len(trial["measurements"]) == 2
     line = found["commands"][found["best"][0]]
     assert line.startswith("python -m taxifare.trainer.task ") and line in done.stdout
-    began = time.time()
     again = subprocess.run(
         f"{line} --output_dir={tmp_path / 'again'}", shell=True, cwd=ROOT, capture_output=True, text=True, timeout=200,
         env=environ(PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}"),
     )  # fmt: skip
-    assert again.returncode == 0, f"{again.stderr} after {time.time() - began:.0f} s"
+    assert again.returncode == 0, again.stderr
