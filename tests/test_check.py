@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -51,21 +52,24 @@ def edit(path: Path, old: str, new: str, count: int = 1) -> None:
 
 
 def check(project: Path, job: str, *flags: str, code: int | None = None) -> list[dict[str, str]]:
-    """Run the command in this process and return its findings; however busy the machine is, what it asks has time to answer."""
+    """Run the command in this process and return its findings."""
+    ended, text = patiently(project, "check", job, "--json", "--no_measure", TODAY, *flags)
+    said = json.loads(text)
+    assert ended == (1 if said["errors"] else 0) and code in (None, ended)
+    assert all(finding["message"] == " ".join(finding["message"].split("\n")) for finding in said["findings"])
+    return said["findings"]
+
+
+def patiently(project: Path, *words: str) -> tuple[int, str]:
+    """Run the command line in this process; however busy the machine is, what it asks has time to answer."""
     out, before = io.StringIO(), os.getcwd()
     os.chdir(project)
     try:
         with contextlib.redirect_stdout(out), mock.patch.object(inspection.Inspection, "left", lambda self, most: 10 * most):
-            own = ["check", job, "--json", "--no_measure", TODAY, f"--bucket_root={project.parent / 'buckets'}"]
-            own.append(f"--python={forked.interpreter()}")
-            cut = list(flags).index("--") if "--" in flags else len(flags)
-            ended = main([*own, *flags[:cut], *flags[cut:]])
+            own = [f"--bucket_root={project.parent / 'buckets'}", f"--python={forked.interpreter()}"]
+            return main([words[0], *own, *words[1:]]), out.getvalue()
     finally:
         os.chdir(before)
-    said = json.loads(out.getvalue())
-    assert ended == (1 if said["errors"] else 0) and code in (None, ended)
-    assert all(finding["message"] == " ".join(finding["message"].split("\n")) for finding in said["findings"])
-    return said["findings"]
 
 
 def bad(findings: list[dict[str, str]]) -> list[str]:
@@ -369,18 +373,17 @@ def test_the_checkout_stays_as_it_is(tmp_path):
 # ------------------------------------------------------------------ the whole command
 
 
-def test_the_command_prints_lines_and_an_estimate(tmp_path):
-    project = copy_project(tmp_path)
-    command = [sys.executable, "-m", "vertex_local", "check", "jobs/stackoverflow-2-workers.yaml", f"--serving_python={sys.executable}"]
-    command.append(f"--python={forked.interpreter()}")
-    done = subprocess.run(command, cwd=project, env=environ(TMPDIR=str(tmp_path)), capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"^ok +data .* 1,600 rows .* 2 replicas take 30 examples of each batch$", done.stdout, re.M)
-    assert re.search(r"^ok +serving +--serving_python: TensorFlow \S+ loads the exported model, with serving_default\.$", done.stdout, re.M)
-    assert re.search(r"^estimate +steps +106 of global batch 60, 6,360 examples of 1,600 rows, 2 evaluations$", done.stdout, re.M)
-    assert re.search(r"^estimate +time +about [\d.]+ s on n1-standard-4, .* 6,360 examples at [\d,]+/s, .* x \d+/4 ", done.stdout, re.M)
-    assert re.search(r"^estimate +price +on demand \(this job\): 0\.\d+ USD: 0\.4370 USD an hour for 2 machine", done.stdout, re.M)
-    assert re.search(r"^estimate +price +Spot: price unknown: none with a source for n1-standard-4", done.stdout, re.M)
+def test_the_command_prints_lines_and_an_estimate(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    words = ("check", "jobs/stackoverflow-2-workers.yaml", f"--serving_python={sys.executable}")
+    ended, said = patiently(copy_project(tmp_path), *words)
+    assert ended == 0, said
+    assert re.search(r"^ok +data .* 1,600 rows .* 2 replicas take 30 examples of each batch$", said, re.M)
+    assert re.search(r"^ok +serving +--serving_python: TensorFlow \S+ loads the exported model, with serving_default\.$", said, re.M)
+    assert re.search(r"^estimate +steps +106 of global batch 60, 6,360 examples of 1,600 rows, 2 evaluations$", said, re.M)
+    assert re.search(r"^estimate +time +about [\d.]+ s on n1-standard-4, .* 6,360 examples at [\d,]+/s, .* x \d+/4 ", said, re.M)
+    assert re.search(r"^estimate +price +on demand \(this job\): 0\.\d+ USD: 0\.4370 USD an hour for 2 machine", said, re.M)
+    assert re.search(r"^estimate +price +Spot: price unknown: none with a source for n1-standard-4", said, re.M)
     assert not list(tmp_path.glob("vertex-check-*"))
 
 
