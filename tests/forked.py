@@ -63,6 +63,7 @@ FORKED = {"all": "True", "trainers": 'module.split(".")[-2:] == ["trainer", "tas
 IMPORTED = {
     "tensorflow": ("keras", "tensorflow", "pyarrow.csv", "pyarrow.compute"),
     "google": ("google.cloud.aiplatform", "google.cloud.storage"),
+    "service": ("vertex_local.serve.command", "google.cloud.aiplatform_v1.types"),
 }
 VARIABLE = "FORKS"  # the interpreter and the folder of what `prepare` made
 

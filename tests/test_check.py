@@ -391,9 +391,9 @@ def test_the_command_can_be_stopped_while_it_measures(tmp_path):
     project = copy_project(tmp_path)
     command = [sys.executable, "-m", "vertex_local", "check", "jobs/taxifare.yaml", "--", "--epochs=100000", "--steps_per_call=1"]
     with subprocess.Popen(command, cwd=project, env=environ(TMPDIR=str(tmp_path)), stdout=subprocess.PIPE, text=True) as process:
-        events = wait_for(lambda: list(tmp_path.glob("vertex-check-*/events.jsonl")), 60)[0]
+        events = wait_for(lambda: list(tmp_path.glob("vertex-check-*/events.jsonl")), 300)[0]
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=30)
+        process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM
     assert not list(tmp_path.glob("vertex-check-*"))
     mark = f"TRAINER_EVENTS={events}".encode()
