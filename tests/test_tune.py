@@ -461,7 +461,7 @@ def test_a_study_that_was_cut_goes_on(tmp_path, number, code, state):
     with start(tmp_path) as process:
         wait_for(lambda: third_and_fourth(tmp_path))
         process.send_signal(number)
-        assert process.wait(30) == code
+        assert process.wait(120) == code
     wait_for(lambda: not [pid for pid in (tmp_path / "pids").read_text().split() if alive(int(pid))])
     before = result(tmp_path)
     assert before["state"] == state
@@ -519,7 +519,7 @@ while first: time.sleep(0.05)
     with start(tmp_path) as process:
         wait_for(lambda: len(metric_lines(tmp_path)) == 2)
         process.kill()
-        process.wait(30)
+        process.wait(120)
     assert tune(tmp_path).returncode == 0
     (trial,) = result(tmp_path)["trials"]
     assert [m["stepCount"] for m in trial["measurements"]] == ["1", "2", "3"]
@@ -553,7 +553,7 @@ def test_a_study_that_is_running_is_refused(tmp_path):
         wait_for(lambda: (tmp_path / ".vertex_local" / "jobs" / "s-trial-1").exists())
         done = tune(tmp_path)
         (tmp_path / "go").touch()
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
     assert done.returncode == 2 and "job s is running in another process" in done.stderr
     assert states(tmp_path) == ["SUCCEEDED"]
 
@@ -597,7 +597,7 @@ def test_on_a_terminal_a_live_table(tmp_path):
         with contextlib.suppress(OSError):  # the end of the terminal
             while data := os.read(master, 1 << 16):
                 text += data
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
     os.close(master)
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.decode())
     assert "┃ trial ┃ state" in plain and "trial 2 INFEASIBLE" in plain and "[bold]broken" in plain
