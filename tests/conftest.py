@@ -38,6 +38,7 @@ RunTrainer = Callable[..., "subprocess.CompletedProcess[str]"]
 def pytest_configure(config: pytest.Config) -> None:
     """Forget the service's variables before any module or fixture sees them."""
     _forget_service_variables()
+    forked.prepare()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,11 +1,16 @@
 """Runs programs in forks of a process that has imported TensorFlow: that import is most of what a short run takes.
 
-A fork has an environment, folder, arguments, output and end of its own, as `python -m` gives them. Where the start itself is
-what a test looks at (what is imported, when, from where), it starts an interpreter instead.
+`interpreter()` is a program to give as `--python` or to start as a process. What it is asked to run of the trainers and of
+`vertex_runtime` runs in a fork, with an environment, folder, arguments, input, output and end of its own, as `python -m` (or
+`python -S -m`) gives them; all else it leaves to Python. Signals go on to the fork, and the fork ends with the program. Where the
+start itself is what a test looks at (what is imported, when, from where) or its children's fate, the test takes `sys.executable`.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import ctypes
 import functools
 import gc
 import importlib
@@ -13,78 +18,234 @@ import json
 import os
 import runpy
 import select
+import selectors
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+LENGTH = 4  # bytes that say how long a request is
+
+PROGRAM = """\
+#!{python} -IS
+import json, os, signal, socket, sys
+
+bare = sys.argv[1:2] == ["-S"]
+words = sys.argv[1 + bare:]
+module, flags = (words[1], words[2:]) if words[:1] == ["-m"] else ("", words)
+if not ({forks}):
+    os.execv({python!r}, [{python!r}, *sys.argv[1:]])
+fork = socket.socket(socket.AF_UNIX)
+fork.connect({address!r})
+request = json.dumps([module, flags, dict(os.environ), os.getcwd(), bare]).encode()
+socket.send_fds(fork, [len(request).to_bytes({length}, "little")], [0, 1, 2])
+fork.sendall(request)
+for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    signal.signal(number, lambda number, _: fork.sendall(bytes([number])))
+code = int.from_bytes(fork.recv(2) or b"\\xf7\\xff", "little", signed=True)
+if code < 0:
+    if -code != signal.SIGKILL:
+        signal.signal(-code, signal.SIG_DFL)
+    os.kill(os.getpid(), -code)
+os._exit(code)
+"""
+# What a program forks for; `module` is what stands behind -m.
+FORKED = {"all": "True", "trainers": 'module.split(".")[-2:] == ["trainer", "task"] or module.startswith("vertex_runtime.")'}
+# What the processes of `prepare` have imported.
+IMPORTED = {
+    "tensorflow": ("keras", "tensorflow", "pyarrow.csv", "pyarrow.compute"),
+    "google": ("google.cloud.aiplatform", "google.cloud.storage"),
+    "service": ("vertex_local.serve.command", "google.cloud.aiplatform_v1.types"),
+}
+VARIABLE = "FORKS"  # the interpreter and the folder of what `prepare` made
 
 
-def run(
-    module: str, flags: Sequence[str], env: Mapping[str, str], cwd: Path, timeout: float,
-    python: str = sys.executable, imported: tuple[str, ...] = ("keras", "tensorflow"),
-) -> subprocess.CompletedProcess[str]:  # fmt: skip
-    """Run `python -m MODULE FLAGS` in a fork of a `python` that has imported what `imported` says; `env` is its whole environment."""
-    server, late = _server(python, imported), False
-    with tempfile.TemporaryDirectory() as folder:
-        out, err = Path(folder, "out"), Path(folder, "err")
-        server.stdin.write(json.dumps([module, list(flags), dict(env), str(cwd), str(out), str(err)]) + "\n")
-        server.stdin.flush()
-        pid = int(server.stdout.readline())
-        if not select.select([server.stdout], [], [], timeout)[0]:
-            late = True
-            os.kill(pid, signal.SIGKILL)
-        code = int(server.stdout.readline())
-        said = out.read_text(), err.read_text()
-    if late:
-        raise subprocess.TimeoutExpired([module, *flags], timeout, *said)
-    return subprocess.CompletedProcess([module, *flags], code, *said)
+def prepare() -> None:
+    """Let this process and those that it starts, as pytest-xdist's, share processes that have imported what takes long."""
+    if os.environ.get(VARIABLE, "").partition(":")[0] != sys.executable:  # as where tests run the tests by another Python
+        root = _temporary()
+        os.environ[VARIABLE] = f"{sys.executable}:{root}"
+        for name, imported in IMPORTED.items():
+            _listen(root / name, sys.executable, imported)
+
+
+def shared(name: str) -> Path:
+    """Return the folder of the programs that fork from a process which has imported IMPORTED[name]."""
+    return Path(os.environ[VARIABLE].partition(":")[2], name)
 
 
 @functools.cache
-def _server(python: str, imported: tuple[str, ...]) -> subprocess.Popen[str]:
-    """Start the process that forks, once; it ends when its input does, with this process."""
+def own(python: str, imported: tuple[str, ...]) -> Path:
+    """Return such a folder for another Python."""
+    folder = _temporary() / "own"
+    _listen(folder, python, imported)
+    return folder
+
+
+def interpreter() -> str:
+    """Return the path of a program that runs what trains or predicts in a fork, and all else as this Python does."""
+    return str(shared("tensorflow") / "trainers" / "python")
+
+
+def run(
+    module: str, flags: Sequence[str], env: Mapping[str, str], cwd: Path, timeout: float, folder: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run `python -m MODULE FLAGS` in a fork, by default of a process with TensorFlow; `env` is its whole environment.
+
+    Without a `module` the first of `flags` is a script.
+    """
+    words = [str((folder or shared("tensorflow")) / "all" / "python"), *(["-m", module] if module else []), *flags]
+    return subprocess.run(
+        words, env=dict(env), cwd=cwd, timeout=timeout, stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )  # fmt: skip
+
+
+def _temporary() -> Path:
+    folder = tempfile.mkdtemp(prefix="forks-")  # with a short path, as a socket's must be
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
+def _listen(folder: Path, python: str, imported: tuple[str, ...]) -> None:
+    """Make a socket, from which the first request starts the process that forks, and the programs that ask it."""
+    for name, forks in FORKED.items():
+        path = folder / name / "python"  # its name begins as an interpreter's, for `check` asks no other programs
+        path.parent.mkdir(parents=True)
+        path.write_text(PROGRAM.format(python=python, address=str(folder / "socket"), forks=forks, length=LENGTH))
+        path.chmod(0o755)
+        path.with_name("python3").symlink_to("python")
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(folder / "socket"))
+    listener.listen(64)
     # As the runtime has it, which sets it before it imports TensorFlow.
-    env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
-    command = [python, __file__, *imported]
-    return subprocess.Popen(command, env=env, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+    command, env = [python, __file__, str(listener.fileno()), *imported], {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
+    threading.Thread(target=_start, args=(command, env, listener), daemon=True).start()
 
 
-def _requests() -> list[str]:
-    """Answer each request by a fork's number and then by its exit code; return in the fork, with the request."""
-    for line in sys.stdin:
-        pid = os.fork()
-        if not pid:
-            return json.loads(line)
-        print(pid, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-    sys.exit()
+def _start(command: Sequence[str], env: Mapping[str, str], listener: socket.socket) -> None:
+    """Start the process that forks when the first request is there; it ends when its input does, with this process."""
+    select.select([listener], [], [])
+    options = {"env": env, "cwd": ROOT, "stdin": subprocess.PIPE, "pass_fds": (listener.fileno(),), "start_new_session": True}
+    with listener, subprocess.Popen(command, **options) as server:
+        listener.close()
+        server.wait()
 
 
-def _become(flags: Sequence[str], env: Mapping[str, str], cwd: str, out: str, err: str) -> None:
+@dataclass
+class _Fork:
+    """A fork and the connection to whoever asked for it: closed, once that is gone."""
+
+    pid: int
+    connection: socket.socket
+
+
+class _Server:
+    """Forks for each request, passes signals on and tells how the fork ended."""
+
+    def __init__(self, listener: socket.socket):
+        self.listener, self.selector = listener, selectors.DefaultSelector()
+        self.selector.register(sys.stdin, selectors.EVENT_READ)
+        self.selector.register(listener, selectors.EVENT_READ)
+
+    def serve(self) -> tuple[str, list[str]]:
+        """Return in each fork, with the module that it is to run and its arguments."""
+        while True:
+            key = self.selector.select()[0][0]  # one at a time: what it leads to may be the end of another's descriptor
+            if key.fileobj is sys.stdin:
+                os._exit(0)  # the kernel kills the forks: see _become
+            if key.fileobj is self.listener:
+                if request := self._fork():
+                    return request
+            elif key.fileobj is key.data.connection:
+                self._pass_on(key.data)
+            else:
+                self._tell_end(key.data, key.fd)
+
+    def _fork(self) -> tuple[str, list[str]] | None:
+        connection, _ = self.listener.accept()
+        request, files = _request(connection)
+        pid = os.fork() if request else None
+        if pid == 0:
+            for number in (connection.detach(), *(key.fd for key in self.selector.get_map().values() if key.fileobj is not sys.stdin)):
+                os.close(number)  # else whoever waits at the other end would wait for this fork, too
+            self.selector.close()
+            _become(*request[2:], files)
+            return request[0], request[1]
+        for file in files:
+            os.close(file)
+        if pid is None:  # it was killed while it asked
+            connection.close()
+            return None
+        fork = _Fork(pid, connection)
+        self.selector.register(connection, selectors.EVENT_READ, fork)
+        self.selector.register(os.pidfd_open(pid), selectors.EVENT_READ, fork)
+        return None
+
+    def _pass_on(self, fork: _Fork) -> None:
+        number = fork.connection.recv(1)
+        os.kill(fork.pid, number[0] if number else signal.SIGKILL)
+        if not number:
+            self.selector.unregister(fork.connection)
+            fork.connection.close()
+
+    def _tell_end(self, fork: _Fork, descriptor: int) -> None:
+        code = os.waitstatus_to_exitcode(os.waitpid(fork.pid, 0)[1])
+        self.selector.unregister(descriptor)
+        os.close(descriptor)
+        if fork.connection.fileno() >= 0:
+            self.selector.unregister(fork.connection)
+            with contextlib.suppress(OSError):  # gone in this moment
+                fork.connection.sendall(code.to_bytes(2, "little", signed=True))
+            fork.connection.close()
+
+
+def _request(connection: socket.socket) -> tuple[list[Any], list[int]]:
+    """Return what is asked for, and the input, output and error that it gets; nothing where whoever asked is gone."""
+    head, files, _, _ = socket.recv_fds(connection, LENGTH, 3)
+    data, length = b"", int.from_bytes(head, "little")
+    while piece := connection.recv(length - len(data)):
+        data += piece
+    return json.loads(data) if data and len(data) == length else [], files
+
+
+def _become(env: Mapping[str, str], cwd: str, bare: bool, files: Sequence[int]) -> None:
     """Make this fork what a new interpreter would be."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    os.setpgid(0, 0)
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
-    for descriptor, path, mode in ((0, os.devnull, os.O_RDONLY), (1, out, os.O_WRONLY | os.O_CREAT), (2, err, os.O_WRONLY | os.O_CREAT)):
-        opened = os.open(path, mode)
-        os.dup2(opened, descriptor)
-        os.close(opened)
+    for descriptor, file in enumerate(files):
+        os.dup2(file, descriptor)
+        os.close(file)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs, and so the tests, may ignore
-    sys.argv = ["", *flags]
+    sys.stdout.reconfigure(line_buffering="PYTHONUNBUFFERED" in env)
+    sys.dont_write_bytecode = "PYTHONDONTWRITEBYTECODE" in env
+    if bare:  # without what `site` adds: site-packages, and what installs there lead to
+        sys.path[:] = [path for path in sys.path if not path.endswith("-packages")]
+        sys.meta_path[:] = [finder for finder in sys.meta_path if "__editable__" not in str(finder)]
     sys.path[0] = cwd
     sys.path[1:1] = [path for path in env.get("PYTHONPATH", "").split(os.pathsep) if path]
 
 
 if __name__ == "__main__":
     gc.disable()  # as the runtime does while it imports TensorFlow
-    for imported in sys.argv[1:]:
+    for imported in sys.argv[2:]:
         importlib.import_module(imported)
     gc.freeze()
     gc.enable()
-    program, *rest = _requests()
-    _become(*rest)
-    runpy.run_module(program, run_name="__main__", alter_sys=True)
+    module, flags = _Server(socket.socket(fileno=int(sys.argv[1]))).serve()
+    if module:
+        sys.argv = ["", *flags]
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    else:
+        sys.argv, sys.path[0] = flags, str(Path(flags[0]).parent)
+        runpy.run_path(flags[0], run_name="__main__")

@@ -307,7 +307,7 @@ def test_what_cannot_be_run_is_refused_at_once(echo):
 
 @pytest.mark.parametrize("way", ["cancel", "stop"])
 def test_cancelled_it_ends_at_once_and_keeps_what_it_has(tmp_path, way):
-    service = echo_service(tmp_path, "time.sleep(0.05)")
+    service = echo_service(tmp_path, "time.sleep(0.05)", fresh=True)
     try:
         model = echo_model(service)
         uri = write_object(service, "batch-bucket/long.jsonl", jsonl(*range(20_000)))
@@ -330,7 +330,7 @@ def test_cancelled_it_ends_at_once_and_keeps_what_it_has(tmp_path, way):
 
 
 def test_a_service_that_is_killed_leaves_no_job_running(tmp_path):
-    service = echo_service(tmp_path, "time.sleep(0.05)")
+    service = echo_service(tmp_path, "time.sleep(0.05)", fresh=True)
     model = echo_model(service)
     uri = write_object(service, "batch-bucket/long.jsonl", jsonl(*range(20_000)))
     job = job_of(model, uri, manualBatchTuningParameters={"batchSize": 2})

@@ -111,7 +111,7 @@ def emulator(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         yield request.param, {"BIGQUERY_EMULATOR_HOST": address, "BIGQUERY_STORAGE_EMULATOR_HOST": f"127.0.0.1:{grpc}"}
     finally:
         started.terminate()
-        started.wait(20)
+        started.wait(120)
 
 
 def load(address: str) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 
 import forked
 import numpy as np
@@ -86,7 +84,7 @@ def test_tpu_resolver_calls_in_order(monkeypatch):
         assert calls == [("resolver", "local"), ("connect", "resolver"), ("initialise", "resolver"), ("strategy", "resolver")]
 
 
-def test_importing_runs_no_tensorflow_operation():
+def test_importing_runs_no_tensorflow_operation(tmp_path):
     """Collective operations must be set up before the first operation: a context that exists is too late."""
     code = (
         "from vertex_runtime.strategy import import_tensorflow; import_tensorflow()\n"
@@ -99,7 +97,8 @@ def test_importing_runs_no_tensorflow_operation():
         "assert not {'IPython', 'sklearn'} & sys.modules.keys()\n"
         "assert keras.wrappers.SKLearnClassifier.__module__ == 'keras.src.wrappers.sklearn_wrapper' and 'sklearn' in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    (tmp_path / "context.py").write_text(code)
+    done = forked.run("context", [], {**os.environ, "PYTHONPATH": str(ROOT)}, tmp_path, timeout=300)
     assert done.returncode == 0, done.stderr
 
 

@@ -368,7 +368,7 @@ def test_a_killed_conversion_leaves_no_target(number, tmp_path):
         run("taxifare", DATA["taxifare"], tmp_path / "out", "csv")
     process.send_signal(number)
     process.send_signal(signal.SIGCONT)
-    error = process.communicate(timeout=60)[1]
+    error = process.communicate(timeout=120)[1]
     assert not (tmp_path / "out").exists()
     if number == signal.SIGTERM:
         assert process.returncode == 143 and "ended by SIGTERM" in error and "Traceback" not in error

@@ -11,6 +11,7 @@ import sys
 import threading
 from pathlib import Path
 
+import forked
 import pytest
 from conftest import ROOT
 from test_local_support import call, environ, result, write_job, write_script
@@ -404,6 +405,7 @@ def test_a_training_pipelines_file_runs_with_the_data_set_beside_it(tmp_path):
 def test_check_splits_the_data_set_and_leaves_nothing(tmp_path):
     data = ROOT / "jobs" / "datasets" / "taxifare.yaml"
     command = [sys.executable, "-m", "vertex_local", "check", str(ROOT / "jobs" / "taxifare.yaml"), f"--dataset={data}", "--no_measure"]
+    command.append(f"--python={forked.interpreter()}")
     options = {"cwd": ROOT, "env": environ(TMPDIR=str(tmp_path)), "capture_output": True, "text": True}
     state = f"--state_dir={tmp_path / 'state'}"
     done = subprocess.run([*command, state, "--data_split=strata=passenger_count"], **options)

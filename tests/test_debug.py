@@ -126,7 +126,7 @@ def test_only_the_named_replica_waits_and_stops_at_a_breakpoint(tmp_path):
             assert frame["source"]["path"] == str(tmp_path / script)
             assert editor.value(frame, "secret") == "43" and editor.value(frame, "me") == "'workerpool1-1'"
             editor.leave(tmp_path / script)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     said = re.search(r"debug: workerpool1-1 waits on 127.0.0.1:(\d+)", out)
     assert said and int(said[1]) == found["connect"]["port"] and f"copy it to {tmp_path}/.vscode/launch.json" in out
@@ -206,7 +206,7 @@ def test_a_script_in_a_container_is_debugged(tmp_path):
             frame = editor.go(script, 3)
             assert frame["source"]["path"] == str(script) and editor.value(frame, "secret") == "42"
             editor.leave(script)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=120)
     assert process.returncode == 0 and "secret 42" in out, out + err
 
 

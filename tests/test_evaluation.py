@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -451,7 +452,7 @@ def test_a_model_without_a_profile_and_baselines_is_still_measured(models, tmp_p
 
 
 def test_the_script_finds_the_trainer(models, tmp_path):
-    run = [sys.executable, "-m", "vertex_runtime.evaluation.command"]
+    run = [forked.interpreter(), "-m", "vertex_runtime.evaluation.command"]
     more = {"cwd": tmp_path, "env": {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}, "capture_output": True}
     done = subprocess.run([*run, str(models / "good" / "model"), str(VALID), "--output=here", "--", "--seed=3"], text=True, **more)
     assert done.returncode == 0 and (tmp_path / "here" / "evaluation.html").is_file(), done.stderr

@@ -78,14 +78,14 @@ def attempts(folder: Path, job_id: str) -> dict[str, list[int]]:
     return {name: [attempt["code"] for attempt in replica["attempts"]] for name, replica in replicas.items()}
 
 
-def wait_for(condition, seconds: float = 20.0):
-    """Wait until `condition()` is true and return what it returned."""
+def wait_for(condition, seconds: float = 60.0):
+    """Wait until `condition()` is true and return what it returned; what takes longer than `seconds` hangs."""
     end = time.time() + seconds
     while time.time() < end:
         value = condition()
         if value:
             return value
-        time.sleep(0.05)
+        time.sleep(0.02)
     raise AssertionError(f"it did not happen within {seconds} s")
 
 

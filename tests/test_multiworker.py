@@ -166,7 +166,7 @@ def test_a_peer_that_disappears_is_named_within_a_minute(lost, tmp_path):
                     break
             time.sleep(0.1)
         both[lost].kill()
-        _, err = both[1 - lost].communicate(timeout=60)
+        _, err = both[1 - lost].communicate(timeout=120)
     finally:
         for process in both:
             process.kill()

@@ -16,6 +16,7 @@ from datetime import date, timedelta
 from pathlib import Path
 from random import Random
 
+import forked
 import pytest
 import yaml
 from conftest import ROOT
@@ -45,8 +46,8 @@ def root(tmp_path: Path) -> Path:
 
 def new_trainer(root: Path, *words: object, code: int = 0) -> str:
     """Run the command; return what it prints, or its one line of complaint."""
-    command = [sys.executable, "-B", root / "templates" / "new_trainer.py", *words]
-    done = subprocess.run(list(map(str, command)), cwd=root, capture_output=True, text=True, timeout=60)
+    flags = [str(root / "templates" / "new_trainer.py"), *map(str, words)]
+    done = forked.run("", flags, {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}, root, timeout=60)
     assert done.returncode == code, done.stdout + done.stderr
     assert not code or (not done.stdout and len(done.stderr.splitlines()) == 1 and done.stderr.startswith("error: ")), done.stderr
     return done.stderr if code else done.stdout

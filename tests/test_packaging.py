@@ -18,6 +18,7 @@ import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import forked
 import pytest
 from conftest import FIRST_TRAINER, ROOT, TRAINERS
 
@@ -50,7 +51,7 @@ def run_installed(site: Path, *args: object, cwd: Path) -> str:
     `-S` leaves out .pth files: an editable install of the checkout must not lend what `site` lacks.
     """
     path = os.pathsep.join([str(site), sysconfig.get_path("purelib")])
-    return execute([sys.executable, "-S", *args], cwd, {"PYTHONPATH": path})
+    return execute([forked.interpreter(), "-S", *args], cwd, {"PYTHONPATH": path})
 
 
 def install(package: Path, target: Path) -> Path:
@@ -151,7 +152,7 @@ def test_license_is_the_whole_text(sdists):
 @pytest.mark.parametrize("trainer", FIRST_TRAINER)
 @pytest.mark.parametrize("path, module", [("", "{}.trainer.task"), ("{}", "trainer.task")])
 def test_start_from_the_root_of_a_checkout(tree, tmp_path, path, module, trainer):
-    command = [sys.executable, "-m", module.format(trainer), *TINY, "--output_dir", tmp_path / "out"]
+    command = [forked.interpreter(), "-m", module.format(trainer), *TINY, "--output_dir", tmp_path / "out"]
     execute(command, tree, {"PYTHONPATH": path.format(trainer)})
     record = record_of(tmp_path / "out")
     assert [Path(file["path"]).is_relative_to(tree) for file in record["data"]] == [True, True]
@@ -207,7 +208,7 @@ def test_the_published_courses_command(tree, files):
     second = folder / "taxi-train-2.csv"
     if files == 2:
         shutil.copy(folder / "taxi-train.csv", second)
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    path = os.pathsep.join([str(Path(forked.interpreter()).parent), os.environ["PATH"]])
     execute(["bash", "-c", PUBLISHED], tree, {"PATH": path})
     second.unlink(missing_ok=True)
     record = record_of(tree / "taxifare-model")

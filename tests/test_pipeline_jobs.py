@@ -189,7 +189,7 @@ def test_a_dependent_of_what_was_not_triggered_is_not_triggered(pipelines, body)
 @pytest.mark.slow
 def test_a_killed_service_leaves_nothing_running(tmp_path, body):
     flags = (f"--project_dir={ROOT}", "--project=my-project")
-    service = Service(tmp_path, *flags, KFP_PYTHON=kfp_python())
+    service = Service(tmp_path, *flags, fresh=True, KFP_PYTHON=kfp_python())
     job = create(service, body("sleepy"), job_id="lost")
     log = service.state / "jobs" / "lost" / "logs" / "sleeps.log"
     wait_for(lambda: log.exists() and "asleep" in log.read_text(), 120)
@@ -197,14 +197,14 @@ def test_a_killed_service_leaves_nothing_running(tmp_path, body):
     assert len(before) >= 4, "the server, the runner, the step and who watches them"
     service.stop(signal.SIGKILL)
     wait_for(lambda: not any(map(alive, before)), 60)
-    service = Service(tmp_path, *flags, KFP_PYTHON=kfp_python())
+    service = Service(tmp_path, *flags, fresh=True, KFP_PYTHON=kfp_python())
     found = get(service, job)
     assert found["state"] == "PIPELINE_STATE_FAILED" and "was killed" in found["error"]["message"]
     assert states(found) == {"sleeps": "FAILED"}
     other = create(service, body("sleepy"), job_id="stopped")
     wait_for(lambda: states(get(service, other)) == {"sleeps": "RUNNING"}, 120)
     assert service.stop() == 0
-    service = Service(tmp_path, *flags, KFP_PYTHON=kfp_python())
+    service = Service(tmp_path, *flags, fresh=True, KFP_PYTHON=kfp_python())
     found = get(service, other)
     assert "the local service was stopped" in found["error"]["message"] and states(found)["sleeps"] in ("CANCELLED", "FAILED")
     service.stop()

@@ -34,7 +34,7 @@ TRAINER = (
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory):
-    started = Service(tmp_path_factory.mktemp("serve"), "--parallel_jobs=3")
+    started = Service(tmp_path_factory.mktemp("serve"), "--parallel_jobs=3", fresh=True)
     yield started
     started.stop()
 
@@ -653,7 +653,7 @@ def test_nothing_is_removed_from_a_bucket_root_of_somebody_elses(tmp_path):
 
 
 def test_killed_and_started_again_it_keeps_what_it_knows(tmp_path):
-    first = Service(tmp_path)
+    first = Service(tmp_path, fresh=True)
     done, running = first.create("print('done')"), first.create(SLEEP)
     first.ended(done)
     pid = int(wait_for(lambda: first.log(running).strip()))
@@ -675,7 +675,7 @@ def test_killed_and_started_again_it_keeps_what_it_knows(tmp_path):
 @pytest.mark.slow
 def test_a_deployed_model_outlives_the_service_but_its_process_does_not(tmp_path):
     """Trained by the real trainer, deployed, the service killed: no process is left; started again, it answers the same."""
-    first = Service(tmp_path, f"--project_dir={ROOT}")
+    first = Service(tmp_path, f"--project_dir={ROOT}", fresh=True)
     data = ROOT / "taxifare" / "tests" / "data"
     args = [f"--train_data_path={data}/taxi-train.csv", f"--eval_data_path={data}/taxi-valid.csv", "--num_evals=1"]
     body = pipeline("", modelToUpload={"displayName": "m", "containerSpec": {"imageUri": IMAGE}}, modelId="taxi")
@@ -693,7 +693,7 @@ def test_a_deployed_model_outlives_the_service_but_its_process_does_not(tmp_path
     (pid,) = mark_of(first.process)
     first.stop(signal.SIGKILL)
     gone(pid)
-    second = Service(tmp_path, f"--project_dir={ROOT}")
+    second = Service(tmp_path, f"--project_dir={ROOT}", fresh=True)
     assert second.call("POST", "/endpoints/e:predict", request) == answer
     (pid,) = mark_of(second.process)
     os.kill(pid, signal.SIGKILL)
@@ -705,7 +705,7 @@ def test_a_deployed_model_outlives_the_service_but_its_process_does_not(tmp_path
 
 
 def test_an_upload_goes_on_after_a_restart(tmp_path):
-    first = Service(tmp_path)
+    first = Service(tmp_path, fresh=True)
     (first.state / "buckets" / "half-way").mkdir(parents=True)
     begin = "/upload/storage/v1/b/half-way/o?uploadType=resumable"
     headers, _ = first.storage("POST", begin, b'{"name": "x"}', Content_Type="application/json")
@@ -727,7 +727,7 @@ def test_its_end_ends_the_jobs_in_order(tmp_path):
         "import os,signal,sys,time\nsignal.signal(signal.SIGTERM, lambda *_: (print('saved', flush=True), sys.exit(1)))\n"
         "print(os.getpid(), flush=True)\ntime.sleep(300)\n"
     )
-    service = Service(tmp_path)
+    service = Service(tmp_path, fresh=True)
     number = service.create("exec(open('slow.py').read())")
     pid = int(wait_for(lambda: service.log(number).strip()))
     assert service.stop(signal.SIGINT) == 0

@@ -112,7 +112,7 @@ def test_a_service_that_does_not_run_is_one_line(tmp_path, capsys):
     assert main(["env", f"--state_dir={tmp_path}"]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "no service runs" in error and "vertex_local serve" in error
-    own = Service(tmp_path)
+    own = Service(tmp_path, fresh=True)
     assert main(["env", f"--state_dir={own.state}"]) == 0
     assert "export STORAGE_EMULATOR_HOST=https://127.0.0.1:" in capsys.readouterr().out
     own.process.kill()

@@ -217,7 +217,7 @@ def test_the_end_waits_for_no_client(started):
         upload.sendall(head.encode())
         wait_for(lambda: own._app._under_way)
         own.stop()
-        assert left.wait(30), "its thread is free again, long before the body's time is over"
+        assert left.wait(120), "its thread is free again, long before the body's time is over"
 
 
 def test_every_file_that_may_be_opened_may_be_opened():

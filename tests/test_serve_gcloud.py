@@ -93,7 +93,7 @@ def test_a_job_from_flags_alone_with_a_package(service, gcloud, tmp_path):
     (tmp_path / "mypackage" / "task.py").write_text("import sys; print('packaged', *sys.argv[1:])")
     (tmp_path / "setup.py").write_text("from setuptools import setup; setup(name='mypackage', version='1', packages=['mypackage'])")
     subprocess.run([sys.executable, "setup.py", "-q", "sdist", "--formats=gztar"], cwd=tmp_path, check=True, capture_output=True)
-    gcloud("storage", "buckets", "create", "gs://package-bucket")
+    (service.state / "buckets" / "package-bucket").mkdir(parents=True)
     (archive,) = (tmp_path / "dist").iterdir()
     gcloud("storage", "cp", archive, "gs://package-bucket/dist/")
     pool = "machine-type=n1-standard-4,replica-count=1,executor-image-uri=us-docker.pkg.dev/vertex-ai/training/tf-cpu.2-17.py310:latest,"
@@ -111,7 +111,6 @@ def test_cancel(service, gcloud, tmp_path):
     wait_for(lambda: "up" in service.log(name.rpartition("/")[2]))
     gcloud("ai", "custom-jobs", "cancel", name)
     assert ended(service, name)["state"] == "JOB_STATE_CANCELLED"
-    assert gcloud("ai", "custom-jobs", "describe", name, "--format=value(state)").strip() == "JOB_STATE_CANCELLED"
 
 
 def test_what_is_wrong_is_told_as_gcloud_tells_it(service, gcloud, tmp_path):
@@ -128,8 +127,9 @@ def test_our_job_files_are_taken(service, gcloud, tmp_path, trainer, group, kind
     """With their settings filled in, which a request keeps as they are. Cancelled once it has begun to run."""
     file = tmp_path / "job.yaml"
     source = ROOT / "jobs" / f"{trainer}{kind}.yaml"
-    error = gcloud("ai", group, "create", "--region=us-central1", "--display-name=x", f"--config={source}", code=1)
-    assert "${" in error and "scripts/submit_job" in error
+    if not kind:  # of both kinds the same code says it
+        error = gcloud("ai", group, "create", "--region=us-central1", "--display-name=x", f"--config={source}", code=1)
+        assert "${" in error and "scripts/submit_job" in error
     file.write_text(job_file.read_text(source, {"project": "my-project", "region": "us-central1", "bucket": "a-bucket"}))
     name = created(gcloud, group, f"--display-name={trainer}{kind}", f"--config={file}")
     path = name.partition("/locations/us-central1")[2]
@@ -138,7 +138,7 @@ def test_our_job_files_are_taken(service, gcloud, tmp_path, trainer, group, kind
     assert pools[0]["containerSpec"]["imageUri"] == f"us-central1-docker.pkg.dev/my-project/trainers/{trainer}:latest"
     assert wait_for(lambda: service.call("GET", path, base=PARENT).get("startTime"))
     if "endTime" not in service.call("GET", path, base=PARENT):
-        gcloud("ai", group, "cancel", name)
+        service.call("POST", f"{path}:cancel", {}, base=PARENT)
     ended(service, name)
 
 

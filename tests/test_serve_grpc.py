@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import textwrap
 
+import forked
 import pytest
 from test_local_support import environ
 from test_serve_support import Service
@@ -26,7 +25,7 @@ def service(tmp_path_factory):
 
 
 @pytest.fixture
-def run(service):
+def run(service, tmp_path):
     """Run a program of a user as it is written for the cloud, with what `env` prints exported; return what it prints as JSON."""
     exported = service.endpoint.environment()
     head = f"""
@@ -39,7 +38,8 @@ def run(service):
 
     def run(source: str) -> object:
         program = textwrap.dedent(head) + textwrap.dedent(source)
-        done = subprocess.run([sys.executable, "-c", program], env=environ(**exported), capture_output=True, text=True, timeout=120)
+        (tmp_path / "program.py").write_text(program)
+        done = forked.run("", ["program.py"], environ(**exported), tmp_path, 120, forked.shared("google"))
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.splitlines()[-1])
 

@@ -189,6 +189,7 @@ def test_the_sdk_copies_a_model(service, monkeypatch):
     assert copied.resource_name == "projects/my-project/locations/europe-west4/models/there" and copied.uri == model.uri
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("gcloud") is None, reason="gcloud is not installed here")
 def test_gcloud_makes_lists_and_deletes_one(service, tmp_path):
     env = environ(**service.endpoint.environment(), CLOUDSDK_CONFIG=str(tmp_path), CLOUDSDK_CORE_DISABLE_PROMPTS="1")

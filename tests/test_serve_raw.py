@@ -160,6 +160,7 @@ def test_over_grpc_headers_are_metadata(service, model):
     assert ("x-vertex-ai-endpoint-id", shared.name) in [tuple(each) for each in found.initial_metadata()]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("gcloud") is None, reason="gcloud is not installed here")
 def test_gcloud_asks_any_endpoint_here(service, model, tmp_path):
     shared = aiplatform.Endpoint.create("g")

@@ -10,6 +10,7 @@ import sys
 from email.message import Message
 from pathlib import Path
 
+import forked
 from conftest import ROOT
 from test_local_support import alive, environ, wait_for
 
@@ -20,10 +21,15 @@ ENDED = ("SUCCEEDED", "FAILED", "CANCELLED")
 
 
 class Service(LocalService):
-    """`python -m vertex_local serve` on a free port, and what tests ask of it."""
+    """`python -m vertex_local serve` on a free port, and what tests ask of it; its models and trainers run in forks.
 
-    def __init__(self, folder: Path, *flags: str, **env: str):
-        super().__init__(folder, *flags, env=environ(**env))
+    It is a fork itself, whose signals and end `process` passes on, unless `fresh`: then `process` is the service.
+    """
+
+    def __init__(self, folder: Path, *flags: str, fresh: bool = False, **env: str):
+        python = sys.executable if fresh else str(forked.shared("service") / "all" / "python")
+        flags = (f"--python={forked.interpreter()}", *flags)  # the last --python counts
+        super().__init__(folder, *flags, env=environ(**env), python=python)
 
     def raw(self, method: str, path: str, body: bytes | None = None, headers: dict | None = None) -> tuple[int, Message, bytes]:
         """Send exactly these headers beside Host and Content-Length; return code, headers and body."""
@@ -113,7 +119,7 @@ def mark_of(process: subprocess.Popen) -> list[int]:
     return found
 
 
-def echo_service(folder, source: str = "", **env: str) -> Service:
+def echo_service(folder, source: str = "", **options) -> Service:
     """Start a service whose models need no TensorFlow: they answer with their instances, after what `source` does with them."""
     program = folder / "echo"
     program.write_text(
@@ -121,4 +127,4 @@ def echo_service(folder, source: str = "", **env: str) -> Service:
         f"    {source or 'pass'}\n    print(json.dumps({{'predictions': instances}}), flush=True)\n"
     )
     program.chmod(0o755)
-    return Service(folder, f"--project_dir={ROOT}", f"--python={program}", **env)
+    return Service(folder, f"--project_dir={ROOT}", f"--python={program}", **options)

@@ -309,7 +309,7 @@ def test_a_process_holds_the_lock_while_it_lives(bucket):
     try:
         helper = int(first.stdout.readline())
         second = hold(bucket, "2")
-        said = second.communicate(timeout=60)[1]
+        said = second.communicate(timeout=120)[1]
         assert second.returncode == 1 and said.count("\n") == 1
         for part in (f"gs://{bucket.name}/run is in use by a live run", "job 1, replica chief-0", f"pid {first.pid}", "--output_dir"):
             assert part in said
@@ -322,7 +322,7 @@ def test_a_process_holds_the_lock_while_it_lives(bucket):
     finally:
         first.kill()
     third = hold(bucket, "3")
-    assert third.communicate(timeout=60)[1] == "" and third.returncode == 0
+    assert third.communicate(timeout=120)[1] == "" and third.returncode == 0
     assert bucket.get_blob("run/.lock") is None
 
 

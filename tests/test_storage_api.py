@@ -31,7 +31,7 @@ JSON = {"Content_Type": "application/json"}
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory):
-    started = Service(tmp_path_factory.mktemp("storage-api"), "--no_token")
+    started = Service(tmp_path_factory.mktemp("storage-api"), "--no_token", fresh=True)
     yield started
     started.stop()
 

@@ -236,7 +236,7 @@ def test_ctrl_c_stops_following_and_not_the_job(tmp_path, service, gcloud):
             if line.startswith("pending"):
                 break
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=120)
     assert process.returncode == 130 and "stopped following; the job goes on." in err
     assert [method for method, _, _ in service.requests] == ["POST", "GET"], "nobody asked to cancel it"
 

@@ -116,7 +116,10 @@ def test_a_training_pipeline_runs_any_job_file(tmp_path, service, exported):
 
 
 @needs_gcloud
-@pytest.mark.parametrize("which, name", [("job", "taxifare-reduction-server"), ("tuning", "stackoverflow-tuning-2-workers")])
+@pytest.mark.parametrize(
+    "which, name",
+    [("job", "taxifare-reduction-server"), pytest.param("tuning", "stackoverflow-tuning-2-workers", marks=pytest.mark.slow)],
+)
 def test_the_printed_gcloud_line_sends_the_same(tmp_path, which, name):
     kind = jobs.CUSTOM if which == "job" else jobs.TUNING
     flags = (*REAL, "--no_check", "--labels=team=fares,stage=try", "--display_name=a name")

@@ -46,7 +46,7 @@ def folder(tmp_path_factory) -> Path:
 def tfx(folder: Path, *flags: object, code: int = 0, **env: str) -> tuple[list[str], str]:
     """Run the command and return the lines that it printed, and its error."""
     words = [str(flag) for flag in flags]
-    done = forked.run("pipelines.tfx", words, {**environ(), **env}, folder, 600, PYTHON, IMPORTED)
+    done = forked.run("pipelines.tfx", words, {**environ(), **env}, folder, 600, forked.own(PYTHON, IMPORTED))
     assert done.returncode == code, done.stdout + done.stderr + "".join(path.read_text()[-3000:] for path in folder.glob("*/run-*.log"))
     return done.stdout.splitlines(), done.stderr
 
@@ -177,7 +177,7 @@ def test_the_image_has_all_that_tfx_calls(folder):
         shutil.copytree(ROOT / name, folder / "image" / name, ignore=shutil.ignore_patterns("__pycache__"))
     flags = f"stackoverflow --from {ROOT}/stackoverflow/tests/data/valid.csv --to rows --format jsonl".split()
     for module, words in (("pipelines.tfx.module", []), ("data_tools.convert", flags)):
-        done = forked.run(module, words, {**os.environ, "PYTHONPATH": ""}, folder / "image", 300, PYTHON, IMPORTED)
+        done = forked.run(module, words, {**os.environ, "PYTHONPATH": ""}, folder / "image", 300, forked.own(PYTHON, IMPORTED))
         assert done.returncode == 0, done.stdout + done.stderr
 
 

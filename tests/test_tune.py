@@ -13,7 +13,6 @@ import statistics
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -462,7 +461,7 @@ def test_a_study_that_was_cut_goes_on(tmp_path, number, code, state):
     with start(tmp_path) as process:
         wait_for(lambda: third_and_fourth(tmp_path))
         process.send_signal(number)
-        assert process.wait(30) == code
+        assert process.wait(120) == code
     wait_for(lambda: not [pid for pid in (tmp_path / "pids").read_text().split() if alive(int(pid))])
     before = result(tmp_path)
     assert before["state"] == state
@@ -520,7 +519,7 @@ while first: time.sleep(0.05)
     with start(tmp_path) as process:
         wait_for(lambda: len(metric_lines(tmp_path)) == 2)
         process.kill()
-        process.wait(30)
+        process.wait(120)
     assert tune(tmp_path).returncode == 0
     (trial,) = result(tmp_path)["trials"]
     assert [m["stepCount"] for m in trial["measurements"]] == ["1", "2", "3"]
@@ -554,7 +553,7 @@ def test_a_study_that_is_running_is_refused(tmp_path):
         wait_for(lambda: (tmp_path / ".vertex_local" / "jobs" / "s-trial-1").exists())
         done = tune(tmp_path)
         (tmp_path / "go").touch()
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
     assert done.returncode == 2 and "job s is running in another process" in done.stderr
     assert states(tmp_path) == ["SUCCEEDED"]
 
@@ -598,7 +597,7 @@ def test_on_a_terminal_a_live_table(tmp_path):
         with contextlib.suppress(OSError):  # the end of the terminal
             while data := os.read(master, 1 << 16):
                 text += data
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
     os.close(master)
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.decode())
     assert "┃ trial ┃ state" in plain and "trial 2 INFEASIBLE" in plain and "[bold]broken" in plain
@@ -673,12 +672,12 @@ def ask_hparams(log_dir: str):
 
 def test_flags_win_over_the_file(tmp_path):
     parameter = {"parameterId": "n", "integerValueSpec": {"minValue": 1, "maxValue": 9}}
-    write_study(tmp_path, "note('at', time.time()); time.sleep(0.2); note('at', time.time()); report(1, 1)\n", [parameter], failed=4)
+    write_study(tmp_path, "note('at', 'begun'); time.sleep(0.2); note('at', 'over'); report(1, 1)\n", [parameter], failed=4)
     done = tune(tmp_path, "--max_trial_count", 3, "--parallel_trial_count=1", "--algorithm=grid-search")
     assert done.returncode == 0, done.stderr
     assert [values["n"] for values in drawn(tmp_path)] == [1, 2, 3]
-    times = [float(line) for line in (tmp_path / "at").read_text().split()]
-    assert times == sorted(times) and "the service wants it at most maxTrialCount" in done.stdout
+    assert (tmp_path / "at").read_text().split() == 3 * ["begun", "over"], "one after the other"
+    assert "the service wants it at most maxTrialCount" in done.stdout
 
 
 @pytest.mark.parametrize("args, problem", [
@@ -743,9 +742,8 @@ def test_the_taxi_trainer_is_tuned_by_its_own_file(tmp_path):
         assert trials.final_values(trial)["val_rmse"] == pytest.approx(metrics["val_rmse"]) and len(trial["measurements"]) == 2
     line = found["commands"][found["best"][0]]
     assert line.startswith("python -m taxifare.trainer.task ") and line in done.stdout
-    began = time.time()
     again = subprocess.run(
         f"{line} --output_dir={tmp_path / 'again'}", shell=True, cwd=ROOT, capture_output=True, text=True, timeout=200,
         env=environ(PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}"),
     )  # fmt: skip
-    assert again.returncode == 0, f"{again.stderr} after {time.time() - began:.0f} s"
+    assert again.returncode == 0, again.stderr

@@ -191,12 +191,11 @@ def process(*flags: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=os.environ | variables, capture_output=True, text=True)
 
 
-def test_process_ends_with_one_line_and_code_2(tmp_path):
+def test_process_ends_with_one_line_and_code_2(tmp_path, run_trainer):
     (tmp_path / "empty.csv").write_text("")
     empty = [f"--train_data_path={tmp_path}/empty.csv", f"--eval_data_path={TAXI}", f"--output_dir={tmp_path / 'o'}"]
     for flags in (["--batch_sice=3"], empty):
-        done = process(*flags)
-        assert done.returncode == 2
+        done = run_trainer("taxifare", *flags, code=2)
         assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("error: "), done.stderr
 
 

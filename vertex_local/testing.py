@@ -40,16 +40,17 @@ class LocalService:
     Args:
         flags: of the command `serve`.
         env: variables of its own, over those of this process.
+        python: the interpreter that runs it; jobs and models have the one of the flag `--python`.
 
     Raises:
         ServiceError: it did not start; the message is what it printed.
     """
 
-    def __init__(self, folder: Path, *flags: str, env: Mapping[str, str] | None = None):
+    def __init__(self, folder: Path, *flags: str, env: Mapping[str, str] | None = None, python: str = sys.executable):
         self.folder, self.state, self.out = folder, folder / ".vertex_local", list[str]()
         path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "vertex_local", "serve", "--port=0", *flags], cwd=folder,
+            [python, "-m", "vertex_local", "serve", "--port=0", *flags], cwd=folder,
             env={**os.environ, "PYTHONPATH": path, **(env or {})}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )  # fmt: skip
         atexit.register(self.process.kill)  # whatever a test that fails leaves running
