@@ -152,7 +152,7 @@ def without(name: str) -> dict:
 @pytest.mark.parametrize(
     "spec, expected",
     [
-        ({"workerPoolSpecs": []}, "pipeline.yaml: is a job's file, no compiled pipeline: for scripts/submit_job"),
+        ({"workerPoolSpecs": []}, "pipeline.yaml: is a job's file, no compiled pipeline; give it to scripts/submit_job"),
         (without("deploymentSpec"), "pipeline.yaml: is no compiled pipeline: deploymentSpec is required and must be an object; compile"),
         ([1, 2], "pipeline.yaml: is no compiled pipeline, which is an object with `root`"),
         ({**SPEC, "schemaVersion": "1.0"}, "pipeline.yaml: is no compiled pipeline: schemaVersion '1.0': takes 2.x"),

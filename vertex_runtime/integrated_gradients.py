@@ -15,7 +15,7 @@ import numpy as np
 if __package__:
     from . import predict
 else:
-    import predict
+    import predict  # type: ignore[no-redef]
 
 STEPS, MOST_STEPS = 50, 100  # where a command says none; the API's bound
 ROWS = 4096  # asked at a time
@@ -84,10 +84,8 @@ def attribute(signature: Any, output: str, columns: Mapping[str, Sequence[Any]],
         except ValueError as error:
             row, _, text = str(error).partition(": ")
             raise ValueError(f"{start + int(row) // (steps + 2)}: on the way from the baseline: {text}") from None
-    return Shares(
-        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("reached", "baseline", "index")),
-        {name: np.concatenate([part.shares[name] for part in parts]) for name in baseline},
-    )
+    reached, base, index = (np.concatenate([getattr(part, name) for part in parts]) for name in ("reached", "baseline", "index"))
+    return Shares(reached, base, index, {name: np.concatenate([part.shares[name] for part in parts]) for name in baseline})
 
 
 def _attribute(signature: Any, output: str, columns: Mapping[str, Sequence[Any]], baseline: Mapping[str, Any], steps: int) -> Shares:
@@ -98,7 +96,8 @@ def _attribute(signature: Any, output: str, columns: Mapping[str, Sequence[Any]]
     places, weights = np.polynomial.legendre.leggauss(steps)
     places, weights = np.concatenate([[0.0, 1.0], (places + 1) / 2]), weights / 2
     count, rows = len(next(iter(columns.values()))), len(places)
-    given, gaps = {}, {}
+    given: dict[str, Any] = {}
+    gaps: dict[str, np.ndarray] = {}
     for name, values in columns.items():
         if name not in baseline:
             given[name] = [value for value in values for _ in range(rows)]

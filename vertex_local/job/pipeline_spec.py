@@ -112,7 +112,8 @@ def read(path: str) -> Pipeline:
     if isinstance(spec, dict) and "pipelineSpec" in spec:
         spec = spec["pipelineSpec"]
     if isinstance(spec, dict) and ("workerPoolSpecs" in spec or "studySpec" in spec):
-        raise PipelineError(f"{path}: is a job's file, no compiled pipeline: for scripts/submit_job, scripts/submit_tuning, or `run`.")
+        remedy = "give it to scripts/submit_job, scripts/submit_tuning, or `run`"
+        raise PipelineError(f"{path}: is a job's file, no compiled pipeline; {remedy}.")
     if not isinstance(spec, dict):
         raise PipelineError(f"{path}: is no compiled pipeline, which is an object with `root` and `deploymentSpec`; {_COMPILE}.")
     try:

@@ -112,7 +112,7 @@ class Tables:
         if key := self._config.key_field:
             if self._table is not None and key not in known.values():
                 path = "instanceConfig.keyField"
-                raise ApiError("INVALID_ARGUMENT", f"{path}: {self._table.uri} has no column {key[:100]!r}.", path)
+                raise ApiError("INVALID_ARGUMENT", f"{path}: {self._table.uri} has no column {key[:100]!r}; name one that it has.", path)
             return
         for name in (PREDICTION, ERRORS):
             if name in known:
@@ -173,10 +173,10 @@ class Tables:
         if self._table is None:
             columns = [SchemaField(KEY if self._config.key_field else "instance", "STRING")]
         else:
-            columns = [_optional(field.to_api_repr()) for field in self._table.schema]
+            described = [_optional(field.to_api_repr()) for field in self._table.schema]
             if key := self._config.key_field:
-                columns = [{**field, "name": KEY} for field in columns if field["name"] == key]
-            columns = [SchemaField.from_api_repr(field) for field in columns]
+                described = [{**field, "name": KEY} for field in described if field["name"] == key]
+            columns = [SchemaField.from_api_repr(field) for field in described]
         status = [SchemaField("code", "INTEGER"), SchemaField("message", "STRING")]
         own = {PREDICTION: SchemaField(PREDICTION, "STRING"), ERRORS: SchemaField(ERRORS, "RECORD", fields=status)}
         return [*columns, own[kind]]
@@ -201,7 +201,7 @@ class Tables:
 
 def _optional(field: dict[str, Any]) -> dict[str, Any]:
     """Return a column's description without what holds for its own table alone."""
-    kept = {key: field[key] for key in ("name", "type", "mode", "fields", "precision", "scale", "maxLength") if key in field}
+    kept: dict[str, Any] = {key: field[key] for key in ("name", "type", "mode", "fields", "precision", "scale", "maxLength") if key in field}
     return {**kept, "mode": "NULLABLE" if field.get("mode") == "REQUIRED" else field.get("mode", "NULLABLE")}
 
 
