@@ -201,7 +201,8 @@ class Tables:
 
 def _optional(field: dict[str, Any]) -> dict[str, Any]:
     """Return a column's description without what holds for its own table alone."""
-    kept: dict[str, Any] = {key: field[key] for key in ("name", "type", "mode", "fields", "precision", "scale", "maxLength") if key in field}
+    names = ("name", "type", "mode", "fields", "precision", "scale", "maxLength")
+    kept: dict[str, Any] = {name: field[name] for name in names if name in field}
     return {**kept, "mode": "NULLABLE" if field.get("mode") == "REQUIRED" else field.get("mode", "NULLABLE")}
 
 
