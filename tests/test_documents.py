@@ -261,8 +261,8 @@ def test_flags_in_the_text_are_flags(monkeypatch):
     """Whatever stands as code within a sentence or a table; of other programs' flags there is a list."""
     programs = [module("vertex_local", [name]) for name in vertex_local.__main__.COMMANDS]
     programs += [program([str(path.relative_to(ROOT))]) for path in sorted((ROOT / "scripts").iterdir()) if path.suffix != ".sh"]
-    modules = ("vertex_runtime.profile", "vertex_runtime.explain", "vertex_runtime.predict", "pipelines.kfp.compile", "stackoverflow.trainer.task")
-    programs += [module(name, []) for name in modules]
+    programs += [module(f"vertex_runtime.{name}", []) for name in ("profile", "explain", "predict")]
+    programs += [module("pipelines.kfp.compile", []), module("stackoverflow.trainer.task", [])]
     known = set().union(*(flags_of(*each, monkeypatch) for each in programs if each)) | FLAGS_OF_OTHERS
     for path in (*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "pipelines" / "tfx").glob("*.py")):  # heavy to import
         known.update(re.findall(r'"(--[a-z][\w-]*)"', path.read_text(encoding="utf-8")))
