@@ -74,20 +74,23 @@ class Checkout:
     def _remember(self) -> str:
         return f'code=$?; export -p >{self.state}; printf "cd %q\\n" "$PWD" >>{self.state}; exit $code'
 
-    def _command(self, code: str) -> list[str]:
-        return ["bash", "-c", f"[ ! -f {self.state} ] || . {self.state}\n{code}"]
-
     def _bash(self, code: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self._command(code), cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, timeout=SECONDS,
+        process = self._open(code)
+        try:
+            output, _ = process.communicate(timeout=SECONDS)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)  # whatever it started, too
+            raise
+        return subprocess.CompletedProcess(process.args, process.returncode, output)
+
+    def _open(self, code: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            ["bash", "-c", f"[ ! -f {self.state} ] || . {self.state}\n{code}"], cwd=self.folder, env=self.environment,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
         )  # fmt: skip
 
     def _start(self, block: Block, code: str) -> None:
-        process = subprocess.Popen(
-            self._command(f"set -eo pipefail\n{code}"), cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        )  # fmt: skip
+        process = self._open(f"set -eo pipefail\n{code}")
         self.running.append(process)
         timer = threading.Timer(SECONDS, os.killpg, (process.pid, signal.SIGKILL))
         timer.start()

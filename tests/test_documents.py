@@ -18,13 +18,16 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from document_blocks import PAGES, MarkError, blocks, commands
+from markdown_it import MarkdownIt
 
+import vertex_local.__main__
 from vertex_runtime import arguments
 from vertex_runtime.errors import UserError
 
 SITE = ("README.md", "CHANGELOG.md", "docs", "pipelines", "jobs")
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 REASONS = ("needs ", "takes ", "opens ", "installs ")
+FLAGS_OF_OTHERS = {"--all", "--args", "--config", "--polling-interval"}  # of scripts/test and gcloud
 
 
 def markdown_files() -> list[str]:
@@ -236,6 +239,40 @@ def test_flags_after_two_dashes_are_the_trainers(parse_only):
             task = importlib.import_module(f"{trainer}.trainer.task")
             with pytest.raises(Parsed):
                 task.main(words[words.index("--") + 1 :])
+
+
+def flags_of(main: Callable[..., object], words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Return the flags that a program's parser knows."""
+    found: set[str] = set()
+
+    def parse_args(self, args=None, namespace=None):
+        found.update(self._option_string_actions)
+        raise Parsed
+
+    with monkeypatch.context() as patched:
+        for parser in (argparse.ArgumentParser, arguments._Parser):
+            patched.setattr(parser, "parse_args", parse_args)
+        with pytest.raises(Parsed):
+            main() if main.__code__.co_argcount == 0 else main(list(words))
+    return found
+
+
+def test_flags_in_the_text_are_flags(monkeypatch):
+    """Whatever stands as code within a sentence or a table; of other programs' flags there is a list."""
+    programs = [module("vertex_local", [name]) for name in vertex_local.__main__.COMMANDS]
+    programs += [program([str(path.relative_to(ROOT))]) for path in sorted((ROOT / "scripts").iterdir()) if path.suffix != ".sh"]
+    programs += [module(f"vertex_runtime.{name}", []) for name in ("profile", "explain", "predict")]
+    programs += [module("pipelines.kfp.compile", []), module("stackoverflow.trainer.task", [])]
+    known = set().union(*(flags_of(*each, monkeypatch) for each in programs if each)) | FLAGS_OF_OTHERS
+    for path in (*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "pipelines" / "tfx").glob("*.py")):  # heavy to import
+        known.update(re.findall(r'"(--[a-z][\w-]*)"', path.read_text(encoding="utf-8")))
+    wrong = []
+    for page in (page for page in PAGES if page.name != "messages.md"):  # which is written from the code, and cites parts of it
+        for token in MarkdownIt("commonmark").enable("table").parse(page.read_text(encoding="utf-8")):
+            for code in (child.content for child in token.children or () if child.type == "code_inline"):
+                if not code.startswith(("gcloud ", "pip ", "apt")):
+                    wrong += [f"{page.name}: {flag}" for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", code) if flag not in known]
+    assert not wrong
 
 
 PLACES = {"P": "my-project-1", "R": "europe-west4", "B": "my-bucket-1", "YOU": "me@example.org"}
