@@ -467,7 +467,8 @@ def test_deploy_with_explanations(service, models, tmp_path):
     flags = (*place, "--explain", method, "--instances=rows.jsonl")
     where = ("--artifact_uri=gs://my-bucket/taxifare/model", f"--api_endpoint={service.endpoint.url}", "--model_display_name=explained")
     done = call(deploy.main, ROOT / "jobs" / "taxifare.yaml", *flags, *where, cwd=tmp_path, env=service.endpoint.environment())
-    assert "explanations in March 2027" in done.stderr and "assets.extra/explanation.json" in done.stdout and " -> " in done.stdout
+    assert "--explain: Vertex AI has deprecated explanations since 2026-03-16 and" in done.stderr
+    assert "assets.extra/explanation.json" in done.stdout and " -> " in done.stdout
     base = "/v1/projects/my-project/locations/us-central1"
     (model,) = [each for each in service.call("GET", "/models", base=base)["models"] if each["displayName"] == "explained"]
     spec = model["explanationSpec"]
