@@ -18,6 +18,7 @@ WORKERS = (1, 8, 64, 512)
 # ring) and until one table row of each has reached the other (three gathers of one hop), and bytes per millisecond of
 # sums and gathers of 8 to 17 MB. The last is what TensorFlow's collectives over gRPC move with one core each.
 HOP, GATHER_HOP, BYTES = 0.892 / 2, 1.955 / 3, 0.43e6
+TRAVEL_BYTES = 256 << 10  # as in vertex_runtime/sparse.py: a worker's rows that travel in the sum of the dense gradients
 # n1-standard-8, the page "Network bandwidth" of Compute Engine's documentation: 16 Gbps. It is not the limit.
 NETWORK = 16e9 / 8 / 1e3
 # n1-standard-4 in us-central1, USD an hour; vertex_local/check/prices.yaml has the source and its date.
@@ -53,9 +54,11 @@ class Trainer:
         if workers == 1:
             return self.compute(batch), 0.0
         rate = min(BYTES, NETWORK)
-        summed = 2 * (workers - 1) * HOP + 2 * (workers - 1) / workers * 4 * self.dense / rate if self.dense else 0.0
+        travel = 4 * batch / workers * self.row_floats <= TRAVEL_BYTES
+        floats = self.dense + (batch * self.row_floats if travel else 0)
+        summed = 2 * (workers - 1) * HOP + 2 * (workers - 1) / workers * 4 * floats / rate if floats else 0.0
         gathered = 0.0
-        if self.row_floats:  # every worker gets all others' rows, the values and their numbers one after the other
+        if self.row_floats and not travel:  # every worker gets all others' rows, the values and their numbers one after the other
             gathered = 3 * (workers - 1) * GATHER_HOP + (workers - 1) / workers * 4 * batch * self.row_floats / rate
         return self.compute(batch / workers), summed + gathered
 

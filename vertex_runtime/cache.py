@@ -209,9 +209,7 @@ class Cache:
                 said = json.load(file)
             files = said["files"]
             whole = said["format"] == FORMAT and all(os.fstat(self._handle(name)).st_size >= size for name, size in files)
-        except FileNotFoundError:
-            whole = False
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError):  # there is none, or it is damaged
             whole = False
         if not whole:
             with contextlib.suppress(OSError):

@@ -247,7 +247,7 @@ def compare(exporter: Exporter, prepare: Preparer, sample: Chunk, directory: str
     served = {name: np.array([_plain_in(row[name]) for row in rows]) for name in expected}
     difference = np.zeros(count)
     for name, values in expected.items():
-        if values.dtype.kind in "fiub" and values.dtype.kind != "b":
+        if values.dtype.kind in "fiu":
             gap = np.abs(served[name] - values) / np.maximum(1, np.abs(values))
             difference = np.maximum(difference, np.where(np.isfinite(gap), gap, np.inf).reshape(count, -1).max(1))
     labels = tf.nest.map_structure(lambda t: t.numpy(), labels)

@@ -63,16 +63,9 @@ class Inputs:
     """The rows of a run, and what was learnt of the training rows."""
 
     def __init__(
-        self,
-        contract: Contract,
-        hp: Any,
-        options: RunOptions,
-        env: Environment,
-        background: ThreadPoolExecutor,
-        held: ExitStack,
-        beat: Callable[[], None] = lambda: None,
-        trains: bool = True,
-    ):
+        self, contract: Contract, hp: Any, options: RunOptions, env: Environment, background: ThreadPoolExecutor, held: ExitStack,
+        beat: Callable[[], None] = lambda: None, trains: bool = True,
+    ):  # fmt: skip
         """Find and prepare the rows; those to train and to test on only where this replica `trains`."""
         self.hp, self.options, self.env, self.beat = hp, options, env, beat
         folder = os.path.abspath(options.cache_dir) if options.cache_dir else ""

@@ -144,6 +144,7 @@ class Trainer:
                 self.progress.begin(self.state["step"])
                 try:
                     self._train(stop)
+                    self._finish(stop)
                 except Preempted as preempted:
                     self.checkpointer.join()
                     where = f"the state of step {self.state['step']} is saved in {self.checkpointer.directory}"
@@ -155,11 +156,6 @@ class Trainer:
                     raise
                 finally:
                     self.progress.close()
-                try:
-                    self._finish(stop)
-                except Preempted as preempted:
-                    preempted.signal = stop.received
-                    raise
         return self._take_the_model_to_export()
 
     def _train(self, stop: StopSignal) -> None:
@@ -278,7 +274,8 @@ class Trainer:
             raise
         self.hooks.on_test_end(evaluated)
         metrics |= {f"val_{name}": value for name, value in evaluated.items()}
-        self._note_best(metrics)
+        if self._is_better(metrics[self.objective]):
+            self._set_best(metrics)
         state.update(evaluated=step, metrics=metrics)
         self.on_evaluation(step, metrics)
         self.progress.begin(step)
@@ -297,10 +294,6 @@ class Trainer:
             return math.isfinite(value)
         return value > best["value"] if self.maximize else value < best["value"]
 
-    def _note_best(self, metrics: dict[str, float]) -> None:
-        if self._is_better(metrics[self.objective]):
-            self._set_best(metrics)
-
     def _set_best(self, metrics: dict[str, float]) -> None:
         step, value = self.state["step"], metrics[self.objective]
         self.state["best"] = {"metric": self.objective, "value": value, "step": step, "metrics": dict(metrics)}
@@ -314,11 +307,7 @@ class Trainer:
         if self.out_of_time:
             return  # not finished: the checkpoint of the last evaluation is where the next start goes on
         if self.callbacks or averaged:
-            try:
-                evaluated = self.steps.evaluate(self.eval_rows, lambda: self._moved(stop))
-            except Preempted:
-                self.checkpointer.join()
-                raise
+            evaluated = self.steps.evaluate(self.eval_rows, lambda: self._moved(stop))
             self.state["metrics"] |= {f"val_{name}": value for name, value in evaluated.items()}
             # The weights of this step are no longer those of its own evaluation, and take its place.
             if self.state["best"].get("step") == self.state["step"] or self._is_better(self.state["metrics"][self.objective]):

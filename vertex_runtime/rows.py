@@ -304,9 +304,8 @@ class CachedRows:
         self, cache: Cache, count: int, row_bytes: float, source: BlockSource | None = None, see: Callable[[], None] = lambda: None,
         part: Part | None = None,
     ):  # fmt: skip
-        self.cache, self.count, self.row_bytes, self.source, self.see, self.part = (
-            cache, count, row_bytes, source, see, part or Part()
-        )  # fmt: skip
+        self.cache, self.count, self.row_bytes = cache, count, row_bytes
+        self.source, self.see, self.part = source, see, part or Part()
 
     def feed(self, batch_size: int, seed: int, step: int, share: Share) -> Iterator[tuple[Rows, np.ndarray]]:
         """As `MemoryRows.feed`, with the tensors of a window at a time."""

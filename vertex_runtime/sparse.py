@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-BUFFER_BYTES = 256 << 10  # of all replicas' rows of a gradient: sent in less time than three more collective operations take
+TRAVEL_BYTES = 256 << 10  # of a replica's rows: what they take longer in a sum is less than three more collectives take
 
 
 def sum_duplicates(ids: tf.Tensor, values: tf.Tensor, rows: int) -> tf.Tensor:
@@ -49,7 +49,7 @@ class RowSparseAdam(keras.optimizers.Adam):
         rows = variable.shape[0]
         index = self._get_variable_index(variable)
         moment, velocity = self._momentums[index], self._velocities[index]
-        if self._is_dense(gradient, rows):
+        if gradient.indices.shape[0] is not None and 4 * gradient.indices.shape[0] >= rows:  # one pass over the table is faster
             self._update_all_rows(gradient, variable, moment, velocity, learning_rate)
             return
         ids = gradient.indices
@@ -59,11 +59,6 @@ class RowSparseAdam(keras.optimizers.Adam):
         self.assign(moment, tf.IndexedSlices(m, ids))
         self.assign(velocity, tf.IndexedSlices(v, ids))
         self.assign(variable, tf.IndexedSlices(tf.gather(variable, ids) - step, ids))
-
-    @staticmethod
-    def _is_dense(gradient: tf.IndexedSlices, rows: int) -> bool:
-        """Tell, by static shape, whether one pass over the whole table is the faster way."""
-        return gradient.indices.shape[0] is not None and 4 * gradient.indices.shape[0] >= rows
 
     def _adam(self, gradient, moment, velocity, learning_rate):
         """Return both new moments and the step to subtract."""
@@ -108,7 +103,7 @@ def sum_all_at_once(optimizer: keras.optimizers.Optimizer) -> None:
 
     The rows of a gradient travel in a buffer that has a place for those of each replica; every replica then has the rows
     of all, as ever. TensorFlow's own way takes three collective operations for each sparse gradient, one after the other.
-    It stays where the buffers would be large.
+    It stays where a replica has many rows.
     """
     inner = getattr(optimizer, "inner_optimizer", optimizer)  # loss scaling wraps the one that updates
     usual = inner._all_reduce_sum_gradients
@@ -117,23 +112,20 @@ def sum_all_at_once(optimizer: keras.optimizers.Optimizer) -> None:
         context, pairs = tf.distribute.get_replica_context(), list(pairs)
         if context is None:
             return usual(pairs)
-        fits = [_fits(gradient, variable, context.num_replicas_in_sync) for gradient, variable in pairs]
-        sent = [_pack(gradient, context) if fit else gradient for fit, (gradient, _) in zip(fits, pairs)]
-        summed = usual([(gradient, variable) for gradient, (_, variable) in zip(sent, pairs)])
-        return [
-            (_unpack(found, gradient) if fit else found, variable)
-            for fit, (found, variable), (gradient, _) in zip(fits, summed, pairs)
-        ]
+        fits = [_fits(gradient, variable) for gradient, variable in pairs]
+        sent = [(_pack(gradient, context) if fit else gradient, variable) for fit, (gradient, variable) in zip(fits, pairs)]
+        summed = zip(fits, usual(sent), pairs)
+        return [(_unpack(found, gradient) if fit else found, variable) for fit, (found, variable), (gradient, _) in summed]
 
     inner._all_reduce_sum_gradients = all_reduce
 
 
-def _fits(gradient: Any, variable: tf.Variable, replicas: int) -> bool:
+def _fits(gradient: Any, variable: tf.Variable) -> bool:
     """Tell whether a gradient is of few rows, and their numbers may travel beside the values: as float32, exact below 2**24."""
     if not isinstance(gradient, tf.IndexedSlices) or gradient.values.dtype != tf.float32:
         return False
-    size = gradient.values.shape.num_elements()
-    return size is not None and variable.shape[0] < 2**24 and 4 * replicas * (size + gradient.indices.shape[0]) <= BUFFER_BYTES
+    sizes = gradient.values.shape.num_elements(), gradient.indices.shape.num_elements()
+    return None not in sizes and variable.shape[0] < 2**24 and 4 * sum(sizes) <= TRAVEL_BYTES
 
 
 def _pack(gradient: tf.IndexedSlices, context: tf.distribute.ReplicaContext) -> tf.Tensor:

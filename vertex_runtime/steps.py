@@ -152,9 +152,7 @@ class Steps:
             place = context.replica_id_in_sync_group if context is not None else 0
             if part:
                 self.model.test_step(tf.nest.map_structure(lambda t: _rows(t, start + place * part, part), rows))
-            if over and self.replicas == 1:
-                self.model.test_step(tf.nest.map_structure(lambda t: _rows(t, start + part, over), rows))
-            elif over:
+            if over:
                 last = tf.minimum(start + self.replicas * part + place, start + count - 1)
 
                 def single() -> tf.Tensor:

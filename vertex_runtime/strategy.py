@@ -133,8 +133,7 @@ class _Later(types.ModuleType):
 @contextlib.contextmanager
 def _postponed() -> Iterator[None]:
     """Let others stand for the modules of SELDOM meanwhile: importing those takes a quarter of TensorFlow's own import."""
-    found = [name for name, needed in SELDOM.items() if name not in sys.modules and PathFinder.find_spec(needed)]
-    others = {name: _Later(name) for name in found}
+    others = {name: _Later(name) for name, needed in SELDOM.items() if name not in sys.modules and PathFinder.find_spec(needed)}
     sys.modules.update(others)
     try:
         yield
