@@ -122,10 +122,11 @@ def test_fields_and_keys_of_a_table_into_a_dataset_that_is_there(echo, client, t
     assert [row["key"] for row in errors] == [n for n in range(COUNT) if n % 100 == 5]
 
 
-def run(service, job: dict, state: str = "SUCCEEDED") -> dict:
+def run(service, job: dict, state: str = "SUCCEEDED", seconds: float = 60) -> dict:
+    """Run a job to its end, whose state must be `state`, and return it."""
     number = service.call("POST", "/batchPredictionJobs", job, base=PARENT)["name"].rpartition("/")[2]
     path = f"/batchPredictionJobs/{number}"
-    done = wait_for(lambda: (got := service.call("GET", path, base=PARENT))["state"].endswith(("SUCCEEDED", "FAILED")) and got)
+    done = wait_for(lambda: (got := service.call("GET", path, base=PARENT))["state"].endswith(("SUCCEEDED", "FAILED")) and got, seconds)
     assert done["state"] == f"JOB_STATE_{state}", done
     return done
 

@@ -23,9 +23,12 @@ import pytest
 pytest.importorskip("google.cloud.bigquery_storage_v1", reason="google-cloud-bigquery-storage is not installed")
 from google.auth.credentials import AnonymousCredentials  # noqa: E402
 from google.cloud import bigquery as client_library  # noqa: E402
+from test_batch_prediction import echo_model  # noqa: E402
+from test_batch_tables import run  # noqa: E402
 from test_bigquery import COLUMNS, PROJECTS, TABLE, by_value, expected, rows, trips  # noqa: E402
 from test_compat import find_python, make_environment  # noqa: E402
 from test_local_support import wait_for  # noqa: E402
+from test_serve_support import echo_service  # noqa: E402
 
 from vertex_runtime.errors import UserError  # noqa: E402
 from vertex_runtime.formats import Reading, bigquery  # noqa: E402
@@ -182,6 +185,24 @@ def test_a_wrong_filter_is_said_so(service):
     said = "" if service == "bqemulator" else "--row_filter='fair > 1': BigQuery cannot read this "  # it says that there is no table
     with pytest.raises(UserError, match=f"^{TABLE}: {said}.*fair"):
         rows(row_filter="fair > 1")
+
+
+def test_a_batch_prediction_goes_from_a_table_into_tables(service, emulator, tmp_path):
+    local = echo_service(tmp_path, **emulator[1])
+    try:
+        source = {"instancesFormat": "bigquery", "bigquerySource": {"inputUri": "bq://p.taxi.training_1"}}
+        to = {"predictionsFormat": "bigquery", "bigqueryDestination": {"outputUri": "bq://p"}}
+        job = {"displayName": "b", "model": echo_model(local), "inputConfig": source, "outputConfig": to}
+        done = run(local, job, seconds=120)
+        name = done["outputInfo"]["bigqueryOutputDataset"].removeprefix("bq://")
+        client = client_library.Client("p", credentials=AnonymousCredentials())
+        found = [dict(row) for row in client.list_rows(f"{name}.predictions")]
+        wanted = {row["fare"] for row in trips(ROWS).slice(1000, 500).to_pylist()}
+        assert len(found) == 500 and {row["fare"] for row in found} == wanted
+        assert all(json.loads(row["prediction"])[2] == row["fare"] for row in found)
+        assert client.get_table(f"{name}.errors").num_rows == 0
+    finally:
+        local.stop()
 
 
 def test_bq_sees_the_same_tables(service, emulator, tmp_path):

@@ -240,11 +240,7 @@ class Files:
     """An Output: the files of answers and of errors in a new folder, in which they appear as they come; `form` is jsonl or csv."""
 
     def __init__(self, folder: Path, form: str, config: Config):
-        folder.mkdir(parents=True)
-        self._config, self._form, self._stack = config, form, contextlib.ExitStack()
-        ending = ".csv" if form == "csv" else ""
-        self._answers = self._opened(folder / f"prediction.results-00000-of-00001{ending}")
-        self._errors = self._opened(folder / f"prediction.errors_stats-00000-of-00001{ending}")
+        self._folder, self._config, self._form, self._stack = folder, config, form, contextlib.ExitStack()
         self._writers: dict[IO[str], csv.DictWriter] = {}
 
     def _opened(self, path: Path) -> IO[str]:
@@ -252,6 +248,10 @@ class Files:
         return self._stack.enter_context(open(path, "x", encoding="utf-8", errors="backslashreplace", newline=""))
 
     def __enter__(self) -> Files:
+        ending = ".csv" if self._form == "csv" else ""
+        self._folder.mkdir(parents=True)
+        self._answers = self._opened(self._folder / f"prediction.results-00000-of-00001{ending}")
+        self._errors = self._opened(self._folder / f"prediction.errors_stats-00000-of-00001{ending}")
         return self
 
     def __exit__(self, *_: object) -> None:
