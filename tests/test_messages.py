@@ -16,9 +16,10 @@ from vertex_runtime.arguments import step_range
 from vertex_runtime.environment import Environment
 from vertex_runtime.errors import UserError
 
-
 # A message in a terminal, in a job's log, in a report of `check`, in the API's answer.
-SAID = re.compile(r'(?:^(?:error|warning)(?:: |  +\S+ +)|"severity": "ERROR", "message": "|"error": {.*"message": "|^rule: \S+: )(.*?)(?:"[,}].*)?$')
+SAID = re.compile(
+    r'(?:^(?:error|warning)(?:: |  +\S+ +)|"severity": "ERROR", "message": "|"error": {.*"message": "|^rule: \S+: )(.*?)(?:"[,}].*)?$'
+)
 
 
 @pytest.fixture(scope="module")
