@@ -186,7 +186,7 @@ def test_a_table_that_cannot_be_kept_is_read_again(service, monkeypatch, capsys)
 
     monkeypatch.setattr(bigquery.pa.ipc.RecordBatchStreamWriter, "write_batch", full)
     assert by_value(rows()) == expected(trips())
-    assert not bigquery._kept and "each pass reads it anew" in capsys.readouterr().err
+    assert not bigquery._kept and "each pass reads them" in capsys.readouterr().err
 
 
 def test_a_reader_that_is_left_ends_its_threads(service):

@@ -274,10 +274,10 @@ def test_balance_and_labels_that_training_lacks():
     found = report(train, evaluation)
     lines = said(found, "labels")
     assert any("label 'yes' stands in 5 of 1,000 rows of training, 'no' in 995" in line for line in lines)
-    assert "3 rows of evaluation with a label that training lacks: 'maybe'." in lines
+    assert "3 rows of evaluation with a label that training lacks: 'maybe'. Add such rows to training." in lines
     assert said(found, "labels", "note") == ["evaluation has no row with label 'yes'."]
     alone = report(rows(50, 1, label=objects(["no"] * 50)), rows(50, 2, label=objects(["no"] * 50)))
-    assert "all rows of training have label 'no': there is nothing to tell apart." in said(alone, "labels")
+    assert "all rows of training have label 'no': there is nothing to tell apart. Add others." in said(alone, "labels")
     many = objects([i % 200 for i in range(4000)])
     found = collect({"training": [{"x": rows(4000, 1)["x"], "label": many}]}, (Number("x"), Category("label")), ("label",))
     assert not found.warnings and "200 values of label, the rarest '0' in 20 " in said(found, "labels", "note")[0]
@@ -293,7 +293,7 @@ def test_columns_that_teach_nothing_or_tell_all():
         part["code"] = objects([f"{'a' if one else 'b'}{i % 7}" for i, one in enumerate(is_yes)])
         part["score"] = np.where(is_yes, 10 + random.random(len(is_yes)), random.random(len(is_yes))).astype(np.float32)
     found = report(train, evaluation)
-    assert said(found, "constant") == ["same is '3' in every row of training: it teaches nothing."]
+    assert said(found, "constant") == ["same is '3' in every row of training: it teaches nothing. Leave the column out."]
     lines = {line.partition(" ")[0]: line for line in said(found, "label leak")}
     assert set(lines) == {"copy", "code", "score"}
     assert "they are equal" in lines["copy"] and "each of its 14 values" in lines["code"] and "range of its own" in lines["score"]
@@ -363,10 +363,10 @@ def test_a_bucket_that_cannot_be_written_is_a_users_mistake(monkeypatch):
 
 def test_parts_without_rows_and_reading_that_takes_too_long():
     found = collect({"training": [], "evaluation": []}, COLUMNS, ("label",))
-    assert len(said(found, "rows")) == 2 and "training has no good rows." in said(found, "rows")
+    assert len(said(found, "rows")) == 2 and "training has no good rows: mend them." in said(found, "rows")
     page_of(found.as_json())
     found = report(rows(100, 1), {name: values[:0] for name, values in rows(1, 1).items()})
-    assert said(found, "rows") == ["evaluation has no good rows."]
+    assert said(found, "rows") == ["evaluation has no good rows: mend them."]
     found = collect({"training": cut(rows(100, 1), 10)}, COLUMNS, ("label",), limits=Limits(seconds=0.0))
     assert not found.parts["training"]["complete"] and "only the first 10 rows" in said(found, "rows", "note")[0]
     odd = {"x": np.array([math.inf, -math.inf, math.nan, 1.0], np.float32), "label": objects("abab")}
@@ -603,7 +603,8 @@ def test_faults_are_told_on_the_terminal_and_end_with_0(tmp_path, run_trainer):
     lines = done.stderr.splitlines()
     path, valid = tmp_path / "train.csv", tmp_path / "valid.csv"
     assert (
-        f"warning: bad rows: training: 2 bad rows (2 x fare_amount must be a number in 0.01..10000); the first: {path}, line 51, got '-5'."
+        f"warning: bad rows: training: 2 bad rows (2 x fare_amount must be a number in 0.01..10000); the first: {path}, line 51, got '-5'. "
+        "Mend them, or train with --bad_rows=skip."
         in lines
     )
     leak = f"warning: leaks: 20 rows of evaluation (4.76%) are in training, too; the first: {valid}, row 401 = {path}, row 101."

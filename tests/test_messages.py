@@ -18,8 +18,7 @@ from vertex_runtime.errors import UserError
 
 # A message in a terminal, in a job's log, in a report of `check`, in the API's answer.
 SAID = re.compile(
-    r'(?:^(?:error|warning)(?:: |  +\S+ +)|"severity": "ERROR", "message": "|"error": {.*"message": "|^rule: \S+: )'
-    r'(.*?)(?:"[,}].*)?$'
+    r'(?:^(?:error|warning)(?:: |  +\S+ +)|"severity": "ERROR", "message": "|"error": {.*"message": "|^rule: \S+: )(.*?)(?:"[,}].*)?$'
 )
 
 

@@ -102,7 +102,8 @@ def test_a_column_that_drifts_is_warned_of(service, model):
     found = distances(done.stdout)
     assert found["pickup_longitude"] == max(found.values()) > 0.3
     assert done.stderr == (
-        f"warning: what taxi is asked is not what it was trained on: pickup_longitude {found['pickup_longitude']:.3f} (threshold 0.1)\n"
+        f"warning: what taxi is asked is not what it was trained on: pickup_longitude {found['pickup_longitude']:.3f} "
+        "(threshold 0.1): train on newer rows\n"
     )
     assert [line.split()[0] for line in done.stdout.splitlines() if line.endswith("drifts")] == ["pickup_longitude"]
     look(service, endpoint.resource_name, "--threshold=0.95")
