@@ -1,8 +1,8 @@
 """Prepared rows on a local disk: Arrow IPC messages, one for each block of rows, in whatever order the blocks came.
 
 A cache without a name has no file name either, so that it goes with the process, however that ends. A named one
-(`--cache_dir`) is filled by all processes that need rows of the same key, at the same time or one after the other: what one
-that was killed has finished is kept. It serves every later run once its index is there.
+(`--cache_dir`) is filled by all processes that need rows of the same key, at the same time or one after the other: what a
+killed one had finished is kept. Once its index is there, it serves every later run.
 """
 
 from __future__ import annotations
@@ -324,7 +324,7 @@ class Cache:
                 os.unlink(path)
 
     def close(self) -> None:
-        """Give back the disk, where nobody else can have use for what is there."""
+        """Close the files, and remove our own where nobody else can use it."""
         for handle in self.files.values():
             os.close(handle)
         if self.claims is not None:

@@ -359,6 +359,7 @@ class Sampler:
         return ranks[keep], take(rows, keep)
 
     def sample(self) -> Chunk:
+        """Return the rows that were drawn, in the order in which they passed."""
         return self._merged()[1]
 
 

@@ -107,6 +107,11 @@ class Trainer:
         self.out_of_time, self.exported_step = False, 0
 
     def restore(self, tensors: dict[str, np.ndarray], state: dict[str, Any]) -> None:
+        """Put variables, callbacks and random generators back to where a checkpoint found them.
+
+        Raises:
+            UserError: its tensors do not fit the model.
+        """
         assign(self.variables, tensors, self.checkpointer.directory)
         self.state = state
         self.model.stop_training = state["stopped"]

@@ -173,6 +173,7 @@ class MemoryRows:
             yield self.tensors, share.columns(order)
 
     def chunks(self) -> Iterator[Rows]:
+        """Yield all rows as they came: here in one piece."""
         yield self.tensors
 
 
@@ -205,6 +206,7 @@ class IndexedRows:
             yield rows, np.arange(shape[0] * shape[1], dtype=np.int32).reshape(shape)
 
     def chunks(self) -> Iterator[Rows]:
+        """Yield all rows as they came, prepared some at a time."""
         size = 1024
         blocks = (self.places[start : start + size] for start in range(0, self.count, size))
         yield from self.prepare.ahead(self.source.take(block) for block in blocks)
@@ -236,6 +238,7 @@ class DatasetRows:
             epoch, skip = epoch + 1, 0
 
     def chunks(self) -> Iterator[Rows]:
+        """Yield all examples as they come."""
         for chunk in self.source.chunks():
             yield self.prepare(chunk)
 

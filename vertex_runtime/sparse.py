@@ -1,4 +1,5 @@
-"""Large tables of which a batch touches few rows: a layer that gathers from one, and Adam for those rows only."""
+"""Large tables of which a batch touches few rows: a layer that gathers from one, Adam for those rows only, and the sum of
+their gradients over several replicas."""
 
 from __future__ import annotations
 
@@ -103,7 +104,7 @@ def sum_all_at_once(optimizer: keras.optimizers.Optimizer) -> None:
 
     The rows of a gradient travel in a buffer that has a place for those of each replica; every replica then has the rows
     of all, as ever. TensorFlow's own way takes three collective operations for each sparse gradient, one after the other.
-    It stays where a replica has many rows.
+    That way is kept where a replica has many rows.
     """
     inner = getattr(optimizer, "inner_optimizer", optimizer)  # loss scaling wraps the one that updates
     usual = inner._all_reduce_sum_gradients
