@@ -29,8 +29,8 @@ FIRST_TRAINER = ("taxifare", pytest.param("stackoverflow", marks=pytest.mark.slo
 LONGEST = (
     "test_compat", "test_any_model", "test_multiworker", "test_packaging", "test_kfp_pipeline", "test_tfx", "test_notebook",
     "test_pipeline_local", "test_pipeline_jobs", "test_serve_sdk", "test_serve", "test_tune", "test_submit", "test_autopackaging",
-    "test_check", "test_new_trainer", "test_storage", "test_resume", "test_contract", "test_training", "test_registry",
-    "test_evaluation", "test_experiments",
+    "test_check", "test_training", "test_contract", "test_resume", "test_formats", "test_new_trainer", "test_storage", "test_registry",
+    "test_evaluation", "test_local_run", "test_bigquery", "test_experiments",
 )  # fmt: skip
 
 RunTrainer = Callable[..., "subprocess.CompletedProcess[str]"]
