@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import subprocess
 import sys
@@ -28,8 +29,8 @@ FIRST_TRAINER = ("taxifare", pytest.param("stackoverflow", marks=pytest.mark.slo
 LONGEST = (
     "test_document_commands", "test_compat", "test_any_model", "test_multiworker", "test_packaging", "test_kfp_pipeline", "test_tfx",
     "test_notebook", "test_pipeline_local", "test_pipeline_jobs", "test_sdk_program", "test_serve", "test_tune", "test_submit",
-    "test_autopackaging", "test_check", "test_new_trainer", "test_storage", "test_resume", "test_contract", "test_training",
-    "test_registry", "test_evaluation", "test_experiments",
+    "test_autopackaging", "test_check", "test_training", "test_contract", "test_resume", "test_formats", "test_new_trainer",
+    "test_storage", "test_registry", "test_evaluation", "test_local_run", "test_bigquery", "test_experiments",
 )  # fmt: skip
 
 RunTrainer = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -103,5 +104,26 @@ def run_trainer(tmp_path_factory: pytest.TempPathFactory) -> RunTrainer:
             done = forked.run(module, words, variables, folder, timeout)
         assert code is None or done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained(run_trainer: RunTrainer, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a function from a trainer's name to the output directory of its run on the sample data, without any other flag.
+
+    All processes of a session share that run: whoever would change it copies it.
+    """
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+    def run(trainer: str) -> Path:
+        folder = root / f"trained-{trainer}"
+        with open(root / f"trained-{trainer}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.exists():
+                run_trainer(trainer, f"--output_dir={folder}.unfinished")
+                Path(f"{folder}.unfinished").rename(folder)
+        return folder
 
     return run

@@ -45,7 +45,8 @@ if not ({forks}):
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 fork = socket.socket(socket.AF_UNIX)
 fork.connect({address!r})
-request = json.dumps([module, flags, dict(os.environ), os.getcwd(), bare]).encode()
+ignored = [number for number in (signal.SIGHUP, signal.SIGTERM) if signal.getsignal(number) == signal.SIG_IGN]
+request = json.dumps([module, flags, dict(os.environ), os.getcwd(), bare, ignored]).encode()
 socket.send_fds(fork, [len(request).to_bytes({length}, "little")], [0, 1, 2])
 fork.sendall(request)
 for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
@@ -62,8 +63,8 @@ FORKED = {"all": "True", "trainers": 'module.split(".")[-2:] == ["trainer", "tas
 # What the processes of `prepare` have imported.
 IMPORTED = {
     "tensorflow": ("keras", "tensorflow", "pyarrow.csv", "pyarrow.compute"),
-    "google": ("google.cloud.aiplatform", "google.cloud.storage"),
-    "service": ("vertex_local.serve.command", "google.cloud.aiplatform_v1.types"),
+    "google": ("google.cloud.aiplatform", "google.cloud.storage", "google.cloud.bigquery", "google.cloud.bigquery_storage_v1"),
+    "local": ("vertex_local.serve.command", "vertex_local.local.run", "vertex_local.tuning.tune", "google.cloud.aiplatform_v1.types"),
 }
 VARIABLE = "FORKS"  # the interpreter and the folder of what `prepare` made
 
@@ -90,6 +91,11 @@ def own(python: str, imported: tuple[str, ...]) -> Path:
     return folder
 
 
+def python(name: str) -> str:
+    """Return the path of a program that runs whatever a Python runs in a fork of a process which has imported IMPORTED[name]."""
+    return str(shared(name) / "all" / "python")
+
+
 def interpreter() -> str:
     """Return the path of a program that runs what trains or predicts in a fork, and all else as this Python does."""
     return str(shared("tensorflow") / "trainers" / "python")
@@ -100,7 +106,7 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run `python -m MODULE FLAGS` in a fork, by default of a process with TensorFlow; `env` is its whole environment.
 
-    Without a `module` the first of `flags` is a script.
+    Without a `module` the first of `flags` is a script, or -c.
     """
     words = [str((folder or shared("tensorflow")) / "all" / "python"), *(["-m", module] if module else []), *flags]
     return subprocess.run(
@@ -174,8 +180,8 @@ class _Server:
         request, files = _request(connection)
         pid = os.fork() if request else None
         if pid == 0:
-            for number in (connection.detach(), *(key.fd for key in self.selector.get_map().values() if key.fileobj is not sys.stdin)):
-                os.close(number)  # else whoever waits at the other end would wait for this fork, too
+            for each in (connection, *(key.fileobj for key in self.selector.get_map().values() if key.fileobj is not sys.stdin)):
+                os.close(each) if isinstance(each, int) else each.close()  # else who waits at the other end waits for this fork, too
             self.selector.close()
             _become(*request[2:], files)
             return request[0], request[1]
@@ -190,7 +196,9 @@ class _Server:
         return None
 
     def _pass_on(self, fork: _Fork) -> None:
-        number = fork.connection.recv(1)
+        number = b""
+        with contextlib.suppress(ConnectionResetError):
+            number = fork.connection.recv(1)
         os.kill(fork.pid, number[0] if number else signal.SIGKILL)
         if not number:
             self.selector.unregister(fork.connection)
@@ -216,7 +224,7 @@ def _request(connection: socket.socket) -> tuple[list[Any], list[int]]:
     return json.loads(data) if data and len(data) == length else [], files
 
 
-def _become(env: Mapping[str, str], cwd: str, bare: bool, files: Sequence[int]) -> None:
+def _become(env: Mapping[str, str], cwd: str, bare: bool, ignored: Sequence[int], files: Sequence[int]) -> None:
     """Make this fork what a new interpreter would be."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     os.setpgid(0, 0)
@@ -227,7 +235,12 @@ def _become(env: Mapping[str, str], cwd: str, bare: bool, files: Sequence[int]) 
         os.dup2(file, descriptor)
         os.close(file)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs, and so the tests, may ignore
-    sys.stdout.reconfigure(line_buffering="PYTHONUNBUFFERED" in env)
+    for number in (signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
+    # Anew, for those of the server know whether it had files, pipes or a terminal.
+    sys.stdin = sys.__stdin__ = open(0, closefd=False)
+    sys.stdout = sys.__stdout__ = open(1, "w", 1 if "PYTHONUNBUFFERED" in env else -1, closefd=False)
+    sys.stderr = sys.__stderr__ = open(2, "w", 1, errors="backslashreplace", closefd=False)
     sys.dont_write_bytecode = "PYTHONDONTWRITEBYTECODE" in env
     if bare:  # without what `site` adds: site-packages, and what installs there lead to
         sys.path[:] = [path for path in sys.path if not path.endswith("-packages")]
@@ -246,6 +259,9 @@ if __name__ == "__main__":
     if module:
         sys.argv = ["", *flags]
         runpy.run_module(module, run_name="__main__", alter_sys=True)
+    elif flags[0] == "-c":
+        sys.argv = ["-c", *flags[2:]]
+        exec(compile(flags[1], "<string>", "exec"), {"__name__": "__main__"})
     else:
         sys.argv, sys.path[0] = flags, str(Path(flags[0]).parent)
         runpy.run_path(flags[0], run_name="__main__")

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 
+import forked
 import grpc
 import numpy as np
 import pyarrow as pa
@@ -218,7 +219,7 @@ def workers(folder: object, count: int, bucket_bytes: int) -> list[subprocess.Po
     """Start processes that read the table as the workers of a job, all at once."""
     found = [
         subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(i), str(count), str(folder), str(bucket_bytes)], cwd=ROOT, text=True,
+            [forked.python("google"), "-c", WORKER, str(i), str(count), str(folder), str(bucket_bytes)], cwd=ROOT, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
         )
         for i in range(count)

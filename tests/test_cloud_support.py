@@ -9,10 +9,10 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import forked
 import pytest
 from conftest import ROOT, running
 
@@ -101,8 +101,8 @@ def gcloud_variables(url: str, folder: Path) -> dict[str, str]:
 def script(
     name: str, *args: object, cwd: Path, env: Mapping[str, str] | None = None, code: int | None = 0
 ) -> subprocess.CompletedProcess[str]:
-    """Run one of our scripts with this interpreter first on PATH; `code` is what it must end with."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    """Run one of our scripts, its Python in a fork; `code` is what it must end with."""
+    path = os.pathsep.join([str(Path(forked.python("local")).parent), os.environ["PATH"]])
     done = subprocess.run(
         [ROOT / "scripts" / name, *map(str, args)], cwd=cwd, env={**os.environ, "PATH": path, **(env or {})},
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120,

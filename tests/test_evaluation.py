@@ -239,12 +239,12 @@ def test_pairs_of_degrees_are_found_by_name_and_range():
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory, run_trainer) -> Path:
+def models(tmp_path_factory, run_trainer, trained) -> Path:
     """Two models of taxifare, `good` and `poor`, and one of stackoverflow."""
     folder = tmp_path_factory.mktemp("models")
-    run_trainer("taxifare", f"--output_dir={folder / 'good'}", "--num_evals=1", cwd=folder)
+    shutil.copytree(trained("taxifare"), folder / "good")
     run_trainer("taxifare", f"--output_dir={folder / 'poor'}", "--num_evals=1", "--epochs=1", cwd=folder)
-    run_trainer("stackoverflow", f"--output_dir={folder / 'words'}", "--num_evals=1", cwd=folder)
+    shutil.copytree(trained("stackoverflow"), folder / "words")
     return folder
 
 

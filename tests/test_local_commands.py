@@ -6,9 +6,9 @@ import json
 import re
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 from test_local_support import alive, call, command, environ, result, said, start, wait_for, write_job, write_script
 from test_tune import start as start_study
@@ -92,7 +92,7 @@ def test_follow_until_the_end(tmp_path):
     write_job(tmp_path, [("chief.py", 1)])
     with start(tmp_path, "job.yaml", "--job_id=a") as process:
         wait_for(lambda: "up" in command(tmp_path, "logs", "a").stdout)
-        words = [sys.executable, "-m", "vertex_local", "logs", "a", "-f"]
+        words = [forked.python("local"), "-m", "vertex_local", "logs", "a", "-f"]
         with subprocess.Popen(words, cwd=tmp_path, env=environ(), stdout=subprocess.PIPE, text=True) as follower:
             assert follower.stdout.readline() == "[workerpool0-0] up\n"
             (tmp_path / "go").touch()

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 
+import forked
 import pytest
 from test_local_support import ROOT, alive, attempts, call, environ, result, run, start, wait_for, write_job, write_script
 
@@ -175,7 +176,7 @@ def test_a_second_interrupt_does_not_wait(tmp_path):
     files = tree(tmp_path, "signal.signal(15, lambda *_: open(me + '.told', 'w').close())\nopen(me + '.ready', 'w').close()\n" + 9 * SLEEP)
     patient = "import sys; from vertex_local import __main__; from vertex_local.local import lifecycle; "
     patient += "lifecycle.Cluster._stop.__defaults__ = (3600.0,); sys.exit(__main__.main())"
-    command = [sys.executable, "-c", patient, "run", "job.yaml", "--job_id=a"]
+    command = [forked.python("local"), "-c", patient, "run", "job.yaml", "--job_id=a"]
     process = subprocess.Popen(command, cwd=tmp_path, env=environ(), stdout=subprocess.DEVNULL)
     pids = pids_in(files)
     for said in ("ready", "told"):

@@ -7,9 +7,10 @@ import io
 import json
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
+
+import forked
 
 from vertex_local.__main__ import main
 
@@ -47,7 +48,7 @@ def environ(**extra: str) -> dict[str, str]:
 
 
 def start(folder: Path, *args: object, **popen) -> subprocess.Popen:
-    command = [sys.executable, "-m", "vertex_local", "run", *map(str, args)]
+    command = [forked.python("local"), "-m", "vertex_local", "run", *map(str, args)]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environ(), **popen}
     return subprocess.Popen(command, cwd=folder, **options)
 

@@ -27,7 +27,7 @@ class Service(LocalService):
     """
 
     def __init__(self, folder: Path, *flags: str, fresh: bool = False, **env: str):
-        python = sys.executable if fresh else str(forked.shared("service") / "all" / "python")
+        python = sys.executable if fresh else forked.python("local")
         flags = (f"--python={forked.interpreter()}", *flags)  # the last --python counts
         super().__init__(folder, *flags, env=environ(**env), python=python)
 

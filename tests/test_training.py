@@ -46,7 +46,7 @@ def prepared(trainer: str, jit: bool = False, batch: int = 64):
     return Steps(network, strategy, Plan(100, batch, 1, 100, jit_compile=jit), rows.tensors, False), rows, facts, model
 
 
-@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize("trainer", FIRST_TRAINER)
 def test_step_has_no_string_and_no_dynamic_shape_and_compiles(trainer):
     import tensorflow as tf
 
@@ -64,7 +64,7 @@ def test_step_has_no_string_and_no_dynamic_shape_and_compiles(trainer):
     assert int(bad) == -1 and math.isfinite(float(loss))
 
 
-@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize("trainer", FIRST_TRAINER)
 def test_evaluation_compiles(trainer):
     """As a TPU would have it: XLA takes nothing whose shape is not known."""
     import tensorflow as tf
@@ -80,7 +80,7 @@ def test_evaluation_compiles(trainer):
     assert steps.metrics()[metric] == pytest.approx(expected[metric], rel=1e-5)
 
 
-@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize("trainer", FIRST_TRAINER)
 def test_evaluation_counts_every_row_once(trainer):
     """400 and 1,600 rows do not divide by the evaluation batch of 256."""
     steps, rows, facts, model = prepared(trainer)
@@ -96,8 +96,8 @@ def test_evaluation_counts_every_row_once(trainer):
 
 
 @pytest.mark.parametrize("trainer", TRAINERS)
-def test_learns(trainer, tmp_path):
-    metrics = train(trainer, f"--output_dir={tmp_path / 'out'}")
+def test_learns(trainer, trained):
+    metrics = json.loads((trained(trainer) / "metrics.json").read_text())
     assert metrics["val_rmse"] < 2.7 if trainer == "taxifare" else metrics["val_accuracy"] > 0.9
 
 
@@ -114,6 +114,7 @@ def test_steps_per_call_and_xla_do_not_change_the_rows(flags, exact, tmp_path):
     one, other = [ledger(tmp_path / f"{i}.jsonl") for i in range(2)]
     assert len(one) == 100
     assert [(line["step"], line["rows"]) for line in one] == [(line["step"], line["rows"]) for line in other]
+    see_each_row_once_per_epoch(one)
 
 
 def test_initial_weights_follow_from_the_seed_alone(tmp_path, monkeypatch):
@@ -130,11 +131,14 @@ def test_initial_weights_follow_from_the_seed_alone(tmp_path, monkeypatch):
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("memory", ["yes", "no"])
-def test_each_row_once_per_epoch(memory, tmp_path):
-    flags = [f"--output_dir={tmp_path / 'out'}", f"--ledger={tmp_path / 'ledger'}", f"--in_memory={memory}"]
+def test_each_row_once_per_epoch_from_disk(tmp_path):
+    flags = [f"--output_dir={tmp_path / 'out'}", f"--ledger={tmp_path / 'ledger'}", "--in_memory=no"]
     train("taxifare", *flags, "--batch_size=64", "--epochs=2", "--num_evals=1")
-    rows = [row for line in ledger(tmp_path / "ledger") for row in line["rows"]]
+    see_each_row_once_per_epoch(ledger(tmp_path / "ledger"))
+
+
+def see_each_row_once_per_epoch(lines: list[dict]) -> None:
+    rows = [row for line in lines for row in line["rows"]]
     first, second = rows[:1600], rows[1600:]
     assert len(set(first)) > 1590  # hardly two sample rows are alike
     assert sorted(first) == sorted(second) and first != second
@@ -249,35 +253,30 @@ def test_job_directories_records_and_reports(tmp_path, monkeypatch):
     assert tags - measured == {"loss", "rmse", "learning_rate", "examples_per_second"}
 
 
-def test_output_dir_in_a_trial_and_over_the_services(tmp_path, monkeypatch, capsys):
+def test_output_dir_in_a_trial_and_over_the_services_with_a_profile(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("CLUSTER_SPEC", '{"cluster":{"workerpool0":["h:2222"]},"task":{"type":"workerpool0","index":0,"trial":"7"}}')
     monkeypatch.setenv("AIP_MODEL_DIR", f"{tmp_path}/service/model/")
     data = Path("taxifare/tests/data").resolve()
     flags = [f"--train_data_path={data}/taxi-train.csv", f"--eval_data_path={data}/taxi-valid.csv"]
-    train("taxifare", f"--output_dir={tmp_path / 'd'}", *flags, "--epochs=1", "--num_evals=1")
+    train("taxifare", f"--output_dir={tmp_path / 'd'}", *flags, "--epochs=3", "--num_evals=1", "--profile=6,9")
     assert (tmp_path / "d" / "7" / "model" / "saved_model.pb").exists()
+    assert list((tmp_path / "d" / "7").glob("logs/plugins/profile/*/*.xplane.pb"))
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
     warned = [line["message"] for line in lines if line["severity"] == "WARNING"]
     assert any("overrides AIP_MODEL_DIR" in message for message in warned)
 
 
-def test_profile(tmp_path):
-    train("taxifare", f"--output_dir={tmp_path}", "--epochs=3", "--num_evals=1", "--profile=6,9")
-    assert list(tmp_path.glob("logs/plugins/profile/*/*.xplane.pb"))
-
-
 @pytest.mark.parametrize("trainer", FIRST_TRAINER)
-def test_export_holds_each_weight_once(trainer, tmp_path):
+def test_export_holds_each_weight_once(trainer, trained):
     import tensorflow as tf
 
-    train(trainer, f"--output_dir={tmp_path}", "--epochs=1", "--num_evals=1")
-    size = 0
-    for name, shape in tf.train.list_variables(f"{tmp_path}/model/variables/variables"):
+    model, size = trained(trainer) / "model", 0
+    for name, shape in tf.train.list_variables(f"{model}/variables/variables"):
         if name not in ("_CHECKPOINTABLE_OBJECT_GRAPH", "save_counter/.ATTRIBUTES/VARIABLE_VALUE"):
             size += int(np.prod(shape)) * 4
     steps, _, _, _ = prepared(trainer)
     assert size == sum(int(np.prod(v.shape)) * 4 for v in steps.model.weights)
-    signature = tf.saved_model.load(str(tmp_path / "model")).signatures["serving_default"]
+    signature = tf.saved_model.load(str(model)).signatures["serving_default"]
     inputs = set(signature.structured_input_signature[1])
     if trainer == "taxifare":
         coordinates = {f"{end}_{axis}" for end in ("pickup", "dropoff") for axis in ("longitude", "latitude")}
@@ -285,7 +284,7 @@ def test_export_holds_each_weight_once(trainer, tmp_path):
         assert set(signature.structured_outputs) == {"fare_amount"}
     else:
         assert inputs == {"text"} and set(signature.structured_outputs) == {"label", "scores"}
-        labels = (tmp_path / "model" / "assets.extra" / "labels.txt").read_text().split()
+        labels = (model / "assets.extra" / "labels.txt").read_text().split()
         answer = signature(text=tf.constant(["how do I concatenate two lists in python"]))
         assert labels[int(np.argmax(answer["scores"][0]))] == answer["label"].numpy()[0].decode()
 

@@ -15,6 +15,7 @@ import sys
 import threading
 from pathlib import Path
 
+import forked
 import pytest
 from test_local_support import ROOT, alive, environ, wait_for
 
@@ -77,7 +78,7 @@ def tune(folder: Path, *args: object) -> subprocess.CompletedProcess:
 
 
 def start(folder: Path, *args: object, **popen) -> subprocess.Popen:
-    command = [sys.executable, "-m", "vertex_local", "tune", "hp.yaml", "--job_id", "s", *map(str, args)]
+    command = [forked.python("local"), "-m", "vertex_local", "tune", "hp.yaml", "--job_id", "s", *map(str, args)]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environ(), **popen}
     return subprocess.Popen(command, cwd=folder, **options)
 

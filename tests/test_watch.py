@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 
+import forked
 import numpy as np
 import pytest
 from conftest import ROOT
@@ -145,7 +146,8 @@ def test_followed_it_starts_the_command_once_for_a_drift(service, model, tmp_pat
     endpoint = deployed(model, "followed")
     mark = tmp_path / "mark"
     words = ["watch", "followed", f"--state_dir={service.state}", "--follow", "--every=1", f"--run=echo x >> {mark}", "--last=200"]
-    with subprocess.Popen([sys.executable, "-m", "vertex_local", *words], env=environ(), stdout=subprocess.PIPE, text=True) as process:
+    command = [forked.python("local"), "-m", "vertex_local", *words]
+    with subprocess.Popen(command, env=environ(), stdout=subprocess.PIPE, text=True) as process:
         try:
             endpoint.predict(rides()[:200])
             assert wait_for(lambda: process.stdout.readline()).startswith("taxi (deployed model ")
