@@ -25,6 +25,7 @@ class Hyperparameters(CommonHyperparameters):
     word_weight: float = option(1.0, "linear: weight of words and word pairs beside characters", minimum=0)
     max_features: int = option(512, "linear: most distinct n-grams kept of one text", minimum=2)
     max_bytes: int = option(4096, "bytes of a text that are read; the rest is ignored", minimum=1)
+    naive_bayes: float = option(0.06, "linear: the weights start at this share of naive Bayes's", minimum=0)
     l2: float = option(5e-3, "linear: L2 decay of the rows touched by a batch", minimum=0)
     sharpness: float = option(4.0, "linear: scores are softmax(sharpness x margins)", above=0)
     vocabulary: int = option(20000, "cnn: words are hashed into so many embedding rows", minimum=2)
