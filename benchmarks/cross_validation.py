@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compare flags of a trainer on its training rows alone: repeated random splits, the same ones for each set of flags.
 
-Choose by this, and look at the validation rows once, for what was chosen. Each `--` begins a set of flags, which is compared with the defaults:
+Choose by this, and look at the validation rows once, for what was chosen. Each `--` begins a set of flags to compare with the defaults:
 
     python benchmarks/cross_validation.py taxifare --data fares.csv -- --members=8 -- --lr=0.01 --epochs=20
 """
@@ -67,9 +67,8 @@ def spread(values: Sequence[float]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Train every set of flags on every split and print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], usage="%(prog)s TRAINER --data DATA [--splits N] [--metric NAME] [--json FILE] -- FLAGS [-- FLAGS]"
-    )
+    usage = "%(prog)s TRAINER --data DATA [--splits N] [--metric NAME] [--json FILE] -- FLAGS [-- FLAGS]"
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], usage=usage)
     parser.add_argument("trainer", help="taxifare, stackoverflow or one of your own")
     parser.add_argument("--data", required=True, help="training rows: a file, wildcard, folder or table, as --train_data_path takes it")
     parser.add_argument("--splits", type=int, default=5, help="how many; each holds out one row in so many")

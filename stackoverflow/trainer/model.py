@@ -69,10 +69,10 @@ def build_model(hp: Hyperparameters, facts: Facts, total_steps: int) -> keras.Mo
         optimizer, lr = RowSparseAdam, hp.lr or 1e-3
     else:
         inputs["weights"] = keras.Input([width], dtype="float32", name="weights")
-        # An n-gram of two or three texts has little to learn from, so where it starts is most of what it will say.
+        # An n-gram of one or two texts has little to learn from: where it starts is most of what it will say.
         start = hp.naive_bayes * facts["evidence"]
         outputs = HashedLinear(start, facts["prior"], hp.l2, name="linear")(inputs)
-        loss, optimizer, lr = squared_hinge, keras.optimizers.SGD, hp.lr or 0.075 * hp.batch_size
+        loss, optimizer, lr = squared_hinge, keras.optimizers.SGD, hp.lr or 0.05 * hp.batch_size
     model = keras.Model(inputs, outputs, name=hp.model)
     schedule = lr if hp.plateau else keras.optimizers.schedules.PolynomialDecay(lr, total_steps, end_learning_rate=0.0)
     accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")

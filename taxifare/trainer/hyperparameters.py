@@ -18,6 +18,6 @@ class Hyperparameters(CommonHyperparameters):
     nnsize: tuple[int, ...] = option((64,), 'sizes of the hidden layers, such as "32 8"')
     features: str = option("city", "city: engineered features; lab: the network of the published course", choices=("city", "lab"))
     members: int = option(4, "city: networks that train side by side and are averaged", minimum=1)
-    loss_delta: float = option(10.0, "city: dollars of error beyond which the loss is linear", above=0)
+    loss_delta: float = option(5.0, "city: dollars of error beyond which the loss is linear", above=0)
     weight_decay: float = option(0.2, "city: AdamW's decay, times the learning rate", minimum=0)
     warmup_fraction: float = option(0.15, "city: share of the steps that raise the learning rate", minimum=0)

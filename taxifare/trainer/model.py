@@ -33,7 +33,7 @@ COLUMNS = (
     Text("key", required=False),
 )
 LEARN_ROWS = 200_000  # enough for means and spreads
-CLIP = 4.0  # for standardised features: rare extremes steer the fit, and absurd requests stay harmless
+CLIP = 6.0  # for standardised features: rare extremes steer the fit, and absurd requests stay harmless
 CROSS_SCALE = 0.1  # Adam moves a row by about `lr` however rare its cell, so rows must count for little
 
 
