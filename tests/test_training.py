@@ -103,12 +103,15 @@ def test_the_tagger_starts_from_naive_bayes():
         steps, rows, _, _ = prepared("stackoverflow", naive_bayes=share)
         accuracy[share] = steps.evaluate(rows)["accuracy"]
     assert accuracy[0.0] < 0.4 < 0.8 < accuracy[0.06]
-    bucket, label = np.array([0, 0, 1, 1, 2]), np.array([0, 0, 0, 1, 1])  # bucket and class of each n-gram of five texts
+    bucket, label = np.array([0, 0, 1, 1, 2]), np.array([0, 0, 0, 1, 1])  # of each n-gram of five texts
     index, weight, evidence = _choose_ngrams(bucket, label, np.array([0.6, 0.4]), Hyperparameters(hash_bits=4, min_count=2))
     assert index.tolist() == [0, 1, *[-1] * 14] and weight[0] > weight[1] > 0, "bucket 2 is in one text only"
     share = np.array([2.6, 0.4]) / 3  # two texts of class 0 and one of prior
     np.testing.assert_allclose(evidence[0], np.log(share / (1 - share)) - np.log([0.6 / 0.4, 0.4 / 0.6]), rtol=1e-6)
-    _, _, alone = _choose_ngrams(bucket, np.zeros(5, int), np.ones(1), Hyperparameters(hash_bits=4))
+    bucket, label = np.array([0] * 2 + [1] * 6), np.array([0, 0, 0, 0, 1, 1, 1, 1])
+    index, _, _ = _choose_ngrams(bucket, label, np.array([0.6, 0.4]), Hyperparameters(hash_bits=1, max_rows=1))
+    assert index.tolist() == [-1, 0], "bucket 0 says more of each text, bucket 1 more in all"
+    _, _, alone = _choose_ngrams(bucket, np.zeros(8, int), np.ones(1), Hyperparameters(hash_bits=4))
     assert np.all(alone == 0)
 
 
