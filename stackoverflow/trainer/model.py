@@ -32,13 +32,12 @@ def score(outputs: Mapping[str, np.ndarray], labels: np.ndarray) -> float:
 class HashedLinear(keras.layers.Layer):
     """Margins of a linear classifier over sparse features, with L2 decay of the rows in use."""
 
-    def __init__(self, start: np.ndarray, prior: np.ndarray, l2: float, **kwargs):
-        """`start` [rows, classes] is the table before the first step."""
+    def __init__(self, rows: int, prior: np.ndarray, l2: float, **kwargs):
         super().__init__(**kwargs)
         self.l2 = l2
         # The best margins for a text without n-grams; as weights they would need their own, smaller rate.
         self.bias = 2.0 * prior - 1.0
-        self.table = self.add_weight(shape=start.shape, initializer=lambda shape, dtype: tf.cast(start, dtype), name="table")
+        self.table = self.add_weight(shape=(rows, len(prior)), initializer="zeros", name="table")
 
     def call(self, features: Mapping[str, tf.Tensor], training: bool = False) -> tf.Tensor:
         """Return margins [n, classes]."""
@@ -69,9 +68,10 @@ def build_model(hp: Hyperparameters, facts: Facts, total_steps: int) -> keras.Mo
         optimizer, lr = RowSparseAdam, hp.lr or 1e-3
     else:
         inputs["weights"] = keras.Input([width], dtype="float32", name="weights")
+        linear = HashedLinear(len(facts["weight"]), facts["prior"], hp.l2, name="linear")
         # An n-gram of one or two texts has little to learn from: where it starts is most of what it will say.
-        start = hp.naive_bayes * facts["evidence"]
-        outputs = HashedLinear(start, facts["prior"], hp.l2, name="linear")(inputs)
+        linear.table.assign(hp.naive_bayes * facts["evidence"])
+        outputs = linear(inputs)
         loss, optimizer, lr = squared_hinge, keras.optimizers.SGD, hp.lr or 0.05 * hp.batch_size
     model = keras.Model(inputs, outputs, name=hp.model)
     schedule = lr if hp.plateau else keras.optimizers.schedules.PolynomialDecay(lr, total_steps, end_learning_rate=0.0)
