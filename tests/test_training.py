@@ -28,7 +28,7 @@ def ledger(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def prepared(trainer: str, jit: bool = False, batch: int = 64):
+def prepared(trainer: str, jit: bool = False, batch: int = 64, **values: float):
     """Return (steps, rows, facts, contract) of a trainer on its sample."""
     import tensorflow as tf
 
@@ -37,7 +37,7 @@ def prepared(trainer: str, jit: bool = False, batch: int = 64):
     from vertex_runtime.steps import Plan, Steps
 
     kind = importlib.import_module(f"{trainer}.trainer.hyperparameters").Hyperparameters
-    model, hp = contract.load_module(f"{trainer}.trainer.model", kind), kind(batch_size=batch)
+    model, hp = contract.load_module(f"{trainer}.trainer.model", kind), kind(batch_size=batch, **values)
     read = lambda: model.read(f"{trainer}/tests/data/{SAMPLES[trainer][0]}", data.BadRows())  # noqa: E731
     facts = inputs.learn(model, hp, read)
     rows = MemoryRows(Preparer(model, hp, facts).ahead(read()), 1.0)
@@ -93,6 +93,28 @@ def test_evaluation_counts_every_row_once(trainer):
     assert measured[metric] == pytest.approx(model.score(outputs, rows.tensors[1].numpy()), rel=1e-5)
     losses = steps.model.loss(rows.tensors[1], predictions)
     assert measured["loss"] == pytest.approx(float(np.mean(losses)), rel=1e-4)
+
+
+def test_the_tagger_starts_from_naive_bayes():
+    """Before the first step it already answers well; with --naive_bayes=0 it knows nothing, and one class alone is no trouble."""
+    from stackoverflow.trainer.features import _choose_ngrams
+    from stackoverflow.trainer.hyperparameters import Hyperparameters
+
+    accuracy = {}
+    for share in (0.0, 0.06):
+        steps, rows, _, _ = prepared("stackoverflow", naive_bayes=share)
+        accuracy[share] = steps.evaluate(rows)["accuracy"]
+    assert accuracy[0.0] < 0.4 < 0.8 < accuracy[0.06]
+    bucket, label = np.array([0, 0, 1, 1, 2]), np.array([0, 0, 0, 1, 1])  # of each n-gram of five texts
+    index, weight, evidence = _choose_ngrams(bucket, label, np.array([0.6, 0.4]), Hyperparameters(hash_bits=4, min_count=2))
+    assert index.tolist() == [0, 1, *[-1] * 14] and weight[0] > weight[1] > 0, "bucket 2 is in one text only"
+    share = np.array([2.6, 0.4]) / 3  # two texts of class 0 and one of prior
+    np.testing.assert_allclose(evidence[0], np.log(share / (1 - share)) - np.log([0.6 / 0.4, 0.4 / 0.6]), rtol=1e-6)
+    bucket, label = np.array([0] * 2 + [1] * 6), np.array([0, 0, 0, 0, 1, 1, 1, 1])
+    index, _, _ = _choose_ngrams(bucket, label, np.array([0.6, 0.4]), Hyperparameters(hash_bits=1, max_rows=1))
+    assert index.tolist() == [-1, 0], "bucket 0 says more of each text, bucket 1 more in all"
+    _, _, alone = _choose_ngrams(bucket, np.zeros(8, int), np.ones(1), Hyperparameters(hash_bits=4))
+    assert np.all(alone == 0)
 
 
 @pytest.mark.parametrize("trainer", TRAINERS)
