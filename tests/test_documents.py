@@ -187,6 +187,8 @@ def program(words: Sequence[str]) -> tuple[Callable[..., object], list[str]] | N
         return None
     if arguments_[0] == "-m":
         return module(arguments_[1], arguments_[2:])
+    if (folder := str((ROOT / arguments_[0]).parent)) not in sys.path:
+        sys.path.append(folder)  # as Python does for a script
     return module(arguments_[0].removesuffix(".py").replace("/", "."), arguments_[1:])
 
 
