@@ -79,7 +79,8 @@ def tune(folder: Path, *args: object) -> subprocess.CompletedProcess:
 
 def start(folder: Path, *args: object, fresh: bool = False, **popen) -> subprocess.Popen:
     """Start the command line in a fork; `fresh`: as a process of its own, which is gone as soon as it has been killed."""
-    command = [sys.executable if fresh else forked.python("local"), "-m", "vertex_local", "tune", "hp.yaml", "--job_id", "s", *map(str, args)]
+    python = sys.executable if fresh else forked.python("local")
+    command = [python, "-m", "vertex_local", "tune", "hp.yaml", "--job_id", "s", *map(str, args)]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environ(), **popen}
     return subprocess.Popen(command, cwd=folder, **options)
 
