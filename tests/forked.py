@@ -44,14 +44,25 @@ module, flags = (words[1], words[2:]) if words[:1] == ["-m"] else ("", words)
 if not ({forks}):
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 fork = socket.socket(socket.AF_UNIX)
-fork.connect({address!r})
+def pass_on(number, _):
+    try:
+        fork.sendall(bytes([number]))
+    except OSError:
+        pass  # it has just ended
 ignored = [number for number in (signal.SIGHUP, signal.SIGTERM) if signal.getsignal(number) == signal.SIG_IGN]
 request = json.dumps([module, flags, dict(os.environ), os.getcwd(), bare, ignored]).encode()
-socket.send_fds(fork, [len(request).to_bytes({length}, "little")], [0, 1, 2])
-fork.sendall(request)
-for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-    signal.signal(number, lambda number, _: fork.sendall(bytes([number])))
-code = int.from_bytes(fork.recv(2) or b"\\xf7\\xff", "little", signed=True)
+try:
+    fork.connect({address!r})
+    socket.send_fds(fork, [len(request).to_bytes({length}, "little")], [0, 1, 2])
+    fork.sendall(request)
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, pass_on)
+    end = fork.recv(2)
+except OSError:
+    end = b""
+if not end:
+    sys.exit("the process that forks has ended: " + open({log!r}).read())
+code = int.from_bytes(end, "little", signed=True)
 if code < 0:
     if -code != signal.SIGKILL:
         signal.signal(-code, signal.SIG_DFL)
@@ -125,7 +136,8 @@ def _listen(folder: Path, python: str, imported: tuple[str, ...]) -> None:
     for name, forks in FORKED.items():
         path = folder / name / "python"  # its name begins as an interpreter's, for `check` asks no other programs
         path.parent.mkdir(parents=True)
-        path.write_text(PROGRAM.format(python=python, address=str(folder / "socket"), forks=forks, length=LENGTH))
+        places = {"address": str(folder / "socket"), "log": str(folder / "log")}
+        path.write_text(PROGRAM.format(python=python, forks=forks, length=LENGTH, **places))
         path.chmod(0o755)
         path.with_name("python3").symlink_to("python")
     listener = socket.socket(socket.AF_UNIX)
@@ -133,14 +145,14 @@ def _listen(folder: Path, python: str, imported: tuple[str, ...]) -> None:
     listener.listen(64)
     # As the runtime has it, which sets it before it imports TensorFlow.
     command, env = [python, __file__, str(listener.fileno()), *imported], {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
-    threading.Thread(target=_start, args=(command, env, listener), daemon=True).start()
+    threading.Thread(target=_start, args=(command, env, listener, folder / "log"), daemon=True).start()
 
 
-def _start(command: Sequence[str], env: Mapping[str, str], listener: socket.socket) -> None:
+def _start(command: Sequence[str], env: Mapping[str, str], listener: socket.socket, log: Path) -> None:
     """Start the process that forks when the first request is there; it ends when its input does, with this process."""
     select.select([listener], [], [])
     options = {"env": env, "cwd": ROOT, "stdin": subprocess.PIPE, "pass_fds": (listener.fileno(),), "start_new_session": True}
-    with listener, subprocess.Popen(command, **options) as server:
+    with listener, open(log, "wb") as said, subprocess.Popen(command, stdout=said, stderr=said, **options) as server:
         listener.close()
         server.wait()
 

@@ -103,7 +103,7 @@ def test_follow_until_the_end(tmp_path):
 def test_a_run_that_was_killed_does_not_stay_running(tmp_path):
     write_script(tmp_path, "chief.py", "open('pid', 'w').write(str(os.getpid()))\nprint('up', flush=True)\ntime.sleep(60)\n")
     write_job(tmp_path, [("chief.py", 1)])
-    with start(tmp_path, "job.yaml", "--job_id=a") as process:
+    with start(tmp_path, "job.yaml", "--job_id=a", fresh=True) as process:
         wait_for(lambda: "up" in command(tmp_path, "logs", "a").stdout)
         process.kill()
         process.wait(120)

@@ -160,7 +160,7 @@ def pids_in(files: list) -> list[int]:
 def test_no_process_is_left_behind(tmp_path, number):
     files = tree(tmp_path)
     heard = functools.partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)  # under nohup, pytest and its children ignore it
-    process = start(tmp_path, "job.yaml", "--job_id=a", preexec_fn=heard)
+    process = start(tmp_path, "job.yaml", "--job_id=a", fresh=True, preexec_fn=heard)
     pids = pids_in(files)
     assert all(map(alive, pids))
     process.send_signal(number)

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -47,8 +48,9 @@ def environ(**extra: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), **extra}
 
 
-def start(folder: Path, *args: object, **popen) -> subprocess.Popen:
-    command = [forked.python("local"), "-m", "vertex_local", "run", *map(str, args)]
+def start(folder: Path, *args: object, fresh: bool = False, **popen) -> subprocess.Popen:
+    """Start the command line in a fork; `fresh`: as a process of its own, which is gone as soon as it has been killed."""
+    command = [sys.executable if fresh else forked.python("local"), "-m", "vertex_local", "run", *map(str, args)]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environ(), **popen}
     return subprocess.Popen(command, cwd=folder, **options)
 

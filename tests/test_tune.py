@@ -77,8 +77,10 @@ def tune(folder: Path, *args: object) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(args, code, out.getvalue(), err.getvalue())
 
 
-def start(folder: Path, *args: object, **popen) -> subprocess.Popen:
-    command = [forked.python("local"), "-m", "vertex_local", "tune", "hp.yaml", "--job_id", "s", *map(str, args)]
+def start(folder: Path, *args: object, fresh: bool = False, **popen) -> subprocess.Popen:
+    """Start the command line in a fork; `fresh`: as a process of its own, which is gone as soon as it has been killed."""
+    python = sys.executable if fresh else forked.python("local")
+    command = [python, "-m", "vertex_local", "tune", "hp.yaml", "--job_id", "s", *map(str, args)]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environ(), **popen}
     return subprocess.Popen(command, cwd=folder, **options)
 
@@ -459,7 +461,7 @@ def third_and_fourth(folder: Path) -> bool:
 def test_a_study_that_was_cut_goes_on(tmp_path, number, code, state):
     """Finished trials stay, cut ones run again with the same parameters, nothing is left running meanwhile."""
     write_study(tmp_path, SLOW, trials=6)
-    with start(tmp_path) as process:
+    with start(tmp_path, fresh=number == signal.SIGKILL) as process:
         wait_for(lambda: third_and_fourth(tmp_path))
         process.send_signal(number)
         assert process.wait(120) == code
@@ -517,7 +519,7 @@ note("lives", os.getpid())
 for step in (1, 2) if first else (3,): report(step, step)
 while first: time.sleep(0.05)
 """, trials=1)  # fmt: skip
-    with start(tmp_path) as process:
+    with start(tmp_path, fresh=True) as process:
         wait_for(lambda: len(metric_lines(tmp_path)) == 2)
         process.kill()
         process.wait(120)
