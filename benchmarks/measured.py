@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Measure what docs/measured.md says and write it there: speed beside a named baseline, seconds of an epoch, quality.
+"""Measure what docs/measured.md and the trainers' READMEs say and write it there: speed beside a baseline, seconds of an epoch, quality.
 
-Run it on a quiet machine; about twenty minutes. `docs/measured.json` keeps every figure, from which `--render` writes the page anew:
+Run it on a quiet machine; about twenty minutes. `docs/measured.json` keeps every figure, from which `--render` writes the pages anew:
 
     python benchmarks/measured.py --folder /tmp/taxi-benchmark
     python benchmarks/measured.py --render
@@ -24,6 +24,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE, FIGURES = ROOT / "docs" / "measured.md", ROOT / "docs" / "measured.json"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 BATCHES = (32, 256, 1024, 4096)
+RESULTS = {
+    "taxifare": ("validation RMSE, dollars, of seeds", 3, "7,333 trips, validated on 4,706 others"),
+    "stackoverflow": ("accuracy, of splits", 4, "12,788 titles of 20 tags, validated on 3,197 others"),
+}  # by trainer: the metric, its digits, the data
 QUIET = 0.5  # load average above which figures would not be those of this project
 
 
@@ -79,6 +83,14 @@ def _quality(quality: Mapping[str, Any] | None) -> str:
     return "Real data, default flags, beside scikit-learn's models (`benchmarks/quality.py`):\n\n" + _table(header, rows)
 
 
+def results(trainer: str, figures: Mapping[str, Any]) -> str:
+    """Return the measured part of a trainer's README."""
+    scores = figures["quality"][trainer][f"{trainer}, defaults"]
+    metric, digits, data = RESULTS[trainer]
+    row = (data, _mean(scores["valid"], digits), f"{_spread(scores['seconds'], 1)} s, {figures['machine']['cpus']} cores")
+    return _table(("real data, default flags", metric, "training"), [row])
+
+
 def _mean(values: Sequence[float], digits: int) -> str:
     return f"{statistics.mean(values):.{digits}f} [{min(values):.{digits}f}..{max(values):.{digits}f}] of {len(values)}"
 
@@ -129,8 +141,14 @@ def _rounded(value: Any) -> Any:
     return [_rounded(each) for each in value] if isinstance(value, list) else value
 
 
-def page(text: str, figures: Mapping[str, Any]) -> str:
-    """Return the page with its measured part rendered from figures.
+def pages(figures: Mapping[str, Any]) -> dict[Path, str]:
+    """Return what each page says when its measured part is rendered from figures."""
+    parts = {PAGE: render(figures), **{ROOT / trainer / "README.md": results(trainer, figures) for trainer in RESULTS}}
+    return {path: page(path.read_text(encoding="utf-8"), part) for path, part in parts.items()}
+
+
+def page(text: str, part: str) -> str:
+    """Return a page with another measured part.
 
     Raises:
         ValueError: the page has no place for them.
@@ -139,7 +157,7 @@ def page(text: str, figures: Mapping[str, Any]) -> str:
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise ValueError(f"the page has no lines {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{render(figures)}\n{END}{after}"
+    return f"{before}{BEGIN}\n{part}\n{END}{after}"
 
 
 def main() -> None:
@@ -154,7 +172,8 @@ def main() -> None:
             parser.error("--folder: where the generated data go; got none.")
         args.folder.mkdir(parents=True, exist_ok=True)
         FIGURES.write_text(json.dumps(_rounded(measure(args.folder.resolve(), args.repeats)), indent=1) + "\n")
-    PAGE.write_text(page(PAGE.read_text(), json.loads(FIGURES.read_text())))
+    for path, text in pages(json.loads(FIGURES.read_text())).items():
+        path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ def figures() -> dict:
     return json.loads(measured.FIGURES.read_text())
 
 
-def test_the_page_is_what_was_measured(figures):
-    text = measured.PAGE.read_text()
-    assert measured.page(text, figures) == text, "python benchmarks/measured.py --render"
+def test_the_pages_say_what_was_measured(figures):
+    for path, text in measured.pages(figures).items():
+        assert path.read_text(encoding="utf-8") == text, f"{path.name}: python benchmarks/measured.py --render"
 
 
 def test_a_ratio_is_of_the_baselines_best_and_shows_its_range(figures):
@@ -57,4 +57,4 @@ def _ratio(figures: dict, batch: int) -> int:
 
 def test_a_page_without_a_place_for_them_is_refused(figures):
     with pytest.raises(ValueError, match="measured: begin"):
-        measured.page("# Measured\n", figures)
+        measured.page("# Measured\n", "")
