@@ -13,7 +13,7 @@ from typing import Any
 project = "Trainers for Vertex AI"
 html_title = project
 root_doc = "README"
-include_patterns = ["*.md", "docs/*.md", "pipelines/**/*.md"]
+include_patterns = ["*.md", "*/README.md", "docs/*.md", "pipelines/**/*.md"]
 exclude_patterns = [".*", "**/.*", "build", "dist"]
 source_suffix = {".md": "markdown"}
 nitpicky = True

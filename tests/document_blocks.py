@@ -25,7 +25,7 @@ from pathlib import Path
 from conftest import ROOT
 from markdown_it import MarkdownIt
 
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (ROOT / "README.md", *(ROOT / name / "README.md" for name in ("taxifare", "stackoverflow")), *sorted((ROOT / "docs").glob("*.md")))
 SHELL = ("bash", "sh", "shell", "console")
 _COMMENT = re.compile(r"<!--\s*(.*?)\s*-->", re.DOTALL)
 _MARK = re.compile(r"(not run|prints|until|exit code|where|before): (.+)|(slow|needs KFP)", re.DOTALL)
