@@ -1,6 +1,6 @@
-"""BigQuery as a data set's source and an export's destination: by the real client, against a stand-in only.
+"""BigQuery as a data set's source and an export's destination: the real client, with an emulator instead of the service.
 
-A rehearsal on this machine never reaches out to BigQuery itself: BIGQUERY_EMULATOR_HOST must name a stand-in.
+A rehearsal on this machine never calls BigQuery itself: BIGQUERY_EMULATOR_HOST must name an emulator.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ PAGE_ROWS = 20_000
 
 @dataclass(frozen=True)
 class Tables:
-    """What an export to BigQuery made: `bq://project.dataset` and the rows of each set."""
+    """What an export to BigQuery made: `bq://project.dataset`, and the number of rows of each set."""
 
     prefix: str
     counts: list[int]
 
 
 def client(uri: str, project: str) -> Any:
-    """Return a client of the stand-in; `uri` is what needs it.
+    """Return a client of the emulator; `uri` names, for messages, the table that needs it.
 
     Raises:
-        DatasetError: no stand-in is named, or the client is not installed.
+        DatasetError: no emulator is named, or the client is not installed.
     """
     if not os.environ.get(HOST):
         text = f"{uri}: needs BigQuery, and {HOST} names no stand-in for it on this machine; set it, or give gcsSource or gcsDestination."
@@ -51,7 +51,7 @@ def client(uri: str, project: str) -> Any:
 
 @contextlib.contextmanager
 def _answers(uri: str) -> Iterator[None]:
-    """Turn the client's errors into one line that names what was asked for."""
+    """Turn the client's errors into one line that names `uri`."""
     from google.api_core.exceptions import GoogleAPIError
     from requests.exceptions import RequestException
 
@@ -64,7 +64,7 @@ def _answers(uri: str) -> Iterator[None]:
 
 
 class TableSource:
-    """A table's rows; the cells of a row are what BigQuery's own export to CSV would hold."""
+    """A table's rows, with the cells that BigQuery's own export to CSV would write."""
 
     form, annotation_type, bytes = "csv", "tables", 0
 
@@ -120,7 +120,7 @@ def _text(value: Any) -> str:
 
 
 def destination(dataset: Dataset, wish: Mapping[str, Any]) -> str:
-    """Return the project of a `bigqueryDestination`, which is for data sets that come from BigQuery."""
+    """Return the project of a `bigqueryDestination`; raise a DatasetError unless the data set comes from BigQuery."""
     uri = wish.get("outputUri", "")
     found = re.fullmatch(r"bq://([a-z][a-z0-9:.-]*[a-z0-9])", uri)
     if not found:
@@ -138,8 +138,8 @@ def write(
     """Make the dataset `name` with the tables training, validation and test; the rows keep their types.
 
     Args:
-        tick: called with the number of rows now and then.
-        check: called with the sets' sizes before anything is made.
+        tick: called with the number of rows read, after each batch.
+        check: called with the sets' sizes before anything is made; it may raise.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -169,8 +169,8 @@ def _load(source: TableSource, project: str, name: str, files: Mapping[int, str]
     from google.cloud import bigquery
 
     made = bigquery.Dataset(f"{project}.{name}")
-    made.location = source.table.location or "US"  # a query over both needs them in one place
-    source.client.create_dataset(made)  # never one that exists
+    made.location = source.table.location or "US"  # a query over both tables needs them in one location
+    source.client.create_dataset(made)  # fails if it exists
     try:
         for place, each in enumerate(SETS):
             table = source.client.create_table(bigquery.Table(f"{project}.{name}.{each}", schema=source.table.schema))

@@ -34,7 +34,7 @@ tr.best { background: #e8f5e9; font-weight: 600; } tr.INFEASIBLE { color: #999; 
 
 
 def write_report(study: Study, result: Any, path: Path) -> str | None:
-    """Write a page that needs no network; return what is missing for it, if anything is."""
+    """Write the page, which needs no network; return why it cannot be written, or None."""
     try:
         import plotly  # noqa: F401
     except ImportError as error:
@@ -90,7 +90,7 @@ def _text(value: Any) -> str:
 
 
 def _figures(study: Study, everyone: Sequence[Trial]) -> Iterator[tuple[str, Any]]:
-    """Yield (heading, figure, or why there is none) of each of Optuna's plots."""
+    """Yield (heading, figure) for each of Optuna's plots; a text that says why, instead of a figure that cannot be drawn."""
     optuna = import_optuna()
     shown, plots = _as_optuna(study, everyone), optuna.visualization
     several = len(study.objectives) > 1
@@ -111,7 +111,7 @@ def _figures(study: Study, everyone: Sequence[Trial]) -> Iterator[tuple[str, Any
 def _drawn(draw: Any) -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Optuna's, about what it calls experimental
+            warnings.simplefilter("ignore")  # Optuna's, about experimental features
             figure = draw()
     except (ValueError, RuntimeError) as error:  # too few trials, or all alike
         return f"Not drawn: {error}"
@@ -126,7 +126,7 @@ def _count_from_one(figure: Any) -> Any:
 
 
 def _as_optuna(study: Study, everyone: Sequence[Trial]) -> Any:
-    """Return a study in memory with the values as the trials got them: the one searched has its own axes."""
+    """Return an Optuna study in memory with the values that trials got; the search's own study has transformed values."""
     optuna = import_optuna()
     shown = optuna.create_study(directions=["maximize" if metric.maximize else "minimize" for metric in study.objectives])
     axes = {parameter.id: _distribution(optuna, parameter) for parameter in walk(study.parameters)}
@@ -154,7 +154,7 @@ def _distribution(optuna: Any, parameter: Parameter) -> Any:
 
 
 def write_events(study: Study, trial: Trial, folder: Path) -> None:
-    """Write a finished trial's parameters and values for TensorBoard, whose own writer would import TensorFlow."""
+    """Write a finished trial's parameters and values for TensorBoard, by hand: TensorBoard's writer would import TensorFlow."""
     from tensorboard.compat.proto import event_pb2
     from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
     from tensorboard.summary.writer.record_writer import RecordWriter
@@ -191,7 +191,7 @@ def write_events(study: Study, trial: Trial, folder: Path) -> None:
 
 
 def _experiment(study: Study) -> Any:
-    """Return what the HParams view knows of the study itself: the parameters' ranges, and the metrics."""
+    """Return what the HParams view shows of the study itself: the parameters' ranges, and the metrics."""
     from tensorboard.plugins.hparams import api_pb2
 
     found = api_pb2.Experiment(name=study.message.display_name, time_created_secs=0)
