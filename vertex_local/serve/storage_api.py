@@ -1,6 +1,6 @@
-"""Cloud Storage's JSON API over the bucket root: what jobs see as folders, clients see as buckets and objects.
+"""Cloud Storage's JSON API for the bucket root: jobs see folders and files, clients see them as buckets and objects.
 
-Nothing is followed out of a bucket's folder, and nothing is removed unless the bucket root belongs to the service.
+No link is followed out of a bucket's folder. Nothing is removed unless the bucket root belongs to the service.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from .storage_files import Bucket, Stored
 from .storage_upload import described
 
 _MOST_LISTED = 1000
-# Bytes that one list reads for checksums which nobody has asked for by name: some seconds' worth. Objects that would go
-# beyond come without, as on Cloud Storage composite ones come without MD5; `fields` with crc32c, or a look at the object, tells.
+# Bytes that one list may read to compute checksums that were not asked for by name: some seconds' worth. Further objects are
+# listed without checksums, as Cloud Storage lists composite objects without MD5; `fields` with crc32c, or a get, returns them.
 _MOST_READ = 8 << 30
 _MOST_TRIES = 10
 _RANGE = re.compile(r"bytes=(?!-$)([0-9]{0,15})-([0-9]{0,15})")
-_SENT = {  # of an object's metadata: the header that a download has for it
+_SENT = {  # the header of a download for each field of an object's metadata
     "contentType": "Content-Type", "contentDisposition": "Content-Disposition", "contentEncoding": "Content-Encoding",
     "contentLanguage": "Content-Language", "cacheControl": "Cache-Control",
 }  # fmt: skip
-_NOT_IMITATED = {  # of a bucket: what it can be asked to have
+_NOT_IMITATED = {  # settings of a bucket that are refused, with the feature's name
     "versioning": "Object versioning", "softDeletePolicy": "Soft delete", "lifecycle": "Object lifecycle management",
     "retentionPolicy": "Bucket Lock", "objectRetention": "Retention", "hierarchicalNamespace": "Hierarchical namespaces",
     "encryption": "Encryption keys", "autoclass": "Autoclass", "logging": "Usage logs", "website": "Static websites", "cors": "CORS",
@@ -39,11 +39,11 @@ _NOT_IMITATED = {  # of a bucket: what it can be asked to have
     "defaultEventBasedHold": "Holds", "rpo": "Turbo replication", "customPlacementConfig": "Dual regions", "ipFilter": "IP filters",
 }  # fmt: skip
 _KEPT_OF_BUCKETS = ("location", "storageClass", "labels")
-_OWN = ""  # the name under which the store keeps what belongs to a bucket itself
+_OWN = ""  # the object name under which the store keeps a bucket's own settings
 
 
 def not_imitated(feature: str, field: str | None = None) -> ApiError:
-    """Return the answer to a request for a feature of Cloud Storage that is missing here."""
+    """Return the error for a feature of Cloud Storage that is missing here."""
     return ApiError("UNIMPLEMENTED", f"{feature}: not imitated by the local service.", field)
 
 
@@ -73,7 +73,7 @@ def _bucket_resource(local: Local, request: Request, folder: Path) -> dict[str, 
 
 
 def _settings(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is kept of a bucket's settings; those that would change what it does are refused."""
+    """Return the settings of a bucket that are recorded; refuse those that would need a missing feature."""
     for key, feature in _NOT_IMITATED.items():
         value = body.get(key)
         if value and value != {"enabled": False} and value != {"retentionDurationSeconds": "0"}:
@@ -88,7 +88,7 @@ def _settings(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def list_buckets(local: Local, request: Request) -> dict[str, Any]:
-    """Return the bucket root's folders whose names are those of buckets."""
+    """Return the folders of the bucket root that have valid bucket names."""
     prefix, after = request.query.get("prefix", ""), storage_list.decoded(request.query.get("pageToken", "")).decode(errors="replace")
     names = []
     for entry in os.scandir(local.buckets) if local.buckets.is_dir() else ():
