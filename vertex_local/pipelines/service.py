@@ -1,4 +1,4 @@
-"""A client of the local service in the standard library alone: for the command and for a pipeline's processes."""
+"""A client of the local service, with the standard library alone: for the command and for a pipeline's processes."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Answer:
-    """What the service says: an object in the API's form, or why not.
+    """The service's answer: an object in the API's form, or an error.
 
     Attributes:
-        exists: what was to be created has the name of something that exists.
+        exists: whether the error is that a resource of that name exists.
     """
 
     content: dict[str, Any] = field(default_factory=dict)
@@ -27,7 +27,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Service:
-    """Where the service is.
+    """The address of the service, and what a client needs to call it.
 
     Attributes:
         token_file: "" if nobody needs a token.
@@ -43,7 +43,7 @@ class Service:
         return cls(endpoint.url, endpoint.token_file or "", endpoint.ca_file)
 
     def ask(self, method: str, path: str, body: Any = None) -> Answer:
-        """Send one request of the API's version 1."""
+        """Send one request to the API's version v1; `path` follows /v1/."""
         headers = {"Content-Type": "application/json"} if body is not None else {}
         data = None if body is None else json.dumps(body).encode()
         try:

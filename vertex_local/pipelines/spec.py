@@ -1,4 +1,4 @@
-"""A compiled pipeline: read from its file, its parameters checked and typed, what cannot run here named before anything runs."""
+"""A compiled pipeline: reads its file, checks its parameters, and refuses what cannot run here before anything runs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _BOOLEANS = {"true": True, "false": False}
 
 
 class PipelineError(UserError):
-    """A pipeline that cannot run as asked. `field` is where the API has what is wrong, `unsupported` that it would run in the cloud."""
+    """A pipeline cannot run as asked: `field` is the API's field at fault; `unsupported` means that it would run in the cloud."""
 
     def __init__(self, message: str, field: str = "pipelineSpec", unsupported: bool = False):
         super().__init__(message)
@@ -39,10 +39,10 @@ class PipelineError(UserError):
 
 
 def read(path: str) -> dict[str, Any]:
-    """Return the pipeline spec of a compiled file, YAML or JSON; of a PipelineJob in JSON its `pipelineSpec`.
+    """Return the pipeline spec in a compiled file, YAML or JSON, or in the `pipelineSpec` of a PipelineJob.
 
     Raises:
-        UserError: there is no such file, or it holds something else.
+        UserError: there is no such file, or it does not contain a pipeline that can run here.
     """
     import yaml
 
@@ -75,7 +75,7 @@ def inputs(spec: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def typed(spec: Mapping[str, Any], texts: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """Return values that came as text, such as `--parameter epochs=3`, in the types of the pipeline's parameters."""
+    """Convert values given as text, such as `--parameter epochs=3`, to the types of the pipeline's parameters."""
     known, values = inputs(spec), {}
     for name, text in texts:
         if name in values:
@@ -97,7 +97,7 @@ def _value(name: str, text: str, kind: str) -> Any:
 
 
 def check_parameters(spec: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-    """Raise a PipelineError for a value that the pipeline has no parameter for or another type, and for one that is missing."""
+    """Raise a PipelineError for a value of an unknown parameter or of the wrong type, and for a missing value."""
     known, field = inputs(spec), "runtimeConfig.parameterValues"
     for name, value in values.items():
         if name not in known:
@@ -130,7 +130,7 @@ def _names(known: Mapping[str, Any]) -> str:
 
 
 def check(spec: Mapping[str, Any]) -> None:
-    """Raise a PipelineError for a spec that no service takes, and for one with a step that is not imitated here."""
+    """Raise a PipelineError for a spec that is not valid, or that has a step which is not imitated here."""
     version = str(spec.get("schemaVersion", ""))
     if not version.startswith("2."):
         text = f"schemaVersion {quoted(version)}: takes 2.x, as kfp 2 compiles; compile it again."
@@ -154,7 +154,7 @@ def check(spec: Mapping[str, Any]) -> None:
 
 
 def tasks(spec: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Yield (component, task's name, task) for every task of the pipeline and of what is nested in it."""
+    """Yield (component, task's name, task) for every task of the pipeline and of nested pipelines."""
     scopes = {"root": spec["root"], **spec.get("components", {})}
     for scope, component in scopes.items():
         for name, task in component.get("dag", {}).get("tasks", {}).items():
@@ -184,5 +184,5 @@ def launcher(container: Mapping[str, Any]) -> str | None:
 
 
 def uses_google(spec: Mapping[str, Any]) -> bool:
-    """Tell whether a step starts one of Google's components, or has code that imports the platform's SDK."""
+    """Tell whether a step starts one of Google's components, or has code that imports Vertex AI's SDK."""
     return "google_cloud_pipeline_components" in (text := json.dumps(spec["deploymentSpec"])) or "aiplatform" in text
