@@ -310,7 +310,7 @@ def _check_gzip(path: str, name: str) -> None:
                 pass
     except (OSError, EOFError, zlib.error) as error:
         remedy = f"Remove {name} and start again" if path == name else "It was removed; start again"
-        raise UserError(f"{path} is no whole gzip file: {str(error).rstrip('.')}. {remedy}.", FAILED) from None
+        raise UserError(f"{path} is not a complete gzip file: {str(error).rstrip('.')}. {remedy}.", FAILED) from None
 
 
 # ------------------------------------------------------------------ the program

@@ -52,7 +52,7 @@ def verify(folder: str) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"--verify: cannot read {error.filename or path}: {error.strerror}.") from None
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"--verify: {path} is no manifest of scripts/convert_data. Convert the data again.", FAILED) from None
+        raise UserError(f"--verify: {path} is not a manifest of scripts/convert_data. Convert the data again.", FAILED) from None
     faults += [f"{os.path.join(folder, name)} is not in {NAME}" for name in others]
     if faults:
         more = f" (and {len(faults) - 1} more faults)" if len(faults) > 1 else ""

@@ -102,9 +102,10 @@ def read(path: str) -> Table:
             convert_options=pacsv.ConvertOptions(column_types={name: pa.string() for name in names}, null_values=[]),
         )
     except (pa.ArrowInvalid, OSError) as error:
-        raise CsvError(f"{path}: {' '.join(str(error).split())[:200]}. Mend the file: UTF-8, commas, as many cells in each row.") from None
+        problem = " ".join(str(error).split())[:200]
+        raise CsvError(f"{path}: {problem}. Correct the file: UTF-8, commas, the same number of cells in each row.") from None
     if table.num_rows < LEAST_ROWS:
-        raise CsvError(f"{path} has {table.num_rows} rows below its header: needed are {LEAST_ROWS} at least.")
+        raise CsvError(f"{path} has {table.num_rows} rows below its header: at least {LEAST_ROWS} are needed.")
     cells = {name: table.column(name).combine_chunks() for name in names}
     _check_header(path, names, cells)
     return Table(path, cells, table.num_rows)
@@ -125,13 +126,13 @@ def _header(path: str) -> list[str]:
     names = [cell.strip() for cell in next(csv.reader(lines), [])]
     if len(names) < 2:
         other = next((sign for sign in (";", "\t", "|") if names and sign in names[0]), None)
-        hint = f"its cells seem to be separated by {other!r}: write commas" if other else "a label and something to predict it by are two"
+        hint = f"its cells seem to be separated by {other!r}: write commas" if other else "a label and one to predict it from are needed"
         raise CsvError(f"{path} has one column: {hint}.")
     odd = next((name for name in names if not name or _is_number(name) or re.fullmatch(Date("x").pattern or "", name, re.ASCII)), None)
     if odd is not None:
         raise CsvError(f"{path} lacks a header: its first line must name the columns; got {odd!r} in it.")
     if doubled := [name for name, count in Counter(names).items() if count > 1]:
-        raise CsvError(f"{path}, line 1: two columns are named {doubled[0]!r}; a first line of data, or a header to mend?")
+        raise CsvError(f"{path}, line 1: two columns are named {doubled[0]!r}: correct the header, or add one above the data.")
     return names
 
 
@@ -142,7 +143,7 @@ def _check_header(path: str, names: list[str], cells: dict[str, Any]) -> None:
 
     for name in names:
         if pc.sum(pc.equal(cells[name], pa.scalar(name))).as_py():
-            raise CsvError(f"{path} lacks a header: {name!r} of its first line stands below it, too. Put the columns' names first.")
+            raise CsvError(f"{path} lacks a header: {name!r} is in its first line and again below it. Put the columns' names first.")
 
 
 def _is_number(text: str) -> bool:
@@ -246,7 +247,7 @@ def choose(table: Table, kind: str, label: str | None) -> Choice:
             column = text = Found(column.name, "Text", column.missing, distinct=column.distinct, length=column.length)
         chosen.append(column)
     if not [column for column in chosen if column.required and column.name != name]:
-        raise CsvError(f"{table.path}: nothing to predict {name!r} by: no other column holds numbers, dates or categories.")
+        raise CsvError(f"{table.path}: nothing to predict {name!r} from: no other column holds numbers, dates or categories.")
     headers = _headers(chosen, name)
     plain = {header: name for name, header in headers.items()}
     chosen = [replace(column, name=plain[column.name], header=column.name) if column.name in plain else column for column in chosen]
@@ -300,7 +301,7 @@ def _as_label(table: Table, found: Found, kind: str) -> Found:
     if found.kind == "Number" and found.distinct > 2 and kind == "tabular":
         return Found(found.name, "Number", False, True, found.distinct, found.low, found.high)
     if found.distinct > MOST_CATEGORIES or 2 * found.distinct > table.rows:
-        raise CsvError(f"{where}: {found.distinct} different texts in {table.rows} rows are no classes. Name another column: --label.")
+        raise CsvError(f"{where}: {found.distinct} different texts in {table.rows} rows are too many classes. Name another: --label.")
     return Found(found.name, "Category", distinct=found.distinct)
 
 
@@ -316,7 +317,7 @@ def split(table: Table, choice: Choice, seed: int = 0) -> tuple[list[list[str]],
     labels = table.cells[choice.label.name].to_pylist()
     usable = [place for place, label in enumerate(labels) if label]
     if len(usable) < LEAST_ROWS:
-        raise CsvError(f"{table.path}: {choice.label.name!r} is given in {len(usable)} rows: needed are {LEAST_ROWS} at least.")
+        raise CsvError(f"{table.path}: {choice.label.name!r} is given in {len(usable)} rows: at least {LEAST_ROWS} are needed.")
     rng = Random(seed)
     drawn = sorted(rng.sample(usable, min(MOST_SAMPLE_ROWS, len(usable))))
     groups: dict[str, list[int]] = {}

@@ -63,12 +63,12 @@ def check_name(name: str) -> None:
     if not re.fullmatch(r"[a-z][a-z0-9]*(_{1,2}[a-z0-9]+)*", name) or len(name) > 60:
         plain = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
         hint = f", such as {plain}" if re.fullmatch(r"[a-z]\w*", plain) and not keyword.iskeyword(plain) else ""
-        raise UserError(f"{name!r} is no name for a trainer: use lower-case letters, digits and single _{hint}.")
+        raise UserError(f"{name!r} is not a name for a trainer: use lower-case letters, digits and single _{hint}.")
     if keyword.iskeyword(name):
         raise UserError(f"{name} is a keyword of Python: choose another name.")
     for path in (name, *(f"jobs/{name}{kind}.yaml" for kind in JOBS), f"tests/test_{name}.py"):
         if os.path.lexists(ROOT / path):
-            raise UserError(f"{path} is there already, and nothing is overwritten: choose another name, or move it away.")
+            raise UserError(f"{path} exists already, and nothing is overwritten: choose another name, or move it away.")
     if name in sys.stdlib_module_names or name in TAKEN or _is_installed(name):
         raise UserError(f"{name} is the name of a module that programs import: choose another name.")
 
@@ -166,7 +166,7 @@ def _tabular(head: str, label: str, columns: str) -> dict[str, str]:
         facts = '{"mean": mean[:-1], "scale": scale[:-1], "label_mean": mean[-1], "label_scale": scale[-1], "words": known}'
     return {
         "LABEL": label,
-        "LABEL_HINT": "" if number else "; for a number in place of classes see `head`",
+        "LABEL_HINT": "" if number else "; for a number instead of classes see `head`",
         "MATH": "import math\n" if "math.nan" in columns else "",
         "MORE_COLUMNS": ", Text" if re.search(r"^    Text\(", columns, re.MULTILINE) else "",
         "MEASURED": "np.column_stack([numbers_of(chunk), chunk[LABEL]])" if number else "numbers_of(chunk).numpy()",
@@ -240,7 +240,7 @@ def move(folder: Path, paths: Sequence[str]) -> None:
         for path in paths:
             target = ROOT / path
             if os.path.lexists(target):
-                raise UserError(f"{path} has come into being meanwhile, and nothing is overwritten: start again.")
+                raise UserError(f"{path} was created meanwhile, and nothing is overwritten: start again.")
             target.parent.mkdir(parents=True, exist_ok=True)
             os.rename(folder / path, target)
             moved.append(target)
@@ -319,7 +319,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = parser.parse_args(argv)
         if args.path is not None and args.kind == "image":
-            raise UserError("--from is for tabular and text: images lie in a folder per label. Give it to --train_data_path later.")
+            raise UserError("--from is for tabular and text. Images are read from a folder per label: give it to --train_data_path later.")
         if args.label is not None and args.path is None:
             raise UserError("--label names a column of the file that --from gives: give that, too.")
         print("\n".join(make(args.name, args.kind, args.path, args.label)))

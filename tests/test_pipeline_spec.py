@@ -94,8 +94,8 @@ def test_what_cannot_run_here_is_said_before_anything_runs():
 
 
 @pytest.mark.parametrize("name, text, told", [
-    ("none.yaml", None, "cannot be read: No such file"), ("job.yaml", "workerPoolSpecs: []", "is no compiled pipeline"),
-    ("bad.yaml", "a: [", "is no YAML"), ("pipeline.py", "import kfp", "compile it first"),
+    ("none.yaml", None, "cannot be read: No such file"), ("job.yaml", "workerPoolSpecs: []", "is not a compiled pipeline"),
+    ("bad.yaml", "a: [", "is not YAML"), ("pipeline.py", "import kfp", "compile it first"),
 ])  # fmt: skip
 def test_files_that_hold_no_pipeline(tmp_path, capsys, name, text, told):
     if text is not None:

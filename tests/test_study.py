@@ -125,7 +125,7 @@ WRONG = {
     "only safety metrics": (change("MINIMIZE}", "MINIMIZE, safetyConfig: {}}"), 6, "at least one metric to optimise"),
     "no parameters": (GOOD[: GOOD.index("  parameters:")] + GOOD[GOOD.index("trialJobSpec") :], 5, "at least one parameter"),
     "an id that is no flag": (change("parameterId: lr", "parameterId: --lr"), 9, "without '--', such as lr; got '--lr'"),
-    "an id twice": (change("parameterId: momentum", "parameterId: lr"), 22, "'lr' is there twice"),
+    "an id twice": (change("parameterId: momentum", "parameterId: lr"), 22, "'lr' appears twice"),
     "no values": (change("    doubleValueSpec: {minValue: 0.0001, maxValue: 0.1}\n", ""), 9, "needs one of doubleValueSpec"),
     "an empty range": (change("maxValue: 4", "maxValue: 0"), 14, "must be at most maxValue, both finite; got 1 and 0"),
     "an endless range": (change("maxValue: 0.1", "maxValue: .inf"), 11, "takes a number; got inf"),

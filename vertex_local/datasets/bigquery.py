@@ -37,7 +37,7 @@ def client(uri: str, project: str) -> Any:
         DatasetError: no emulator is named, or the client is not installed.
     """
     if not os.environ.get(HOST):
-        text = f"{uri}: needs BigQuery, and {HOST} names no stand-in for it on this machine; set it, or give gcsSource or gcsDestination."
+        text = f"{uri}: needs BigQuery, and {HOST} names no emulator of it on this machine; set it, or give gcsSource or gcsDestination."
         raise DatasetError(text, status="UNIMPLEMENTED")
     try:
         from google.auth.credentials import AnonymousCredentials

@@ -103,8 +103,8 @@ def load(
     """Read a data set file; its id is that of its `name`, else the file's own name.
 
     Args:
-        root: where `gs://bucket/x` lies as `bucket/x`.
-        project: where files lie that are not `gs://…`.
+        root: the folder that holds `gs://bucket/x` as `bucket/x`.
+        project: the folder of files that are not `gs://…`.
         given: settings for `${…}`.
 
     Raises:
@@ -131,7 +131,7 @@ def make(
         raise DatasetError(f"on this machine it takes {known}; got {uri!r}.", "metadataSchemaUri", status)
     if kind[1] == TABULAR:
         if imports:
-            raise DatasetError("a tabular data set imports nothing; its source stands in metadata.inputConfig.", "importConfigs")
+            raise DatasetError("a tabular data set has no imports; its source is in metadata.inputConfig.", "importConfigs")
         uris, table = _tabular(message.get("metadata"))
         return Dataset(number, TABULAR, root, project, uris, table)
     for i, one in enumerate(imports):

@@ -47,7 +47,7 @@ class CsvSource:
             raise DatasetError(f"{name}: it is empty; its first line holds the columns' names.", "gcsSource.uri")
         if twice:
             raise DatasetError(
-                f"{name}:1: column {twice[0]!r} is there twice; the first line must hold the columns' names.", "gcsSource.uri"
+                f"{name}:1: column {twice[0]!r} appears twice; the first line must hold the columns' names.", "gcsSource.uri"
             )
         for other, place in self.files[1:]:
             first = next((row.value for row in self._read(other, place)), columns)
@@ -69,7 +69,7 @@ class CsvSource:
             line = reader.line_num + 1 if reader else 1
             raise DatasetError(f"{name}:{line}: is not UTF-8 text from here on ({error.reason}); save the file as UTF-8.") from None
         except csv.Error as error:
-            raise DatasetError(f"{name}:{reader.line_num if reader else 1}: is no CSV: {error}; correct the line.") from None
+            raise DatasetError(f"{name}:{reader.line_num if reader else 1}: is not CSV: {error}; correct the line.") from None
 
     def rows(self) -> Iterator[Row]:
         """Yield every row except the line of column names."""
@@ -150,7 +150,7 @@ def _json_items(name: str, path: Path) -> Iterator[tuple[Any, int]]:
     except UnicodeDecodeError as error:
         raise DatasetError(f"{name}:{line + 1}: is not UTF-8 text from here on ({error.reason}); save the file as UTF-8.") from None
     except (json.JSONDecodeError, RecursionError) as error:
-        raise DatasetError(f"{name}:{line}: is no line of JSON ({error}); an import file has one object a line.") from None
+        raise DatasetError(f"{name}:{line}: is not a line of JSON ({error}); an import file has one object a line.") from None
 
 
 def _csv_items(name: str, path: Path, form: str) -> Iterator[tuple[Any, int]]:
@@ -176,4 +176,4 @@ def _csv_items(name: str, path: Path, form: str) -> Iterator[tuple[Any, int]]:
         except (csv.Error, ValueError) as error:
             if isinstance(error, DatasetError):
                 raise
-            raise DatasetError(f"{name}:{reader.line_num}: is no line of `ml_use,text,label`: {error}.") from None
+            raise DatasetError(f"{name}:{reader.line_num}: is not a line of `ml_use,text,label`: {error}.") from None

@@ -191,7 +191,7 @@ def _by_time(source: Any, rows: Rows, key: str, fractions: Sequence[float], rema
     def assign(row: Row) -> int | None:
         when = parse_time(source.value(row, key))
         if when is None:
-            remarks.add(f"left out: {key} is no time in RFC 3339 such as 1985-04-12T23:20:50.52Z", row, source.value(row, key))
+            remarks.add(f"left out: {key} is not a time in RFC 3339 such as 1985-04-12T23:20:50.52Z", row, source.value(row, key))
             return None
         found = 2
         for place in (1, 0):

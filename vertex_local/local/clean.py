@@ -73,7 +73,7 @@ def _clean(state_dir: str, days: int, dry_run: bool, yes: bool) -> int:
 
 def _agreed(count: int) -> bool:
     if not sys.stdin.isatty():
-        print("error: this is no terminal to ask on: give --yes to remove them, or --dry_run.", file=sys.stderr)
+        print("error: standard input is not a terminal to ask on: give --yes to remove them, or --dry_run to list them.", file=sys.stderr)
         return False
     return input(f"Remove these {count}? [y/N] ").strip().lower() in ("y", "yes")
 

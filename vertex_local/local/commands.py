@@ -63,7 +63,7 @@ def _image(image: str, project: Path) -> _Stage:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError:
-        problem = f"image {image} is not the project's own, for there is no {path}"
+        problem = f"image {image} is not the project's own, because there is no {path}"
         raise CommandError(f"{problem}: give containerSpec.command, or --project_dir.") from None
     build_args = {}
     if re.search(r"^\s*ARG\s+TRAINER\b", text, re.MULTILINE | re.IGNORECASE):
@@ -151,7 +151,7 @@ def _expand(text: str, variables: Mapping[str, str]) -> str:
 
 
 def _on_disk(stage: _Stage, project: Path) -> dict[str, str]:
-    """Return the image's ENV, with the checkout's path for that of the image's working directory, which holds a copy of it."""
+    """Return the image's ENV with the working directory, which holds a copy of the checkout, replaced by the checkout itself."""
     inside = rf"(^|(?<=:)){re.escape(stage.workdir.rstrip('/'))}(?=/|:|$)"
     found = {name: value for name, value in stage.env.items() if name not in _IMAGE_ONLY}
     if stage.workdir.rstrip("/"):

@@ -81,7 +81,7 @@ def _common(rows: Sequence[Mapping[str, str]]) -> dict[str, str]:
 
 
 def _equal(one: Side, other: Side) -> Iterator[tuple[str, str, str]]:
-    """Yield a row for each kind of input that is the same in both runs; without it, nobody could tell the same from not known."""
+    """Yield a row for each kind of input that is the same in both runs: no row at all could also mean that it is not known."""
     for kind in ("parameters.", "data ", "code.", "environment."):
         mine, others = ({name for name in side.asked if name.startswith(kind)} for side in (one, other))
         if mine and others and not any(one.asked.get(name) != other.asked.get(name) for name in mine | others):

@@ -20,9 +20,9 @@ from ..job.pools import ROLES, Pool
 from . import job_record
 from .store import private_folder
 
-PROJECT = "123456789012"  # stands in for the submitter's project where no settings name one
+PROJECT = "123456789012"  # the submitter's project, if no settings give one
 REGION = "us-central1"
-TENANT = "local-tp"  # stands in for the Google-owned project that code runs in
+TENANT = "local-tp"  # in place of the Google-owned project in which the service runs code
 SERVICE_FILE = Path("serve", "environment.json")  # in the state folder: variables for clients of the running service
 REFUSES = "127.0.0.1:9"  # the port for discarded data, where nothing listens
 _OURS = re.compile("(AIP_|CLOUD_ML_|TRAINER_|VERTEX_LOCAL_).*|TF_CONFIG|CLUSTER_SPEC|TPU_(NODE_NAME|CONFIG)")

@@ -78,7 +78,7 @@ def running(store: Store, name: str) -> None:
 
 
 def cancelling(store: Store, name: str) -> None:
-    """Note that somebody asked a job to end, unless it is over."""
+    """Note that a job has been asked to end, unless it is over."""
 
     def change(document: dict[str, Any]) -> None:
         if not is_over(document):

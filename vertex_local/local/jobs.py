@@ -17,7 +17,7 @@ from ..errors import UserError, quoted
 from . import job_record
 from .store import private_folder
 
-STOP = "stop"  # a file in a job's folder that asks whoever runs the job to end it
+STOP = "stop"  # a file in a job's folder: the process that runs the job then ends it
 SUCCEEDED, FAILED, CANCELLED, RUNNING = (f"JOB_STATE_{name}" for name in ("SUCCEEDED", "FAILED", "CANCELLED", "RUNNING"))
 _ID = re.compile("[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 
@@ -98,7 +98,7 @@ def create(state_dir: Path, job_id: str | None) -> Result:
 
 
 def stop_asked(folder: Path) -> bool:
-    """Tell whether somebody asked whoever runs the job of this folder to end it."""
+    """Tell whether the job of this folder has been asked to end."""
     return os.path.exists(folder / STOP)
 
 

@@ -14,7 +14,7 @@ from . import jobs, restarts
 from .process import Replica
 from .report import Quiet
 
-KILL_AFTER = 6.0  # seconds between SIGTERM and SIGKILL: our trainers take at most 5 to save what they have
+KILL_AFTER = 6.0  # seconds between SIGTERM and SIGKILL: our trainers take at most 5 to save a checkpoint
 RESTART_AFTER = 2.0  # the same for the peers of a lost replica, who mostly wait for it and can save nothing
 SETTLE = 0.3  # seconds to wait for further failures before deciding: replicas that fail together are one incident
 _TICK = 0.1
@@ -68,7 +68,7 @@ class Cluster:
         self._pump_until(time.time() + self.grace, lambda: self.cancel.is_set() or not self._running())
         if self._running():
             names = ", ".join(r.name for r in self._running())
-            self._rule(f"the chief is done and the grace of {self.grace:g} s over: {names} shut down")
+            self._rule(f"the chief is done and the grace of {self.grace:g} s is over: {names} shut down")
         self._end(jobs.SUCCEEDED, None)
 
     def _handle(self, failed: list[Replica]) -> None:
@@ -99,7 +99,7 @@ class Cluster:
     def _restart_all(self, is_retry: bool) -> None:
         self._stop(self.replicas, RESTART_AFTER)
         if self.replicas[0].succeeded or self.cancel.is_set():
-            return  # the chief was done before it was told to stop, or nobody wants the job any more
+            return  # the chief had succeeded before it was told to stop, or the job was cancelled
         if is_retry:
             self.result.retries += 1
             for replica in self.replicas:
@@ -116,7 +116,7 @@ class Cluster:
             for note in replica.notes if len(replica.attempts) == 1 else replica.notes[:1]:
                 self.report.say(note)
         self._note()
-        self.result.write()  # for whoever looks at the job meanwhile
+        self.result.write()  # so that others can see the job's progress
 
     def _stop(self, replicas: Sequence[Replica], kill_after: float = KILL_AFTER) -> None:
         """Send SIGTERM, and after `kill_after` seconds SIGKILL to the replicas that still run."""

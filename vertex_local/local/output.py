@@ -14,7 +14,7 @@ def last_error(lines: Sequence[str], otherwise: str = "") -> str:
     """Return the last line that reads like an error, plain or in JSON as Cloud Logging takes it; else the last plain one.
 
     Args:
-        otherwise: what to return where no line says anything.
+        otherwise: what to return if there is no line.
     """
     texts = [line.strip() for line in lines if line.strip()]
     for line in reversed(texts):

@@ -189,7 +189,7 @@ class Planner:
     def _environment(
         self, member: Member, members: Sequence[Member], surroundings: Mapping[str, str], own: Mapping[str, str]
     ) -> dict[str, str]:  # fmt: skip
-        """Return a replica's variables: those of its surroundings, then its image's and job's `own`, then the service's; later ones win."""
+        """Return a replica's variables: its surroundings', then its image's and job's `own`, then the service's; later ones win."""
         clients = {} if self.options.cloud_credentials else environment.client_variables(self.paths.state, self.folder)
         return {
             **clients,

@@ -131,7 +131,7 @@ class Replica:
             selector.register(stream, selectors.EVENT_READ, (self, kind))
 
     def read(self, selector: selectors.BaseSelector, kind: str) -> list[str]:
-        """Take what a stream holds and return its finished lines; at the end of the last stream the attempt is over."""
+        """Read from a stream and return its finished lines; the end of the last stream ends the attempt."""
         stream = self._open[kind]
         data = os.read(stream.fileno(), 1 << 16)
         *lines, self._rest[kind] = (self._rest[kind] + data).split(b"\n")

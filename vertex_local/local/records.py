@@ -53,7 +53,7 @@ class Record:
 
     @property
     def result(self) -> dict[str, Any]:
-        """What `result.json` says of it; nothing where there is none."""
+        """The content of its `result.json`; empty if there is none."""
         with contextlib.suppress(OSError, ValueError):
             return json.loads((self.folder / "result.json").read_text(encoding="utf-8"))
         return {}
@@ -97,7 +97,7 @@ class Records:
         else:
             found = self.store.named(job_id, *job_record.KINDS)
         if not found:
-            raise UserError(f"there is no job {quoted(job_id)} in {self.state}; `python -m vertex_local list` shows those there are.")
+            raise UserError(f"there is no job {quoted(job_id)} in {self.state}; `python -m vertex_local list` shows all jobs.")
         if len(found) > 1:
             raise UserError(f"several jobs have the id {job_id}: give the name, {' or '.join(each['name'] for each in found)}.")
         return self._record(found[0])

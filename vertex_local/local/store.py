@@ -165,7 +165,7 @@ class Store:
         found = set()
         for kind in kinds:
             parent: str | None = ""
-            while parent is not None:  # from one parent to the next, whatever lies between
+            while parent is not None:  # from one parent to the next, without reading the rows between
                 found.add(parent)
                 parent = self._run("SELECT min(parent) FROM resources WHERE kind = ? AND parent > ?", kind, parent)[0][0]
         return sorted(found - {""})

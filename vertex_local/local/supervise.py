@@ -75,9 +75,9 @@ def _children() -> list[int]:
 def _end_rest(group: int) -> None:
     """Kill every descendant: as subreaper this process becomes the parent of those whose own parent is gone."""
     try:
-        os.killpg(group, signal.SIGKILL)  # all there is where there are no subreapers
+        os.killpg(group, signal.SIGKILL)  # without subreapers, as on macOS, this is all that can be done
     except OSError:
-        pass  # nobody was left in it
+        pass  # no process is left in it
     while True:
         for pid in _children():
             os.kill(pid, signal.SIGKILL)

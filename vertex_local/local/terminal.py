@@ -60,7 +60,7 @@ class Table(Quiet):
         self.live.stop()
 
     def draw(self, rows: Any, room: int) -> Any:
-        """Return the table as it stands, with at most `room` rows where there are more."""
+        """Return the table of the present state, with at most `room` rows."""
         raise NotImplementedError
 
 

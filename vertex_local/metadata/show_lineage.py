@@ -53,7 +53,7 @@ def _show(args: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def opened(state: Path) -> Iterator[Store | None]:
-    """Open the records of a state folder; None where there are none yet."""
+    """Open the records of a state folder; None if there are none yet."""
     if not (state / FILE).is_file():
         yield None
         return
@@ -71,7 +71,7 @@ def _lines(found: sources.Origin) -> Iterator[str]:
     }  # fmt: skip
     yield _line("files", f"{found.model.uri}: {what[found.now]}{f', {found.checksum}' if found.checksum else ''}")
     if found.record is None:
-        yield _line("run", "not recorded: no execution has made these files here, and no run.json lies beside them")
+        yield _line("run", "not recorded: no execution here has made these files, and there is no run.json beside them")
         return
     yield from _run(found.record)
     if found.job:

@@ -80,7 +80,7 @@ def find(records: Store | None, root: Path, asked: str) -> Model:
         uri = f"gs://{folder.relative_to(root)}" if folder.is_relative_to(root) else str(folder)
         return Model(_with_files(folder, asked), uri)
     if records is None:
-        raise UserError(f"MODEL: {quoted(asked)} is no folder and no gs://…, and no job or model was recorded here yet (--state_dir).")
+        raise UserError(f"MODEL: {quoted(asked)} is neither a folder nor a gs://…, and no job or model is recorded here (--state_dir).")
     version = _version(records, _deployed(records, asked) if "endpoints/" in asked else asked)
     return Model(Path(buckets.to_path(version["artifactUri"].rstrip("/"), root)), version["artifactUri"].rstrip("/"), version)
 
@@ -111,7 +111,7 @@ def _version(records: Store, asked: str) -> dict[str, Any]:
     ]
     if len(found) != 1:
         names = ", ".join(each["name"] for each in (found or records.list("models"))[:5]) or "none"
-        what = "several models are called so" if found else "there is no such model"
+        what = "several models have that name" if found else "there is no such model"
         raise UserError(f"MODEL: {quoted(asked)}: {what}; give one of {names}, a gs://… or a folder.")
     for version in found[0]["versions"].values():
         if version["versionId"] == wanted or (wanted or "default") in version["versionAliases"]:

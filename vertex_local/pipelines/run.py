@@ -296,7 +296,7 @@ class PipelineRun:
         else:
             self._failed = True
             inner = [f"{each.name}: {each.error}" for each in self.tasks.children(task) if each.state == "FAILED"]
-            error = task.error or next(iter(inner), "it failed without a word")
+            error = task.error or next(iter(inner), "it failed without a message")
             scope.reasons[task.name] = error
             self.tasks.to(task, "FAILED", error)
 

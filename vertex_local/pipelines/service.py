@@ -30,7 +30,7 @@ class Service:
     """The address of the service, and what a client needs to call it.
 
     Attributes:
-        token_file: "" if nobody needs a token.
+        token_file: "" if no token is needed.
     """
 
     url: str

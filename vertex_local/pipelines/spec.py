@@ -53,12 +53,12 @@ def read(path: str) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}.") from None
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: is no YAML: {' '.join(str(error).split())[:200]}.") from None
+        raise UserError(f"{path}: is not YAML: {' '.join(str(error).split())[:200]}.") from None
     document = documents[0] if documents else None
     if isinstance(document, Mapping) and "pipelineSpec" in document:
         document = document["pipelineSpec"]
     if not isinstance(document, Mapping) or "root" not in document:
-        raise UserError(f"{path}: is no compiled pipeline, which has `root`, `components` and `deploymentSpec`; compile it with kfp 2.")
+        raise UserError(f"{path}: is not a compiled pipeline with `root`, `components` and `deploymentSpec`; compile it with kfp 2.")
     try:
         check(document)
     except PipelineError as error:

@@ -34,8 +34,8 @@ class Endpoint:
 
     Attributes:
         address: host and port of the REST API, over TLS.
-        key: part of the path of storage URLs, for clients that send no token; "" if nobody needs a token.
-        token_file: None if nobody needs a token.
+        key: part of the path of storage URLs, for clients that send no token; "" if no token is needed.
+        token_file: None if no token is needed.
         grpc: host and port of the same API over gRPC, with the same certificate; None if there is none.
     """
 

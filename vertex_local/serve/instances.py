@@ -56,7 +56,7 @@ class Config:
         if not isinstance(content, Mapping):
             if self.instance_type == "array" and not (self.key_field or self.included or self.excluded):
                 return content
-            raise Unreadable(f"must be an object, of which instanceConfig takes fields; got {json.dumps(content)[:80]}")
+            raise Unreadable(f"must be an object, because instanceConfig names fields; got {json.dumps(content)[:80]}")
         missing = [name for name in (*self.included, self.key_field) if name and name not in content]
         if missing:
             raise Unreadable(f"lacks the field {missing[0]}, which instanceConfig names")
@@ -210,7 +210,7 @@ def _records(file: BinaryIO | gzip.GzipFile, uri: str) -> Iterator[Instance]:
             where = f"{uri}: record {number}"
             (length,) = struct.unpack("<Q", head[:8]) if len(head) == 12 else (0,)
             if len(head) < 12 or _masked(head[:8]) != head[8:] or length > _LARGEST:
-                raise Unreadable(f"{where} begins with no length: it is no TFRecord file, or damaged")
+                raise Unreadable(f"{where} does not begin with a length: it is not a TFRecord file, or damaged")
             content, checksum = file.read(length), file.read(4)
             if len(content) < length or _masked(content) != checksum:
                 raise Unreadable(f"{where} ends too early, or its checksum is wrong")

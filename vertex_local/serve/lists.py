@@ -83,6 +83,6 @@ def _order(text: str) -> tuple[str, bool]:
     name, _, way = (text or "create_time desc").partition(" ")
     field = filters.camel(name)
     if field not in store.ORDERS or way not in ("", "asc", "desc"):
-        known = "create_time, update_time or display_name, with desc behind it or not"
+        known = "create_time, update_time or display_name, optionally followed by desc"
         raise ApiError("INVALID_ARGUMENT", f"orderBy takes {known}; got {text[:100]!r}.", "orderBy")
     return field, way == "desc"

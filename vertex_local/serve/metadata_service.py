@@ -49,7 +49,7 @@ class MetadataService:
         return lists.answer(self._records, nodes.STORES, request, "MetadataStore", "metadata_stores")
 
     def delete_metadata_store(self, request: types.DeleteMetadataStoreRequest) -> operations_pb2.Operation:
-        """Forget a metadata store with all that is in it."""
+        """Forget a metadata store with everything in it."""
         name = self._local.known(request.name)["name"]
         self._records.remove_below(name)
         self._records.remove(name)
@@ -177,7 +177,7 @@ class MetadataService:
             queue += [each for each in self._records.links_from(nodes.PARENT, name) if each not in above]
         for name in request.child_contexts:
             if name in above:
-                raise ApiError("INVALID_ARGUMENT", f"{name} stands above {request.context}, or is it.", "childContexts")
+                raise ApiError("INVALID_ARGUMENT", f"{name} is {request.context} itself, or already above it.", "childContexts")
         nodes.add_children(self._records, request.context, request.child_contexts)
         return messages.new("AddContextChildrenResponse")
 

@@ -44,7 +44,7 @@ def read(data: bytes, content_type: str) -> Body:
     if not isinstance(content, dict) or ("instances" in content) == ("inputs" in content):
         raise _refused('the body takes {"instances": [one value or object a row]} or {"inputs": {name: [a value a row]}}')
     if unknown := sorted(content.keys() - set(_KNOWN)):
-        raise _refused(f"{unknown[0][:100]} is no field of the body; it takes {', '.join(_KNOWN)}")
+        raise _refused(f"the body has an unknown field {unknown[0][:100]}; it takes {', '.join(_KNOWN)}")
     if content.get("signature_name") not in (None, "", SIGNATURE):
         raise _refused(f"signature_name takes {SIGNATURE}; got {str(content['signature_name'])[:100]!r}")
     if content.get("parameters"):

@@ -87,7 +87,7 @@ def _follower(local: Local, name: str, job: JobFile, title: str, say: Callable[[
     """Return the follower that copies the event files of the job, or of its trials, into its TensorBoard instance."""
     tensorboard = tensorboards.find(local.records, job.spec.tensorboard)
     if tensorboard is None:
-        say(f"note: {job.spec.tensorboard} is no TensorBoard instance of this service: it gets nothing of this job.")
+        say(f"note: {job.spec.tensorboard} is not a TensorBoard instance of this service: it gets nothing from this job.")
         return None
     base = Path(buckets.to_path(job.output or "", local.buckets))
 

@@ -146,7 +146,7 @@ def delete_bucket(local: Local, request: Request, bucket: str) -> Answer:
             try:
                 os.rmdir(folder)
             except OSError:
-                text = f"The folder of bucket {found.name} holds what is no object ({folder}): remove it there."
+                text = f"The folder of bucket {found.name} has files that are not objects ({folder}): remove them there."
                 raise ApiError("ALREADY_EXISTS", text) from None
         local.records.remove_object(found.name, _OWN)
     return Answer(204)

@@ -401,5 +401,5 @@ def disk_errors(where: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        text = f"the disk of {where} takes no more ({error.strerror}): make room there, then send it again."
+        text = f"the disk of {where} is full ({error.strerror}): make room there, then send it again."
         raise ApiError("RESOURCE_EXHAUSTED", text, code=507) from None

@@ -140,7 +140,7 @@ class TensorboardService:
         made = []
         for each in request.requests:
             if not each.parent.startswith(f"{request.parent}/"):
-                raise ApiError("INVALID_ARGUMENT", f"{each.parent[:200]} is no run of {request.parent[:200]}.", "requests.parent")
+                raise ApiError("INVALID_ARGUMENT", f"{each.parent[:200]} is not a run of {request.parent[:200]}.", "requests.parent")
             if each.parent not in taken:
                 taken[each.parent] = self._names(series.SERIES, each.parent)
             made.append(self._create_series(each, taken[each.parent]))
@@ -189,7 +189,7 @@ class TensorboardService:
         self._local.known(request.tensorboard_experiment)
         for each in request.write_run_data_requests:
             if not each.tensorboard_run.startswith(f"{request.tensorboard_experiment}/"):
-                text = f"{each.tensorboard_run[:200]} is no run of {request.tensorboard_experiment[:200]}."
+                text = f"{each.tensorboard_run[:200]} is not a run of {request.tensorboard_experiment[:200]}."
                 raise ApiError("INVALID_ARGUMENT", text, "writeRunDataRequests.tensorboardRun")
             self.write_tensorboard_run_data(each)
         return messages.new("WriteTensorboardExperimentDataResponse")
@@ -226,7 +226,7 @@ class TensorboardService:
         found = []
         for name in request.time_series:
             if not name.startswith(f"{request.tensorboard}/"):
-                raise ApiError("INVALID_ARGUMENT", f"{name[:200]} is no time series of {request.tensorboard[:200]}.", "timeSeries")
+                raise ApiError("INVALID_ARGUMENT", f"{name[:200]} is not a time series of {request.tensorboard[:200]}.", "timeSeries")
             known = self._local.known(name)
             found.append(self._data(known, self._records.points(name), 0))
         return messages.new("BatchReadTensorboardTimeSeriesDataResponse", time_series_data=found)
@@ -238,7 +238,7 @@ class TensorboardService:
         known = self._local.known(request.tensorboard_time_series)
         accepts = lists.parsed_filter(request.filter)
         if request.order_by not in ("", "step", "step asc", "step desc"):
-            text = f"orderBy takes step, with desc behind it or not; got {request.order_by[:100]!r}."
+            text = f"orderBy takes step, optionally followed by desc; got {request.order_by[:100]!r}."
             raise ApiError("INVALID_ARGUMENT", text, "orderBy")
         found = [point for point in self._records.points(known["name"]) if accepts(point)]
         found = found[::-1] if request.order_by.endswith("desc") else found

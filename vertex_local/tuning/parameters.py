@@ -63,7 +63,7 @@ def read_metrics(job: JobFile, raw: Any) -> tuple[Metric, ...]:
             problem = f"takes the tag that the trainer reports, without whitespace; got {quoted(name)}."
             raise job.error((*at, i, "metricId"), problem)
         if name in [metric.id for metric in found]:
-            raise job.error((*at, i, "metricId"), f"{quoted(name)} is there twice; keep one.")
+            raise job.error((*at, i, "metricId"), f"{quoted(name)} appears twice; keep one.")
         threshold = item.safety_config.safety_threshold if item.HasField("safety_config") else None
         found.append(Metric(name, item.GoalType.Name(item.goal) != "MINIMIZE", threshold))  # unspecified means maximise
     if not any(metric.threshold is None for metric in found):
@@ -86,7 +86,7 @@ def _parameter(job: JobFile, raw: Any, path: tuple, seen: set[str]) -> Parameter
         problem = f"takes the name of the trainer's flag without '--', such as lr; got {quoted(name)}."
         raise job.error((*path, "parameterId"), problem)
     if name in seen:
-        raise job.error((*path, "parameterId"), f"{quoted(name)} is there twice; every id is one flag.")
+        raise job.error((*path, "parameterId"), f"{quoted(name)} appears twice; every id is one flag.")
     seen.add(name)
     if not kind:
         raise job.error(path, f"{name} needs one of {', '.join(f'{kind}ValueSpec' for kind in KINDS)}.")

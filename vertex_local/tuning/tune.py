@@ -74,8 +74,8 @@ def read(args: argparse.Namespace, extra: Sequence[str]) -> Study:
     found = study.load(_file(args), settings.from_flags(args))
     if found.max_failed > changes.get("max_trial_count", found.max_trials):
         changes["max_failed_trial_count"] = changes["max_trial_count"]
-        note = f"maxFailedTrialCount {found.max_failed} is taken for {changes['max_trial_count']}"
-        print(f"note: {note}: the service wants it at most maxTrialCount", flush=True)
+        note = f"maxFailedTrialCount is lowered from {found.max_failed} to {changes['max_trial_count']}"
+        print(f"note: {note}: the service allows at most maxTrialCount", flush=True)
     try:
         return found.edited(**changes).with_args(extra)
     except SpecError as error:

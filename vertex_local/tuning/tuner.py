@@ -217,7 +217,7 @@ class Tuner:
         """Read the trials' reports, finish trials whose job has ended, and stop those that the pruner gives up."""
         prunes = self.study.median_stopping and len(self.study.objectives) == 1
         for number, running in list(self.running.items()):
-            over = running.outcome is not None  # read before the reports: after it there are no more
+            over = running.outcome is not None  # read before the reports, of which there are no more after it
             running.reports += running.source.new()
             # Some trainers report faster than each report could be handled by itself.
             if running.reports and (over or time.monotonic() - running.noted > _NOTE_AFTER):
