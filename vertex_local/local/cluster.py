@@ -47,13 +47,8 @@ def run(
     """
     options, report = dataclasses.replace(options or RunOptions(), **changes), report or Quiet()
     paths, pools = options.paths(), plan.started(job, options.announce)
-    options.identity(job, "", paths.buckets)  # if it fails, it fails before the job has a folder
     containers = _containers(options, paths, report)
-    for pool in pools if containers is None else ():
-        plan.command_of(pool, paths)
-    files = {pool.index: packages.locate(pool.package_uris, paths.project, paths.buckets) for pool in pools}
-    _check_kills(options.kills, pools)
-    _check_debug(options.debug, pools, paths, containers)
+    files = _checked(job, options, paths, pools, containers)
     result, ports = jobs.create(paths.state, options.job_id), Ports()
     with job_record.held(result.folder), kept(job, options, result), jobs.recorded(result), contextlib.closing(ports):
         (result.folder / "spec.yaml").write_text(job.text(), encoding="utf-8")
@@ -71,6 +66,19 @@ def run(
         result.outputs = {name: value for name, value in replicas[0].env.items() if name in OUTPUTS}
         lifecycle.Cluster(job, replicas, result, report, cancel or threading.Event(), options.grace).run()
     return result
+
+
+def _checked(
+    job: JobFile, options: RunOptions, paths: plan.Paths, pools: Sequence[Pool], containers: Containers | None
+) -> dict[int, list[Path]]:  # fmt: skip
+    """Check all that can be checked before the job has a folder; return the package files of each pool."""
+    options.identity(job, "", paths.buckets)  # raises for an output that is in no bucket
+    for pool in pools if containers is None else ():
+        plan.command_of(pool, paths)
+    files = {pool.index: packages.locate(pool.package_uris, paths.project, paths.buckets) for pool in pools}
+    _check_kills(options.kills, pools)
+    _check_debug(options.debug, pools, paths, containers)
+    return files
 
 
 def _names(pools: Sequence[Pool]) -> list[str]:

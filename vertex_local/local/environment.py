@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import zlib
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ REGION = "us-central1"
 TENANT = "local-tp"  # in place of the Google-owned project in which the service runs code
 SERVICE_FILE = Path("serve", "environment.json")  # in the state folder: variables for clients of the running service
 REFUSES = "127.0.0.1:9"  # the port for discarded data, where nothing listens
+_ROOT = Path(__file__).resolve().parents[2]
 _OURS = re.compile("(AIP_|CLOUD_ML_|TRAINER_|VERTEX_LOCAL_).*|TF_CONFIG|CLUSTER_SPEC|TPU_(NODE_NAME|CONFIG)")
 _CLOUD = re.compile("CLOUDSDK_.*|GOOGLE_(APPLICATION_CREDENTIALS|(CLOUD|API|OAUTH|AUTH)_.*)|GCE_METADATA_.*|GCLOUD_PROJECT|BOTO_CONFIG")
 # These name a file of trusted certificates. The service's file includes those that its starter trusted, so it may replace the caller's.
@@ -117,6 +119,11 @@ def service_files(variables: Mapping[str, str], state: Path) -> list[Path]:
     own = state / SERVICE_FILE.parent
     named = {Path(value) for value in variables.values() if value.startswith(f"{own}/")}
     return sorted(path for path in named if path.is_file())
+
+
+def importing_this(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return `variables` with this checkout first on PYTHONPATH, for a Python that need not have the package installed."""
+    return {**variables, "PYTHONPATH": os.pathsep.join(filter(None, (str(_ROOT), variables.get("PYTHONPATH"))))}
 
 
 # ------------------------------------------------------------------ the service's

@@ -116,6 +116,10 @@ class Replica:
         finally:
             os.close(orders)
             os.close(report)
+        self._follow(selector, status)
+
+    def _follow(self, selector: selectors.BaseSelector, status: int) -> None:
+        """Open the logs of the attempt that has just started, and let `selector` watch its streams."""
         self._open = {"out": self._process.stdout, "err": self._process.stderr}
         if self.launcher is None:
             self._open["status"] = os.fdopen(status, "rb", 0)

@@ -142,7 +142,7 @@ class Store:
                 self._run(f"DELETE FROM {table} WHERE {column} > ? AND {column} < ?", *beyond)
 
     def clear(self) -> None:
-        """Forget all records, links and points; folders stay."""
+        """Empty all tables; folders stay."""
         for table in _KEPT_IN:
             self._run(f"DELETE FROM {table}")
 

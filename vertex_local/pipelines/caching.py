@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from kfp.local import cache
 
 from ..job import buckets
-from .service import Service
+from .service import Service, resource_name
 from .tasks import is_artifact
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def _resources(value: Any) -> Iterator[str]:
     """Yield the names of resources in the text of a `gcp_resources` output."""
     with contextlib.suppress(ValueError, TypeError, KeyError):
         for each in json.loads(value)["resources"] if isinstance(value, str) and "resourceUri" in value else ():
-            name = re.sub(r"^https://[^/]+/v1(beta1)?/", "", each["resourceUri"])
+            name = resource_name(each["resourceUri"])
             if _RESOURCE.fullmatch(name):
                 yield name
 

@@ -186,7 +186,7 @@ def _nested_arguments(utils: Any) -> Callable[..., dict[str, Any]]:
 
 
 def _output_artifacts(cls: Any, dag_outputs_spec: Any, io_store: Any) -> dict[str, Any]:
-    """Return a dag's output artefacts; `dsl.OneOf` compiles to a selector for each branch, and only the branch that ran has one."""
+    """Return a dag's output artefacts; `dsl.OneOf` compiles to a selector for each branch, and only one branch has run."""
     outputs = {}
     for key, selectors in dag_outputs_spec.artifacts.items():
         found = []

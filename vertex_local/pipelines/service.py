@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http
 import json
+import re
 import ssl
 import urllib.error
 import urllib.request
@@ -62,6 +63,11 @@ class Service:
         """Return a resource in the API's form; None if there is none of that name, or the service does not answer."""
         answer = self.ask("GET", name)
         return None if answer.error else answer.content
+
+
+def resource_name(uri: str) -> str:
+    """Return a resource's name, given its address in the API."""
+    return re.sub(r"^https://[^/]+/v1(beta1)?/", "", uri)
 
 
 def _message(error: urllib.error.HTTPError) -> str:

@@ -24,6 +24,7 @@ from typing import Any
 from ..errors import UserError, quoted
 from ..job import buckets
 from . import patches
+from .service import resource_name
 
 _EXECUTOR, _GOOGLE = "kfp.dsl.executor_main", "google_cloud_pipeline_components.container."
 _INSTALL = "pip install"
@@ -85,8 +86,7 @@ def resource(command: Sequence[str]) -> str:
     for flag, path in zip(command, command[1:]):
         if flag == "--gcp_resources":
             with contextlib.suppress(OSError, ValueError, LookupError):
-                uri = json.loads(Path(path).read_text(encoding="utf-8"))["resources"][0]["resourceUri"]
-                return re.sub(r"^https://[^/]+/v1(beta1)?/", "", uri)
+                return resource_name(json.loads(Path(path).read_text(encoding="utf-8"))["resources"][0]["resourceUri"])
     return ""
 
 

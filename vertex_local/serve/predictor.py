@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ..local import environment
 from .rest import ApiError
 
-_ROOT = Path(__file__).resolve().parents[2]
 START, ANSWER = 180.0, 60.0  # seconds to load TensorFlow and the model; for a prediction, as on a shared endpoint
 MOST_WAITING = 10  # requests that may wait for one process; each of them holds a thread of the server
 
@@ -85,8 +85,7 @@ class _Worker:
     """One process; it ends with the service, because its input ends then."""
 
     def __init__(self, python: str, model: str, log: Path):
-        path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
-        env = {**os.environ, "PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "2"}
+        env = {**environment.importing_this(os.environ), "TF_CPP_MIN_LOG_LEVEL": "2"}
         log.parent.mkdir(parents=True, exist_ok=True)
         self.log, self._lock, self._rest = log, threading.Lock(), b""
         self._turns = threading.Semaphore(1 + MOST_WAITING)

@@ -251,7 +251,6 @@ class _Call:
         self.admitted = False
         self.left = 0  # bytes of the body that have not been read
         self.query_string = scope["query_string"].decode("latin-1")
-        self.deadline = 0.0
 
     @property
     def parameters(self) -> list[tuple[str, str]]:

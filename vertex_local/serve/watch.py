@@ -25,12 +25,11 @@ from typing import Any
 from .. import cli
 from ..errors import UserError, quoted
 from ..job import buckets
-from ..local import records, store
+from ..local import environment, records, store
 from . import samples
 
 DRIFTS = 3  # the exit code if columns drift
 DRIFT = 0.1  # the distance from which the data report and the evaluation also warn
-_ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -158,11 +157,9 @@ def _version(kept: store.Store, deployed: Mapping[str, Any]) -> dict[str, Any]:
 
 def _compared(python: str, model: str, instances: Sequence[Any]) -> tuple[int, dict[str, Any]]:
     """Return how many instances there are, and the drift of each column, computed by another process."""
-    path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
     text = "".join(json.dumps(each) + "\n" for each in instances)
-    done = subprocess.run(
-        [python, "-m", "vertex_runtime.profile", model], input=text, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
-    )
+    env = environment.importing_this(os.environ)
+    done = subprocess.run([python, "-m", "vertex_runtime.profile", model], input=text, env=env, capture_output=True, text=True)
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
         raise UserError(f"ENDPOINT: its requests cannot be compared: {said.removeprefix('error: ')}")
@@ -198,9 +195,8 @@ def _start(args: argparse.Namespace, endpoint: Mapping[str, Any], columns: Seque
     else:
         return
     print(f"start: {args.run or ' '.join(words[1:])}", flush=True)
-    path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
-    about = {"WATCH_COLUMNS": ",".join(columns), "WATCH_ENDPOINT": endpoint["name"], "PYTHONPATH": path}
-    code = subprocess.run(words, env={**os.environ, **about}, stdin=subprocess.DEVNULL).returncode
+    about = {"WATCH_COLUMNS": ",".join(columns), "WATCH_ENDPOINT": endpoint["name"]}
+    code = subprocess.run(words, env={**environment.importing_this(os.environ), **about}, stdin=subprocess.DEVNULL).returncode
     if code and not args.follow:
         raise OSError(f"{'--pipeline' if args.pipeline else '--run'}: it ended with {code}.")
     print(f"it ended with {code}", flush=True)

@@ -100,7 +100,7 @@ def final(study: Study, measurements: Sequence[dict[str, Any]]) -> dict[str, Any
 
 
 def best(study: Study, trials: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the best trials: one; with several metrics all trials that no other trial equals or beats in every metric.
+    """Return the best trials: one, or with several metrics the Pareto front.
 
     Trials on the wrong side of a metric's threshold count only if every trial is.
     """

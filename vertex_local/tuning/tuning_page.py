@@ -156,12 +156,23 @@ def _distribution(optuna: Any, parameter: Parameter) -> Any:
 def write_events(study: Study, trial: Trial, folder: Path) -> None:
     """Write a finished trial's parameters and values for TensorBoard, by hand: TensorBoard's writer would import TensorFlow."""
     from tensorboard.compat.proto import event_pb2
-    from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
     from tensorboard.summary.writer.record_writer import RecordWriter
 
     folder.mkdir(parents=True, exist_ok=True)
     begin, end = times.seconds(trial["startTime"]), times.seconds(trial["endTime"])
     name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.trial-{trial['id']}"
+    first = event_pb2.Event(wall_time=begin, file_version="brain.Event:2")
+    with open(folder / name, "wb") as file:
+        out = RecordWriter(file)
+        for event in (first, *_session_events(study, trial, begin, end), *_value_events(trial, begin)):
+            out.write(event.SerializeToString())
+
+
+def _session_events(study: Study, trial: Trial, begin: float, end: float) -> Iterator[Any]:
+    """Yield the events from which the HParams view knows a trial: the study, the trial's parameters, and its end."""
+    from tensorboard.compat.proto import event_pb2
+    from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+
     started = plugin_data_pb2.SessionStartInfo(group_name=f"trial {trial['id']}", start_time_secs=begin)
     for key, value in trials.parameters(trial).items():
         if isinstance(value, str):
@@ -171,23 +182,26 @@ def write_events(study: Study, trial: Trial, folder: Path) -> None:
     status = api_pb2.STATUS_SUCCESS if trial["state"] == trials.SUCCEEDED else api_pb2.STATUS_FAILURE
     ended = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=end)
     data = plugin_data_pb2.HParamsPluginData
-    with open(folder / name, "wb") as file:
-        out = RecordWriter(file)
-        out.write(event_pb2.Event(wall_time=begin, file_version="brain.Event:2").SerializeToString())
-        for tag, part in (
-            (metadata.EXPERIMENT_TAG, data(experiment=_experiment(study))),
-            (metadata.SESSION_START_INFO_TAG, data(session_start_info=started)),
-            (metadata.SESSION_END_INFO_TAG, data(session_end_info=ended)),
-        ):
-            event = event_pb2.Event(wall_time=end)
-            event.summary.value.add(tag=tag, metadata=metadata.create_summary_metadata(part), tensor=metadata.NULL_TENSOR)
-            out.write(event.SerializeToString())
-        for prefix, measured in (("measurements/", trial["measurements"]), ("", filter(None, [trial.get("finalMeasurement")]))):
-            for item in measured:
-                event = event_pb2.Event(wall_time=begin + measurements.seconds(item), step=int(item["stepCount"]))
-                for metric, value in measurements.value_of(item).items():
-                    event.summary.value.add(tag=f"{prefix}{metric}", simple_value=value)
-                out.write(event.SerializeToString())
+    for tag, part in (
+        (metadata.EXPERIMENT_TAG, data(experiment=_experiment(study))),
+        (metadata.SESSION_START_INFO_TAG, data(session_start_info=started)),
+        (metadata.SESSION_END_INFO_TAG, data(session_end_info=ended)),
+    ):
+        event = event_pb2.Event(wall_time=end)
+        event.summary.value.add(tag=tag, metadata=metadata.create_summary_metadata(part), tensor=metadata.NULL_TENSOR)
+        yield event
+
+
+def _value_events(trial: Trial, begin: float) -> Iterator[Any]:
+    """Yield an event for each of a trial's measurements, and for the final one."""
+    from tensorboard.compat.proto import event_pb2
+
+    for prefix, measured in (("measurements/", trial["measurements"]), ("", filter(None, [trial.get("finalMeasurement")]))):
+        for item in measured:
+            event = event_pb2.Event(wall_time=begin + measurements.seconds(item), step=int(item["stepCount"]))
+            for metric, value in measurements.value_of(item).items():
+                event.summary.value.add(tag=f"{prefix}{metric}", simple_value=value)
+            yield event
 
 
 def _experiment(study: Study) -> Any:
