@@ -121,7 +121,7 @@ WRONG = {
     "no trial's job": (GOOD[: GOOD.index("trialJobSpec")], 1, "trialJobSpec: is required"),
     "an unknown field": (change("maxTrialCount", "max_trial_count"), 2, "write maxTrialCount"),
     "a metric with a blank": (change("val_rmse", "'val rmse'"), 7, "without whitespace; got 'val rmse'"),
-    "a metric twice": (change("  parameters:", "  - metricId: val_rmse\n  parameters:"), 8, "there twice"),
+    "a metric twice": (change("  parameters:", "  - metricId: val_rmse\n  parameters:"), 8, "appears twice"),
     "only safety metrics": (change("MINIMIZE}", "MINIMIZE, safetyConfig: {}}"), 6, "at least one metric to optimise"),
     "no parameters": (GOOD[: GOOD.index("  parameters:")] + GOOD[GOOD.index("trialJobSpec") :], 5, "at least one parameter"),
     "an id that is no flag": (change("parameterId: lr", "parameterId: --lr"), 9, "without '--', such as lr; got '--lr'"),
