@@ -1,8 +1,8 @@
 """Tools that prepare data before a run: `scripts/convert_data` and `scripts/download_data`.
 
-They stand beside `vertex_runtime` and not in it, because no trainer needs them: setup.py packages neither this folder
-nor `benchmarks`; the image has them for the conversion step of pipelines. They read with the runtime's own readers, so
-that what they write is what a trainer would have read.
+They are not part of `vertex_runtime`, because no trainer needs them: setup.py does not package this folder; the image has it
+for the conversion step of pipelines. The tools read data with the runtime's own readers, so they write exactly the rows that a
+trainer would have read.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from vertex_runtime.errors import UserError
 
 
 class _Terminated(BaseException):
-    """SIGTERM came."""
+    """The process got SIGTERM."""
 
 
 def _terminate(number: int, frame: object) -> None:
@@ -22,10 +22,14 @@ def _terminate(number: int, frame: object) -> None:
 
 @contextlib.contextmanager
 def ended_by_signals(terminated: str, interrupted: str) -> Iterator[None]:
-    """Let SIGTERM and SIGINT unwind what they end, and say in one line what became of it.
+    """Let SIGTERM and SIGINT unwind the block, so that it can clean up.
+
+    Args:
+        terminated: the error's message after SIGTERM.
+        interrupted: the same after SIGINT.
 
     Raises:
-        UserError: one of them came; the process ends with 128 and the signal's number.
+        UserError: one of the signals came; the exit code is 128 + its number.
     """
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -38,11 +42,12 @@ def ended_by_signals(terminated: str, interrupted: str) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def see_that_it_is_local(folder: str) -> None:
-    """Refuse a `--to` that is in a bucket.
+def reason(error: Exception) -> str:
+    """Return the first line of an error's message, shortened and without its full stop; its type if it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
 
-    Raises:
-        UserError: it is.
-    """
+
+def check_local(folder: str) -> None:
+    """Raise a UserError for a `--to` in a bucket."""
     if "://" in folder:
         raise UserError(f"--to must be a folder of this machine; got {folder}. Copy it there with gcloud storage cp afterwards.")

@@ -1,7 +1,7 @@
 """Convert training data of any format into any other, sharded and, if asked, shuffled: see `scripts/convert_data --help`.
 
-The rows are read and checked as the trainer would read them, by its COLUMNS. The files are written into a folder beside
-the target, which is renamed when all is done: the target is whole or not there. In a bucket the manifest comes last.
+The rows are read and checked by the trainer's COLUMNS, as in training. The files are written to a folder beside the target,
+which is renamed at the end: so the target is complete or does not exist. In a bucket, the manifest is written last.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from vertex_runtime.errors import FAILED, UserError, run_as_program
 from vertex_runtime.reporting import log
 from vertex_runtime.strategy import import_tensorflow
 
-from . import ended_by_signals, manifest, upload
+from . import ended_by_signals, manifest, reason, upload
 from .dealing import Shuffle, in_turn
 from .writers import WRITERS, check, schema_of, suffix
 
 if TYPE_CHECKING:
     from vertex_runtime.contract import Contract
 
-LARGEST_SHARDS = 900  # each is an open file, of which a process has 1,024 by default
-GROUP_BYTES = 32 << 20  # of a Parquet file's row group
-OPEN_BYTES = 256 << 20  # of those that are open at the same time
-PIECE_BYTES = 4 << 20  # what a writer is given at a time
+LARGEST_SHARDS = 900  # each is an open file, and a process may have 1,024 by default
+GROUP_BYTES = 32 << 20  # a row group of a Parquet file
+OPEN_BYTES = 256 << 20  # all row groups that are being filled at the same time
+PIECE_BYTES = 4 << 20  # what a writer gets at a time
 SECONDS = 30.0  # between log lines
 
 
@@ -61,7 +61,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--compress", choices=["none", "gzip", "zstd"], default="none", help="default: none")
     parser.add_argument("--shards", type=int, default=1, help=f"how many files, 1 to {LARGEST_SHARDS}; default: 1")
     parser.add_argument(
-        "--shuffle", action="store_true", help="in a random order, which --seed decides; else row i goes to file i modulo shards"
+        "--shuffle", action="store_true", help="write rows in a random order, by --seed; else row i goes to file i modulo shards"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the shuffle; default: 0")
     parser.add_argument("--bad_rows", choices=["error", "skip"], default="error", help="default: error")
@@ -101,7 +101,7 @@ def contract_of(trainer: str) -> Contract:
     """Return what a trainer's model.py offers, checked.
 
     Raises:
-        UserError: there is no such trainer, or its model.py is not what the contract says.
+        UserError: there is no such trainer, or its model.py breaks the contract.
     """
     hyperparameters = hyperparameters_of(trainer)
     from vertex_runtime import contract
@@ -110,15 +110,15 @@ def contract_of(trainer: str) -> Contract:
 
 
 def columns_of(trainer: str) -> tuple[tuple[Column, ...], tuple[str, ...]]:
-    """Return (COLUMNS, labels) of a trainer. Missing cells stay missing, whatever its columns put there.
+    """Return (COLUMNS, labels) of a trainer, with missing cells left missing instead of filled by the columns.
 
     Raises:
-        UserError: there is no such trainer, or its rows are not those of files.
+        UserError: there is no such trainer, or it reads its rows without COLUMNS.
     """
     model = contract_of(trainer)
     headers = {column.name: column.header or column.name for column in model.columns}
     labels = tuple(headers.get(label, label) for label in model.labels)
-    # Names and gaps as in the files: they mean the same to a trainer whose COLUMNS change later.
+    # Names and gaps as in the files, so that the result suits a trainer whose COLUMNS change later.
     columns = tuple(column.keeping_gaps().in_files() for column in model.columns)
     if not columns or not model.labels:
         raise UserError(f"{trainer} reads its rows in a way of its own, not by COLUMNS and LABEL. Name a trainer that has them.")
@@ -129,7 +129,7 @@ def convert(options: argparse.Namespace) -> dict[str, Any]:
     """Write the files and return their manifest.
 
     Raises:
-        UserError: the data is not the trainer's, the target is not empty or cannot be written to.
+        UserError: the data does not fit the trainer's COLUMNS, or the target is not empty or cannot be written to.
     """
     import_tensorflow()
     import tensorflow as tf
@@ -137,7 +137,7 @@ def convert(options: argparse.Namespace) -> dict[str, Any]:
     columns, labels = columns_of(options.trainer)
     kept = [column for column in columns if column.required]
     check(options.format, options.compress, kept)
-    # Of an archive or folder that holds train and test, the runtime takes what the flag's name says.
+    # From an archive or folder with train and test parts, the runtime takes the part that the flag's name says.
     paths = formats.find(options.sources, f"--from (for --prefix {options.prefix})", columns, labels)
     bad = BadRows(options.bad_rows)
     schema = schema_of(kept)
@@ -177,8 +177,7 @@ def _rows(
             try:
                 batch = next(batches, None)
             except (OSError, pa.ArrowException) as error:
-                reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-                raise UserError(f"--from: cannot read {path}: {reason}. See whether it is still there.", FAILED) from None
+                raise UserError(f"--from: cannot read {path}: {reason(error)}. See whether it is still there.", FAILED) from None
             if batch is None:
                 break
             arrays = [_with_gaps(batch.column(batch.schema.names.index(column.name)), column) for column in kept]
@@ -193,7 +192,7 @@ def _with_gaps(array: pa.Array, column: Column) -> pa.Array:
 
 
 def _counted(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Show how many rows were read: a bar on a terminal, else a line now and then."""
+    """Pass the batches on and show how many rows were read: by a bar on a terminal, else by a line now and then."""
     from tqdm import tqdm
 
     rows, next_line = 0, time.monotonic() + SECONDS
@@ -208,7 +207,7 @@ def _counted(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 
 
 def _write(rows: Iterable[pa.RecordBatch], options: argparse.Namespace, stage: str, schema: pa.Schema) -> list[dict[str, Any]]:
-    """Write the shards and return what the manifest says of each."""
+    """Write the shards and return the manifest's entry for each."""
     ending = suffix(options.format, options.compress)
     names = [f"{options.prefix}-{i + 1:05d}-of-{options.shards:05d}{ending}" for i in range(options.shards)]
     counts = [0] * options.shards
@@ -238,7 +237,7 @@ def _write(rows: Iterable[pa.RecordBatch], options: argparse.Namespace, stage: s
 
 
 def _pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    """Cut a batch for writers, which take several times its size."""
+    """Cut a batch into pieces, because a writer needs several times a batch's memory."""
     rows = max(1, PIECE_BYTES * batch.num_rows // max(1, batch.nbytes))
     for start in range(0, batch.num_rows, rows):
         yield batch.slice(start, rows)
@@ -251,7 +250,7 @@ def _close(writers: dict[int, Any]) -> None:
 
 @contextlib.contextmanager
 def _staging(named: str) -> Iterator[str]:
-    """Yield a folder whose files will be those of the target, or of no place where it does not come to that.
+    """Yield a folder whose files go to the target at the end of the block, unless it raises an error.
 
     Raises:
         UserError: the target has files, or cannot be written.
@@ -260,7 +259,7 @@ def _staging(named: str) -> Iterator[str]:
         with _beside(os.path.realpath(named), named) as stage:
             yield stage
         return
-    upload.see_that_it_is_free(named)
+    upload.check_free(named)
     with tempfile.TemporaryDirectory(prefix="converting-") as stage:
         yield stage
         upload.upload(stage, named)
@@ -268,10 +267,10 @@ def _staging(named: str) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _beside(target: str, named: str) -> Iterator[str]:
-    """Yield a folder beside the target, which becomes the target in the end, or is removed where it does not come to that.
+    """Yield a folder beside the target; at the end of the block it becomes the target, after an error it is removed.
 
     Raises:
-        UserError: the target has files, or somebody else is about to write it.
+        UserError: the target has files, or another conversion is writing it.
     """
     stage = os.path.join(os.path.dirname(target), f".{os.path.basename(target)}.converting")
     try:
@@ -280,7 +279,7 @@ def _beside(target: str, named: str) -> Iterator[str]:
         os.makedirs(stage, exist_ok=True)
         lock = open(os.path.join(stage, ".lock"), "a")  # noqa: SIM115 - held until the end
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        for name in set(os.listdir(stage)) - {".lock"}:  # of one that was killed
+        for name in set(os.listdir(stage)) - {".lock"}:  # left by a killed conversion
             os.remove(os.path.join(stage, name))
     except BlockingIOError:
         raise UserError(f"--to: another conversion writes {named}. Wait for it, or name another folder.") from None
@@ -301,7 +300,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Convert, or verify; return the manifest.
 
     Raises:
-        UserError: anything that the user can mend.
+        UserError: anything that the user can correct.
     """
     options = parse(argv)
     if options.verify is not None:

@@ -1,8 +1,8 @@
-"""Rows on their way into shards: in turn as they come, or in a random order that need not fit into memory.
+"""Deal rows out to shards: in turn, or in a random order of more rows than fit into memory.
 
-The random order is a sort by a key that is a pure function of the seed and the row's number. It depends neither on the
-format that the rows came in nor on how much memory there is: buckets are ranges of keys, which files on disk hold until
-all rows are dealt, and each is sorted in memory; one that is too large is dealt again by the key's next bits.
+The random order is a sort by a key that depends only on the seed and the row's number; the format of the input and the
+memory do not matter. Rows are dealt to buckets on disk, one for each range of keys, and each bucket is sorted in memory. A
+bucket that is too large is dealt again by the key's next bits.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pyarrow as pa
 
-BUCKET_BYTES = 64 << 20  # of rows that are sorted, or wait to be written, at a time
-BITS = 7  # a deal makes so many buckets, as a power of two: each is an open file
+BUCKET_BYTES = 64 << 20  # rows that are sorted, or wait to be written, at a time
+BITS = 7  # a deal makes 2 ** BITS buckets; each is an open file
 _KEY = "\0key"
 
 
 def in_turn(batches: Iterable[pa.RecordBatch], shards: int) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Deal row i to shard i % shards: (shard, rows), each shard's in the order that they came in."""
+    """Yield (shard, rows), with row i in shard i % shards, and a shard's rows in their original order."""
     waiting: list[pa.RecordBatch] = []
     size = first = 0
     for batch in batches:
@@ -45,7 +45,7 @@ def _pieces(batches: list[pa.RecordBatch], first: int, shards: int) -> Iterator[
 
 
 def keys(seed: int, first: int, count: int) -> np.ndarray:
-    """Return the keys of rows `first` and following: uint64 [count], of splitmix64."""
+    """Return the keys of `count` rows from row `first` on: uint64 [count], by splitmix64."""
     with np.errstate(over="ignore"):
         value = (np.arange(first, first + count, dtype=np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
         value += _mixed(np.array([seed & (2**64 - 1)], np.uint64) + np.uint64(0xD1B54A32D192ED03))
@@ -62,7 +62,7 @@ class Shuffle:
     """The rows of batches in a random order.
 
     Args:
-        folder: where the buckets stand meanwhile; they are removed one by one as they are read.
+        folder: where the buckets' files go; each is removed once it has been read.
     """
 
     def __init__(self, folder: str, seed: int):
@@ -70,7 +70,7 @@ class Shuffle:
         self.bucket: _Bucket | None = None
 
     def take_in(self, batches: Iterable[pa.RecordBatch]) -> None:
-        """Read all the rows."""
+        """Read all rows into buckets."""
         self.bucket = _Bucket(self.folder, "", 64)
         for batch in batches:
             key = keys(self.seed, self.rows, batch.num_rows)
@@ -78,7 +78,7 @@ class Shuffle:
             self.bucket.add(batch.append_column(_KEY, pa.array(key)))
 
     def parts(self, shards: int) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """Yield (shard, rows): each shard's rows follow each other, and shards differ by one row at most."""
+        """Yield (shard, rows), one shard after the other; their sizes differ by one row at most."""
         done, shard = 0, 0
         ends = [self.rows * (i + 1) // shards for i in range(shards)]
         for batch in self.bucket.sorted() if self.bucket else ():
@@ -92,11 +92,11 @@ class Shuffle:
 
 
 class _Bucket:
-    """Rows of a range of keys: in memory while they are few, then dealt to buckets of shorter ranges, on disk.
+    """Rows in a range of keys: in memory while they are few, then dealt to buckets of smaller ranges on disk.
 
     Args:
-        name: tells it from others, and is part of the files' names.
-        shift: the keys' bits that its rows may differ in.
+        name: a unique part of the files' names.
+        shift: how many low bits of its rows' keys may differ.
     """
 
     def __init__(self, folder: str, name: str, shift: int):
@@ -127,7 +127,7 @@ class _Bucket:
             self.files[part][2].write_batch(rows.slice(start, end - start))
 
     def sorted(self) -> Iterator[pa.RecordBatch]:
-        """Yield the rows by their keys, without them; of what was on disk nothing is left."""
+        """Yield the rows in the order of their keys, without the keys, and remove the files."""
         if not self.files:
             if (rows := _by_key(self.waiting)) is not None:
                 yield rows.select([name for name in rows.schema.names if name != _KEY])
@@ -155,7 +155,7 @@ def _join(batches: list[pa.RecordBatch]) -> pa.RecordBatch | None:
 
 def _by_key(batches: list[pa.RecordBatch]) -> pa.RecordBatch | None:
     rows = _join(batches)
-    # Stable, so that equal keys leave the rows in the order that they came in.
+    # Stable, so that rows with equal keys keep their order.
     return rows if rows is None else rows.take(pa.array(np.argsort(_keys_of(rows), kind="stable")))
 
 

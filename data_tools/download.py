@@ -1,8 +1,8 @@
 """Download the public data sets of the trainers: see `scripts/download_data --help`.
 
-The question titles are one archive, which `stackoverflow` reads as it is. A download that breaks off goes on where it
-stopped, if the server still has the same file, and counts as whole only once size and checksums are right: until then its
-name ends in `.part`. The taxi trips are a query's answer (see taxi.py).
+The question titles are one archive, which `stackoverflow` reads unchanged. An interrupted download goes on where it stopped,
+if the server still has the same file. Its name ends in `.part` until its size and checksums have been found right. The taxi
+trips are the result of a query (see taxi.py).
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from vertex_runtime.environment import quoted
 from vertex_runtime.errors import FAILED, UserError, run_as_program
 from vertex_runtime.reporting import log
 
-from . import ended_by_signals, see_that_it_is_local
+from . import check_local, ended_by_signals
 
 URL = "https://storage.googleapis.com/download.tensorflow.org/data/stack_overflow_16k.tar.gz"
-ATTEMPTS = 6  # without a single new byte
+ATTEMPTS = 6  # in a row without a new byte
 PAUSE = 1.0  # seconds before the second attempt, doubled for each further one
 TIMEOUT = 60  # seconds without a byte
-_BLOCK = 1 << 20
-_AGAIN = (408, 425, 429, 500, 502, 503, 504)
+_BLOCK = 1 << 20  # bytes
+_AGAIN = (408, 425, 429, 500, 502, 503, 504)  # HTTP codes after which another attempt may succeed
 
 
 class _Broken(Exception):
-    """An attempt failed, and another may not."""
+    """An attempt failed, but another may succeed."""
 
 
 class _NoNetwork(_Broken):
-    """The server's name is not known, which soon another attempt will not change."""
+    """The server's name cannot be resolved; another attempt will hardly change that."""
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -67,19 +67,19 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         raise UserError(f"--table must look like project.dataset.table; got {quoted(options.table)}.")
     if not re.match(r"https?://[^/]+/.*[^/]$", options.url):
         raise UserError(f"--url must be an http or https address of a file; got {quoted(options.url)}.")
-    see_that_it_is_local(options.to)
+    check_local(options.to)
     return options
 
 
 def download(url: str, folder: str) -> str:
-    """Download a gzip file into a folder, or go on with it, and return its path.
+    """Download a gzip file into a folder, or complete an earlier download of it, and return its path.
 
     Raises:
-        UserError: the server cannot be reached or has no such file, or what came is not what it should be.
+        UserError: the server cannot be reached or has no such file, or the file is damaged.
     """
     path = os.path.join(folder, os.path.basename(url.partition("?")[0]))
     if os.path.exists(path):
-        _see_that_it_is_whole(path, path)
+        _check_gzip(path, path)
         log("INFO", f"{path} is here already and whole; sha256 {_digest(path, hashlib.sha256()).hex()}")
         return path
     with _part(path) as file:
@@ -87,7 +87,7 @@ def download(url: str, folder: str) -> str:
         size = os.path.getsize(file.name)
         try:
             _check_hashes(file.name, facts)
-            _see_that_it_is_whole(file.name, path)
+            _check_gzip(file.name, path)
         except UserError:
             _forget(path)
             raise
@@ -100,7 +100,7 @@ def download(url: str, folder: str) -> str:
 
 @contextlib.contextmanager
 def _part(path: str) -> Iterator[BinaryIO]:
-    """Open the file that grows, for this process alone."""
+    """Open and lock the `.part` file."""
     try:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         file = open(path + ".part", "ab")  # noqa: SIM115 - closed below
@@ -114,7 +114,7 @@ def _part(path: str) -> Iterator[BinaryIO]:
 
 
 def _fetch_all(url: str, file: BinaryIO, path: str) -> dict[str, Any]:
-    """Add to the file what is missing; return what the server says of the whole: size, version and hashes."""
+    """Append the missing bytes to the file; return the server's size, version and hashes of the whole."""
     failures, pause = 0, PAUSE
     while True:
         before = os.path.getsize(file.name)
@@ -143,24 +143,20 @@ def _fetch_all(url: str, file: BinaryIO, path: str) -> dict[str, Any]:
 
 
 def _fetch(url: str, file: BinaryIO, path: str) -> dict[str, Any]:
-    """One request for what is missing.
+    """Make one request for the missing bytes.
 
     Raises:
-        _Broken: the answer broke off or there was none.
-        UserError: the server has no such file, or there is no room for it.
+        _Broken: there was no answer, or it broke off.
+        UserError: the server has no such file, or the disk is full.
     """
     known = _remembered(path)
     have = os.path.getsize(file.name)
-    if have and not known.get("version"):  # nobody can tell whether the rest would fit
+    if have and not known.get("version"):  # the rest may be of another version
         have = _restart(file)
     if have and have == known.get("size"):
         return known
-    request = urllib.request.Request(url, headers={"Accept-Encoding": "identity", "User-Agent": "download_data"})
-    if have:
-        request.add_header("Range", f"bytes={have}-")
-        request.add_header("If-Range", known["version"])
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+        with urllib.request.urlopen(_request(url, have, known), timeout=TIMEOUT) as answer:
             facts = _facts(answer)
             if answer.status == 206 and (have == 0 or facts["start"] != have or facts["version"] != known["version"]):
                 _restart(file)
@@ -185,8 +181,17 @@ def _fetch(url: str, file: BinaryIO, path: str) -> dict[str, Any]:
         raise kind(str(reason) or type(error).__name__) from None
 
 
+def _request(url: str, have: int, known: dict[str, Any]) -> urllib.request.Request:
+    """Return a request for all bytes after the first `have`, if the server's version is still the known one."""
+    request = urllib.request.Request(url, headers={"Accept-Encoding": "identity", "User-Agent": "download_data"})
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+        request.add_header("If-Range", known["version"])
+    return request
+
+
 def _facts(answer: Any) -> dict[str, Any]:
-    """Return what an answer's header says of the whole file."""
+    """Return the facts about the whole file in an answer's headers: start, size, version and hashes."""
     headers = answer.headers
     size = int(headers["Content-Length"]) if (headers["Content-Length"] or "").isdigit() else None
     start = 0
@@ -197,7 +202,7 @@ def _facts(answer: Any) -> dict[str, Any]:
     version = etag if etag and not etag.startswith("W/") else headers["Last-Modified"]
     pairs = (pair.strip().partition("=") for line in headers.get_all("x-goog-hash") or () for pair in line.split(","))
     hashes = {name: value for name, _, value in pairs if name in ("md5", "crc32c")}
-    if headers["Content-Encoding"]:  # the hashes are of the stored bytes, and these are others
+    if headers["Content-Encoding"]:  # the hashes are those of the stored bytes, which differ from the sent ones
         hashes = {}
     return {"start": start, "size": size, "version": version, "hashes": hashes}
 
@@ -208,7 +213,7 @@ def _copy(answer: Any, file: BinaryIO, size: int | None) -> None:
     have = os.path.getsize(file.name)
     with tqdm(total=size, initial=have, unit="B", unit_scale=True, disable=not sys.stderr.isatty()) as bar:
         while True:
-            # read1: what has come is kept, even if the connection breaks before a block is full.
+            # read1 returns what has arrived, so it is kept even if the connection breaks before a block is full.
             block = answer.read1(_BLOCK)
             if not block:
                 break
@@ -228,7 +233,7 @@ def _restart(file: BinaryIO) -> int:
     return 0
 
 
-# ------------------------------------------------------------------ what is known of the part that is here
+# ------------------------------------------------------------------ facts about an unfinished download
 
 
 def _remembered(path: str) -> dict[str, Any]:
@@ -254,14 +259,14 @@ def _forget(path: str) -> None:
             os.remove(name)
 
 
-# ------------------------------------------------------------------ is it whole?
+# ------------------------------------------------------------------ checks of a finished download
 
 
 def _check_hashes(part: str, facts: dict[str, Any]) -> None:
-    """Compare size and hashes with what the server said; note in `facts["checked"]` what was compared.
+    """Compare size and hashes with the server's; set `facts["checked"]` to a text that says what was compared.
 
     Raises:
-        UserError: they differ.
+        UserError: one of them differs.
     """
     size = os.path.getsize(part)
     if facts["size"] is not None and facts["size"] != size:
@@ -279,7 +284,7 @@ def _check_hashes(part: str, facts: dict[str, Any]) -> None:
 
 
 def _crc32c() -> Any:
-    """Return a CRC-32C to update; None where google-crc32c, which comes with Google's storage client, is not installed."""
+    """Return a CRC-32C to update; None if google-crc32c, which comes with Google's storage client, is not installed."""
     try:
         from google_crc32c import Checksum
     except ImportError:
@@ -294,11 +299,11 @@ def _digest(path: str, digest: Any) -> bytes:
     return digest.digest()
 
 
-def _see_that_it_is_whole(path: str, name: str) -> None:
-    """Decompress a file to the end, which compares gzip's own checksum.
+def _check_gzip(path: str, name: str) -> None:
+    """Decompress a file to its end, which checks gzip's own checksum; `name` is the file's final path.
 
     Raises:
-        UserError: it is cut off or broken.
+        UserError: it is incomplete or damaged.
     """
     try:
         with gzip.open(path) as file:
@@ -306,7 +311,7 @@ def _see_that_it_is_whole(path: str, name: str) -> None:
                 pass
     except (OSError, EOFError, zlib.error) as error:
         remedy = f"Remove {name} and start again" if path == name else "It was removed; start again"
-        raise UserError(f"{path} is no whole gzip file: {str(error).rstrip('.')}. {remedy}.", FAILED) from None
+        raise UserError(f"{path} is not a complete gzip file: {str(error).rstrip('.')}. {remedy}.", FAILED) from None
 
 
 # ------------------------------------------------------------------ the program
@@ -316,7 +321,7 @@ def main(argv: Sequence[str] | None = None) -> list[str]:
     """Download and return the paths of the files.
 
     Raises:
-        UserError: anything that the user can mend.
+        UserError: anything that the user can correct.
     """
     options = parse(argv)
     kept = f"ended by a signal. What is in {options.to} is kept; a new start goes on from there."

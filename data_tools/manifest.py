@@ -1,4 +1,4 @@
-"""`manifest.json`, which stands beside converted files: what they were made of, their rows, bytes and checksums."""
+"""`manifest.json` beside converted files: what they were made from, and each file's rows, bytes and checksum."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BLOCK = 4 << 20
 
 
 def fingerprint(path: str) -> dict[str, Any]:
-    """Return bytes and SHA-256 of a file as it is on disk, where it is durable afterwards."""
+    """Flush a file to disk, and return its size in bytes and its SHA-256."""
     digest, size = hashlib.sha256(), 0
     with open(path, "rb") as file:
         while block := file.read(_BLOCK):
@@ -35,10 +35,10 @@ def write(folder: str, manifest: Mapping[str, Any]) -> None:
 
 
 def verify(folder: str) -> dict[str, Any]:
-    """Compare a folder's files with its manifest, and return that.
+    """Compare a folder's files with its manifest, and return the manifest.
 
     Raises:
-        UserError: there is none, a file is missing or is not what it says, or a file stands there that it does not name.
+        UserError: there is no manifest, a file is missing or differs, or the folder has further files.
     """
     path = os.path.join(folder, NAME)
     try:
@@ -52,7 +52,7 @@ def verify(folder: str) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"--verify: cannot read {error.filename or path}: {error.strerror}. Mend its permissions.") from None
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"--verify: {path} is no manifest of scripts/convert_data. Convert the data again.", FAILED) from None
+        raise UserError(f"--verify: {path} is not a manifest of scripts/convert_data. Convert the data again.", FAILED) from None
     faults += [f"{os.path.join(folder, name)} is not in {NAME}" for name in others]
     if faults:
         more = f" (and {len(faults) - 1} more faults)" if len(faults) > 1 else ""

@@ -1,7 +1,7 @@
-"""The published course's taxi trips, from BigQuery's public table into CSV files.
+"""Download the published course's taxi trips from BigQuery's public table into CSV files.
 
-The course draws its rows by a hash of the pickup time, so that the same rows come each time and all trips of one second
-are on one side. For training it takes the hash's remainder 1 of 1000, for validation 2 of 10000.
+The course samples rows by a hash of the pickup time: so each query gives the same rows, and all trips of one second are in
+the same set. Training takes rows whose hash is 1 modulo 1,000, validation those whose hash is 2 modulo 10,000.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from typing import Any
 from vertex_runtime.errors import FAILED, UserError
 from vertex_runtime.reporting import log
 
-ROWS = 250_000  # of a CSV file
+from . import reason
+
+ROWS = 250_000  # rows of a CSV file
 COLUMNS = (
     "fare_amount", "pickup_datetime", "pickup_longitude", "pickup_latitude", "dropoff_longitude", "dropoff_latitude",
     "passenger_count", "key",
@@ -34,8 +36,8 @@ ORDER BY FARM_FINGERPRINT(FORMAT('%T', STRUCT(pickup_datetime, pickup_longitude,
 
 
 def queries(table: str, sample: int) -> dict[str, str]:
-    """Return the queries by what their rows are for; the validation rows are other times than those for training."""
-    # A hash that is 2 modulo 10 N is 2 modulo N, hence none of those for training.
+    """Return the queries of the sets `train` and `valid`, which have no pickup time in common."""
+    # A hash that is 2 modulo 10 N is also 2 modulo N, and training takes 1 modulo N.
     return {
         "train": QUERY.format(table=table, modulus=sample, remainder=1),
         "valid": QUERY.format(table=table, modulus=10 * sample, remainder=2),
@@ -43,10 +45,10 @@ def queries(table: str, sample: int) -> dict[str, str]:
 
 
 def download(table: str, sample: int, project: str | None, folder: str) -> list[str]:
-    """Run the queries and write `taxi-train-00001.csv` and so on; what an earlier start finished is kept.
+    """Run the queries and write `taxi-train-00001.csv` and so on; a set that an earlier start has finished is kept.
 
     Raises:
-        UserError: there is no client library, no network or no right to use it; it says how to get the rows otherwise.
+        UserError: the client library, the network or a permission is missing; the message says how to get the rows by hand.
     """
     if sample < 3:
         raise UserError(f"--sample must be 3 or more for taxifare, so that no trip is in both sets; got {sample}.")
@@ -94,13 +96,13 @@ def _client(project: str | None, by_hand: str) -> Any:
         raise UserError(f"taxifare needs google-cloud-bigquery: pip install '.[bigquery]'. {by_hand}") from None
     try:
         return bigquery.Client(project=project)
-    except Exception as error:  # google.auth's, of several kinds
-        reason = str(error).splitlines()[0][:200].rstrip(".")
-        raise UserError(f"BigQuery cannot be asked: {reason}. Log in: gcloud auth application-default login. {by_hand}", FAILED) from None
+    except Exception as error:  # several types of google.auth's
+        text = f"BigQuery cannot be asked: {reason(error)}. Log in: gcloud auth application-default login. {by_hand}"
+        raise UserError(text, FAILED) from None
 
 
 def _rows(client: Any, query: str, by_hand: str) -> Iterator[tuple[Any, ...]]:
-    """Yield a query's rows, after a line that says how many bytes it reads, which is what it costs."""
+    """Yield a query's rows; first log how many bytes it reads, because that decides its price."""
     from google.cloud import bigquery
 
     try:
@@ -109,12 +111,11 @@ def _rows(client: Any, query: str, by_hand: str) -> Iterator[tuple[Any, ...]]:
         for row in client.query(query).result():
             yield tuple(row[name] for name in COLUMNS)
     except Exception as error:  # google.api_core's, google.auth's, requests'
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
-        raise UserError(f"BigQuery did not answer: {reason}. See --project and the network. {by_hand}", FAILED) from None
+        raise UserError(f"BigQuery did not answer: {reason(error)}. See --project and the network. {by_hand}", FAILED) from None
 
 
 def write_shards(rows: Iterable[tuple[Any, ...]], folder: str, name: str) -> list[str]:
-    """Write rows into CSV files with a header and return their paths; half a set never stands under its names.
+    """Write rows to CSV files with a header and return their paths; the files get their names only when all are complete.
 
     Raises:
         UserError: the folder cannot be written to, or there are no rows.
@@ -122,7 +123,7 @@ def write_shards(rows: Iterable[tuple[Any, ...]], folder: str, name: str) -> lis
     parts: list[str] = []
     try:
         os.makedirs(folder, exist_ok=True)
-        for left in os.listdir(folder):  # of an earlier start that did not end, or of another query
+        for left in os.listdir(folder):  # left by an earlier start that did not end, or by another query
             if _is_shard(left.removesuffix(".part"), name):
                 os.remove(os.path.join(folder, left))
         file = writer = None

@@ -1,4 +1,4 @@
-"""A finished conversion on its way into a bucket: files first, the manifest last, so that whoever finds that finds all."""
+"""Upload a finished conversion to a bucket, the manifest last: if the manifest is there, all files are."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ import os
 from vertex_runtime.environment import resolve_uri
 from vertex_runtime.errors import FAILED, UserError
 
-from . import manifest
+from . import manifest, reason
 
 SCHEME = "gs://"
 
 
-def see_that_it_is_free(uri: str) -> None:
-    """Raise a UserError where a bucket's folder has objects already, or cannot be asked for them."""
+def check_free(uri: str) -> None:
+    """Raise a UserError if a bucket's folder has objects already, or cannot be listed."""
     import tensorflow as tf
 
     try:
         names = tf.io.gfile.listdir(resolve_uri(uri)) if tf.io.gfile.isdir(resolve_uri(uri)) else []
     except tf.errors.OpError as error:
-        raise UserError(f"--to: cannot look into {uri}: {_reason(error)}. Name another folder.") from None
+        raise UserError(f"--to: cannot look into {uri}: {reason(error)}. Name another folder.") from None
     if names:
         raise UserError(f"--to must be an empty folder or a new one; got {uri}, which holds files. Nothing was overwritten.")
 
 
 def upload(folder: str, uri: str) -> None:
-    """Copy a folder's files to a bucket, and see that each arrived in full length.
+    """Copy a folder's files to a bucket, and check that each has arrived in full length.
 
     Raises:
-        UserError: one did not; the manifest is not there then.
+        UserError: a file could not be written, or is shorter; then the manifest is not there.
     """
     import tensorflow as tf
 
@@ -42,8 +42,4 @@ def upload(folder: str, uri: str) -> None:
             if sent != arrived:
                 raise UserError(f"--to: {uri}/{name} has {arrived:,} bytes instead of {sent:,}. Name another folder.", FAILED)
     except tf.errors.OpError as error:
-        raise UserError(f"--to: cannot write to {uri}: {_reason(error)}. Name another folder.", FAILED) from None
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+        raise UserError(f"--to: cannot write to {uri}: {reason(error)}. Name another folder.", FAILED) from None

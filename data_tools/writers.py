@@ -1,8 +1,8 @@
 """Writers of training files, one class a format: `write` takes record batches, `close` ends the file.
 
-A writer is made of (path, schema, compression, bytes of a row group, where the format has such groups).
-Batches hold float32 numbers and binary texts, both with nulls where a cell is missing. The same batches give the same
-bytes: nothing here writes times or names of machines.
+A writer takes a path, a schema, a compression and the bytes of a row group, which only Parquet uses. Batches hold float32
+numbers and binary texts, with null for a missing cell. The same batches give the same bytes: no writer adds a time or the
+name of a machine.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from vertex_runtime.columns import Column, Image
 from vertex_runtime.errors import UserError
 
 SUFFIXES = {"none": "", "gzip": ".gz", "zstd": ".zst"}
-_ESCAPED = r'["\\\x00-\x1f\x7f]'  # what JSON writes otherwise than as it is
+_ESCAPED = r'["\\\x00-\x1f\x7f]'  # characters that JSON escapes
 
 
 class _Stream:
-    """A file that is compressed on the way, for writers of bytes."""
+    """A file to write bytes to, compressed if asked."""
 
     def __init__(self, path: str, compress: str):
-        # Opened by Arrow: it writes no time of day into gzip's header, so that equal rows are equal files.
+        # By Arrow, because it writes no time into gzip's header: equal rows give equal files.
         self.file = pa.OSFile(path, "wb")
         self.out = self.file if compress == "none" else pa.CompressedOutputStream(self.file, compress)
 
     def close(self) -> None:
-        """Write what is left, also of the compressor's."""
+        """Flush the compressor and close the file."""
         self.out.close()
         if self.out is not self.file:
             self.file.close()
 
 
 class CsvWriter:
-    """CSV with a header; cells with commas, quotes or line breaks in quotes, missing ones empty."""
+    """CSV with a header; cells with commas, quotes or line breaks are quoted, missing ones are empty."""
 
     def __init__(self, path: str, schema: pa.Schema, compress: str, group_bytes: int):
         from pyarrow import csv
@@ -66,7 +66,7 @@ class JsonlWriter:
         for i, (name, array) in enumerate(zip(batch.schema.names, batch.columns)):
             parts += [("{" if i == 0 else ", ") + json.dumps(name, ensure_ascii=False) + ": ", _as_json(array)]
         lines = pc.binary_join_element_wise(*(pa.scalar(part) if isinstance(part, str) else part for part in parts), "}\n", "")
-        # All the lines are one stretch of the array's bytes.
+        # The lines lie one after the other in the array's buffer.
         _, offsets, values = lines.buffers()
         ends = np.frombuffer(offsets, np.int32)[lines.offset : lines.offset + len(lines) + 1]
         self.stream.out.write(values.slice(int(ends[0]), int(ends[-1] - ends[0])))
@@ -76,7 +76,7 @@ class JsonlWriter:
 
 
 class ParquetWriter:
-    """Parquet; texts as strings, images as binary. Where a row group ends depends on the rows alone, not on the batches."""
+    """Parquet with texts as strings and images as binary; the row groups depend only on the rows, not on the batches."""
 
     def __init__(self, path: str, schema: pa.Schema, compress: str, group_bytes: int):
         from pyarrow import parquet
@@ -84,7 +84,7 @@ class ParquetWriter:
         self.schema, self.group_bytes = _as_strings(schema), group_bytes
         self.writer = parquet.ParquetWriter(path, self.schema, compression=compress)
         self.held: list[pa.RecordBatch] = []
-        self.size = 0  # of the rows that are held
+        self.size = 0  # bytes of the held rows
 
     def write(self, batch: pa.RecordBatch) -> None:
         texts = [array for array in batch.columns if pa.types.is_binary(array.type)]
@@ -114,13 +114,13 @@ class ParquetWriter:
 
 
 class TfrecordWriter:
-    """TFRecord of tf.train.Example: a float_list or bytes_list of one value a feature, of none where the cell is missing."""
+    """TFRecord of tf.train.Example: each feature is a float_list or bytes_list with one value, or none for a missing cell."""
 
     def __init__(self, path: str, schema: pa.Schema, compress: str, group_bytes: int):
         import tensorflow as tf
 
         self.writer = tf.io.TFRecordWriter(path, "GZIP" if compress == "gzip" else None)
-        # Features in the order of their names, as protobuf writes maps where it is asked to be deterministic.
+        # Features in the order of their names, as protobuf's deterministic serialisation has them.
         self.order = sorted(range(len(schema)), key=lambda i: schema.names[i].encode())
 
     def write(self, batch: pa.RecordBatch) -> None:
@@ -133,7 +133,7 @@ class TfrecordWriter:
 
 
 def _entries(name: str, array: pa.Array) -> Iterable[bytes]:
-    """Return a column's cells as entries of `Features.feature`, serialised: several times as fast as by tf.train.Example."""
+    """Return a column's cells as serialised entries of `Features.feature`; several times as fast as tf.train.Example."""
     key = _field(1, name.encode())
     if pa.types.is_floating(array.type):
         missing = _field(1, key + _field(2, _field(2, b"")))
@@ -162,15 +162,15 @@ WRITERS = {"csv": CsvWriter, "jsonl": JsonlWriter, "parquet": ParquetWriter, "tf
 
 
 def suffix(format: str, compress: str) -> str:
-    """Return how the names of files end; Parquet compresses inside the file, which its name does not say."""
+    """Return the ending of files' names; Parquet compresses inside the file, so its ending is always the same."""
     return f".{format}" + ("" if format == "parquet" else SUFFIXES[compress])
 
 
 def check(format: str, compress: str, columns: Sequence[Column]) -> None:
-    """Refuse what a format cannot hold.
+    """Refuse data that a format cannot hold.
 
     Raises:
-        UserError: zstd for TFRecord, images for text.
+        UserError: zstd for TFRecord, or images for CSV or JSON lines.
     """
     if format == "tfrecord" and compress == "zstd":
         raise UserError("--compress: TensorFlow writes no zstd into TFRecord files; got zstd. Take gzip or none.")
@@ -180,7 +180,7 @@ def check(format: str, compress: str, columns: Sequence[Column]) -> None:
 
 
 def schema_of(columns: Sequence[Column]) -> pa.Schema:
-    """Return the batches' schema; images carry a mark, so that nobody takes them for texts."""
+    """Return the batches' schema; images have metadata that tells them from texts, which are binary, too."""
     fields = []
     for column in columns:
         kind = pa.binary() if column.is_text else pa.float32()
@@ -195,7 +195,7 @@ def _as_strings(schema: pa.Schema) -> pa.Schema:
 
 
 def _as_json(array: pa.Array) -> pa.Array:
-    """Return cells as JSON texts, numbers in the fewest digits that give the same float32."""
+    """Return cells as JSON; a number has the fewest digits that give the same float32."""
     if pa.types.is_floating(array.type):
         return pc.fill_null(array.cast(pa.string()), "null")
     texts = array.cast(pa.string())

@@ -1,4 +1,4 @@
-"""What the columns of a CSV file hold: numbers, dates, categories or texts, found by looking at every cell."""
+"""Find out what the columns of a CSV file hold (numbers, dates, categories or texts) by looking at every cell."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the runtime's own idea of a date
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the runtime's own pattern of dates
 
 from vertex_runtime.columns import Date  # noqa: E402
 
 MOST_CATEGORIES = 1000
-ROWS_PER_CATEGORY = 5  # at least, on average: fewer would be names or free texts
+ROWS_PER_CATEGORY = 5  # on average, at least; a column with fewer holds names or free text
 LEAST_ROWS = 20
 MOST_SAMPLE_ROWS = 2000
 LARGEST = 1e37  # well within float32
@@ -31,12 +31,12 @@ KEY_NAME = re.compile(r"(?i:(.*[_ .-])?(id|key|uuid|guid|index))|.*[a-z](Id|ID|K
 
 
 class CsvError(Exception):
-    """A file that no trainer can be made of: one line that says why and what to do."""
+    """No trainer can be made from this file: one line that says why, and what to do."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a column holds, as `COLUMNS` of a model.py says it."""
+    """What a column holds, for `COLUMNS` of a model.py."""
 
     name: str
     kind: str  # Number, Date, Category or Text
@@ -46,12 +46,12 @@ class Found:
     low: float = 0.0
     high: float = 0.0
     time: bool = False
-    length: float = 0.0  # of its texts, on average
+    length: float = 0.0  # mean characters of its texts
     note: str = ""
-    header: str = ""  # its name in the file, where requests cannot have that
+    header: str = ""  # its name in the file, if requests cannot use that name
 
     def source(self) -> str:
-        """Return the column as Python writes it."""
+        """Return the column's line in `COLUMNS`."""
         words = [repr_of(self.name)]
         if self.kind == "Number":
             words += [f"low={number_of(self.low)}", f"high={number_of(self.high)}"] + ["missing=math.nan"] * self.missing
@@ -65,7 +65,7 @@ class Found:
 
 
 def repr_of(text: str) -> str:
-    """Return a text as Python writes it, in double quotes where that needs no escapes."""
+    """Return a text as a Python literal, in double quotes if that needs no escapes."""
     shown = repr(text)
     return shown if shown.startswith('"') or '"' in shown else f'"{shown[1:-1]}"'
 
@@ -77,7 +77,7 @@ def number_of(value: float) -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """A CSV file's cells as texts, by column in the file's order."""
+    """A CSV file's cells as text, by column in the file's order."""
 
     path: str
     cells: dict[str, Any]  # Arrow arrays
@@ -88,7 +88,7 @@ def read(path: str) -> Table:
     """Read a CSV file with a header.
 
     Raises:
-        CsvError: it is not there, or not such a file.
+        CsvError: there is no such file, it is not CSV with a header, or it has too few rows.
     """
     import pyarrow as pa
     from pyarrow import csv as pacsv
@@ -102,11 +102,12 @@ def read(path: str) -> Table:
             convert_options=pacsv.ConvertOptions(column_types={name: pa.string() for name in names}, null_values=[]),
         )
     except (pa.ArrowInvalid, OSError) as error:
-        raise CsvError(f"{path}: {' '.join(str(error).split())[:200]}. Mend the file: UTF-8, commas, as many cells in each row.") from None
+        problem = " ".join(str(error).split())[:200]
+        raise CsvError(f"{path}: {problem}. Correct the file: UTF-8, commas, the same number of cells in each row.") from None
     if table.num_rows < LEAST_ROWS:
-        raise CsvError(f"{path} has {table.num_rows} rows below its header: needed are {LEAST_ROWS} at least.")
+        raise CsvError(f"{path} has {table.num_rows} rows below its header: at least {LEAST_ROWS} are needed.")
     cells = {name: table.column(name).combine_chunks() for name in names}
-    _see_header(path, names, cells)
+    _check_header(path, names, cells)
     return Table(path, cells, table.num_rows)
 
 
@@ -125,7 +126,7 @@ def _header(path: str) -> list[str]:
     names = [cell.strip() for cell in next(csv.reader(lines), [])]
     if len(names) < 2:
         other = next((sign for sign in (";", "\t", "|") if names and sign in names[0]), None)
-        hint = f"its cells seem to be separated by {other!r}: write commas" if other else "a label and something to predict it by are two"
+        hint = f"its cells seem to be separated by {other!r}: write commas" if other else "a label and one to predict it from are needed"
         raise CsvError(f"{path} has one column: {hint}.")
     odd = next((name for name in names if not name or _is_number(name) or re.fullmatch(Date("x").pattern or "", name, re.ASCII)), None)
     if odd is not None:
@@ -135,8 +136,8 @@ def _header(path: str) -> list[str]:
     return names
 
 
-def _see_header(path: str, names: list[str], cells: dict[str, Any]) -> None:
-    """Refuse a first line that is a row: a column's name that is also one of its few values."""
+def _check_header(path: str, names: list[str], cells: dict[str, Any]) -> None:
+    """Refuse a first line that is data: a column's name that is also one of its values."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -153,7 +154,7 @@ def _is_number(text: str) -> bool:
 
 
 def look(name: str, cells: Any) -> Found:
-    """Find what a column holds by all its cells."""
+    """Return what a column holds, judged by all its cells."""
     import pyarrow.compute as pc
 
     given = cells.filter(pc.greater(pc.binary_length(cells), 0))
@@ -176,7 +177,7 @@ def look(name: str, cells: Any) -> Found:
 
 
 def _numbers(given: Any) -> tuple[float, float] | None:
-    """Return the least and the largest of the texts as numbers; None if they are none."""
+    """Return (smallest, largest) of texts that are all numbers; None if any is not."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -191,7 +192,7 @@ def _numbers(given: Any) -> tuple[float, float] | None:
 
 
 def _nearly_numbers(given: Any) -> str:
-    """Say which words keep a column from being one of numbers, where few do."""
+    """Return a note on the few words that keep a column from being numbers; "" if there are many."""
     counts = Counter(text for text in given.to_pylist() if not _is_number(text))
     if len(counts) > 3 or sum(counts.values()) > len(given) / 2:
         return ""
@@ -200,7 +201,7 @@ def _nearly_numbers(given: Any) -> str:
 
 
 def limits(low: float, high: float) -> tuple[float, float]:
-    """Return round limits around the values seen, with as much room on each side as they span; a sign that none has stays away."""
+    """Return round limits: the values' range, with its width added on both sides, but without a sign that no value has."""
     span = high - low or max(1.0, abs(low))
     step = 10.0 ** math.floor(math.log10(span))
     lower, upper = math.floor((low - span) / step) * step, math.ceil((high + span) / step) * step
@@ -210,9 +211,9 @@ def limits(low: float, high: float) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Choice:
-    """The columns of a trainer, which of them it predicts and, where it reads texts, which one."""
+    """The columns of a trainer, the one that it predicts and, if it reads texts, the one with the texts."""
 
-    columns: list[Found]  # by the file's order
+    columns: list[Found]  # in the file's order
     label: Found
     text: Found | None = None
 
@@ -222,10 +223,10 @@ class Choice:
 
 
 def choose(table: Table, kind: str, label: str | None) -> Choice:
-    """Choose the label and say what each column is.
+    """Choose the label and decide what each column holds.
 
     Raises:
-        CsvError: the label is not there, or cannot be predicted, or nothing is there to predict it by.
+        CsvError: there is no such label, it cannot be predicted, or no other column can be used to predict it.
     """
     columns = [look(name, cells) for name, cells in table.cells.items()]
     text = None
@@ -258,7 +259,7 @@ def _is_plain(name: str) -> bool:
 
 
 def _headers(columns: Sequence[Found], label: str) -> dict[str, str]:
-    """Return plain names for the inputs whose own names TensorFlow's signatures do not take, with those beside them."""
+    """Return {plain name: own name} for the inputs whose own names TensorFlow's signatures do not accept."""
     taken, found = {column.name for column in columns}, {}
     for column in columns:
         own = column.name
@@ -280,7 +281,7 @@ def _label(table: Table, label: str | None, columns: list[Found], text: Found | 
     names = list(table.cells)
     if label is None:
         named = [name for wanted in LABEL_NAMES for name in names if name.lower() == wanted]
-        # Beside texts there are often keys: the last column of classes is the likelier one.
+        # Files of texts often have keys, too, so a column of classes is more likely to be the label than the last column.
         classes = [found.name for found in columns if text and found.kind == "Category" and found.name != text.name]
         return (named or classes[-1:] or [name for name in names if text is None or name != text.name][-1:])[0]
     if label not in names:
@@ -300,15 +301,18 @@ def _as_label(table: Table, found: Found, kind: str) -> Found:
     if found.kind == "Number" and found.distinct > 2 and kind == "tabular":
         return Found(found.name, "Number", False, True, found.distinct, found.low, found.high)
     if found.distinct > MOST_CATEGORIES or 2 * found.distinct > table.rows:
-        raise CsvError(f"{where}: {found.distinct} different texts in {table.rows} rows are no classes. Name another column: --label.")
+        raise CsvError(f"{where}: {found.distinct} different texts in {table.rows} rows are too many classes. Name another: --label.")
     return Found(found.name, "Category", distinct=found.distinct)
 
 
 def split(table: Table, choice: Choice, seed: int = 0) -> tuple[list[list[str]], list[list[str]], int]:
-    """Draw up to 2,000 rows and deal them out.
+    """Draw up to 2,000 rows and split them.
 
     Returns:
-        The rows to train on and to evaluate on, a fifth of each class, and how many rows lack a label.
+        The rows to train on, those to evaluate on (a fifth of each class), and how many rows of the file lack a label.
+
+    Raises:
+        CsvError: too few rows have a label, or no class has five rows.
     """
     labels = table.cells[choice.label.name].to_pylist()
     usable = [place for place, label in enumerate(labels) if label]
@@ -320,7 +324,7 @@ def split(table: Table, choice: Choice, seed: int = 0) -> tuple[list[list[str]],
     for place in drawn:
         groups.setdefault("" if choice.is_regression else labels[place], []).append(place)
     valid: set[int] = set()
-    for group in groups.values():  # a class that is seen once only is trained on: it could not be evaluated otherwise
+    for group in groups.values():  # a class with fewer than five rows is only trained on
         valid.update(rng.sample(group, len(group) // 5))
     if not valid:
         raise CsvError(f"{table.path}: no class of {choice.label.name[:100]!r} has five rows, none to evaluate on. Add rows.")
@@ -331,7 +335,7 @@ def split(table: Table, choice: Choice, seed: int = 0) -> tuple[list[list[str]],
 
 
 def instance(choice: Choice, names: list[str], row: list[str]) -> dict[str, Any]:
-    """Return a row as a request holds it, without label and unused columns."""
+    """Return a row as a request, without label and unused columns."""
     found: dict[str, Any] = {}
     for column, cell in zip(choice.columns, row):
         if column.name != choice.label.name and column.required:

@@ -1,6 +1,6 @@
 """Write a trainer of your own: `scripts/new_trainer NAME --kind=tabular|image|text [--from CSV] [--label COLUMN]`.
 
-What is written comes from the templates beside this file; `<<NAME>>` in them stands for a value. TensorFlow is not needed.
+The files come from the templates beside this one, in which `<<NAME>>` stands for a value. TensorFlow is not needed.
 """
 
 from __future__ import annotations
@@ -25,40 +25,40 @@ TEMPLATES = Path(__file__).resolve().parent
 ROOT = TEMPLATES.parent
 KINDS = ("tabular", "image", "text")
 JOBS = ("", "-2-workers", "-gpu", "-tuning")
-# Modules that a trainer's package would hide, whether or not they are installed where this runs.
+# Names of modules that a trainer's package would hide, even if they are not installed here.
 TAKEN = ("trainer", "keras", "tensorflow", "numpy", "pyarrow", "tensorboard", "google", "hypertune", "optuna", "pytest", "build", "dist")
 
 
 class UserError(Exception):
-    """A mistake that the user can mend, in one line."""
+    """A mistake that the user can correct, in one line."""
 
 
 @dataclass
 class Plan:
-    """What a trainer is made of: the values of its templates, and its sample data."""
+    """What a trainer is made from: the values for its templates, and its sample data."""
 
     values: dict[str, str]
-    instance: dict[str, Any] | None  # a request, for the commands to try; None: images
-    rows: dict[str, list[list[str]]] = field(default_factory=dict)  # of the user's own file, by the sample's name
-    said: list[str] = field(default_factory=list)
+    instance: dict[str, Any] | None  # a request, for the printed commands; None for images
+    rows: dict[str, list[list[str]]] = field(default_factory=dict)  # from the user's own file, by the sample's name
+    said: list[str] = field(default_factory=list)  # lines to print
 
 
 def fill(template: str, values: Mapping[str, str]) -> str:
-    """Put values in for `<<NAME>>`; a name without a value is a mistake of the template's."""
+    """Replace each `<<NAME>>` by its value; a KeyError means a mistake in the template."""
     return re.sub(r"<<([A-Z_]+)>>", lambda match: values[match[1]], template)
 
 
 def text_of(kind: str, name: str) -> str:
-    """Return a template: the kind's own, else the common one."""
+    """Return the text of a template: the kind's own, else the common one."""
     own = TEMPLATES / kind / f"{name}.tmpl"
     return (own if own.is_file() else TEMPLATES / "common" / f"{name}.tmpl").read_text(encoding="utf-8")
 
 
 def check_name(name: str) -> None:
-    """See that a package, its jobs and its image may have this name.
+    """Check that a package, its jobs and its image may have this name.
 
     Raises:
-        UserError: they may not; nothing is overwritten.
+        UserError: they may not, or one of the files exists.
     """
     if not re.fullmatch(r"[a-z][a-z0-9]*(_{1,2}[a-z0-9]+)*", name) or len(name) > 60:
         plain = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
@@ -68,13 +68,13 @@ def check_name(name: str) -> None:
         raise UserError(f"{name} is a keyword of Python: choose another name.")
     for path in (name, *(f"jobs/{name}{kind}.yaml" for kind in JOBS), f"tests/test_{name}.py"):
         if os.path.lexists(ROOT / path):
-            raise UserError(f"{path} is there already, and nothing is overwritten: choose another name, or move it away.")
+            raise UserError(f"{path} exists already, and nothing is overwritten: choose another name, or move it away.")
     if name in sys.stdlib_module_names or name in TAKEN or _is_installed(name):
         raise UserError(f"{name} is the name of a module that programs import: choose another name.")
 
 
 def _is_installed(name: str) -> bool:
-    """Tell whether Python finds such a module elsewhere than in this checkout."""
+    """Tell whether Python finds such a module outside this checkout."""
     kept, sys.path[:] = sys.path[:], [path for path in sys.path if Path(path or ".").resolve() not in (TEMPLATES, ROOT)]
     try:
         return importlib.util.find_spec(name) is not None
@@ -84,7 +84,7 @@ def _is_installed(name: str) -> bool:
         sys.path[:] = kept
 
 
-# ------------------------------------------------------------------ what each kind's templates are filled with
+# ------------------------------------------------------------------ the values for each kind's templates
 
 
 def plan_sample(name: str, kind: str) -> Plan:
@@ -107,7 +107,7 @@ def plan_from(path: str, name: str, kind: str, label: str | None) -> Plan:
     """Plan a trainer on a CSV file of the user's.
 
     Raises:
-        UserError: the file is not to be used.
+        UserError: the file cannot be used.
     """
     try:
         import csv_columns as columns
@@ -130,17 +130,23 @@ def plan_from(path: str, name: str, kind: str, label: str | None) -> Plan:
         head = "number" if choice.is_regression else "two_classes" if choice.label.distinct == 2 else "classes"
         objective = {"number": "val_rmse", "two_classes": "val_auc", "classes": "val_accuracy"}[head]
         values |= _tabular(head, label_source, source) | _evaluated(objective, None, classes=head != "number")
-    what = "a number" if choice.is_regression else f"one of {choice.label.distinct} classes"
-    said = [f"predicts {choice.label.name!r}, {what}{'' if label else ' (--label=COLUMN chooses another column)'}"]
-    if choice.text:
-        said.append(f"reads the texts of {choice.text.name!r}")
-    for found in choice.columns:
-        said.append(found.source().strip().rstrip(",") + (f"  # {found.note}" if found.note else ""))
+    said = _described(choice, chosen_by_user=label is not None)
     if without:
         said.append(f"left out {without} rows without {choice.label.name!r}")
     said.append(f"sample data: {len(train)} rows to train on, {len(valid)} to evaluate on, of {table.rows} in {path}")
     rows = {"train": [names, *train], "valid": [names, *valid]}
     return Plan(values, columns.instance(choice, names, valid[0]), rows, said)
+
+
+def _described(choice: Any, chosen_by_user: bool) -> list[str]:
+    """Return lines about a `csv_columns.Choice`: the label, the texts, and every column."""
+    what = "a number" if choice.is_regression else f"one of {choice.label.distinct} classes"
+    said = [f"predicts {choice.label.name!r}, {what}{'' if chosen_by_user else ' (--label=COLUMN chooses another column)'}"]
+    if choice.text:
+        said.append(f"reads the texts of {choice.text.name!r}")
+    for found in choice.columns:
+        said.append(found.source().strip().rstrip(",") + (f"  # {found.note}" if found.note else ""))
+    return said
 
 
 def _template(kind: str, name: str) -> str:
@@ -160,7 +166,7 @@ def _tabular(head: str, label: str, columns: str) -> dict[str, str]:
         facts = '{"mean": mean[:-1], "scale": scale[:-1], "label_mean": mean[-1], "label_scale": scale[-1], "words": known}'
     return {
         "LABEL": label,
-        "LABEL_HINT": "" if number else "; for a number in place of classes see `head`",
+        "LABEL_HINT": "" if number else "; for a number instead of classes see `head`",
         "MATH": "import math\n" if "math.nan" in columns else "",
         "MORE_COLUMNS": ", Text" if re.search(r"^    Text\(", columns, re.MULTILINE) else "",
         "MEASURED": "np.column_stack([numbers_of(chunk), chunk[LABEL]])" if number else "numbers_of(chunk).numpy()",
@@ -183,7 +189,7 @@ def _evaluated(objective: str, least: float | None, classes: bool) -> dict[str, 
 
 
 def write(folder: Path, name: str, kind: str, plan: Plan) -> None:
-    """Write all files of a trainer below `folder`, as they will lie in the checkout."""
+    """Write all files of a trainer below `folder`, at the paths that they will have in the checkout."""
     imports = sorted([f"from {name}.trainer.task import main", "from vertex_runtime import predict"])
     values = plan.values | {"TEST_IMPORTS": "\n".join(imports), "PARAMETERS": _template(kind, "tuning.yaml")}
     values["INSTANCE"] = _literal(plan.instance)
@@ -210,7 +216,7 @@ def write(folder: Path, name: str, kind: str, plan: Plan) -> None:
 
 
 def _literal(instance: Mapping[str, Any] | None) -> str:
-    """Return a request as Python writes it, one value a line where it is long."""
+    """Return a request as a Python literal, with a line for each value if it is long."""
     from json.encoder import encode_basestring
 
     items = [
@@ -224,13 +230,17 @@ def _literal(instance: Mapping[str, Any] | None) -> str:
 
 
 def move(folder: Path, paths: Sequence[str]) -> None:
-    """Move what was written into the checkout, all of it or nothing."""
+    """Move the written files into the checkout: all of them, or none.
+
+    Raises:
+        UserError: one of the targets exists.
+    """
     moved: list[Path] = []
     try:
         for path in paths:
             target = ROOT / path
             if os.path.lexists(target):
-                raise UserError(f"{path} has come into being meanwhile, and nothing is overwritten: start again.")
+                raise UserError(f"{path} was created meanwhile, and nothing is overwritten: start again.")
             target.parent.mkdir(parents=True, exist_ok=True)
             os.rename(folder / path, target)
             moved.append(target)
@@ -244,12 +254,12 @@ def make(name: str, kind: str, path: str | None, label: str | None) -> list[str]
     """Make a trainer; return the lines to print.
 
     Raises:
-        UserError: it cannot be made; nothing was written.
+        UserError: it cannot be made; then nothing is written.
     """
     check_name(name)
     plan = plan_from(path, name, kind, label) if path else plan_sample(name, kind)
     paths = [name, *(f"jobs/{name}{job}.yaml" for job in JOBS), f"tests/test_{name}.py"]
-    folder = Path(tempfile.mkdtemp(prefix=".new_trainer-", dir=ROOT))  # beside its place: moving must not copy
+    folder = Path(tempfile.mkdtemp(prefix=".new_trainer-", dir=ROOT))  # on the same disk, so that moving is a rename
     folder.chmod(0o755)
     try:
         write(folder, name, kind, plan)
@@ -309,7 +319,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = parser.parse_args(argv)
         if args.path is not None and args.kind == "image":
-            raise UserError("--from is for tabular and text: images lie in a folder per label. Give it to --train_data_path later.")
+            raise UserError("--from is for tabular and text. Images are read from a folder per label: give it to --train_data_path later.")
         if args.label is not None and args.path is None:
             raise UserError("--label names a column of the file that --from gives: give that, too.")
         print("\n".join(make(args.name, args.kind, args.path, args.label)))

@@ -393,7 +393,7 @@ def test_verify_finds(fault, tmp_path):
         (tmp_path / "out/more.jsonl").write_bytes(content)
     else:
         (tmp_path / "out/manifest.json").write_text("{")
-    says = {"cut": "bytes, not", "changed": "has the sha256", "missing": "is missing", "more": "is not in", "manifest": "is no manifest"}
+    says = {"cut": "bytes, not", "changed": "has the sha256", "missing": "is missing", "more": "is not in", "manifest": "is not a manifest"}
     with pytest.raises(UserError, match=says[fault]):
         manifest.verify(str(tmp_path / "out"))
 
@@ -524,11 +524,11 @@ def test_a_wrong_hash_is_never_taken_for_whole(name, serve, tmp_path):
 def test_a_truncated_archive_is_never_taken_for_whole(serve, tmp_path):
     """The server itself has half a file; or somebody put one there."""
     server = serve(content=CONTENT[:-100])
-    with pytest.raises(UserError, match="is no whole gzip file"):
+    with pytest.raises(UserError, match="is not a complete gzip file"):
         get(server, tmp_path)
     assert not list(tmp_path.iterdir())
     (tmp_path / "set.tar.gz").write_bytes(CONTENT[:1000])
-    with pytest.raises(UserError, match="is no whole gzip file.*Remove .*set.tar.gz and start again"):
+    with pytest.raises(UserError, match="is not a complete gzip file.*Remove .*set.tar.gz and start again"):
         get(server, tmp_path)
 
 

@@ -167,7 +167,7 @@ def test_times_youngest_first(rows, tmp_path):
     write(tmp_path, "data/rows-3.csv", HEADER, "1,test,yesterday,a", *["2,test,2020-01-28T00:00:00Z,a"] * 200)
     found = sets(export.export(rows, {"timestampSplit": {"key": "when", **FRACTIONS}}, tmp_path / "out", say=said.append))
     assert sizes(found) == [360, 180, 60], "rows of one time are divided, too"
-    assert "1 row(s) left out: when is no time in RFC 3339" in said[0] and "rows-3.csv:2 has 'yesterday'" in said[0]
+    assert "1 row(s) left out: when is not a time in RFC 3339" in said[0] and "rows-3.csv:2 has 'yesterday'" in said[0]
 
 
 @pytest.mark.parametrize("text, other", [
@@ -292,7 +292,7 @@ def test_a_wrong_split_of_text_is_one_line(titles, tmp_path, config, says):
 @pytest.mark.parametrize("lines, says", [
     ((), "it is empty; its first line must hold the columns' names"),
     ((HEADER,), "there is no row to export"),
-    (("a,a", "1,2"), "gs://data/x.csv:1: column 'a' is there twice"),
+    (("a,a", "1,2"), "gs://data/x.csv:1: column 'a' appears twice"),
 ])  # fmt: skip
 def test_a_file_without_rows_is_one_line(tmp_path, lines, says):
     write(tmp_path, "data/x.csv", *lines)

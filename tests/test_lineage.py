@@ -136,7 +136,7 @@ def test_trials_are_compared_as_one(outputs, tmp_path):
 @pytest.mark.parametrize(
     "words, says",
     [
-        (("lineage", "nothing"), "MODEL: 'nothing' is no folder and no gs://"),
+        (("lineage", "nothing"), "MODEL: 'nothing' is neither a folder nor a gs://"),
         (("lineage", "data"), "has no saved_model.pb"),
         (("lineage", "gs://bucket/none"), "has no saved_model.pb"),
         (("compare", "one", "data"), "RUN: 'data' holds no run.json"),
@@ -247,7 +247,7 @@ def test_a_deployed_model_and_names_that_are_several_models(tmp_path):
     text = said(tmp_path, "lineage", "endpoints/9")
     assert f"{LOCATION}/models/3@1" in text and "as they were made" in text and "not recorded" in text
     assert f"{LOCATION}/models/3@1" in said(tmp_path, "lineage", f"{LOCATION}/endpoints/9")
-    for asked, says in (("taxi", "several models are called so"), ("endpoints/8", "no model"), ("endpoints/7", "no such endpoint")):
+    for asked, says in (("taxi", "several models have that name"), ("endpoints/8", "no model"), ("endpoints/7", "no such endpoint")):
         done = command(tmp_path, "lineage", asked)
         assert done.returncode == 2 and says in done.stderr and len(done.stderr.splitlines()) == 1
 

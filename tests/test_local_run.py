@@ -30,7 +30,7 @@ def test_the_chief_ends_the_job_and_the_others_are_shut_down(tmp_path):
     done = call(tmp_path, "job.yaml", "--job_id=a", "--grace=2")
     assert done.returncode == 0, done.stderr
     assert "[workerpool1-0] worker is done" in done.stdout, "within its grace a worker may finish"
-    assert "rule: the chief is done and the grace of 2 s over: workerpool3-0 shut down" in done.stdout
+    assert "rule: the chief is done and the grace of 2 s is over: workerpool3-0 shut down" in done.stdout
     assert attempts(tmp_path, "a") == {"workerpool0-0": [0], "workerpool1-0": [0], "workerpool3-0": [-15]}
     assert result(tmp_path, "a")["state"] == "JOB_STATE_SUCCEEDED"
 

@@ -87,7 +87,7 @@ def houses(path: Path, count: int = 400) -> Path:
     [
         ("My-Shop", "such as my_shop"), ("1st", "lower-case"), ("_x", "such as x"), ("shöp", "lower-case"), ("", "lower-case"),
         ("../x", "such as x"), ("a.b", "such as a_b"), ("x_", "such as x"), ("a" * 61, "lower-case"), ("class", "keyword"),
-        ("tests", "tests is there already"), ("jobs", "jobs is there already"), ("trainer", "module"), ("keras", "module"),
+        ("tests", "tests exists already"), ("jobs", "jobs exists already"), ("trainer", "module"), ("keras", "module"),
         ("json", "module"), ("pytest", "module"), ("yaml", "module"), ("build", "module"),
     ],
 )  # fmt: skip
@@ -102,7 +102,7 @@ def test_nothing_is_overwritten(root, path):
     (root / path).write_text("mine")
     before = files(root)
     said = new_trainer(root, NAME, "--kind=text", code=2)
-    assert f"{path} is there already" in said and files(root) == before
+    assert f"{path} exists already" in said and files(root) == before
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ ROWS = "\n".join(f"{i},{i * i},{'no' if i % 3 else 'yes'}" for i in range(60))
         (b"a,b,c\n1,2,\xff\n" + ROWS.encode(), [], "not UTF-8"), ("a,b,c\n" + ROWS.replace("yes", "no"), [], "one value only"),
         ("a,b\n" + "\n".join(f"{i},2024-01-{i:02}" for i in range(1, 29)), [], "holds dates"),
         ("a,b\n" + "\n".join(f"{i},name {i}" for i in range(1, 29)), [], "28 different texts"),
-        ("a,b\n" + "\n".join(f"name {i},{i}" for i in range(1, 29)), [], "nothing to predict 'b' by"),
+        ("a,b\n" + "\n".join(f"name {i},{i}" for i in range(1, 29)), [], "nothing to predict 'b' from"),
         ("a,b\n" + "\n".join(f"{i}," for i in range(1, 29)), [], "no value only"),
     ],
 )  # fmt: skip

@@ -135,7 +135,7 @@ def test_what_is_wrong_with_a_data_set_is_told(service, sdk):  # noqa: F811
         aiplatform.TextDataset.create("bad", gcs_source=f"gs://{BUCKET}/bad.jsonl", import_schema_uri=SINGLE)
     with pytest.raises(exceptions.NotFound, match="there is no such object"):
         aiplatform.TabularDataset.create("none", gcs_source=f"gs://{BUCKET}/none.csv")
-    with pytest.raises(Exception, match="BIGQUERY_EMULATOR_HOST names no stand-in"):
+    with pytest.raises(Exception, match="BIGQUERY_EMULATOR_HOST names no emulator"):
         aiplatform.TabularDataset.create("table", bq_source="bq://my-project.d.t")
     empty = aiplatform.TextDataset.create("empty")
     job = aiplatform.CustomContainerTrainingJob("show", container_uri="host/any:1", command=["python", "-c", SHOW])

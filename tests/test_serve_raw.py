@@ -67,7 +67,7 @@ def test_rows_and_columns_are_answered_in_kind(house, endpoint):  # noqa: F811
         ({"instances": []}, "at least one"), ({"instances": {"a": 1}}, "at least one"),
         ({"inputs": {}}, "for each input"), ({"inputs": {"a": 1}}, "for each input"),
         ({"inputs": {"a": [1], "b": [1, 2]}}, "columns of one length"), ({"instances": [1], "signature_name": "x"}, "serving_default"),
-        ({"instances": [1], "instance": 1}, "instance is no field"), (b"[" * 100_000, "not JSON"),
+        ({"instances": [1], "instance": 1}, "an unknown field instance"), (b"[" * 100_000, "not JSON"),
     ],
 )  # fmt: skip
 def test_a_body_that_the_container_would_refuse_is_named(house, endpoint, content, says):  # noqa: F811

@@ -233,7 +233,7 @@ def test_a_job_of_an_instance_elsewhere_runs_and_says_so(sdk, service):  # noqa:
     name = service.request("POST", f"/v1/{location}/customJobs", {"displayName": "x", "jobSpec": spec})["name"]
     ended = wait_for(lambda: (found := service.request("GET", f"/v1/{name}"))["state"].endswith(ENDED) and found, 90)
     log = service.state / "jobs" / name.rpartition("/")[2] / "logs" / "service.log"
-    assert ended["state"] == "JOB_STATE_SUCCEEDED" and "tensorboards/77 is no TensorBoard instance of this service" in log.read_text()
+    assert ended["state"] == "JOB_STATE_SUCCEEDED" and "tensorboards/77 is not a TensorBoard instance of this service" in log.read_text()
 
 
 TRIAL = """

@@ -1,6 +1,6 @@
 """BigQuery as a source of rows and a destination of tables: by the real client, against a stand-in only.
 
-A rehearsal on this machine never reaches out to BigQuery itself: BIGQUERY_EMULATOR_HOST must name a stand-in.
+A rehearsal on this machine never calls BigQuery itself: BIGQUERY_EMULATOR_HOST must name an emulator.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ ONCE: Any = {"retry": None, "timeout": 60}  # the clients' own retries hold a re
 
 @dataclass(frozen=True)
 class Tables:
-    """What an export to BigQuery made: `bq://project.dataset` and the rows of each set."""
+    """What an export to BigQuery made: `bq://project.dataset`, and the number of rows of each set."""
 
     prefix: str
     counts: list[int]
 
 
 def client(uri: str, project: str) -> Any:
-    """Return a client of the stand-in; `uri` is what needs it.
+    """Return a client of the emulator; `uri` names, for messages, the table that needs it.
 
     Raises:
-        DatasetError: no stand-in is named, or the client is not installed.
+        DatasetError: no emulator is named, or the client is not installed.
     """
     if not os.environ.get(HOST):
-        text = f"{uri}: needs BigQuery, and {HOST} names no stand-in for it on this machine; set it, or give gcsSource or gcsDestination."
+        text = f"{uri}: needs BigQuery, and {HOST} names no emulator of it on this machine; set it, or give gcsSource or gcsDestination."
         raise DatasetError(text, status="UNIMPLEMENTED")
     try:
         from google.auth.credentials import AnonymousCredentials
@@ -66,7 +66,7 @@ def errors(uri: str) -> Iterator[None]:
 
 
 class TableSource:
-    """A table's rows; the cells of a row are what BigQuery's own export to CSV would hold."""
+    """A table's rows, with the cells that BigQuery's own export to CSV would write."""
 
     form, annotation_type, bytes = "csv", "tables", 0
 
@@ -123,7 +123,7 @@ def text(value: Any) -> str:
 
 
 def destination(dataset: Dataset, wish: Mapping[str, Any]) -> str:
-    """Return the project of a `bigqueryDestination`, which is for data sets that come from BigQuery."""
+    """Return the project of a `bigqueryDestination`; raise a DatasetError unless the data set comes from BigQuery."""
     uri = wish.get("outputUri", "")
     found = re.fullmatch(r"bq://([a-z][a-z0-9:.-]*[a-z0-9])", uri)
     if not found:
@@ -141,8 +141,8 @@ def write(
     """Make the dataset `name` with the tables training, validation and test; the rows keep their types.
 
     Args:
-        tick: called with the number of rows now and then.
-        check: called with the sets' sizes before anything is made.
+        tick: called with the number of rows read, after each batch.
+        check: called with the sets' sizes before anything is made; it may raise.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -1,10 +1,10 @@
-"""A managed data set: the API's Dataset, from a file or a request, and for text what was imported into it.
+"""A managed data set: the API's Dataset, read from a file or a request; for text with the list of its imports.
 
     displayName: taxifare
     metadataSchemaUri: gs://google-cloud-aiplatform/schema/dataset/metadata/tabular_1.0.0.yaml
     metadata: {inputConfig: {gcsSource: {uri: [gs://bucket/trips-*.csv]}}}     # or bigquerySource: {uri: bq://project.dataset.table}
 
-A data set of text has text_1.0.0.yaml, and `importConfigs` in place of `metadata`: the list that ImportData takes.
+A data set of text has text_1.0.0.yaml and, instead of `metadata`, `importConfigs`: the list that ImportData takes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _FORMAT = re.compile(
 
 
 class DatasetError(UserError):
-    """A data set or a split that cannot be used; `status` is the API's name for it, `field` where the request has it."""
+    """A data set or a split that cannot be used; `status` is the API's status code, `field` the request's field at fault."""
 
     def __init__(self, message: str, field: str = "", status: str = "INVALID_ARGUMENT"):
         super().__init__(message)
@@ -40,14 +40,14 @@ class DatasetError(UserError):
 
 
 class Stopped(Exception):
-    """An export that was given up because its job was cancelled."""
+    """An export was stopped because its job was cancelled."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A checked data set; `uris` are its CSV files', `table` its BigQuery table, `imports` what text was imported from.
+    """A checked data set: CSV files (`uris`), a BigQuery `table`, or `imports` of text. `buckets` holds `gs://bucket/x` as bucket/x.
 
-    Files that are not `gs://…` are looked for in `project`; None allows no such file.
+    Files that are not `gs://…` are looked for in the folder `project`; if that is None, there can be none.
     """
 
     id: str
@@ -59,10 +59,10 @@ class Dataset:
     imports: tuple[Mapping[str, Any], ...] = ()
 
     def files(self, uris: Sequence[str] | None = None) -> list[tuple[str, Path]]:
-        """Return the names and paths of some of its files, by default of its CSV files, wildcards matched.
+        """Return names and paths of the files that URIs with wildcards match; by default of the CSV files.
 
         Raises:
-            DatasetError: a URI is none, leads out of its bucket, or matches no file.
+            DatasetError: a URI is not valid, leads out of its bucket, or matches no file.
         """
         found: dict[str, Path] = {}
         for uri in self.uris if uris is None else uris:
@@ -92,7 +92,7 @@ def _inside(path: str, root: Path | None) -> bool:
 
 
 def _name(uri: str, path: str, match: str) -> str:
-    """Return what a file that `uri` matches is called: the URI with its wildcards filled in."""
+    """Return the name of a file that `uri` matches: the URI with its wildcards filled in."""
     fixed = re.split(r"[*?\[]", uri)[0]
     return uri if match == path else fixed + match[len(path) - len(uri) + len(fixed) :]
 
@@ -103,9 +103,12 @@ def load(
     """Read a data set file; its id is that of its `name`, else the file's own name.
 
     Args:
-        root: where `gs://bucket/x` lies as `bucket/x`.
-        project: where files lie that are not `gs://…`.
+        root: the folder that holds `gs://bucket/x` as `bucket/x`.
+        project: the folder of files that are not `gs://…`.
         given: settings for `${…}`.
+
+    Raises:
+        SpecError: the file is wrong; the message names the line.
     """
     tree = schema.parse(job_file.read_text(path, given), str(path), "Dataset", {"importConfigs": "[ImportDataConfig]"})
     number = tree.message.get("name", "").rpartition("/")[2] or re.sub(r"\W", "_", Path(path).stem, flags=re.ASCII)
@@ -119,7 +122,7 @@ def load(
 def make(
     number: str, message: Mapping[str, Any], imports: Sequence[Mapping[str, Any]], root: Path, project: Path | None = None
 ) -> Dataset:  # fmt: skip
-    """Check a Dataset in its JSON form, but not yet its files."""
+    """Check a Dataset in its JSON form, without its files, and return it; raise a DatasetError if something is wrong."""
     uri = message.get("metadataSchemaUri", "")
     kind = _KIND.fullmatch(uri)
     if not kind:
@@ -141,7 +144,7 @@ def make(
 
 
 def import_format(one: Mapping[str, Any], field: str = "importSchemaUri") -> str:
-    """Return what an import brings: classification_single_label, classification_multi_label, extraction or sentiment."""
+    """Return an import's kind of annotation: classification_single_label, classification_multi_label, extraction or sentiment."""
     uri = one.get("importSchemaUri", "")
     found = _FORMAT.fullmatch(uri)
     if not found:

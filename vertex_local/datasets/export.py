@@ -1,6 +1,6 @@
-"""The export of a data set for a training pipeline: files or tables per set, and the variables that tell a trainer of them.
+"""The export of a data set for a training pipeline: files or tables for each set, and the variables that tell a trainer where.
 
-Where the API's reference gives no name, files are called as in paths that users of the service published:
+The API's reference does not name the files. Their names here follow paths that users of the service have published:
 `dataset-<id>-tables-<time>/training-00000-of-00004.csv`.
 """
 
@@ -34,7 +34,7 @@ def quiet(text: str) -> None:
 
 
 def source_of(dataset: Dataset, annotation_schema: str = "") -> Any:
-    """Return what reads a data set's rows; its files must be there."""
+    """Return the source that reads a data set's rows; its files must exist."""
     if dataset.kind != TABULAR:
         return TextSource(dataset, annotation_schema)
     if annotation_schema:
@@ -43,13 +43,17 @@ def source_of(dataset: Dataset, annotation_schema: str = "") -> Any:
 
 
 class Export:
-    """One export of a data set, checked when it is made and done by `run`.
+    """One export of a data set: the constructor checks it, `run` does it.
 
     Args:
-        config: the API's InputDataConfig in its JSON form. Its `gcsDestination` is taken where `destination` is None.
-        destination: the folder for the export's own folder.
-        stop: asked now and then; True gives the export up.
+        config: the API's InputDataConfig in its JSON form. Its `gcsDestination` is used if `destination` is None.
+        destination: the folder in which the export makes its own folder.
+        say: called with lines about progress and warnings.
+        stop: called now and then; if it returns True, the export stops.
         shard_bytes: about how long a file becomes before the next one begins.
+
+    Raises:
+        DatasetError: the data set, the split or the destination cannot be used.
     """
 
     def __init__(
@@ -70,11 +74,11 @@ class Export:
         self.label = f"data set {dataset.id}"
 
     def run(self) -> dict[str, str]:
-        """Export the data set and return the variables for the replicas; what a failed export wrote is removed.
+        """Export the data set and return the variables for the replicas; a failed export removes what it has written.
 
         Raises:
-            DatasetError: a row that cannot be read, or nothing is left to train on.
-            Stopped: `stop` said so.
+            DatasetError: a row cannot be read, or no row is left for training.
+            Stopped: `stop` returned True.
         """
         now, remarks = datetime.now(timezone.utc), splits.Remarks()
         stamp = now.strftime("%Y-%m-%dT%H:%M:%S.") + f"{now.microsecond // 1000:03d}Z"
@@ -91,7 +95,7 @@ class Export:
         return {"AIP_DATA_FORMAT": form, **_variables(lambda name: f"{target}/{name}-*.{form}")}
 
     def to_files(self, name: str, whole: bool = False) -> tuple[list[Path], list[int]]:
-        """Export into the folder `name` of the destination; `whole` writes all rows as one set, data.
+        """Export into the folder `name` of the destination; `whole` writes all rows as one set called `data`.
 
         Returns:
             The files, and how many rows each set has.
@@ -106,7 +110,7 @@ class Export:
         self, name: str, assign: splits.Assign, sets: Sequence[str], remarks: splits.Remarks
     ) -> tuple[Path, list[int]]:  # fmt: skip
         target = Path(self.folder, name)
-        target.mkdir(parents=True)  # never one that exists
+        target.mkdir(parents=True)  # fails if it exists
         try:
             counts = self._write(target, assign, sets, remarks)
             self._check(counts, remarks)
@@ -132,7 +136,7 @@ class Export:
         return [each.finish() for each in shards]
 
     def _rows(self) -> Iterator[Row]:
-        """Go through the source, telling now and then how far that is; a split may do so before the export does."""
+        """Yield the source's rows and report progress; a split may read all rows before the export does."""
         for number, row in enumerate(self.source.rows(), 1):
             yield row
             if number % 4096 == 0:
@@ -183,7 +187,7 @@ def _variables(uri: Callable[[str], str]) -> dict[str, str]:
 
 
 class _Shards:
-    """The files of one set: numbered once all are written, for each is named with how many there are."""
+    """The files of one set; they get their names when all are written, because each name has the number of files."""
 
     def __init__(self, folder: Path, name: str, source: Any, most: int):
         self.folder, self.name, self.source, self.most = folder, name, source, most
@@ -191,7 +195,7 @@ class _Shards:
         self.file: TextIO | None = None
 
     def add(self, row: Row, use: str) -> None:
-        """Write a row, into a new file where the last one is long enough."""
+        """Write a row; begin a new file if the last one is long enough."""
         if self.file is None:
             self.file = open(self._part(self.number), "x", newline="", encoding="utf-8")  # noqa: SIM115
             self.number += 1

@@ -1,4 +1,4 @@
-"""The flags that give a job a managed data set, and what they and the job's file ask for together."""
+"""The flags that give a job a managed data set, and the export that they and the job's file ask for."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _fractions(parts: list[str], text: str) -> dict[str, float]:
 
 
 def wanted(job: JobFile, args: argparse.Namespace) -> bool:
-    """Return whether there is a data set to export; flags that are about one are an error where there is none."""
+    """Return whether there is a data set to export; raise a UserError for flags about a data set if there is none."""
     if args.dataset is None and job.data is None:
         for flag in ("data_split", "bigquery_destination"):
             if getattr(args, flag) is not None:
@@ -62,11 +62,11 @@ def wanted(job: JobFile, args: argparse.Namespace) -> bool:
 def plan(
     job: JobFile, args: argparse.Namespace, root: Path, destination: Path | None = None, **options: Any
 ) -> export.Export:  # fmt: skip
-    """Return the checked export of the data set that the flags, or the job's file, name.
+    """Return the checked export of the data set that the flags or the job's file name.
 
     Args:
         root: where `gs://bucket/x` lies as `bucket/x`.
-        destination: where files go; None means below the job's own baseOutputDirectory, as the SDK has it.
+        destination: where files go; None means below the job's baseOutputDirectory, as in the SDK.
         options: for `export.Export`.
 
     Raises:
@@ -96,7 +96,7 @@ def plan(
 
 
 def _beside(name: str, number: str) -> Path:
-    """Return the file of the data set that a pipeline's file names: its id, beside the file or in datasets/ there."""
+    """Return the data set file of an id in a pipeline's file: ID.yaml beside that file, or in the folder datasets beside it."""
     folder = Path(name).parent
     tried = [place / f"{number}.yaml" for place in (folder, folder / "datasets")]
     for path in tried:

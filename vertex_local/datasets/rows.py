@@ -1,6 +1,6 @@
-"""The rows of a data set's source, one at a time: cells of CSV files, items of text.
+"""The rows of a data set's source, one at a time: the cells of CSV files, or items of text.
 
-Cells stay the text that they are: nothing is parsed that an export would only write down again.
+Cells stay text: an export would only write parsed values back.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ANNOTATIONS = {
 
 
 class Row(NamedTuple):
-    """One row. `content` is what tells it from others, `value` its cells or its item."""
+    """One row: `content` identifies it (equal rows have equal content); `value` holds its cells or its item."""
 
     content: str
     value: Any
@@ -32,7 +32,7 @@ class Row(NamedTuple):
 
 
 class CsvSource:
-    """CSV files: the first line of the first one, by name, has the columns; the others have the same line, or none."""
+    """CSV files: the first file's first line names the columns; the other files repeat that line, or have no such line."""
 
     form, annotation_type = "csv", "tables"
 
@@ -70,10 +70,10 @@ class CsvSource:
             line = reader.line_num + 1 if reader else 1
             raise DatasetError(f"{name}:{line}: is not UTF-8 text from here on ({error.reason}); save the file as UTF-8.") from None
         except csv.Error as error:
-            raise DatasetError(f"{name}:{reader.line_num if reader else 1}: is no CSV: {error}; correct the line.") from None
+            raise DatasetError(f"{name}:{reader.line_num if reader else 1}: is not CSV: {error}; correct the line.") from None
 
     def rows(self) -> Iterator[Row]:
-        """Yield every row that is not the line of names."""
+        """Yield every row except the line of column names."""
         for name, path in self.files:
             rows = self._read(name, path)
             for row in itertools.islice(rows, 1):
@@ -119,7 +119,7 @@ class TextSource:
                 yield Row(*self._checked(item, labels, form, (name, line)))
 
     def _checked(self, item: Any, labels: Mapping[str, str], form: str, where: Where) -> tuple[str, dict[str, Any], Where]:
-        """Return an item as the export writes it, its file where it is on this machine."""
+        """Return an item as the export writes it, with a local path for its file."""
         place = f"{where[0]}:{where[1]}"
         content = [key for key in ("textContent", "textGcsUri") if isinstance(item, Mapping) and item.get(key)]
         if len(content) != 1 or not isinstance(item[content[0]], str):

@@ -1,7 +1,7 @@
-"""The API's splits: which rows train, validate and test. The same rows are split the same way at every export.
+"""The API's splits: which rows train, validate and test. Every export splits the same rows the same way.
 
-Where the API leaves something to the service, it is said here: fractions that sum up to less than 1 are scaled up, an empty
-filter matches nothing, as `-` does, and the default is 0.8, 0.1 and 0.1 whatever `ml_use` an item has.
+The API leaves some cases open. Here, fractions with a sum below 1 are scaled up, an empty filter matches nothing, as `-`
+does, and the default is 0.8, 0.1 and 0.1, whatever `ml_use` an item has.
 """
 
 from __future__ import annotations
@@ -25,19 +25,20 @@ DEFAULT = (0.8, 0.1, 0.1)
 # The API's names, and those of the tabular AutoML documents.
 PREDEFINED = {"training": 0, "validation": 1, "test": 2, "TRAIN": 0, "VALIDATE": 1, "TEST": 2, "TRAINING": 0, "VALIDATION": 1}
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.(\d+))?\s?([Zz]|UTC|[+-]\d\d:\d\d)")
-_CLASSES, _FEWEST, _MOST_VALUES = 500, 3, 1_000_000  # of a stratified split: the API's two rules, and ours for memory
+# For a stratified split: most classes and fewest rows of a class by the API's rules; most values by ours, to limit memory.
+_CLASSES, _FEWEST, _MOST_VALUES = 500, 3, 1_000_000
 Assign = Callable[[Row], "int | None"]
-Rows = Callable[[], Iterable[Row]]  # goes through the source once more
+Rows = Callable[[], Iterable[Row]]  # each call reads the source from its beginning
 
 
 class Remarks:
-    """Counts the rows that there is something to say about, such as that they are left out, with the first of each kind."""
+    """Counts rows by remark, such as "left out: …", and keeps an example of each remark."""
 
     def __init__(self) -> None:
         self.found: dict[str, tuple[int, str]] = {}
 
     def add(self, remark: str, row: Row, value: object) -> None:
-        """Count one row; `value` is what it has in place of something that could be used."""
+        """Count one row; `value` is the value that could not be used."""
         count, first = self.found.get(remark, (0, ""))
         self.found[remark] = (count + 1, first or f"{row.where[0]}:{row.where[1]} has {str(value)[:80]!r}")
 
@@ -50,10 +51,10 @@ Plan = Callable[[Remarks, Rows], Assign]
 
 
 def plan(config: Mapping[str, Any], source: Any, kind: str) -> Plan:
-    """Check the split of an `inputDataConfig` against its source; return what makes, at the export's start, the assignment.
+    """Check the split of an `inputDataConfig` against its source; return a function that makes the assignment of rows to sets.
 
     Raises:
-        DatasetError: two splits, one that the data set's kind does not have, an unknown column, impossible fractions.
+        DatasetError: two splits, a split of another kind of data set, an unknown column, or impossible fractions.
     """
     given = [name for name in KINDS if name in config]
     if len(given) > 1:
@@ -95,13 +96,13 @@ def _fractions(wish: Mapping[str, Any], split: str) -> Sequence[float]:
 
 
 def _share(content: str) -> float:
-    """Return a number from 0 to 1 that looks drawn by chance and is always the same for the same content."""
+    """Return a pseudo-random number from 0 to 1 that depends only on the content."""
     digest = hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2.0**64
 
 
 def _place(share: float, weights: Sequence[float]) -> int:
-    """Return the set in which a share from 0 to 1 falls, the sets being as wide as their weights."""
+    """Return the set that a share from 0 to 1 falls into; each set is as wide as its weight."""
     left = share * sum(weights)
     last = 0
     for place, weight in enumerate(weights):
@@ -128,7 +129,7 @@ def _by_filter(wish: Mapping[str, Any]) -> Plan:
 
 
 def _label(item: Mapping[str, Any], name: str) -> Any:
-    """Return what a filter calls `labels.key`; a key has dots of its own."""
+    """Return the value of `labels.KEY` in a filter; KEY itself may contain dots."""
     if not name.startswith("labels."):
         raise DatasetError(
             f"filterSplit: on this machine a filter is about labels, such as labels.{ML_USE}=training; got {quoted(name)}.", "filterSplit"
@@ -148,7 +149,7 @@ def _by_value(source: Any, key: str, remarks: Remarks) -> Assign:
 
 
 def _stratified(source: Any, rows: Rows, key: str, fractions: Sequence[float]) -> Assign:
-    """Give each value of the column its own quotas; rare values fall by chance, as the API says."""
+    """Split each value's rows by the fractions; rows of rare values are split at random, as the API says."""
     counts: Counter[str] = Counter()
     for row in rows():
         counts[source.value(row, key) or ""] += 1
@@ -165,7 +166,7 @@ def _stratified(source: Any, rows: Rows, key: str, fractions: Sequence[float]) -
         left = quotas.get(source.value(row, key) or "")
         if left is None:
             return _place(_share(row.content), fractions)
-        # Drawn without putting back: rows of the same content get shares of their own.
+        # Drawn without replacement; the sum makes rows of the same content differ.
         place = _place(_share(f"{row.content}\x1e{sum(left)}"), left)
         left[place] -= 1
         return place
@@ -174,7 +175,7 @@ def _stratified(source: Any, rows: Rows, key: str, fractions: Sequence[float]) -
 
 
 def _by_time(source: Any, rows: Rows, key: str, fractions: Sequence[float], remarks: Remarks) -> Assign:
-    """The youngest rows train, the oldest test, as the API's reference says; a row without a time is left out."""
+    """Train on the newest rows and test on the oldest, as the API's reference says; leave out rows without a time."""
     times, wrong = array("q"), None
     for row in rows():
         when = parse_time(source.value(row, key))
@@ -191,7 +192,7 @@ def _by_time(source: Any, rows: Rows, key: str, fractions: Sequence[float], rema
     def assign(row: Row) -> int | None:
         when = parse_time(source.value(row, key))
         if when is None:
-            remarks.add(f"left out: {key} is no time in RFC 3339 such as 1985-04-12T23:20:50.52Z", row, source.value(row, key))
+            remarks.add(f"left out: {key} is not a time in RFC 3339 such as 1985-04-12T23:20:50.52Z", row, source.value(row, key))
             return None
         found = 2
         for place in (1, 0):
@@ -206,7 +207,7 @@ def _by_time(source: Any, rows: Rows, key: str, fractions: Sequence[float], rema
 
 
 def _boundary(times: array, count: int) -> tuple[int, int]:
-    """Return the time of the `count`-th youngest row, and how many of the rows of that very time are among those."""
+    """Return the time of the `count`-th newest row, and how many rows with exactly that time are among the `count` newest."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -220,7 +221,7 @@ def _boundary(times: array, count: int) -> tuple[int, int]:
 
 
 def parse_time(text: str | None) -> int | None:
-    """Return a time's microseconds since 1970, None if it is no RFC 3339 time, or a BigQuery TIMESTAMP as CSV has it."""
+    """Return the microseconds since 1970 of a time in RFC 3339, or in BigQuery's form for TIMESTAMP in CSV; None for other text."""
     found = _TIME.fullmatch((text or "").strip())
     if not found:
         return None

@@ -1,9 +1,9 @@
-"""Remove the folders of jobs that are over, with their logs and records: shown first, and removed when you say so.
+"""Remove the folders, logs and records of jobs that have ended. They are listed first; nothing is removed until you agree.
 
     python -m vertex_local clean --older_than 30
 
-Outputs in buckets stay, and so do jobs that run. Installed packages that no job has used in that time go, too: they are
-made again when a job needs them.
+Outputs in buckets and jobs that still run are kept. Installed packages that no job has used in that time are removed, too;
+they are installed again when a job needs them.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class _Garbage:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Remove what is over and return the exit code."""
+    """Remove jobs that have ended, and return the exit code."""
     parser = records.parser("clean", __doc__)
-    parser.add_argument("--older_than", metavar="DAYS", type=cli.whole(0), default=0, help="only what ended so long ago (default: 0)")
+    parser.add_argument("--older_than", metavar="DAYS", type=cli.whole(0), default=0, help="only jobs that ended DAYS ago or before")
     parser.add_argument("--dry_run", action="store_true", help="show what would be removed, and remove nothing")
     parser.add_argument("--yes", action="store_true", help="remove without asking")
     args = parser.parse_args(argv)
@@ -73,7 +73,7 @@ def _clean(state_dir: str, days: int, dry_run: bool, yes: bool) -> int:
 
 def _agreed(count: int) -> bool:
     if not sys.stdin.isatty():
-        print("error: this is no terminal to ask on: give --yes to remove them, or --dry_run.", file=sys.stderr)
+        print("error: standard input is not a terminal to ask on: give --yes to remove them, or --dry_run to list them.", file=sys.stderr)
         return False
     return input(f"Remove these {count}? [y/N] ").strip().lower() in ("y", "yes")
 
@@ -88,7 +88,7 @@ def _jobs(everything: Sequence[records.Record], before: float) -> Iterator[_Garb
 
 
 def _packages(state: Path, everything: Sequence[records.Record], before: float) -> Iterator[_Garbage]:
-    """Yield installed packages; none while any job runs, which may be using them."""
+    """Yield installed packages; none while any job runs, because it may use them."""
     if not all(record.is_over for record in everything):
         return
     for folder in sorted(path for path in (state / "packages").glob("*") if path.is_dir()):

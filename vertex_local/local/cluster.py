@@ -28,7 +28,7 @@ from .process import Replica
 from .report import Quiet
 from .store import Store, Taken
 
-# Plans one replica, of which all are given.
+# Makes the plan of one replica, given that replica and all replicas of the cluster.
 Planned = Callable[[Member, Sequence[Member]], ReplicaPlan]
 OUTPUTS = ("AIP_MODEL_DIR", "AIP_CHECKPOINT_DIR", "AIP_TENSORBOARD_LOG_DIR")
 
@@ -47,13 +47,8 @@ def run(
     """
     options, report = dataclasses.replace(options or RunOptions(), **changes), report or Quiet()
     paths, pools = options.paths(), plan.started(job, options.announce)
-    options.identity(job, "", paths.buckets)  # what cannot be started is said before the job has a folder
     containers = _containers(options, paths, report)
-    for pool in pools if containers is None else ():
-        plan.command_of(pool, paths)
-    files = {pool.index: packages.locate(pool.package_uris, paths.project, paths.buckets) for pool in pools}
-    _check_kills(options.kills, pools)
-    _check_debug(options.debug, pools, paths, containers)
+    files = _checked(job, options, paths, pools, containers)
     result, ports = jobs.create(paths.state, options.job_id), Ports()
     with job_record.held(result.folder), kept(job, options, result), jobs.recorded(result), contextlib.closing(ports):
         (result.folder / "spec.yaml").write_text(job.text(), encoding="utf-8")
@@ -71,6 +66,19 @@ def run(
         result.outputs = {name: value for name, value in replicas[0].env.items() if name in OUTPUTS}
         lifecycle.Cluster(job, replicas, result, report, cancel or threading.Event(), options.grace).run()
     return result
+
+
+def _checked(
+    job: JobFile, options: RunOptions, paths: plan.Paths, pools: Sequence[Pool], containers: Containers | None
+) -> dict[int, list[Path]]:  # fmt: skip
+    """Check all that can be checked before the job has a folder; return the package files of each pool."""
+    options.identity(job, "", paths.buckets)  # raises for an output that is in no bucket
+    for pool in pools if containers is None else ():
+        plan.command_of(pool, paths)
+    files = {pool.index: packages.locate(pool.package_uris, paths.project, paths.buckets) for pool in pools}
+    _check_kills(options.kills, pools)
+    _check_debug(options.debug, pools, paths, containers)
+    return files
 
 
 def _names(pools: Sequence[Pool]) -> list[str]:
@@ -96,7 +104,7 @@ def _check_kills(kills: Sequence[Kill], pools: Sequence[Pool]) -> None:
 
 
 def _containers(options: RunOptions, paths: plan.Paths, report: Quiet) -> Containers | None:
-    """Return how replicas get their containers; None where they are processes."""
+    """Return what starts replicas in containers; None if they run as processes."""
     if options.containers is None:
         return None
     wanted = None if options.containers == "auto" else options.containers
@@ -104,7 +112,7 @@ def _containers(options: RunOptions, paths: plan.Paths, report: Quiet) -> Contai
 
 
 def _in_processes(planner: Planner, files: Mapping[int, Sequence[Path]], report: Quiet) -> Planned:
-    """Install the packages of each pool and return what plans its replicas."""
+    """Install the packages of each pool and return the function that plans a replica as a process."""
     options, paths = planner.options, planner.paths
     sites = {
         index: packages.site(found, paths.state, paths.python, options.with_index, report.say) for index, found in files.items() if found
@@ -113,7 +121,7 @@ def _in_processes(planner: Planner, files: Mapping[int, Sequence[Path]], report:
 
 
 def _in_containers(planner: Planner, pools: Sequence[Pool], files: Mapping[int, Sequence[Path]], containers: Containers) -> Planned:
-    """Build or fetch the image of each pool and return what plans its replicas."""
+    """Build or pull the image of each pool and return the function that plans a replica in a container."""
     images = {pool.index: containers.image(pool, files[pool.index]) for pool in pools}
     return lambda member, members: planner.container(member, members, images[member.pool], containers)
 
@@ -121,7 +129,7 @@ def _in_containers(planner: Planner, pools: Sequence[Pool], files: Mapping[int, 
 def _replicas(
     planner: Planner, pools: Sequence[Pool], planned: Planned, ports: Ports, report: Quiet
 ) -> list[Replica]:
-    """Place every replica in the cluster, and return those to start; says what each of them runs."""
+    """Give every replica its address, report what each one runs, and return those to start."""
     members, indices, replicas = planner.members(ports.take), {pool.index for pool in pools}, []
     for member in members:
         who = f"{member.name} ({member.role} {member.index}, {member.address})"
@@ -143,7 +151,7 @@ def _replica(found: ReplicaPlan, planner: Planner) -> Replica:
 
 @contextlib.contextmanager
 def kept(job: JobFile, options: RunOptions, result: jobs.Result) -> Iterator[None]:
-    """Keep the job in the store while it runs and thereafter, if the options ask for it."""
+    """Record the job in the store, while it runs and afterwards, if the options ask for it."""
     if not options.record:
         yield
         return
@@ -151,11 +159,11 @@ def kept(job: JobFile, options: RunOptions, result: jobs.Result) -> Iterator[Non
     name = f"projects/{options.google_project}/locations/{options.region}/{kind}/{result.job_id}"
     document = {"displayName": job.display_name, **job.fields()}
     with contextlib.closing(Store(result.folder.parents[1])) as store:
-        (result.folder / jobs.STOP).unlink(missing_ok=True)  # of an earlier run of a study that is continued
+        (result.folder / jobs.STOP).unlink(missing_ok=True)  # left by an earlier run of a continued study
         try:
             job_record.add(store, name, kind, document)
             job_record.running(store, name)
-        except Taken:  # a study that is continued
+        except Taken:  # a continued study
             job_record.reopen(store, name, document)
         try:
             with lineage.kept(store, name, job.display_name, job.output, options.paths().buckets, print):

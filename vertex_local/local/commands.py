@@ -38,11 +38,11 @@ class _Stage:
     entrypoint: list[str] = field(default_factory=list)
     cmd: list[str] = field(default_factory=list)
     workdir: str = "/"
-    has_own_cmd: bool = False  # whether CMD stands in this very stage: ENTRYPOINT drops one of the image below only
+    has_own_cmd: bool = False  # whether this stage sets CMD itself: ENTRYPOINT clears only a CMD of the base image
 
 
 def for_pool(pool: Pool, python: str, project: Path, bucket_root: Path) -> Command:
-    """Return the command of one replica of `pool`, paths for `gs://…` and `python` for `python` and `python3`."""
+    """Return the command of a replica of `pool`, with local paths for `gs://…` and the program `python` for `python` and `python3`."""
     args = [buckets.localize(arg, bucket_root) for arg in pool.args]
     env = {name: buckets.localize(value, bucket_root) for name, value in pool.env}
     if pool.module:
@@ -58,12 +58,12 @@ def for_pool(pool: Pool, python: str, project: Path, bucket_root: Path) -> Comma
 
 
 def _image(image: str, project: Path) -> _Stage:
-    """Return what the project's Dockerfile makes of `image`, which must be the project's own."""
+    """Return the last stage of the project's Dockerfile, from which `image` must be built."""
     path = project / "Dockerfile"
     try:
         text = path.read_text(encoding="utf-8")
     except OSError:
-        problem = f"image {image} is not the project's own, for there is no {path}"
+        problem = f"image {image} is not the project's own, because there is no {path}"
         raise CommandError(f"{problem}: give containerSpec.command, or --project_dir.") from None
     build_args = {}
     if re.search(r"^\s*ARG\s+TRAINER\b", text, re.MULTILINE | re.IGNORECASE):
@@ -88,10 +88,10 @@ def trainers(project: Path) -> list[str]:
 
 
 def trainer_in(image: str, known: Sequence[str]) -> str | None:
-    """Return which of the trainers `known` an image's address names, as in …/taxifare-gpu:v1; None if it is not just one."""
+    """Return the trainer of `known` that an image's address names, as in …/taxifare-gpu:v1; None if it names none or several."""
     base = re.split("[:@]", image.rpartition("/")[2])[0]
     named = [name for name in known if re.search(rf"(^|[-_.]){re.escape(name)}([-_.]|$)", base)]
-    # taxifare_v2:latest is taxifare_v2's where taxifare is another trainer.
+    # The longer name wins: taxifare_v2:latest belongs to taxifare_v2, even if taxifare is a trainer, too.
     named = [name for name in named if not any(name != other and name in other for other in named)]
     return named[0] if len(named) == 1 else None
 
@@ -127,7 +127,7 @@ def parse_dockerfile(text: str, build_args: Mapping[str, str]) -> _Stage:
 
 
 def _start(stage: _Stage, word: str, words: list[str]) -> None:
-    """Set ENTRYPOINT, which drops the CMD of the image that the stage began with, or CMD."""
+    """Set a stage's CMD or ENTRYPOINT; ENTRYPOINT clears a CMD that comes from the base image."""
     if word == "CMD":
         stage.cmd, stage.has_own_cmd = words, True
         return
@@ -142,7 +142,7 @@ def _words(text: str) -> list[str]:
         if isinstance(words, list) and all(isinstance(word, str) for word in words):
             return words
     except ValueError:
-        pass  # what is not the exec form is the shell form
+        pass  # not the exec form, so it is the shell form
     return ["/bin/sh", "-c", text]
 
 
@@ -151,7 +151,7 @@ def _expand(text: str, variables: Mapping[str, str]) -> str:
 
 
 def _on_disk(stage: _Stage, project: Path) -> dict[str, str]:
-    """Return the image's ENV with its working directory, where the checkout is copied to, turned into the checkout."""
+    """Return the image's ENV with the working directory, which holds a copy of the checkout, replaced by the checkout itself."""
     inside = rf"(^|(?<=:)){re.escape(stage.workdir.rstrip('/'))}(?=/|:|$)"
     found = {name: value for name, value in stage.env.items() if name not in _IMAGE_ONLY}
     if stage.workdir.rstrip("/"):

@@ -1,4 +1,4 @@
-"""Show in what two runs differ: parameters, data, code, environment, and of jobs their specs; metrics with their spread, and times.
+"""Show how two runs differ: in parameters, data, code, environment, metrics with their spread and times; for jobs also in specs.
 
     python -m vertex_local compare 20261128120000 20261128130000
     python -m vertex_local compare taxifare-run-20261128-120000 my-experiment/my-run
@@ -34,7 +34,7 @@ _NONE = "-"
 
 @dataclass
 class Side:
-    """One of the two: rows of what went in, of how it went, and of its measurements."""
+    """One of the two runs: what it was asked to do, how it went and what it measured, as rows of name and value."""
 
     title: str
     asked: dict[str, str] = field(default_factory=dict)
@@ -42,7 +42,7 @@ class Side:
     metrics: dict[str, str] = field(default_factory=dict)
 
     def take(self, found: Sequence[Mapping[str, Any]]) -> Side:
-        """Add what the records of a run, or of trials, say."""
+        """Add the rows of a run's record, or of the records of several trials."""
         if found:
             self.asked |= _common([runs.asked(record) for record in found])
             self.went = {**runs.went(found[0]), **self.went} if len(found) == 1 else self.went
@@ -63,7 +63,7 @@ def _compare(args: argparse.Namespace) -> int:
     root = Path(os.path.realpath(args.bucket_root or Path(args.state_dir) / "buckets"))
     one, other = (_side(args.state_dir, root, asked) for asked in args.runs)
     rows = [("", one.title, other.title)]
-    for name in runs.differing(one.asked, other.asked):  # of what went in, only what differs
+    for name in runs.differing(one.asked, other.asked):  # of the inputs, only those that differ
         rows.append((name, one.asked.get(name, _NONE), other.asked.get(name, _NONE)))
     rows += _equal(one, other)
     for mine, others in ((one.went, other.went), (one.metrics, other.metrics)):
@@ -75,13 +75,13 @@ def _compare(args: argparse.Namespace) -> int:
 
 
 def _common(rows: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """Return the rows of several trials as one: a value that differs is told by how many there are."""
+    """Merge the rows of several trials; where their values differ, say how many values there are."""
     values = {name: list(dict.fromkeys(each.get(name, _NONE) for each in rows)) for each in rows for name in each}
     return {name: found[0] if len(found) == 1 else f"{len(found)} values over the trials" for name, found in values.items()}
 
 
 def _equal(one: Side, other: Side) -> Iterator[tuple[str, str, str]]:
-    """Yield a row for each kind of thing that both runs have, and have alike: that nothing is shown of it must not be doubtful."""
+    """Yield a row for each kind of input that is the same in both runs: no row at all could also mean that it is not known."""
     for kind in ("parameters.", "data ", "code.", "environment."):
         mine, others = ({name for name in side.asked if name.startswith(kind)} for side in (one, other))
         if mine and others and not any(one.asked.get(name) != other.asked.get(name) for name in mine | others):
@@ -89,7 +89,7 @@ def _equal(one: Side, other: Side) -> Iterator[tuple[str, str, str]]:
 
 
 def _side(state_dir: str, root: Path, asked: str) -> Side:
-    """Return what is known of a run by any of its names."""
+    """Return what is known of a run that is given by any of its names."""
     folder = Path(buckets.to_path(asked, root)) if asked.startswith("gs://") else Path(asked)
     if folder.is_dir() or asked.startswith("gs://"):
         folder = folder.parent if folder.name == "model" else folder
@@ -139,7 +139,7 @@ def _flat(value: Any, path: str) -> Iterator[tuple[str, str]]:
 
 
 def _flags(args: Sequence[str], path: str) -> Iterator[tuple[str, str]]:
-    """Yield a trainer's flags; the later of two equal ones counts, and what is no flag belongs to the one before it."""
+    """Yield a trainer's flags with their values: the last of a repeated flag; a word without `--` is a value of the flag before it."""
     flags: dict[str, list[str]] = {}
     name = ""
     for word in args:
@@ -164,7 +164,7 @@ def _how_it_went(record: records.Record) -> dict[str, str]:
 
 
 def _metrics(record: records.Record) -> dict[str, str]:
-    """Return the last measurements: of the best trial, or those that the trainer left with its outputs; and its speed."""
+    """Return the final metrics, from the best trial or from the outputs' metrics.json, and the last step and speed."""
     result, found = record.result, {}
     best = next(iter(result.get("best", ())), None)
     for trial in (trial for trial in result.get("trials", ()) if trial["id"] == best):
@@ -180,7 +180,7 @@ def _metrics(record: records.Record) -> dict[str, str]:
 
 
 def _bases(result: Mapping[str, Any]) -> list[Path]:
-    """Return the folder that a job has written its outputs to, or a study its trials'; none where that is not known."""
+    """Return the folder of a job's outputs, or of the outputs of a study's trials; nothing if it is not known."""
     if "log_dir" in result:
         return [Path(result["log_dir"])]
     return [Path(folder).parent for folder in list(_output_folders(result))[:1]]

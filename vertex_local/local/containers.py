@@ -1,8 +1,8 @@
-"""Replicas in real containers: which image each worker pool has, and what is mounted in it.
+"""Replicas in real containers: the image of each worker pool, and what is mounted in it.
 
-An image is taken where the engine has it, built where the project's own Dockerfile makes it, pulled otherwise. Buckets are
-mounted at /gcs and, like the job's own folder, at the path that they have outside; the network is the host's, so that
-replicas reach each other on localhost.
+An image that the engine already has is used. An image of the project's own Dockerfile is built, any other is pulled.
+Buckets are mounted at /gcs and, like the job's folder, at the path that they have outside. Containers use the host's
+network, so that replicas reach each other on localhost.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .engines import INSIDE, ContainerError, Engine, Image, Launcher
 
 BUCKETS = "/gcs"
 _TAG = "localhost/vertex-local"
-# A distribution's own Python lets pip install nothing without a flag that older pips do not know.
+# In a distribution's own Python, pip installs nothing without this flag, which older pips do not know.
 _INSTALL = """\
 FROM {base}
 COPY {files} {folder}/
@@ -33,17 +33,17 @@ RUN flag=$(python3 -m pip install --help | grep -o -m1 -e --break-system-package
 
 @dataclass(frozen=True)
 class Containers:
-    """How a job's replicas get their containers: by which engine, and of what the project's own images are made."""
+    """How a job's replicas get their containers: the engine, and what the project's own images are built from."""
 
     engine: Engine
     project: Path
     build_args: Mapping[str, str] = field(default_factory=dict)
 
     def image(self, pool: Pool, packages: Sequence[Path]) -> Image:
-        """Return the image of a pool's replicas: the engine's own of that address, one built of the checkout, or one pulled.
+        """Return the image of a pool's replicas: one that the engine has, one built from the checkout, or one pulled.
 
         Raises:
-            ContainerError: it cannot be had.
+            ContainerError: the image can be neither built nor pulled.
         """
         if pool.is_package:
             return with_packages(self.engine, self.engine.pull(pool.image), packages)
@@ -57,7 +57,7 @@ class Containers:
         return self.engine.pull(pool.image)
 
     def launcher(self, image: Image, folder: Path, bucket_root: Path, replica: str, readable: Sequence[Path] = ()) -> Launcher:
-        """Return what starts a replica of the job whose folder this is; it may read the files `readable`, too."""
+        """Return what starts a replica in a container with the buckets, the job's `folder` and, read-only, the files `readable`."""
         bucket_root.mkdir(parents=True, exist_ok=True)
         mounts: list[tuple[Path, str | Path]] = [(bucket_root, BUCKETS), (bucket_root, bucket_root), (folder, folder)]
         mounts += [(path, f"{path}:ro") for path in readable]
@@ -65,7 +65,7 @@ class Containers:
 
 
 def of_pool(pool: Pool, image: Image, bucket_root: Path) -> commands.Command:
-    """Return the command of each replica of a pool in its image, with paths for `gs://…`."""
+    """Return the command of each replica of a pool in its image, with local paths for `gs://…`."""
     args = [buckets.localize(arg, bucket_root) for arg in pool.args]
     variables = {name: buckets.localize(value, bucket_root) for name, value in pool.env}
     if pool.module:
@@ -77,7 +77,7 @@ def of_pool(pool: Pool, image: Image, bucket_root: Path) -> commands.Command:
 
 
 def project_image(engine: Engine, project: Path, trainer: str, build_args: Mapping[str, str]) -> Image:
-    """Return the image that the project's Dockerfile makes of a trainer, built anew only when its sources have changed."""
+    """Return a trainer's image, built from the project's Dockerfile; it is built again only if its sources have changed."""
     every = {"TRAINER": trainer, **build_args}
     checksum = _checksum(_sources(project, trainer), project, json.dumps(sorted(every.items())))
     name = f"{_TAG}/{trainer}:{checksum}"

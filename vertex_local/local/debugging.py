@@ -16,9 +16,9 @@ from typing import Any
 
 from ..errors import UserError, quoted
 
-PORT = 5678  # that editors propose; another free one is taken where it is in use
+PORT = 5678  # the port that editors propose; another free one is taken if it is in use
 ADDRESS = "127.0.0.1"
-# For every replica of the job: our trainers then wait for each other, and for steps, as long as it takes.
+# Set for every replica of the job: our trainers then wait for each other, and for the next step, without a time limit.
 VARIABLE = "TRAINER_DEBUG"
 INSIDE = Path("/vertex_local/debug/debugpy")  # where this interpreter's debugpy is mounted in a container
 WORKSPACE = "${workspaceFolder}"  # an editor's name for the folder that it has opened: the checkout
@@ -48,7 +48,7 @@ def parse(text: str) -> Debug:
 
 
 def check(debug: Debug, known: Sequence[str], python: str | None) -> None:
-    """Refuse what cannot be debugged before the job has a folder.
+    """Check that the replica can be debugged, before the job has a folder.
 
     Args:
         known: the replicas that are started.
@@ -112,14 +112,14 @@ def wrap(argv: Sequence[str], port: int, debugpy: Sequence[str] = ("-m", "debugp
 
 
 def variables() -> dict[str, str]:
-    """Return what the debugged replica gets beside VARIABLE: no warnings of debugpy about frozen modules."""
+    """Return further variables of the debugged replica: they silence debugpy's warnings about frozen modules."""
     return {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}
 
 
 def mount() -> tuple[Path, str]:
-    """Return the mount by which a container has this interpreter's debugpy, which `check` has seen.
+    """Return the mount that gives a container this interpreter's debugpy, which `check` has found.
 
-    Under another Python than this one debugpy gets by without its compiled parts.
+    Under another version of Python, debugpy works without its compiled parts.
     """
     import debugpy
 
@@ -130,7 +130,7 @@ def launch_configuration(name: str, port: int, mappings: Mapping[str, str]) -> d
     """Return the content of an editor's launch.json that attaches to the replica.
 
     Args:
-        mappings: folders here by what the replica has them as.
+        mappings: from a folder as the replica sees it to the same folder here.
     """
     paths = [{"localRoot": here, "remoteRoot": there} for there, here in mappings.items()]
     attach = {
@@ -141,16 +141,16 @@ def launch_configuration(name: str, port: int, mappings: Mapping[str, str]) -> d
 
 
 def in_process(project: Path, site: Path | None) -> dict[str, str]:
-    """Return the folders of a replica that is a process; `site` holds the packages of its job, installed from the checkout."""
+    """Return the mappings of a replica that runs as a process; `site` holds its job's packages, installed from the checkout."""
     packages = sorted(site.iterdir()) if site is not None else []
     found = {str(path): f"{WORKSPACE}/{path.name}" for path in packages if path.is_dir() and (project / path.name).is_dir()}
     return {**found, str(project): WORKSPACE}
 
 
 def in_container(workdir: str, bucket_root: Path) -> dict[str, str]:
-    """Return the folders of a replica in a container: an image's working folder holds what its Dockerfile copied there.
+    """Return the mappings of a replica in a container: the image's working folder holds a copy of the checkout.
 
-    Buckets are mounted where they are here, too, and that is the path by which a job's gs:// is known to its replicas.
+    Buckets have the same path inside and outside; a job's gs:// addresses become that path.
     """
     return {str(bucket_root): str(bucket_root), **({workdir: WORKSPACE} if workdir.strip("/") else {})}
 

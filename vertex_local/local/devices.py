@@ -1,4 +1,4 @@
-"""What a job asks for and this machine cannot give, and the GPUs that it has: dealt to trials that run at once."""
+"""This machine's GPUs, shared out among trials that run at once; and what a job asks for that this machine does not have."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _OF_THE_SERVICE = {
 
 
 def gpus() -> list[str]:
-    """Return the numbers of the NVIDIA GPUs that programs here may use, as CUDA_VISIBLE_DEVICES has them."""
+    """Return the numbers of the NVIDIA GPUs that programs here may use, as in CUDA_VISIBLE_DEVICES."""
     if VISIBLE in os.environ:
         return [part.strip() for part in os.environ[VISIBLE].split(",") if part.strip() not in ("", "-1")]
     return sorted((re.sub(r"\D", "", name) for name in glob.glob("/dev/nvidia[0-9]*")), key=int)
 
 
 def dealt(slot: int, slots: int, devices: Sequence[str]) -> dict[str, str]:
-    """Return the variable that gives trials that run at once GPUs of their own, as far as there are enough.
+    """Return the variable that gives a trial GPUs of its own, or one that it shares if there are fewer GPUs than trials.
 
     Args:
         slot: the trial's place among the `slots` that run at once, from 0 on.
@@ -42,7 +42,7 @@ def dealt(slot: int, slots: int, devices: Sequence[str]) -> dict[str, str]:
 
 
 def not_imitated(job: JobFile) -> Iterator[str]:
-    """Yield what the job asks of the service's machines that a run on this one goes without, one thing a line."""
+    """Yield what the job asks of the service's machines and does not get on this one, one thing a line."""
     here = len(gpus())
     for pool in job.pools:
         machine, name = pool.message.machine_spec, f"workerpool{pool.index}"

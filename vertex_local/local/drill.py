@@ -1,4 +1,4 @@
-"""Kill drills drawn by chance: one unbroken run that shows where a kill can hit, then one job for each drill."""
+"""Kill drills drawn at random: one unbroken run that shows where a kill can hit, then one job for each drill."""
 
 from __future__ import annotations
 
@@ -39,9 +39,12 @@ def run(
     """Run the job unbroken, then `count` times with drawn kills, if the first one succeeds; yield each as it ends.
 
     Args:
-        job_id: every job's id begins with it, and its folder in the job's output directory is named by its id.
-        flags: what to append to the trainer's arguments in the job of that id.
-        given: for `cluster.run`, as options and cancel; setting that ends the series, too.
+        job_id: the beginning of every job's id; each job writes to a folder of the output directory with its id as name.
+        flags: called with a job's id; returns what to append to the trainer's arguments in that job.
+        given: for `cluster.run`, such as `options` and `cancel`; setting `cancel` also ends the series.
+
+    Raises:
+        UserError: the job has no output directory, or cannot be started.
     """
     if job.output is None:
         raise UserError(f"{job.name}: a drill needs baseOutputDirectory, for each of its jobs gets a folder in it.")

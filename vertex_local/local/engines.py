@@ -1,7 +1,7 @@
 """The programs that run containers on this machine: docker, podman, or buildah's chroot isolation, which needs no daemon.
 
-`supervise.py` runs inside as the first process: signals and exit codes pass through no engine, each of which has its own way
-of losing them.
+`supervise.py` is the first process in a container. It passes on signals and exit codes itself, because each engine loses
+some of them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Image:
     workdir: str = "/"
 
     def command(self, command: Sequence[str], args: Sequence[str]) -> list[str]:
-        """Return what runs for a containerSpec: `command` stands for ENTRYPOINT and CMD, `args` for CMD alone."""
+        """Return what a containerSpec runs: `command` replaces ENTRYPOINT and CMD, `args` only CMD."""
         if command:
             return [*command, *args]
         return [*self.entrypoint, *(args or self.cmd)]
@@ -55,7 +55,7 @@ class Engine:
 
     @property
     def _variables(self) -> dict[str, str]:
-        """The environment of the engine itself; buildah gets by without namespaces of its own where chroot isolation is asked for."""
+        """The engine's own environment; chroot isolation lets buildah run without namespaces of its own."""
         return {**os.environ, "BUILDAH_ISOLATION": os.environ.get("BUILDAH_ISOLATION", "chroot")}
 
     def _call(self, *words: str, quiet: bool = True) -> str:
@@ -126,11 +126,11 @@ class Engine:
     # ------------------------------------------------------------------ containers
 
     def create(self, image: Image) -> str:
-        """Return what `start_command` starts: the image, or a container made of it, which `remove` takes away again."""
+        """Return what `run_command` runs: the image, or for buildah a container made from it, which `remove` removes."""
         return self._call("from", image.name).strip() if self.name == "buildah" else image.name
 
     def remove(self, container: str) -> None:
-        """Take away what `create` made."""
+        """Remove what `create` made."""
         if self.name == "buildah":
             self._call("rm", container)
 
@@ -153,7 +153,7 @@ class Launcher:
 
     Attributes:
         mounts: pairs of a file or folder here and its place in the container.
-        status: a file, at the same place inside and outside, in which the supervisor tells how an attempt ended.
+        status: a file, at the same path inside and outside, to which the supervisor writes how an attempt ended.
     """
 
     engine: Engine
@@ -172,14 +172,14 @@ class Launcher:
         return [*words, "python3", "-I", "-S", f"{INSIDE}/supervise.py", str(self.status), *argv]
 
     def ended(self) -> list[bytes]:
-        """Return what the supervisor told of the attempt, line by line: nothing if the container did not start."""
+        """Return the lines that the supervisor wrote about the attempt; none if the container did not start."""
         try:
             return self.status.read_bytes().splitlines()
         except FileNotFoundError:
             return []
 
     def close(self) -> None:
-        """Take the container away."""
+        """Remove the container."""
         if self._container is not None:
             container, self._container = self._container, None
             self.engine.remove(container)
@@ -189,7 +189,7 @@ def find_engine(wanted: str | None = None, say: Callable[[str], None] = print) -
     """Return the engine `wanted`, or the first that works here.
 
     Raises:
-        ContainerError: none does, with what each of them said.
+        ContainerError: none works; the message says why, for each of them.
     """
     problems = []
     for name in (wanted,) if wanted else ENGINES:
@@ -211,7 +211,7 @@ def _problem(name: str) -> str | None:
     done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
         return (done.stderr.strip().splitlines() or [f"`{' '.join(words)}` ended with {done.returncode}"])[-1][:200]
-    if name == "podman":  # where limits may not be raised it builds, and runs nothing
+    if name == "podman":  # where it may not raise limits, it can build images but not run them
         done = subprocess.run(["podman", "unshare", "true"], stdin=subprocess.DEVNULL, capture_output=True, text=True)
         if done.returncode and os.getuid():
             return (done.stderr.strip().splitlines() or ["cannot start a process"])[-1][:200]
@@ -219,10 +219,10 @@ def _problem(name: str) -> str | None:
 
 
 def pip_settings(scratch: Path) -> list[tuple[str, str]]:
-    """Return (file or folder here, place in a container) of what makes pip inside use this machine's index and certificates.
+    """Return mounts, as (path here, path in a container), that make pip inside use this machine's index and certificates.
 
-    Its settings, from files and variables alike, are written into one file in `scratch`, which stands for the container's
-    /etc/pip.conf, and the local files and folders that they name lie at the same paths inside.
+    pip's settings here, from files and variables, are written to one file in `scratch`, which is mounted as /etc/pip.conf.
+    The local files and folders that they name are mounted at the same paths.
     """
     listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], stdin=subprocess.DEVNULL, capture_output=True, text=True)
     found = re.findall(r"^(global|install|:env:)\.([\w-]+)=(.*)$", listed.stdout, re.MULTILINE)

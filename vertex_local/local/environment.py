@@ -1,13 +1,14 @@
-"""The variables of a replica: the service's `CLUSTER_SPEC`, `TF_CONFIG`, `AIP_*` and `CLOUD_ML_*`, and where clients go.
+"""A replica's variables: the service's `CLUSTER_SPEC`, `TF_CONFIG`, `AIP_*` and `CLOUD_ML_*`, and addresses for cloud clients.
 
-Not imitated, for want of the thing itself: the profiler's ports and the prebuilt images' `KMP_*` tuning. Where the
-service's documents leave a form open, the one seen in its jobs is used.
+Not imitated, because they do not exist here: the profiler's ports and the prebuilt images' `KMP_*` tuning. Where the
+service's documents do not say what a value looks like, it looks as in the service's jobs.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import zlib
 from collections.abc import Mapping, Sequence
@@ -20,14 +21,15 @@ from ..job.pools import ROLES, Pool
 from . import job_record
 from .store import private_folder
 
-PROJECT = "123456789012"  # stands in for the submitter's project where no settings name one
+PROJECT = "123456789012"  # the submitter's project, if no settings give one
 REGION = "us-central1"
-TENANT = "local-tp"  # stands in for the Google-owned project that code runs in
-SERVICE_FILE = Path("serve", "environment.json")  # in the state folder: the variables of clients of a service that runs
+TENANT = "local-tp"  # in place of the Google-owned project in which the service runs code
+SERVICE_FILE = Path("serve", "environment.json")  # in the state folder: variables for clients of the running service
 REFUSES = "127.0.0.1:9"  # the port for discarded data, where nothing listens
+_ROOT = Path(__file__).resolve().parents[2]
 _OURS = re.compile("(AIP_|CLOUD_ML_|TRAINER_|VERTEX_LOCAL_).*|TF_CONFIG|CLUSTER_SPEC|TPU_(NODE_NAME|CONFIG)")
 _CLOUD = re.compile("CLOUDSDK_.*|GOOGLE_(APPLICATION_CREDENTIALS|(CLOUD|API|OAUTH|AUTH)_.*)|GCE_METADATA_.*|GCLOUD_PROJECT|BOTO_CONFIG")
-# The service's file holds what its starter trusted, too, so that it may stand in for the caller's.
+# These name a file of trusted certificates. The service's file includes those that its starter trusted, so it may replace the caller's.
 CERTIFICATES = ("REQUESTS_CA_BUNDLE", "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH")
 _EMULATORS = ("STORAGE_EMULATOR_HOST", "BIGQUERY_EMULATOR_HOST", "BIGQUERY_STORAGE_EMULATOR_HOST")
 
@@ -67,7 +69,7 @@ class Identity:
 def inherited(variables: Mapping[str, str], cloud_credentials: bool = False) -> dict[str, str]:
     """Return `variables` without those that only the service or `vertex_local` may set.
 
-    Without `cloud_credentials`, those by which the caller's programs reach the cloud are left out, too.
+    Without `cloud_credentials`, those that let the caller's programs reach the cloud are left out, too.
     """
     kept = {name: value for name, value in variables.items() if not _OURS.fullmatch(name)}
     if cloud_credentials:
@@ -80,10 +82,10 @@ def _is_cloud_emulator(name: str, value: str) -> bool:
 
 
 def client_variables(state: Path, folder: Path) -> dict[str, str]:
-    """Return what keeps clients of storage, BigQuery and the API on this machine.
+    """Return the variables that keep clients of storage, BigQuery and the API on this machine.
 
-    They are those of the job service where one runs with this state folder; else addresses that refuse. Credentials are
-    looked for in an empty folder, which is made in `folder`, and not at a metadata server.
+    They point to the job service if one runs with this state folder; otherwise to addresses that refuse connections.
+    Clients look for credentials in an empty folder, made in `folder`, and not at a metadata server.
     """
     empty = private_folder(folder / "no-credentials")
     return {
@@ -104,7 +106,7 @@ def client_variables(state: Path, folder: Path) -> dict[str, str]:
 
 
 def _of_service(state: Path) -> dict[str, str]:
-    """Return the variables that the job service with this state folder gives to its clients; none where no service runs."""
+    """Return the variables for clients of the job service with this state folder; none if no service runs."""
     with contextlib.suppress(OSError, ValueError):
         if job_record.service_runs(state):
             given: dict[str, Any] = json.loads((state / SERVICE_FILE).read_text(encoding="utf-8"))
@@ -113,10 +115,15 @@ def _of_service(state: Path) -> dict[str, str]:
 
 
 def service_files(variables: Mapping[str, str], state: Path) -> list[Path]:
-    """Return the job service's files that `variables` name, its certificates and its token: what a client must be able to read."""
+    """Return the job service's files that `variables` name and a client must be able to read: certificates and token."""
     own = state / SERVICE_FILE.parent
     named = {Path(value) for value in variables.values() if value.startswith(f"{own}/")}
     return sorted(path for path in named if path.is_file())
+
+
+def importing_this(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return `variables` with this checkout first on PYTHONPATH, for a Python that need not have the package installed."""
+    return {**variables, "PYTHONPATH": os.pathsep.join(filter(None, (str(_ROOT), variables.get("PYTHONPATH"))))}
 
 
 # ------------------------------------------------------------------ the service's
@@ -151,7 +158,7 @@ def service_variables(job: JobFile, members: Sequence[Member], member: Member, o
 
 
 def number_of(job_id: str) -> str:
-    """Return a job's id as replicas see it: the service's ids are numbers, a name chosen here becomes one that stays the same."""
+    """Return a job's id as replicas see it: always a number, as the service's ids are; the same name gives the same number."""
     return job_id if job_id.isdecimal() else str(zlib.crc32(job_id.encode()))
 
 

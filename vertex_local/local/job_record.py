@@ -1,9 +1,9 @@
 """A job's record from its creation to its end: the one state machine of custom jobs, tuning jobs and pipelines.
 
-    PENDING -> RUNNING -> SUCCEEDED | FAILED | CANCELLED, with CANCELLING in between where somebody asked for it
+    PENDING -> RUNNING -> SUCCEEDED | FAILED | CANCELLED, with CANCELLING before the end if somebody cancels the job
 
-Whoever runs a job holds a lock on its folder. The lock is the kernel's and ends with the process, however that ends: a
-record that says RUNNING while nobody holds the lock is of a job that was killed, and `settle` says so.
+The process that runs a job holds a lock on its folder. The kernel frees the lock when the process ends, in whatever way.
+A job whose record says RUNNING while nobody holds its lock was therefore killed; `settle` records it as failed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .store import Store, private_folder
 KINDS = ("customJobs", "hyperparameterTuningJobs", "batchPredictionJobs", "trainingPipelines", "pipelineJobs")
 SUCCEEDED, FAILED, CANCELLED = ENDED = ("SUCCEEDED", "FAILED", "CANCELLED")
 LOCK = ".lock"
-SERVICE_LOCK = "serve/lock"  # held by the service of a state folder, whose queue the jobs that are PENDING stand in
+SERVICE_LOCK = "serve/lock"  # held by a state folder's service, in whose queue the PENDING jobs wait
 KILLED = "the process that ran it was killed"
 
 
@@ -57,7 +57,7 @@ def add(store: Store, name: str, kind: str, document: Mapping[str, Any]) -> dict
 
 
 def update(store: Store, name: str, change: Callable[[dict[str, Any]], Any]) -> dict[str, Any] | None:
-    """Change a job's record, and its time."""
+    """Let `change` alter a job's record, set its updateTime, and return it; None if there is no such record."""
 
     def touched(document: dict[str, Any]) -> None:
         change(document)
@@ -78,7 +78,7 @@ def running(store: Store, name: str) -> None:
 
 
 def cancelling(store: Store, name: str) -> None:
-    """Note that somebody asked a job to end, unless it is over."""
+    """Note that a job has been asked to end, unless it is over."""
 
     def change(document: dict[str, Any]) -> None:
         if not is_over(document):
@@ -129,9 +129,9 @@ _ours: set[Path] = set()  # folders that this process holds
 
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Hold the job whose folder this is for this process, as long as the context lasts; raise InUse if another one does.
+    """Hold the lock of the job with this folder as long as the context lasts; raise InUse if another process holds it.
 
-    Where this process holds it already, the first context goes on holding it.
+    If this process holds it already, the outer context keeps it.
     """
     if is_ours(folder):
         yield
@@ -147,10 +147,10 @@ def held(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Lock a file, which the kernel frees should this process die, and write the process's number into it.
+    """Lock a file and write this process's number into it; the kernel frees the lock if the process dies.
 
     Raises:
-        InUse: another process, whose number the error has, holds it.
+        InUse: another process holds it; the error has that process's number.
     """
     with open(path, "a+") as file:
         try:
@@ -170,7 +170,7 @@ def is_ours(folder: Path) -> bool:
 
 
 def reopen(store: Store, name: str, document: Mapping[str, Any]) -> None:
-    """Note that a job which is over runs again, as `document` says: a study that is continued."""
+    """Note that a job which has ended runs again, with the fields of `document`: a study is continued."""
 
     def change(kept: dict[str, Any]) -> None:
         for field in ("endTime", "error"):
@@ -205,14 +205,14 @@ def _is_locked(path: Path) -> bool:
 def settle(
     store: Store, state_dir: Path, hint: Callable[[Mapping[str, Any]], str] = lambda document: "", queued: bool = False
 ) -> list[str]:  # fmt: skip
-    """End the records of jobs whose process is gone, in the store and in `result.json`; return their names.
+    """Record jobs whose process is gone as failed, in the store and in `result.json`; return their names.
 
     Args:
         hint: what to add to the message of a record, such as how to go on with a study.
-        queued: end those that wait in the service's queue, too, though a service is there: for one that has just started.
+        queued: record jobs that wait in a service's queue as failed, too: a service that has just started has an empty queue.
     """
     lost = []
-    has_queue = not queued and _is_locked(state_dir / SERVICE_LOCK)
+    has_queue = not queued and service_runs(state_dir)
     for kind in KINDS:
         for document in store.list(kind):
             folder = state_dir / "jobs" / document["name"].rpartition("/")[2]

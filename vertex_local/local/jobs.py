@@ -1,4 +1,4 @@
-"""A job's folder, `<state>/jobs/<id>`: a copy of its spec, logs, events and `result.json`; never one that exists."""
+"""A job's folder, `<state>/jobs/<id>`, a new one for each job: a copy of its spec, logs, events and `result.json`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..errors import UserError, quoted
 from . import job_record
 from .store import private_folder
 
-STOP = "stop"  # a file in a job's folder that asks whoever runs the job to end it
+STOP = "stop"  # a file in a job's folder: the process that runs the job then ends it
 SUCCEEDED, FAILED, CANCELLED, RUNNING = (f"JOB_STATE_{name}" for name in ("SUCCEEDED", "FAILED", "CANCELLED", "RUNNING"))
 _ID = re.compile("[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 
@@ -68,7 +68,7 @@ def folder_of(state_dir: Path, job_id: str) -> Path:
     """Return the folder of a job, which need not exist.
 
     Raises:
-        JobError: there can be no job of that id.
+        JobError: a job cannot have that id.
     """
     if not _ID.fullmatch(job_id):
         raise JobError(f"a job id holds letters, digits, '-' and '_' only, at most 128; got {quoted(job_id)}.")
@@ -76,17 +76,20 @@ def folder_of(state_dir: Path, job_id: str) -> Path:
 
 
 def create(state_dir: Path, job_id: str | None) -> Result:
-    """Make the folder of a new job; an id that is taken is an error.
+    """Make the folder of a new job, with an id of its own if `job_id` is None.
 
-    Whoever has the job in a queue may have made the folder before, for its lock and its own log.
+    The job service may have made the folder already, for the lock and the service's log of a job in its queue.
+
+    Raises:
+        JobError: there is a job with that id, or a job cannot have it.
     """
     job_id = new_id() if job_id is None else job_id
     folder = folder_of(state_dir, job_id)
     every = private_folder(private_folder(state_dir) / "jobs")
-    if every.stat().st_mode & 0o077:  # of a version that let others look in
+    if every.stat().st_mode & 0o077:  # made by a version that let others read it
         every.chmod(0o700)
     try:
-        (private_folder(folder) / "events").mkdir()  # whoever makes it has the job
+        (private_folder(folder) / "events").mkdir()  # the process that makes this one owns the job
     except FileExistsError:
         raise JobError(f"job {job_id} exists already in {folder}; choose another --job_id, or leave it out.") from None
     for name in ("logs", "lines", "work"):
@@ -95,13 +98,13 @@ def create(state_dir: Path, job_id: str | None) -> Result:
 
 
 def stop_asked(folder: Path) -> bool:
-    """Tell whether somebody asked whoever runs the job of this folder to end it."""
+    """Tell whether the job of this folder has been asked to end."""
     return os.path.exists(folder / STOP)
 
 
 @contextlib.contextmanager
 def recorded(result: Result) -> Iterator[None]:
-    """Hold a job while it runs, and write down that it does and in the end how it went, whatever happens."""
+    """Hold a job's lock while it runs; write `result.json` when it starts and, whatever happens, when it ends."""
     with job_record.held(result.folder):
         result.write()
         try:

@@ -1,4 +1,4 @@
-"""Kill drills: which replica ends where, and by which signal."""
+"""Kill drills: which replica is killed, at which place of its run, and by which signal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ..errors import UserError, quoted
 
 PHASES = ("checkpoint", "evaluation", "export")
-SIGNALS = ("KILL", "TERM", "ABRT", "SEGV")  # by which the service loses replicas
+SIGNALS = ("KILL", "TERM", "ABRT", "SEGV")  # those that end replicas on the service
 _FORM = "workerpool1-0@step=40,signal=KILL"
 _KILL = re.compile(r"(workerpool[0-3]-\d+)@(\w+)=(\d+(?:\.\d+)?)(?:,signal=(?:SIG)?([A-Z]+))?")
 
@@ -30,7 +30,7 @@ class Kill:
 
     @property
     def for_trainer(self) -> str:
-        """The value of `TRAINER_KILL`, by which the trainer ends itself exactly there; empty if we do it by the clock."""
+        """The value of `TRAINER_KILL`, which makes the trainer end itself exactly there; empty if it is killed after some seconds."""
         return "" if self.place == "seconds" else str(self).partition("@")[2]
 
 
@@ -49,9 +49,9 @@ def parse(text: str) -> Kill:
 def draw(seen: Mapping[str, Mapping[str, float]], count: int, seed: int) -> list[list[Kill]]:
     """Draw `count` drills from what an unbroken run went through.
 
-    `seen` maps each replica to how far each place goes there: steps, number of checkpoints, evaluations and exports,
-    and seconds, which are used only where a program tells nothing else. The kinds of places take turns, and every
-    fifth drill kills two replicas at once.
+    `seen` maps each replica to how far it came: its last step, its numbers of checkpoints, evaluations and exports, and
+    its seconds, which are used only if the program reports nothing else. The kinds of places take turns. Every fifth
+    drill kills two replicas at once.
     """
     dice = random.Random(seed)
     places = sorted({place for reached in seen.values() for place, most in reached.items() if place != "seconds" and most >= 1})

@@ -14,9 +14,9 @@ from . import jobs, restarts
 from .process import Replica
 from .report import Quiet
 
-KILL_AFTER = 6.0  # seconds between SIGTERM and SIGKILL: our trainers take at most 5 to save what they have
+KILL_AFTER = 6.0  # seconds between SIGTERM and SIGKILL: our trainers take at most 5 to save a checkpoint
 RESTART_AFTER = 2.0  # the same for the peers of a lost replica, who mostly wait for it and can save nothing
-SETTLE = 0.3  # seconds to see who else failed before deciding: those that fall together are one incident
+SETTLE = 0.3  # seconds to wait for further failures before deciding: replicas that fail together are one incident
 _TICK = 0.1
 
 
@@ -62,17 +62,17 @@ class Cluster:
                 self._handle(self._failed())
 
     def _succeed(self) -> None:
-        """The job has succeeded with its chief; the others may finish what they are at, parameter servers never do."""
+        """End a job whose chief has succeeded: stop parameter servers, which never end by themselves, and let the others finish."""
         self._stop([r for r in self.replicas if r.member.role == "ps"])
         self._pump_until(math.inf, lambda: self.cancel.is_set() or not any(r.debugged for r in self._running()))
         self._pump_until(time.time() + self.grace, lambda: self.cancel.is_set() or not self._running())
         if self._running():
             names = ", ".join(r.name for r in self._running())
-            self._rule(f"the chief is done and the grace of {self.grace:g} s over: {names} shut down")
+            self._rule(f"the chief is done and the grace of {self.grace:g} s is over: {names} shut down")
         self._end(jobs.SUCCEEDED, None)
 
     def _handle(self, failed: list[Replica]) -> None:
-        """Apply the service's rules to the replicas that just failed, given in the order in which they fell."""
+        """Apply the service's rules to the replicas that have just failed, given in the order in which they failed."""
         verdicts = {r.name: self._verdict(r) for r in failed}
         order = (restarts.FAIL, restarts.RETRY_JOB, restarts.RESTART_ALL, restarts.RESTART)
         worst = min(failed, key=lambda r: order.index(verdicts[r.name][0]))
@@ -99,7 +99,7 @@ class Cluster:
     def _restart_all(self, is_retry: bool) -> None:
         self._stop(self.replicas, RESTART_AFTER)
         if self.replicas[0].succeeded or self.cancel.is_set():
-            return  # the chief was done before it was told to stop, or nobody wants the job any more
+            return  # the chief had succeeded before it was told to stop, or the job was cancelled
         if is_retry:
             self.result.retries += 1
             for replica in self.replicas:
@@ -116,10 +116,10 @@ class Cluster:
             for note in replica.notes if len(replica.attempts) == 1 else replica.notes[:1]:
                 self.report.say(note)
         self._note()
-        self.result.write()  # for whoever looks at the job meanwhile
+        self.result.write()  # so that others can see the job's progress
 
     def _stop(self, replicas: Sequence[Replica], kill_after: float = KILL_AFTER) -> None:
-        """SIGTERM, and SIGKILL for who does not go by it."""
+        """Send SIGTERM, and after `kill_after` seconds SIGKILL to the replicas that still run."""
         for number, patience in ((signal.SIGTERM, kill_after), (signal.SIGKILL, 60.0)):
             running = [r for r in replicas if r.running]
             for replica in running:
@@ -137,7 +137,7 @@ class Cluster:
             self._pump(min(_TICK, max(0.0, deadline - time.time())))
 
     def _pump(self, patience: float) -> None:
-        """Wait for something to happen and pass on what the replicas say."""
+        """Wait up to `patience` seconds for output of the replicas, and report it."""
         if self.selector.get_map():
             for key, _ in self.selector.select(patience):
                 replica, kind = key.data

@@ -22,8 +22,8 @@ HEADINGS = ("ID", "KIND", "STATE", "NAME", "START", "DURATION")
 def main(argv: Sequence[str]) -> int:
     """Print the jobs and return the exit code."""
     parser = records.parser("list", __doc__)
-    parser.add_argument("--filter", metavar="TEXT", default="", help="only the jobs that pass it")
-    parser.add_argument("--limit", metavar="N", type=cli.whole(1), default=20, help="at most so many (default: %(default)s)")
+    parser.add_argument("--filter", metavar="TEXT", default="", help="only jobs that match it")
+    parser.add_argument("--limit", metavar="N", type=cli.whole(1), default=20, help="at most N jobs (default: %(default)s)")
     args = parser.parse_args(argv)
     return cli.supervised(lambda cancel: _list(args.state_dir, args.filter, args.limit))
 

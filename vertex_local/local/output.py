@@ -1,4 +1,4 @@
-"""What a program's output says of its end: the line that best tells why it failed."""
+"""Why a program failed: the line of its output that says it best."""
 
 from __future__ import annotations
 

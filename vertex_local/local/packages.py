@@ -1,7 +1,7 @@
 """A job's Python packages: built from a checkout, installed once per content, and what they require.
 
-The prebuilt containers install a job's packages before they start it. Here they go into a folder of the state folder, which
-all replicas, trials and jobs share that need the very same files with the same interpreter.
+The prebuilt containers install a job's packages before they start it. Here the packages are installed in the state folder,
+where all replicas, trials and jobs that need the same files with the same interpreter share one installation.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ def locate(uris: Sequence[str], project: Path, bucket_root: Path) -> list[Path]:
 
 
 def site(files: Sequence[Path], state: Path, python: str, with_index: bool, say: Callable[[str], None]) -> Path:
-    """Return a folder for PYTHONPATH with `files` installed: an earlier one where the same files are installed already.
+    """Return a folder for PYTHONPATH in which `files` are installed; an earlier installation of the same files is used again.
 
-    They are installed without an index; then it is seen whether the interpreter has what they require. With
-    `with_index`, what is missing is installed as well, as the container would do it.
+    They are installed without an index. Then their requirements are compared with what the interpreter has. With
+    `with_index`, missing ones are installed from the index, as the container would do it.
 
     Args:
-        state: the state folder, whose `packages` holds the installed ones.
-        say: told what is run.
+        state: the state folder, whose `packages` holds the installations.
+        say: called with each command that is run.
 
     Raises:
         PackageError: a file cannot be installed, or something that it requires is missing.
@@ -74,7 +74,7 @@ def site(files: Sequence[Path], state: Path, python: str, with_index: bool, say:
     key = _key(files, python, with_index)
     folder = base / key
     with open(base / f"{key}.lock", "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # whoever comes second finds it installed
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a second process waits here, and finds it installed
         if (folder / "site").is_dir():
             os.utime(folder)
             return folder / "site"
@@ -91,7 +91,7 @@ def site(files: Sequence[Path], state: Path, python: str, with_index: bool, say:
 
 
 def _key(files: Sequence[Path], python: str, with_index: bool) -> str:
-    """Return what names an installation: the files' content in their order, and the interpreter."""
+    """Return an installation's name: a digest of the files' content, in their order, and of the interpreter."""
     digest = hashlib.sha256(_identity(python))
     for file in files:
         digest.update(f"\0{file.name}\0{with_index}\0".encode())
@@ -101,7 +101,7 @@ def _key(files: Sequence[Path], python: str, with_index: bool) -> str:
 
 @functools.cache
 def _identity(python: str) -> bytes:
-    """Return what tells one interpreter from another."""
+    """Return the version, path and platform of an interpreter, which tell it from any other."""
     return subprocess.run([python, "-c", _IDENTITY], capture_output=True, stdin=subprocess.DEVNULL).stdout
 
 
@@ -174,10 +174,10 @@ def _plain(name: str) -> str:
 def build(project: Path, folder: Path, trainer: str | None = None, python: str = sys.executable) -> Path:
     """Build the sdist of a checkout into `folder` and return its path; the same sources make the same bytes.
 
-    The checkout stays as it is: a build leaves folders behind, and two at once would mix.
+    It is built in a copy of the checkout, because a build leaves folders behind, and two builds at once would mix them.
 
     Args:
-        trainer: narrows it to one trainer; None takes all.
+        trainer: the only trainer to pack; None packs all.
 
     Raises:
         PackageError: setup.py is missing or failed.
@@ -208,7 +208,7 @@ def _left_out(root: Path) -> Callable[[str, list[str]], set[str]]:
 
 
 def _without_times(archive: Path) -> bytes:
-    """Return a .tar.gz with its members sorted, and all that depends on when and by whom it was made taken out."""
+    """Return a .tar.gz with its members sorted, and without anything that depends on who made it, and when."""
     packed, when = io.BytesIO(), int(os.environ.get("SOURCE_DATE_EPOCH", EPOCH))
     with tarfile.open(archive) as old, tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT) as new:
         for member in sorted(old.getmembers(), key=lambda member: member.name):

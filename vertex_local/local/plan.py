@@ -1,6 +1,6 @@
-"""What a replica runs: command, environment, folder and packages, made of the job's message and the options of a run.
+"""What a replica runs: command, environment, folder and packages, from the job's message and the options of a run.
 
-One plan serves `run`, the questions that `check` asks a trainer, and the command line that `tune` prints.
+`run` starts replicas by these plans, `check` asks trainers questions by them, and `tune` prints a trial's command line.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ class RunOptions:
         with_index: install what a job's packages require and the interpreter does not have.
         job_id: the job's name; by default a number made of the time.
         trial: a tuning trial's id: the job's directories and variables are that trial's.
-        variables: more for every replica, such as a training pipeline's `AIP_TRAINING_DATA_URI`.
+        variables: further ones for every replica, such as a training pipeline's `AIP_TRAINING_DATA_URI`.
         announce: pools such as `workerpool2` that are in the cluster but not started; a Reduction Server never is.
         kills: which replicas are ended where.
         grace: seconds for the others to leave once the chief is done.
-        google_project, region: under which the job is known, to its replicas and in the store.
+        google_project, region: the job's project and region, for its replicas and in the store.
         containers: start replicas in containers by this engine, or by the first that works for "auto"; None starts processes.
         build_args: for the project's own image, such as BASE_IMAGE.
         cloud_credentials: let replicas have the caller's credentials and reach the cloud.
@@ -82,7 +82,7 @@ class RunOptions:
     record: bool = False
 
     def known_under(self, job: JobFile, given: Mapping[str, str] | None = None) -> RunOptions:
-        """Return the options with project and region of the settings beside the job's file; `given` win over them."""
+        """Return the options with the project and region of the settings beside the job's file; `given` settings come first."""
         values = settings.load(Path(job.name).parent, given)
         project, region = values.get("project", self.google_project), values.get("region", self.region)
         return dataclasses.replace(self, google_project=project, region=region)
@@ -176,7 +176,7 @@ class Planner:
         return self._debugged(plan, (str(debugging.INSIDE),), lambda: debugging.in_container(image.workdir, self.paths.buckets))
 
     def _debugged(self, plan: ReplicaPlan, debugpy: Sequence[str], folders: Callable[[], Mapping[str, str]]) -> ReplicaPlan:
-        """Return the plan under a debugger, if it is that of the replica to be debugged."""
+        """Return the plan, changed to run under the debugger if its replica is the one to be debugged."""
         debug = self.options.debug
         if debug is None or plan.member.name != debug.replica:
             return plan
@@ -189,7 +189,7 @@ class Planner:
     def _environment(
         self, member: Member, members: Sequence[Member], surroundings: Mapping[str, str], own: Mapping[str, str]
     ) -> dict[str, str]:  # fmt: skip
-        """Return a replica's variables: its surroundings', then its image's and job's `own`, then the service's."""
+        """Return a replica's variables: its surroundings', then its image's and job's `own`, then the service's; later ones win."""
         clients = {} if self.options.cloud_credentials else environment.client_variables(self.paths.state, self.folder)
         return {
             **clients,
@@ -230,7 +230,7 @@ def started(job: JobFile, announce: Collection[str] = ()) -> list[Pool]:
     """Return the pools whose replicas are started here.
 
     Raises:
-        UserError: a pool that `announce` names is none that the job could do without.
+        UserError: `announce` names the chief's pool, or one that the job does not have.
     """
     others = [f"workerpool{pool.index}" for pool in job.pools if pool.index and pool.replicas]
     for name in announce:
@@ -241,7 +241,7 @@ def started(job: JobFile, announce: Collection[str] = ()) -> list[Pool]:
 
 
 def command_line(job: JobFile, paths: Paths) -> str:
-    """Return the chief's command as one types it in the checkout; a module is named from there, without a PYTHONPATH."""
+    """Return the chief's command to type in the checkout; its module is named from there, so that it needs no PYTHONPATH."""
     found = command_of(job.pools[0], dataclasses.replace(paths, python="python"))
     argv, path = list(found.argv), found.env.get("PYTHONPATH", "")
     if argv[:2] == ["python", "-m"] and path:

@@ -1,4 +1,4 @@
-"""Free ports for a job's replicas, kept for it alone until it ends, also while a replica is being restarted."""
+"""Free ports for a job's replicas, reserved until the job ends, even while a replica restarts."""
 
 from __future__ import annotations
 

@@ -19,15 +19,15 @@ from .environment import Member
 from .kills import Kill
 
 _SUPERVISOR = Path(__file__).with_name("supervise.py")
-_LONGEST = 1 << 16  # bytes without a line end, such as a progress bar's, before they are shown anyway
+_LONGEST = 1 << 16  # bytes: output without a line end, such as a progress bar, is shown when it gets longer
 
 
 @dataclass
 class Attempt:
-    """One life of a replica.
+    """One attempt of a replica, from its start to its end. Times are seconds since 1970.
 
-    `code` is negative for a signal, `out_of_memory` tells that the kernel sent it; `told` is when vertex_local wanted it
-    to end.
+    `code` is its exit code, negative for a signal; `out_of_memory` says that the kernel sent it; `told` is when
+    vertex_local told it to end.
     """
 
     start: float
@@ -74,7 +74,7 @@ class Replica:
 
     @property
     def debugged(self) -> bool:
-        """Whether somebody debugs it: then nothing that goes by the clock ends the job."""
+        """Whether somebody debugs it: then no time limit ends the job."""
         return bool(self.notes)
 
     @property
@@ -116,6 +116,10 @@ class Replica:
         finally:
             os.close(orders)
             os.close(report)
+        self._follow(selector, status)
+
+    def _follow(self, selector: selectors.BaseSelector, status: int) -> None:
+        """Open the logs of the attempt that has just started, and let `selector` watch its streams."""
         self._open = {"out": self._process.stdout, "err": self._process.stderr}
         if self.launcher is None:
             self._open["status"] = os.fdopen(status, "rb", 0)
@@ -131,7 +135,7 @@ class Replica:
             selector.register(stream, selectors.EVENT_READ, (self, kind))
 
     def read(self, selector: selectors.BaseSelector, kind: str) -> list[str]:
-        """Take what a stream holds and return its finished lines; at the end of the last stream the attempt is over."""
+        """Read from a stream and return its finished lines; the end of the last stream ends the attempt."""
         stream = self._open[kind]
         data = os.read(stream.fileno(), 1 << 16)
         *lines, self._rest[kind] = (self._rest[kind] + data).split(b"\n")
@@ -155,7 +159,7 @@ class Replica:
     def _keep(self, kind: str, line: bytes) -> str:
         self._file.write(line + b"\n")
         self._file.flush()
-        self._lines.write(f"{time.time():.6f} {kind} {len(line) + 1}\n")  # when and where it was said: `serve` asks for it
+        self._lines.write(f"{time.time():.6f} {kind} {len(line) + 1}\n")  # when it was printed, and its size: `logs` and `serve` read this
         self._lines.flush()
         text = line.decode("utf-8", "replace").rstrip("\r")
         if text.strip():
@@ -175,7 +179,7 @@ class Replica:
                 attempt.pid = int(first)
 
     def _lost(self) -> None:
-        """The supervisor itself was killed, the program with it: end the program's children, known by their variables."""
+        """Clean up after a killed supervisor, whose program died with it: kill the program's children, found by their variables."""
         self.attempts[-1].code, self.attempts[-1].end = -signal.SIGKILL, time.time()
         mark = f"TRAINER_EVENTS={self.events}\0".encode()
         for entry in filter(str.isdigit, os.listdir("/proc") if sys.platform == "linux" else ()):
@@ -190,7 +194,7 @@ class Replica:
         code = self._process.wait()
         if self.launcher is not None:
             self._note(self.launcher.ended())
-            if self.attempts[-1].code is None:  # the engine did not come as far as the program
+            if self.attempts[-1].code is None:  # the engine did not start the program
                 self.attempts[-1].code, self.attempts[-1].end = code or 125, time.time()
         self._close()
         self._process = None
@@ -209,12 +213,12 @@ class Replica:
             pass  # it has just ended by itself
 
     def stop(self, number: int) -> None:
-        """End this attempt by a signal; how it ends then says nothing about the job."""
+        """End this attempt by a signal; its exit code then does not count as a failure."""
         self.attempts[-1].told = self.attempts[-1].told or time.time()
         self.signal(number)
 
     def abandon(self) -> None:
-        """Kill everything at once and wait for it, without reading what it still says."""
+        """Kill the replica at once and wait until it is gone, without reading the rest of its output."""
         if self._process is not None:
             os.close(self._orders)
             for stream in self._open.values():

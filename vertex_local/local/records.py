@@ -19,7 +19,7 @@ from .store import FILE, Store
 
 @dataclass(frozen=True)
 class Record:
-    """A job that is kept: its document as the API shows it, and its folder."""
+    """A recorded job: its document as the API shows it, and its folder."""
 
     document: dict[str, Any]
     folder: Path
@@ -53,7 +53,7 @@ class Record:
 
     @property
     def result(self) -> dict[str, Any]:
-        """What `result.json` says of it; nothing where there is none."""
+        """The content of its `result.json`; empty if there is none."""
         with contextlib.suppress(OSError, ValueError):
             return json.loads((self.folder / "result.json").read_text(encoding="utf-8"))
         return {}
@@ -66,7 +66,7 @@ class Record:
 
 
 class Records:
-    """The jobs of a state folder; those whose process was killed have been ended."""
+    """The jobs of a state folder; opening it records those whose process was killed as failed."""
 
     def __init__(self, state_dir: str | Path):
         self.state = Path(state_dir).resolve()
@@ -89,7 +89,7 @@ class Records:
         """Return the job of an id or a full name.
 
         Raises:
-            UserError: there is none, or the id is that of several.
+            UserError: there is no such job, or several have that id.
         """
         if "/" in job_id:
             document = self.store.get(job_id)

@@ -72,7 +72,7 @@ def for_terminal(out: TextIO | None = None) -> Quiet:
 
 
 class Follower:
-    """Reads a replica's event file as it grows; a program that writes none, or something else there, does no harm."""
+    """Reads a replica's event file as it grows; a missing file, or lines that are no events, are ignored."""
 
     def __init__(self, path: Path):
         self.path, self.offset, self.rest = path, 0, b""
@@ -105,7 +105,7 @@ class Follower:
 
 
 def places(path: Path) -> dict[str, int]:
-    """Return how far a program went: its last step, and how many checkpoints, evaluations and exports it announced."""
+    """Return how far a program came: its last step, and how many checkpoints, evaluations and exports it reported."""
     reached: dict[str, int] = {}
     for event in Follower(path).new():
         phase, step = event.get("phase"), event.get("step")

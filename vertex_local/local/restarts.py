@@ -36,7 +36,7 @@ def decide(
         code: how it ended.
         restarts: how often it was restarted in this try of the job.
         retries: how often the job itself was tried again.
-        out_of_memory: whether the kernel ended it for want of memory.
+        out_of_memory: whether the kernel ended it because memory had run out.
     """
     if out_of_memory:
         return FAIL, f"{describe(code)} is permanent, for the kernel was out of memory: the job fails"

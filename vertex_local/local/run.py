@@ -3,8 +3,8 @@
     python -m vertex_local run jobs/taxifare-2-workers.yaml -- --num_evals=2
     python -m vertex_local run jobs/taxifare.yaml --dataset jobs/datasets/taxifare.yaml
 
-It runs what the file says, with the rights of whoever calls it. What comes after `--` is appended to every pool's
-arguments. Exit codes: 0 the job succeeded, 1 it failed, 2 it cannot be started, 128 + signal it was cancelled.
+It runs what the file says, with your own rights. What comes after `--` is appended to every pool's arguments. Exit codes:
+0 the job succeeded, 1 it failed, 2 it cannot be started, 128 + signal it was cancelled.
 """
 
 from __future__ import annotations

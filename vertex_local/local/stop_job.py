@@ -1,9 +1,9 @@
-"""Ask whoever runs a job to end it in order, as Ctrl-C would: works for `run`, `tune` and jobs of the job service.
+"""End a job in order, as Ctrl-C would: one of `run`, of `tune` or of the job service.
 
     python -m vertex_local stop 20261128120000
 
-Replicas get SIGTERM and some seconds to save what they have; trainers go on from their checkpoints, studies by
-`tune --job_id ID`.
+Replicas get SIGTERM and some seconds to save their state. A trainer that is started again goes on from its checkpoint;
+`tune --job_id ID` continues a study.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
     """End one job and return the exit code."""
     parser = records.parser("stop", __doc__)
     parser.add_argument("job_id", metavar="ID", help="the job's id or its full name")
-    parser.add_argument("--no_wait", action="store_true", help="return at once, and not when the job has ended")
+    parser.add_argument("--no_wait", action="store_true", help="return at once; do not wait for the job's end")
     args = parser.parse_args(argv)
     return cli.supervised(lambda cancel: _stop(args.state_dir, args.job_id, not args.no_wait, cancel))
 
@@ -46,7 +46,7 @@ def _stop(state_dir: str, job_id: str, wait: bool, cancel: threading.Event) -> i
 
 
 def _backing(found: records.Records, record: records.Record) -> records.Record:
-    """Return the job that a training pipeline of the service has begun, which is what runs; else the job itself."""
+    """Return the job that a training pipeline has started, because that is what runs; any other record as it is."""
     metadata = record.document.get("trainingTaskMetadata", {})
     name = metadata.get("backingCustomJob") or metadata.get("backingHyperparameterTuningJob")
     return found.get(name) if name else record

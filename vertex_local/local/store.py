@@ -1,7 +1,7 @@
 """The state of everything on this machine, in SQLite: jobs, trials, pipelines, data sets, models, endpoints, operations.
 
-A resource is one JSON document in the API's form under its full name. Folders hold logs and artefacts; what is asked for
-by name, listed or changed stands here, and the commands and the service read the same file.
+A resource is one JSON document in the API's form, stored under its full name. Logs and artefacts lie in folders; all that
+is looked up, listed or changed is in this file, which the commands and the service share.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Taken(Exception):
 
 
 class BadToken(ValueError):
-    """A page token that this list did not give."""
+    """A page token that does not come from this list."""
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Page:
 
 
 def private_folder(path: Path) -> Path:
-    """Make a folder that only its owner can look into, if it is not there, and return it; others above it are made as usual."""
+    """Make a folder that only its owner may read, unless it exists, and return it; missing parents are made as usual."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.mkdir(mode=0o700, exist_ok=True)
     return path
@@ -99,12 +99,12 @@ class Store:
         return json.loads(rows[0][0]) if rows else None
 
     def named(self, number: str, *kinds: str) -> list[dict[str, Any]]:
-        """Return the documents of these kinds, by default of any, whose id, the last part of the name, is `number`."""
+        """Return the documents whose id, the last part of the name, is `number`: of these kinds, by default of any."""
         rows = self._run("SELECT kind, document FROM resources WHERE id = ?", number)
         return [json.loads(document) for kind, document in rows if not kinds or kind in kinds]
 
     def artifacts_at(self, uri: str, store: str) -> list[dict[str, Any]]:
-        """Return the artifacts of a metadata store that stand for what lies at an address, the newest first."""
+        """Return a metadata store's artifacts with that address, the newest first."""
         where = "kind = 'artifacts' AND parent = ? AND json_extract(document, '$.uri') = ? ORDER BY created DESC, name"
         return [json.loads(row[0]) for row in self._run(f"SELECT document FROM resources WHERE {where}", store, uri)]
 
@@ -113,9 +113,9 @@ class Store:
         return bool(self._run("SELECT 1 FROM resources WHERE id = ? LIMIT 1", number))
 
     def change(self, name: str, change: Callable[[dict[str, Any]], Any]) -> dict[str, Any] | None:
-        """Let `change` alter the document in one step and return it; None if it has been deleted meanwhile.
+        """Let `change` alter the document in one transaction and return it; None if it has been deleted meanwhile.
 
-        Nobody else, in this process or another one, changes it in between; what `change` raises leaves it as it was.
+        No other thread or process can change it in between. If `change` raises, the document stays as it was.
         """
         with self._lock:
             self._base.execute("BEGIN IMMEDIATE")
@@ -131,7 +131,7 @@ class Store:
             return document
 
     def remove(self, name: str) -> bool:
-        """Forget the record, and nothing else; return whether there was one."""
+        """Forget the record, but not its links; return whether there was one."""
         return bool(self._run("DELETE FROM resources WHERE name = ? RETURNING 1", name))
 
     def remove_below(self, name: str) -> None:
@@ -142,7 +142,7 @@ class Store:
                 self._run(f"DELETE FROM {table} WHERE {column} > ? AND {column} < ?", *beyond)
 
     def clear(self) -> None:
-        """Forget every record, and nothing else."""
+        """Empty all tables; folders stay."""
         for table in _KEPT_IN:
             self._run(f"DELETE FROM {table}")
 
@@ -163,7 +163,7 @@ class Store:
         found = set()
         for kind in kinds:
             parent: str | None = ""
-            while parent is not None:  # from one parent to the next, whatever lies between
+            while parent is not None:  # from one parent to the next, without reading the rows between
                 found.add(parent)
                 parent = self._run("SELECT min(parent) FROM resources WHERE kind = ? AND parent > ?", kind, parent)[0][0]
         return sorted(found - {""})
@@ -172,18 +172,18 @@ class Store:
         self, kind: str, parent: str, size: int, token: str = "", *, order: str = "createTime", descending: bool = True,
         state: str | None = None, link: tuple[str, str] | None = None, accepts: Callable[[dict[str, Any]], bool] | None = None,
     ) -> Page:  # fmt: skip
-        """Return up to `size` documents that `accepts` lets pass, and the token of those that follow.
+        """Return up to `size` documents that `accepts` accepts, and the token of the next page.
 
-        A token names the last document of its page, so that what is made, changed or removed meanwhile moves nothing else.
+        A token names the last document of its page, so what is added, changed or removed meanwhile does not shift the rest.
         Only as many documents are read as the page needs.
 
         Args:
-            order: one of ORDERS; documents without that field count as having an empty one.
-            state: lets only documents in that state pass, which an index finds.
-            link: (kind, target) lets only documents pass that have such a link.
+            order: one of ORDERS; a document without that field sorts as if it were empty.
+            state: only documents in that state, found by an index.
+            link: (kind, target): only documents that have such a link.
 
         Raises:
-            BadToken: the token is not one of a list in this order.
+            BadToken: the token does not come from a list in this order.
         """
         after = _decoded(token, order, descending) if token else None
         found, last = Page(), ("", "")
@@ -225,7 +225,7 @@ class Store:
     # ------------------------------------------------------------------ links between resources
 
     def link(self, kind: str, source: str, target: str, document: Mapping[str, Any] | None = None) -> None:
-        """Keep that `source` has a link of a kind to `target`, both full names, and what is to be said of it."""
+        """Store a link of a kind from `source` to `target`, both full names, with a document about it."""
         self._run("INSERT OR REPLACE INTO links VALUES (?, ?, ?, ?)", kind, source, target, json.dumps(document or {}))
 
     def unlink(self, kind: str, source: str, target: str) -> None:
@@ -237,19 +237,19 @@ class Store:
         self._run("DELETE FROM links WHERE source = ? OR target = ?", name, name)
 
     def links_from(self, kind: str, source: str) -> dict[str, dict[str, Any]]:
-        """Return the targets of a resource's links of a kind, each with what is said of its link."""
+        """Return the targets of a resource's links of a kind, each with its link's document."""
         rows = self._run("SELECT target, document FROM links WHERE kind = ? AND source = ? ORDER BY target", kind, source)
         return {target: json.loads(document) for target, document in rows}
 
     def links_to(self, kind: str, target: str) -> dict[str, dict[str, Any]]:
-        """Return the sources of the links of a kind to a resource, each with what is said of its link."""
+        """Return the sources of the links of a kind to a resource, each with its link's document."""
         rows = self._run("SELECT source, document FROM links WHERE kind = ? AND target = ? ORDER BY source", kind, target)
         return {source: json.loads(document) for source, document in rows}
 
     # ------------------------------------------------------------------ points of time series
 
     def write_points(self, series: str, points: Iterable[tuple[int, Mapping[str, Any]]]) -> None:
-        """Keep points, each with its step, under the full name of their series; a later one of the same step counts."""
+        """Store points, each with its step, under their series' full name; a point replaces an earlier one of the same step."""
         rows = [(series, step, json.dumps(document)) for step, document in points]
         with self._lock:
             self._base.execute("BEGIN IMMEDIATE")
@@ -271,16 +271,16 @@ class Store:
     # ------------------------------------------------------------------ stored objects
 
     def object(self, bucket: str, name: str, generation: int) -> dict[str, Any]:
-        """Return what is kept of a stored object (type, checksums): nothing if the file has changed since."""
+        """Return what is recorded of a stored object (type, checksums); nothing if its file has changed since."""
         rows = self._run("SELECT document FROM objects WHERE (bucket, name, generation) = (?, ?, ?)", bucket, name, generation)
         return json.loads(rows[0][0]) if rows else {}
 
     def set_object(self, bucket: str, name: str, generation: int, document: Mapping[str, Any]) -> None:
-        """Keep `document` for that generation of a stored object, instead of an earlier one's."""
+        """Record `document` for that generation of a stored object; it replaces that of an earlier generation."""
         self._run("INSERT OR REPLACE INTO objects VALUES (?, ?, ?, ?)", bucket, name, generation, json.dumps(document))
 
     def remove_object(self, bucket: str, name: str) -> None:
-        """Forget what is kept of a stored object."""
+        """Forget what is recorded of a stored object."""
         self._run("DELETE FROM objects WHERE bucket = ? AND name = ?", bucket, name)
 
 

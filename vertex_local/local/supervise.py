@@ -1,12 +1,14 @@
-"""Run one replica the way a container's init process does; started by `vertex_local`, as a plain script.
+"""Run one replica as a container's init process would; `vertex_local` starts this file as a plain script.
 
     supervise.py STATUS PROGRAM ARGUMENTS…
 
-Standard input is the line to `vertex_local`: each byte is a signal for the program, and its end, which also comes when
-`vertex_local` is killed, means SIGKILL. Whatever the program leaves running dies with it. STATUS is a descriptor's
-number or a file's path and gets two lines:
-the program's process id, and how and when it ended, with the word `oom` if the kernel killed it for want of memory. A
-tuning trial's metric file is kept whole, as FILE.all.
+`vertex_local` writes to standard input: each byte is the number of a signal for the program. When standard input ends,
+which also happens if `vertex_local` is killed, the program gets SIGKILL. Whatever the program leaves running is killed, too.
+
+STATUS is a descriptor's number or a file's path. It gets two lines: the program's process id; then its exit code and the
+time of its end, with the word `oom` if the kernel killed it because memory had run out.
+
+All that a tuning trial reports is kept in FILE.all beside its metric file FILE.
 """
 
 import ctypes
@@ -18,8 +20,8 @@ import time
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _KEPT = 100  # the lines that hypertune keeps in its file
-# Seconds between two looks at them. hypertune writes all its lines at each report, which takes about 0.4 ms for a hundred:
-# a program that does nothing but report needs twice as long for a hundred new ones.
+# Seconds between two looks at that file. hypertune writes all its lines at each report, about 0.4 ms for a hundred: a program
+# that does nothing but report needs twice this time for a hundred new ones.
 _LOOK = 0.02
 _VMSTAT, _CGROUP = "/proc/vmstat", "/proc/self/cgroup"
 
@@ -73,9 +75,9 @@ def _children() -> list[int]:
 def _end_rest(group: int) -> None:
     """Kill every descendant: as subreaper this process becomes the parent of those whose own parent is gone."""
     try:
-        os.killpg(group, signal.SIGKILL)  # all there is where there are no subreapers
+        os.killpg(group, signal.SIGKILL)  # without subreapers, as on macOS, this is all that can be done
     except OSError:
-        pass  # nobody was left in it
+        pass  # no process is left in it
     while True:
         for pid in _children():
             os.kill(pid, signal.SIGKILL)
@@ -127,7 +129,7 @@ def _keep_reports(path: str, over: threading.Event) -> None:
 
 
 def _memory_kills() -> int:
-    """Return how many processes the kernel has killed for want of memory: in this control group, else on this machine."""
+    """Return how many processes the kernel has killed because memory had run out, in this control group or else on this machine."""
     paths = []
     try:
         with open(_CGROUP) as file:
@@ -166,7 +168,7 @@ def _wait(child: int, reaped: threading.Event, lock: threading.Lock) -> tuple:
 
 
 def _opened(status: str) -> int:
-    """Return the descriptor for the status: a container is given a file's path, for engines pass no descriptors on."""
+    """Return the descriptor for the status: a container gets a file's path, because engines do not pass descriptors on."""
     return int(status) if status.isdigit() else os.open(status, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
 

@@ -1,4 +1,4 @@
-"""Where people read what happens: lines for logs and pipes, on a terminal lines that scroll by above a table that stays."""
+"""What people see while a job or a study runs: lines in logs and pipes; on a terminal, lines that scroll above a live table."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ Shown = TypeVar("Shown")
 
 
 class Quiet:
-    """Says nothing: for what is run as a library. Others override what they show."""
+    """Prints nothing: for use as a library. Subclasses override what they show."""
 
     def say(self, text: str) -> None:
-        """Print a line about all of it."""
+        """Print a line about the whole job or study."""
 
     def update(self, rows: Any) -> None:
-        """Show how its parts stand; called several times a second."""
+        """Show the state of its replicas or trials; called several times a second."""
 
     def close(self, rows: Any) -> None:
         """Leave the last state on the screen."""
@@ -60,12 +60,12 @@ class Table(Quiet):
         self.live.stop()
 
     def draw(self, rows: Any, room: int) -> Any:
-        """Return the table as it stands, with at most `room` rows where there are more."""
+        """Return the table of the present state, with at most `room` rows."""
         raise NotImplementedError
 
 
 def choose(out: TextIO | None, lines: Callable[[TextIO], Shown], table: Callable[[TextIO], Shown]) -> Shown:
-    """Return what suits `out`, by default standard output: a table on a terminal where rich is there, else lines."""
+    """Return what suits `out`, by default standard output: a table on a terminal if rich is installed, else lines."""
     out = out or sys.stdout
     if hasattr(out, "reconfigure"):
         out.reconfigure(errors="replace")  # a program may print what this terminal cannot show

@@ -1,1 +1,1 @@
-"""ML Metadata on this machine: artifacts, executions, contexts and the links between them, and what is recorded there of runs."""
+"""ML Metadata on this machine: artifacts, executions, contexts and their links, and the records that runs leave there."""

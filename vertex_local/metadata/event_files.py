@@ -1,6 +1,7 @@
-"""The event files that TensorBoard reads, read without TensorFlow: which runs a folder holds, and the scalars in them.
+"""TensorBoard's event files, read without TensorFlow: the runs in a folder and their scalars.
 
-A file is a row of records: the length of one (8 bytes, little-endian), its checksum (4), an Event as protobuf, its checksum (4).
+A file is a sequence of records: length (8 bytes, little-endian), checksum of the length (4), an Event as protobuf,
+checksum of the Event (4).
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 _HEAD, _TAIL = 12, 4  # bytes before and after a record's content
-_LARGEST = 1 << 30  # bytes of a record; a length beyond it is no length
+_LARGEST = 1 << 30  # bytes of a record; a greater length means a damaged file
 _SCALARS = "scalars"  # the plugin whose tensors are single numbers
-_FLOAT, _DOUBLE = 1, 2  # of tensorflow.DataType
+_FLOAT, _DOUBLE = 1, 2  # members of tensorflow.DataType
 
 
 @dataclass(frozen=True)
 class Scalar:
-    """One value: `run` is the folder of its file below the log directory, "" for that itself; `time` in seconds since 1970."""
+    """One value: `run` is its file's folder relative to the log directory ("" for that itself); `time` in seconds since 1970."""
 
     run: str
     tag: str
@@ -31,7 +32,7 @@ class Scalar:
 
 @dataclass
 class LogReader:
-    """Reads what is new in a log directory at each call; a record that is half written comes with the next one."""
+    """Reads what is new in a log directory at each call; a record that is only half written is read at a later call."""
 
     folder: Path
     _read: dict[Path, int] = field(default_factory=dict)  # bytes of each file that have been read
@@ -57,14 +58,14 @@ class LogReader:
         try:
             event = Event.FromString(content)
         except DecodeError:
-            return  # damaged: the records around it are whole
+            return  # this record is damaged; others may be whole
         for value in event.summary.value if event.HasField("summary") else ():
             found = value.simple_value if value.WhichOneof("value") == "simple_value" else self._of_tensor(run, value)
             if found is not None:
                 yield Scalar(run, value.tag, event.step, event.wall_time, found)
 
     def _of_tensor(self, run: str, value: Any) -> float | None:
-        """Return the number of a scalar that is written as a tensor; only a tag's first value says that it is one."""
+        """Return the number of a scalar that is written as a tensor; only the first value of a tag says that it is a scalar."""
         if value.metadata.plugin_data.plugin_name == _SCALARS:
             self._tags.add((run, value.tag))
         if (run, value.tag) not in self._tags or value.WhichOneof("value") != "tensor":
@@ -82,7 +83,7 @@ def _number(content: bytes, form: str) -> float | None:
 
 
 def records_of(file: BinaryIO) -> Iterator[bytes]:
-    """Yield whole records; the file stands behind the last of them when it is yielded."""
+    """Yield the contents of whole records; at each, the file's position is the end of that record."""
     while True:
         start = file.tell()
         head = file.read(_HEAD)

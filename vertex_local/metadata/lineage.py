@@ -1,4 +1,4 @@
-"""What is recorded in the default metadata store beside clients: executions with what they read and made, runs, uploads.
+"""What this machine records in the default metadata store: executions with their inputs and outputs, runs, uploads.
 
     from vertex_local.metadata import lineage
 
@@ -8,8 +8,8 @@
         outputs=[lineage.artifact("gs://b/rows.parquet", "system.Dataset", rows=1000)],
     )
 
-Nodes are dicts in the API's JSON form with an `id` besides: schemaTitle, displayName, metadata, and of artifacts uri. The same
-id means the same node, whose metadata's keys are merged. All of it goes straight into the records, without a service.
+Nodes are dicts in the API's JSON form (schemaTitle, displayName, metadata; artifacts also uri) with an `id` added. Recording a
+node with a known id updates that node and merges its metadata. Everything is written to the records directly, without a service.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Recorded:
 
 
 def artifact(uri: str, schema: str = "system.Artifact", *, display_name: str = "", **metadata: Any) -> Node:
-    """Return an artifact's node: one with the same address and the same `checksum` in its metadata is the same artifact."""
+    """Return an artifact's node; its id comes from the address and the `checksum` in the metadata."""
     made_of = f"{uri} {metadata.get('checksum', '')}"
     number = f"artifact-{hashlib.sha256(made_of.encode()).hexdigest()[:40]}"
     name = display_name or uri.rstrip("/").rpartition("/")[2]
@@ -59,17 +59,17 @@ def record_execution(
     state: str = "COMPLETE", metadata: Mapping[str, Any] | None = None, inputs: Iterable[Node] = (), outputs: Iterable[Node] = (),
     contexts: Iterable[str] = (),
 ) -> Recorded:  # fmt: skip
-    """Keep an execution with its artifacts in a location's default store, or bring the one of that id up to date.
+    """Record an execution with its artifacts in a location's default store, or update the execution of that id.
 
     Args:
         location: `projects/P/locations/L`.
         number: the execution's id: 1 to 128 of a-z, 0-9 and '-'.
         state: of the API's Execution: NEW, RUNNING, COMPLETE, FAILED, CACHED or CANCELLED.
-        inputs, outputs: artifacts' nodes, as `artifact` returns them; a dict with a `name` is one that is kept already.
-        contexts: full names of contexts that the execution belongs to, and what it made.
+        inputs, outputs: artifacts' nodes, as `artifact` returns them; a dict with a `name` is an artifact recorded before.
+        contexts: full names of contexts that get the execution and its outputs.
 
     Raises:
-        nodes.BadId: an id cannot be.
+        nodes.BadId: an id is not valid.
     """
     store = nodes.ensure_store(records, location)
     document = {
@@ -96,7 +96,7 @@ def _artifact(records: Store, store: str, node: Node) -> str:
 
 
 def record_context(records: Store, location: str, number: str, schema: str, *, display_name: str = "", **metadata: Any) -> str:
-    """Keep a context, such as a pipeline's run (system.PipelineRun), and return its full name."""
+    """Record a context, such as a pipeline's run (system.PipelineRun), and return its full name."""
     store = nodes.ensure_store(records, location)
     document = {"displayName": display_name or number, "schemaTitle": schema, "schemaVersion": "0.0.1", "metadata": metadata}
     return nodes.put(records, store, nodes.CONTEXTS, document, number)["name"]
@@ -106,11 +106,11 @@ def record_context(records: Store, location: str, number: str, schema: str, *, d
 
 
 def record_run(records: Store, location: str, record: Mapping[str, Any], job: str = "") -> Recorded:
-    """Keep a run of one of our trainers.
+    """Record a run of one of our trainers.
 
     Args:
-        record: what its `run.json` holds.
-        job: the full name of the job that it was.
+        record: the content of its `run.json`.
+        job: the full name of its job.
     """
     found = run_nodes.of_run(record)
     execution = found["execution"]
@@ -123,7 +123,7 @@ def record_run(records: Store, location: str, record: Mapping[str, Any], job: st
 
 
 def _experiment_runs(records: Store, location: str, experiment: Mapping[str, str] | None) -> list[str]:
-    """Return the context of the run's experiment run, if the trainer has made it."""
+    """Return the context of the run in its experiment, if the trainer has made one."""
     if not experiment:
         return []
     number = f"{experiment['name'].rpartition('/')[2]}-{experiment['run']}"
@@ -132,11 +132,11 @@ def _experiment_runs(records: Store, location: str, experiment: Mapping[str, str
 
 
 def record_job(records: Store, job: str, display_name: str, output: str | None, root: Path) -> list[Recorded]:
-    """Keep what a job that has ended left behind: its run, or those of its trials; of other trainers the model alone.
+    """Record what an ended job has left: its run or its trials' runs; for trainers without a run.json, only the model.
 
     Args:
         job: its full name.
-        output: its baseOutputDirectory, `gs://…`; a job without one leaves nothing that could be found.
+        output: its baseOutputDirectory, `gs://…`; without one, nothing can be found.
         root: where buckets lie.
     """
     if output is None:
@@ -145,7 +145,7 @@ def record_job(records: Store, job: str, display_name: str, output: str | None, 
     base = Path(buckets.to_path(output.rstrip("/"), root))
     found = [record for path in records_in(base) if (record := read_record(path))]
     runs = [record for record in found if is_of_job(record, number)]
-    if runs:  # the job is over, and a run that says nothing of its end has had a bad one
+    if runs:  # the job is over, so a run that is recorded as running has failed
         runs = [{**record, "state": "failed"} if record["state"] == "running" else record for record in runs]
         return [record_run(records, location, record, job) for record in runs]
     if not (base / "model" / "saved_model.pb").is_file():
@@ -160,15 +160,15 @@ def record_job(records: Store, job: str, display_name: str, output: str | None, 
 
 
 def is_of_job(record: Mapping[str, Any], number: str) -> bool:
-    """Tell whether a run was that of the job with this id, or of one of its trials."""
+    """Tell whether a run belongs to the job with this id, or to one of its trials."""
     job = record.get("job") or {}
-    trial = f"{number}-trial-{job.get('trial')}"  # a job of its own; the later ones are those of a study that was continued
+    trial = f"{number}-trial-{job.get('trial')}"  # a trial is a job of its own; a continued study numbers further ones
     return job.get("id") in {number_of(each) for each in (number, trial, *(f"{trial}-{n}" for n in range(2, _MOST_STARTS)))}
 
 
 @contextlib.contextmanager
 def kept(records: Store, job: str, display_name: str, output: str | None, root: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Keep what a job left behind when the block ends; what goes wrong with that is said, and no fault of the job's."""
+    """Record what a job has left when the block ends; an error in that is reported, but does not fail the job."""
     try:
         yield
     finally:
@@ -179,18 +179,18 @@ def kept(records: Store, job: str, display_name: str, output: str | None, root: 
 
 
 def records_in(base: Path) -> list[Path]:
-    """Return where the records of the run that wrote into a folder may be, or of its trials' runs."""
+    """Return the paths at which a run, or its trials' runs, may have left records below an output folder."""
     folders = [base, *(path for path in sorted(base.glob("*")) if path.is_dir() and path.name.isdecimal())]
     return [folder / within / RECORD for folder in folders for within in ("checkpoints", ".")]
 
 
 def record_of_model(folder: Path) -> dict[str, Any] | None:
-    """Return the record of the run that made the model in a folder, which lies beside it; None where there is none."""
+    """Return the record, beside a model's folder, of the run that made the model; None if there is none."""
     return next((found for within in ("checkpoints", ".") if (found := read_record(folder.parent / within / RECORD))), None)
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """Return a run's record; None where there is none, or one of a version that kept less."""
+    """Return a run's record; None if there is none, or if an older version wrote it with fewer fields."""
     with contextlib.suppress(OSError, ValueError):
         found = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(found, dict) and "id" in found and "hyperparameters" in found:
@@ -202,7 +202,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 
 def record_upload(records: Store, version: Mapping[str, Any], folder: Path) -> Recorded:
-    """Keep a version of a model that was uploaded, made of the files that a run has left, whose own nodes are linked to it.
+    """Record an uploaded version of a model, and link it to the run that made its files.
 
     Args:
         version: the Model as the API shows it.
@@ -215,7 +215,7 @@ def record_upload(records: Store, version: Mapping[str, Any], folder: Path) -> R
     source = _made(records, store, uri, checksum)
     record = record_of_model(folder)
     if source is None and record and (record.get("model") or {}).get("checksum") == checksum:
-        record = {**record, "model": {**record["model"], "uri": uri}}  # a copy that was uploaded has another address
+        record = {**record, "model": {**record["model"], "uri": uri}}  # an uploaded copy has another address
         source = {"name": record_run(records, location, record).outputs[0]}
     source = source or artifact(uri, run_nodes.MODEL, checksum=checksum)
     metadata = {"artifactUri": uri, "checksum": checksum}
@@ -238,7 +238,7 @@ def vertex_model_id(name: str) -> str:
 
 
 def _made(records: Store, store: str, uri: str, checksum: str) -> dict[str, Any] | None:
-    """Return the artifact of the files at an address as they are now, one that an execution has made before any other."""
+    """Return the artifact of the present files at an address; one that an execution made is preferred."""
     same = [
         each
         for each in records.artifacts_at(uri, store)

@@ -1,7 +1,7 @@
-"""The graph of a metadata store: artifacts, executions and contexts as records in the API's form, events and membership as links.
+"""The graph of a metadata store: artifacts, executions and contexts are records in the API's form, events and membership links.
 
-Every function takes the records alone, so that a job which runs without the service leaves the same graph as one that runs
-under it. Names are full ones: `projects/P/locations/L/metadataStores/S/artifacts/A`.
+Functions need only the records and no service, so a job leaves the same graph with and without the service. Names are
+full ones: `projects/P/locations/L/metadataStores/S/artifacts/A`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Subgraph:
 
 
 def check_id(number: str) -> str:
-    """Return an id that a node may have; raise BadId for any other."""
+    """Return the id if it is valid; raise BadId if not."""
     if not _ID.fullmatch(number):
         raise BadId(f"has 1 to 128 of a-z, 0-9 and '-', and does not begin with '-'; got {number[:140]!r}.")
     return number
@@ -51,7 +51,7 @@ def store_of(name: str) -> str:
 
 
 def ensure_store(records: Store, location: str) -> str:
-    """Return the name of a location's default metadata store, which is made where it is missing.
+    """Return the name of a location's default metadata store; make the store if it is missing.
 
     Args:
         location: `projects/P/locations/L`.
@@ -67,11 +67,11 @@ def ensure_store(records: Store, location: str) -> str:
 
 
 def add(records: Store, store: str, collection: str, document: Mapping[str, Any], number: str = "") -> dict[str, Any]:
-    """Keep a new node and return it; without `number` it gets an id.
+    """Record a new node and return it; without `number` it gets a random id.
 
     Raises:
-        BadId: such an id cannot be.
-        Taken: there is one of that name.
+        BadId: the id is not valid.
+        Taken: there is a node of that name.
     """
     name = f"{store}/{collection}/{check_id(number or str(uuid.uuid4()))}"
     when = now()
@@ -80,11 +80,11 @@ def add(records: Store, store: str, collection: str, document: Mapping[str, Any]
 
 
 def put(records: Store, store: str, collection: str, document: Mapping[str, Any], number: str) -> dict[str, Any]:
-    """Keep a node, or bring the one of that id up to date: its fields are replaced, its metadata's keys merged."""
+    """Record a node, or update the one of that id: fields are replaced, the keys of the metadata merged."""
     try:
         return add(records, store, collection, document, number)
     except Taken:
-        pass  # below
+        pass  # so it is updated, below
 
     def merge(kept: dict[str, Any]) -> None:
         metadata = {**kept.get("metadata", {}), **document.get("metadata", {})}
@@ -94,7 +94,7 @@ def put(records: Store, store: str, collection: str, document: Mapping[str, Any]
 
 
 def change(records: Store, name: str, alter: Callable[[dict[str, Any]], Any]) -> dict[str, Any] | None:
-    """Change a node in one step and return it; None if there is none."""
+    """Let `alter` change a node in one transaction and return it; None if there is none."""
 
     def touched(document: dict[str, Any]) -> None:
         alter(document)
@@ -113,19 +113,19 @@ def remove(records: Store, name: str) -> None:
 
 
 def add_to_context(records: Store, context: str, nodes: Iterable[str]) -> None:
-    """Let artifacts and executions belong to a context."""
+    """Add artifacts and executions to a context."""
     for name in nodes:
         records.link(IN_CONTEXT, name, context)
 
 
 def add_children(records: Store, context: str, children: Iterable[str]) -> None:
-    """Let contexts stand below another one."""
+    """Make contexts the children of another one."""
     for name in children:
         records.link(PARENT, name, context)
 
 
 def add_event(records: Store, execution: str, artifact: str, kind: str, labels: Mapping[str, str] | None = None, time: str = "") -> None:
-    """Note that an execution has read an artifact, or made it.
+    """Record that an execution has read or made an artifact.
 
     Args:
         kind: INPUT or OUTPUT.
@@ -169,11 +169,11 @@ def of_context(records: Store, context: str) -> Subgraph:
 def of_artifact(
     records: Store, artifact: str, hops: int | None = None, accepts: Callable[[dict[str, Any]], bool] | None = None
 ) -> Subgraph:  # fmt: skip
-    """Return all that an artifact was made of and all that was made of it.
+    """Return all nodes that an artifact was made from, and all that were made from it.
 
     Args:
-        hops: how many events away from the artifact a node may be; None is without end.
-        accepts: lets only such artifacts pass, beside the one asked for.
+        hops: the most events between the artifact and a node; None for no limit.
+        accepts: whether an artifact, other than the one asked for, belongs to the result.
     """
     found, seen = Subgraph(), {artifact}
     queue = deque([(artifact, 0)])
@@ -208,7 +208,7 @@ def events_of(records: Store, execution: str) -> list[dict[str, Any]]:
 
 
 def events_at(records: Store, artifact: str) -> list[dict[str, Any]]:
-    """Return the events of an artifact: who made it comes last."""
+    """Return the events of an artifact, those of executions that made it last."""
     return [
         {"execution": name, "artifact": artifact, "type": kind, **document}
         for kind in EVENTS

@@ -1,11 +1,11 @@
-"""What runs have to be compared by: their records, found by folder, job or experiment run, as rows of text; metrics with their spread."""
+"""Runs as rows of text, to compare them: their records, found by folder, job or experiment run, and metrics with their spread."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +20,19 @@ _SHOWN = 19  # characters of a checksum: sha256: and twelve digits
 Rows = dict[str, str]
 
 
-# ------------------------------------------------------------------ found
+# ------------------------------------------------------------------ records
 
 
 def of_folder(folder: Path) -> list[dict[str, Any]]:
-    """Return the records of the run, or of the trials' runs, in an output folder; [] where there are none."""
+    """Return the records of the run, or of the trials' runs, in an output folder."""
     return [record for path in lineage.records_in(folder) if (record := lineage.read_record(path))]
 
 
 def of_experiment_run(records: Store, root: Path, asked: str) -> tuple[list[dict[str, Any]], Rows]:
-    """Return the records of an experiment's run, `EXPERIMENT/RUN`, and what clients have logged of it, as rows.
+    """Return the records of an experiment's run, `EXPERIMENT/RUN`, and what clients have logged for it, as rows.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such run.
     """
     experiment, _, run = asked.partition("/")
     names = [f"{store['name']}/{nodes.CONTEXTS}/{experiment}-{run}" for store in records.list(nodes.STORES)]
@@ -67,7 +67,7 @@ def asked(record: Mapping[str, Any]) -> Rows:
 
 
 def _data(files: Sequence[Mapping[str, Any]]) -> Rows:
-    """Return a row for each file, by its name where that is no other's, else by its address."""
+    """Return a row for each file: under its name if no other file has the same, else under its address."""
     count = Counter(_name(file) for file in files)
     rows = {}
     for file in files:
@@ -86,7 +86,7 @@ def went(record: Mapping[str, Any]) -> Rows:
 
 
 def metrics(records: Sequence[Mapping[str, Any]]) -> Rows:
-    """Return the final metrics with their spread: of several trials over them, else of a run over its evaluations."""
+    """Return the final metrics with their spread: over the trials if there are several, else over the run's evaluations."""
     best = _best(records)
     rows = {}
     for name, value in (best.get("metrics") or {}).items():
@@ -112,12 +112,12 @@ def _spread(values: Sequence[float], over: str) -> str:
     return f" ({min(values):.6g} to {max(values):.6g}, {len(values)} {over})" if len(values) > 1 else ""
 
 
-def differing(one: Rows, other: Rows, always: Iterable[str] = ()) -> list[str]:
+def differing(one: Rows, other: Rows) -> list[str]:
     """Return the names of rows that differ, in the order in which they come."""
-    return [name for name in {**one, **other} if name in always or one.get(name) != other.get(name)]
+    return [name for name in {**one, **other} if one.get(name) != other.get(name)]
 
 
 def _text(value: Any) -> str:
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
-        value = int(value)  # of protobuf, which has one kind of number
+        value = int(value)  # protobuf's Struct has no integers
     return "-" if value is None else value if isinstance(value, str) else json.dumps(value)

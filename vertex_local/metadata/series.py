@@ -1,7 +1,7 @@
-"""TensorBoard instances as records: experiments, runs and time series below each other, and the points of a series.
+"""TensorBoard instances as records: experiments, their runs, the runs' time series and their points.
 
-Names are full ones: `projects/P/locations/L/tensorboards/T/experiments/E/runs/R/timeSeries/S`. As `nodes`, it takes the
-records alone: the service's RPCs and what reads a job's event files write through it.
+Names are full ones: `projects/P/locations/L/tensorboards/T/experiments/E/runs/R/timeSeries/S`. Functions need only the
+records: the service's RPCs use them, and so does what reads a job's event files.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ def fits_id(number: str) -> bool:
 
 
 def id_of(text: str) -> str:
-    """Return the id that stands for a folder's or a job's name: small letters, digits and '-', not empty."""
+    """Return an id made from a folder's or a job's name: small letters, digits and '-', not empty."""
     return re.sub("[^a-z0-9-]", "-", text.lower()).strip("-")[:128] or "default"
 
 
 def add(records: Store, parent: str, collection: str, number: str, document: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep a new resource below `parent` and return it; raise Taken if there is one of that name."""
+    """Record a new resource below `parent` and return it; raise Taken if there is one of that name."""
     when = now()
     name = f"{parent}/{collection}/{number}"
     document = {**document, "name": name, "createTime": when, "updateTime": when, "etag": secrets.token_hex(8)}
@@ -37,7 +37,7 @@ def add(records: Store, parent: str, collection: str, number: str, document: Map
 
 
 def ensure(records: Store, parent: str, collection: str, number: str, document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the resource of that id, which is made where it is missing."""
+    """Return the resource of that id; make it if it is missing."""
     name = f"{parent}/{collection}/{number}"
     try:
         return records.get(name) or add(records, parent, collection, number, document)
@@ -46,7 +46,7 @@ def ensure(records: Store, parent: str, collection: str, number: str, document: 
 
 
 def add_series(records: Store, run: str, display_name: str, value_type: str = "SCALAR", plugin: str = "scalars") -> dict[str, Any]:
-    """Return the time series of that display name of a run, which is made where it is missing."""
+    """Return a run's time series of that display name; make it if it is missing."""
     for known in records.list(SERIES, run):
         if known["displayName"] == display_name:
             return known
@@ -55,7 +55,7 @@ def add_series(records: Store, run: str, display_name: str, value_type: str = "S
 
 
 def write(records: Store, series: str, points: Iterable[Mapping[str, Any]]) -> None:
-    """Keep points, each in the form of the API's TimeSeriesDataPoint; a later one of the same step replaces an earlier one."""
+    """Record points in the form of the API's TimeSeriesDataPoint; a later point of a step replaces an earlier one."""
     by_step = [(int(point.get("step", 0)), point) for point in points]
     if not by_step:
         return
@@ -71,7 +71,7 @@ def write(records: Store, series: str, points: Iterable[Mapping[str, Any]]) -> N
 
 
 def thinned(points: Sequence[dict[str, Any]], most: int) -> list[dict[str, Any]]:
-    """Return at most so many points, evenly drawn, the first and the last among them."""
+    """Return at most `most` points, evenly spaced, with the first and the last one."""
     if len(points) <= most:
         return list(points)
     if most == 1:

@@ -1,11 +1,11 @@
-"""Follow a model back to the run, the job, the parameters, the commit and every data file that it was made of.
+"""Show where a model comes from: its run, job, parameters, commit and every data file.
 
     python -m vertex_local lineage 1234567890@champion
     python -m vertex_local lineage gs://bucket/run/model
     python -m vertex_local lineage taxifare-run-20261128-120000/model
 
-MODEL is a resource's name, an id, a display name, each perhaps with @ALIAS or @VERSION, `endpoints/ID`, a gs://… or a folder. Of
-each file it says whether it is still the same.
+MODEL is a resource name, an id or a display name, optionally with @ALIAS or @VERSION; or `endpoints/ID`, a gs://… or a
+folder. For each file it says whether the file is still the same.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from .. import cli
 from ..local.store import FILE, Store
 from . import sources
 
-_WIDTH = 11  # of the first column
+_WIDTH = 11  # characters of the first column
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
     parser = cli.Parser(prog="python -m vertex_local lineage", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", metavar="MODEL", help="which model; see above")
+    parser.add_argument("model", metavar="MODEL", help="the model; see above")
     parser.add_argument("--json", action="store_true", help="print all of it as JSON")
     parser.add_argument("--state_dir", metavar="DIR", default=".vertex_local", help="folder for jobs (default: %(default)s)")
     parser.add_argument("--bucket_root", metavar="DIR", help="folder for gs://BUCKET/X as BUCKET/X (default: STATE_DIR/buckets)")
@@ -53,7 +53,7 @@ def _show(args: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def opened(state: Path) -> Iterator[Store | None]:
-    """Open the records of a state folder; None where there are none yet."""
+    """Open the records of a state folder; None if there are none yet."""
     if not (state / FILE).is_file():
         yield None
         return
@@ -71,7 +71,7 @@ def _lines(found: sources.Origin) -> Iterator[str]:
     }  # fmt: skip
     yield _line("files", f"{found.model.uri}: {what[found.now]}{f', {found.checksum}' if found.checksum else ''}")
     if found.record is None:
-        yield _line("run", "not recorded: no execution has made these files here, and no run.json lies beside them")
+        yield _line("run", "not recorded: no execution here has made these files, and there is no run.json beside them")
         return
     yield from _run(found.record)
     if found.job:

@@ -1,4 +1,4 @@
-"""Where a model comes from: found by whatever name it is known, followed back to its run, and every file looked at again."""
+"""Where a model comes from: finds it by any of its names, follows it back to its run, and checks every file again."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SAME, CHANGED, MISSING, UNKNOWN = "same", "changed", "missing", "not looked at"
 
 @dataclass
 class Model:
-    """A model as it was asked for: `version` is None where nothing but its files is known."""
+    """A model that was asked for; `version` is None if only its files are known."""
 
     folder: Path
     uri: str
@@ -33,10 +33,10 @@ class Model:
 
 @dataclass
 class Origin:
-    """What a model comes from: files are dicts of uri, checksum, bytes, parts and `now`, one of SAME, CHANGED, MISSING, UNKNOWN."""
+    """Where a model comes from. `files` are dicts of uri, checksum, bytes, parts and `now`: SAME, CHANGED, MISSING or UNKNOWN."""
 
     model: Model
-    checksum: str | None = None  # that the model had when it was made, or uploaded
+    checksum: str | None = None  # the model's when it was made, or uploaded
     now: str = UNKNOWN
     record: dict[str, Any] | None = None  # the run's
     job: dict[str, Any] | None = None
@@ -44,7 +44,7 @@ class Origin:
     executions: list[dict[str, Any]] = field(default_factory=list)
 
     def json(self) -> dict[str, Any]:
-        """Return all of it for programs."""
+        """Return everything as a dict for JSON."""
         record = self.record or {}
         version = self.model.version or {}
         return {
@@ -65,10 +65,10 @@ class Origin:
 
 
 def find(records: Store | None, root: Path, asked: str) -> Model:
-    """Return the model of a resource's name, an id, `ID@ALIAS`, a `gs://…` or a folder; `endpoints/ID` is what is deployed there.
+    """Return the model of a resource name, an id, `ID@ALIAS`, a `gs://…`, a folder, or deployed to `endpoints/ID`.
 
     Raises:
-        UserError: there is none, or several.
+        UserError: there is no such model, or several.
     """
     if asked.startswith("gs://"):
         folder, uri = Path(buckets.to_path(asked.rstrip("/"), root)), asked.rstrip("/")
@@ -95,7 +95,7 @@ def _with_files(folder: Path, asked: str) -> Path:
 
 
 def _deployed(records: Store, asked: str) -> str:
-    """Return the name of the model that an endpoint answers by."""
+    """Return the name of the model that is deployed to an endpoint."""
     number = asked.rstrip("/").rpartition("/")[2]
     found = [each for each in records.named(number, "endpoints") if asked in (each["name"], f"endpoints/{number}")]
     names = {f"{each['model'].partition('@')[0]}@{each['modelVersionId']}" for each in found[:1] for each in each.get("deployedModels", [])}
@@ -113,7 +113,7 @@ def _version(records: Store, asked: str) -> dict[str, Any]:
     ]
     if len(found) != 1:
         names = ", ".join(each["name"] for each in (found or records.list("models"))[:5]) or "none"
-        what = "several models are called so" if found else "there is no such model"
+        what = "several models have that name" if found else "there is no such model"
         raise UserError(f"MODEL: {quoted(asked)}: {what}; give one of {names}, a gs://… or a folder.")
     for version in found[0]["versions"].values():
         if version["versionId"] == wanted or (wanted or "default") in version["versionAliases"]:
@@ -125,7 +125,7 @@ def _version(records: Store, asked: str) -> dict[str, Any]:
 
 
 def origin(records: Store | None, root: Path, model: Model) -> Origin:
-    """Return what a model comes from, as far as it was recorded, and how its files are now."""
+    """Return where a model comes from, as far as that is recorded, and whether its files have changed."""
     found = Origin(model)
     artifact = _artifact(records, model) if records else None
     if artifact:
@@ -144,7 +144,7 @@ def origin(records: Store | None, root: Path, model: Model) -> Origin:
 
 
 def _artifact(records: Store, model: Model) -> dict[str, Any] | None:
-    """Return the artifact that stands for the model: of its version, or of the files as they are."""
+    """Return the model's artifact: that of its version, or that of its present files."""
     if model.version:
         location = "/".join(model.version["name"].split("/")[:4])
         number = lineage.vertex_model_id(model.name)
@@ -156,7 +156,7 @@ def _artifact(records: Store, model: Model) -> dict[str, Any] | None:
 
 
 def _record(found: Origin, root: Path) -> dict[str, Any] | None:
-    """Return the run's record: where its execution says, else beside the model, else as far as the execution itself has it."""
+    """Return the run's record: from the path in its execution, else from the execution itself; without one, from beside the model."""
     for execution in found.executions:
         metadata = execution.get("metadata", {})
         if "run" not in metadata:
@@ -171,7 +171,7 @@ def _record(found: Origin, root: Path) -> dict[str, Any] | None:
 
 
 def _of_execution(metadata: dict[str, Any]) -> dict[str, Any]:
-    """Return what an execution knows of a run whose run.json is gone, or is another run's by now."""
+    """Return what an execution records of a run whose run.json is gone, or now is another run's."""
     code = {name: metadata.get(name) for name in ("commit", "changed", "source_sha256")} | {"version": metadata.get("package_version")}
     return {
         "id": metadata["run"], "trainer": metadata["trainer"], "state": "its run.json is gone", "started": metadata.get("started"),
@@ -192,10 +192,10 @@ def _job(records: Store, found: Origin) -> dict[str, Any] | None:
 
 
 def look_again(file: dict[str, Any], root: Path) -> str:
-    """Return how a file of a run's data is now, by its kind of checksum."""
+    """Return whether a file of a run's data is still the same, by the kind of checksum that was recorded."""
     kind = file["checksum"].partition(":")[0]
     if kind not in (checksums.WHOLE, checksums.ENDS):
-        return UNKNOWN  # of a table, or of rows that a trainer makes itself
+        return UNKNOWN  # a table, or rows that a trainer makes itself
     path = buckets.to_path(file["uri"], root) if file["uri"].startswith("gs://") else file["uri"]
     now = checksums.of_local(path, kind)
     return MISSING if now is None else SAME if now == file["checksum"] else CHANGED

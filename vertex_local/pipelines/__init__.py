@@ -1,1 +1,1 @@
-"""Compiled Vertex pipelines on this machine: read, checked, and run by KFP's own local runner in an environment of its own."""
+"""Compiled Vertex pipelines on this machine: read, checked, and run by KFP's local runner in a virtual environment of its own."""

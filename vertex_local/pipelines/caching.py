@@ -1,7 +1,7 @@
-"""Outputs of earlier runs, found by content: the component, its arguments, the files of its input artefacts, the checkout's sources.
+"""A cache of steps' outputs, by component, arguments, content of input artefacts and the checkout's sources.
 
-The key is that of kfp's own cache and what kfp leaves out. An entry counts only while what it names is still there: files in
-the bucket root, and resources (models, endpoints, jobs) in the local service. Runs in the pipelines' environment.
+The key is kfp's own, with the parts that kfp leaves out. An entry is used only while all that it names still exists: files
+in the bucket root, and resources (models, endpoints, jobs) in the local service. Runs in the pipelines' environment.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from kfp.local import cache
 
 from ..job import buckets
-from .service import Service
+from .service import Service, resource_name
 from .tasks import is_artifact
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class ContentCache(cache.LocalCache):
     """kfp's cache of one run's project and location.
 
     Args:
-        used: called with a line about the entry when one is used.
+        used: called with a line about an entry that is used.
     """
 
     def __init__(self, request: Request, used: Callable[[str], None]):
@@ -44,7 +44,7 @@ class ContentCache(cache.LocalCache):
         self._sources = sources(Path(request.project_dir))
 
     def compute_key(self, *args: Any, **names: Any) -> str:
-        """Return the key of a task: kfp's, with the files of its input artefacts and the checkout's sources."""
+        """Return a task's key: kfp's, with the content of its input artefacts and the checkout's sources."""
         digest = hashlib.sha256(super().compute_key(*args, **names).encode())
         digest.update(self._sources.encode())
         for name, value in sorted(names["arguments"].items()):
@@ -57,7 +57,7 @@ class ContentCache(cache.LocalCache):
         return fingerprint(Path(buckets.to_path(uri, self._service["bucket_root"]))) if uri.startswith("gs://") else ""
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """Return the outputs kept under a key; None if there are none, or if something of them is gone."""
+        """Return the outputs under a key; None if there are none, or if something that they name is gone."""
         try:
             entry = json.loads(Path(self._entry_path(key)).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -91,10 +91,10 @@ class ContentCache(cache.LocalCache):
 
 
 def _resources(value: Any) -> Iterator[str]:
-    """Yield the resources that a `gcp_resources` names."""
+    """Yield the names of resources in the text of a `gcp_resources` output."""
     with contextlib.suppress(ValueError, TypeError, KeyError):
         for each in json.loads(value)["resources"] if isinstance(value, str) and "resourceUri" in value else ():
-            name = re.sub(r"^https://[^/]+/v1(beta1)?/", "", each["resourceUri"])
+            name = resource_name(each["resourceUri"])
             if _RESOURCE.fullmatch(name):
                 yield name
 
@@ -121,7 +121,7 @@ def _read(entry: Mapping[str, Any]) -> Any:
 
 
 def fingerprint(path: Path) -> str:
-    """Return a checksum of a file or of all files of a folder, with their names; "" where there is nothing."""
+    """Return a checksum of a file, or of all files in a folder with their names; "" if there are none."""
     digest = hashlib.sha256()
     files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
     for file in files:
@@ -133,7 +133,7 @@ def fingerprint(path: Path) -> str:
 
 
 def sources(project: Path) -> str:
-    """Return a checksum of what jobs and components run of a checkout: its modules, job files and Dockerfile; "" for another folder."""
+    """Return a checksum of a checkout's modules, job files and Dockerfile, which jobs and components run; "" for another folder."""
     if not (project / "setup.py").is_file():
         return ""
     digest = hashlib.sha256()

@@ -1,10 +1,10 @@
-"""Run a compiled pipeline on this machine, its training steps as jobs of the local service.
+"""Run a compiled pipeline on this machine, with its training steps as jobs of the local service.
 
     python -m vertex_local pipeline pipeline.yaml --parameter epochs=3 --parameter 'columns=["fare", "hour"]'
 
-It goes to the service that runs with the same --state_dir; where none does, one is started for this run alone. What the
-pipeline makes lies below --pipeline_root in a bucket. Exit codes: 0 the pipeline succeeded, 1 it failed, 2 it cannot be started,
-128 + signal it was cancelled.
+It uses the service that runs with the same --state_dir; if none does, it starts one for this run alone. The pipeline's outputs
+go below --pipeline_root in a bucket. Exit codes: 0 the pipeline succeeded, 1 it failed, 2 it cannot be started, 128 + signal
+it was cancelled.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="value of one of the pipeline's parameters; lists and objects in JSON; repeatable",
     )  # fmt: skip
     parser.add_argument(
-        "--pipeline_root", metavar="GS_URI", help="folder for what the pipeline makes (default: the spec's, or gs://BUCKET/pipelines)"
+        "--pipeline_root", metavar="GS_URI", help="folder for the pipeline's outputs (default: the spec's, or gs://BUCKET/pipelines)"
     )
-    parser.add_argument("--no_caching", action="store_true", help="run every step, though it ran before with the same inputs")
+    parser.add_argument("--no_caching", action="store_true", help="run every step, even if it ran before with the same inputs")
     parser.add_argument(
         "--failure_policy", choices=pipeline_spec.FAILURE_POLICIES, default="slow",
         help="slow (the default) goes on with what does not need a failed step, fast starts nothing more",
@@ -129,10 +129,10 @@ def _body(
 
 @contextlib.contextmanager
 def _service(args: argparse.Namespace, needed: str, cancel: threading.Event) -> Iterator[Service]:
-    """Yield the service of the state folder, or one that runs as long as the context lasts.
+    """Yield the service of the state folder; start one, for as long as the context lasts, if none runs.
 
     Args:
-        needed: what a service that is started imports meanwhile, as for its flag --pipelines.
+        needed: the flag --pipelines of a service that is started.
     """
     from ..serve import endpoint
 
@@ -159,7 +159,7 @@ def _service(args: argparse.Namespace, needed: str, cancel: threading.Event) -> 
 
 
 def _wait_for_others(state: Path, cancel: threading.Event) -> None:
-    """Let the service run on as long as jobs of others are under way that have come to it meanwhile."""
+    """Keep the service running until jobs that other clients have started meanwhile have ended."""
     told = False
     with contextlib.closing(Store(state)) as store:
         while not cancel.is_set() and (under_way := _under_way(store)):
@@ -175,7 +175,7 @@ def _under_way(store: Store) -> list[str]:
 
 
 def _passed_on(args: argparse.Namespace) -> list[str]:
-    """Return the flags that a service takes as this command does."""
+    """Return the flags that this command passes on to a service."""
     flags = [f"--{name}={value}" for name in ("bucket_root", "project_dir", "python", "containers") if (value := getattr(args, name))]
     flags += [f"--{name}" for name in ("with_index", "cloud_credentials") if getattr(args, name)]
     flags += [f"--build_arg={name}={value}" for name, value in args.build_arg]
@@ -199,7 +199,7 @@ def _ready(process: subprocess.Popen, state: Path, log: Path, cancel: threading.
 
 
 class _Run:
-    """One run as its user sees it: a line when a task starts or ends, and a summary."""
+    """One run as its user sees it: a line when a task starts or ends, and a summary at the end."""
 
     def __init__(self, service: Service, parent: str, job_id: str, state_dir: Path):
         self.service, self.parent, self.job_id, self.state_dir = service, parent, job_id, state_dir
@@ -213,7 +213,7 @@ class _Run:
         """Create the pipeline job.
 
         Args:
-            rename: take the next free name where another run has this one, as two that start within a second would.
+            rename: take the next free name if another run has this one, as two runs that start within a second would.
         """
         wanted = self.job_id
         for number in itertools.count(2):
@@ -240,7 +240,7 @@ class _Run:
                 time.sleep(_PAUSE)
 
     def _shown(self) -> dict[str, Any]:
-        """Return the job as it stands, after printing what is new of its tasks."""
+        """Return the present job, after printing the tasks whose state has changed."""
         answer: Answer = self.service.ask("GET", self.name)
         if answer.error:
             raise UserError(f"the pipeline {self.job_id} is lost: {answer.error}; run it again.")

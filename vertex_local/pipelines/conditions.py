@@ -21,14 +21,14 @@ _COMPARISONS: dict[type, Callable[[Any, Any], Any]] = {
 
 
 class ConditionError(ValueError):
-    """A condition that cannot be evaluated."""
+    """A condition cannot be evaluated."""
 
 
 def holds(condition: str, inputs: Mapping[str, Any]) -> bool:
     """Tell whether a condition holds for a task's inputs.
 
     Raises:
-        ConditionError: it is not of the form that kfp compiles, or names an input that is not there.
+        ConditionError: it does not have the form that kfp compiles, or it names an input that does not exist.
     """
     text = _TOKEN.sub(lambda match: _WORDS.get(match.group(), match.group()), condition)
     try:

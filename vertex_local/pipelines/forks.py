@@ -1,9 +1,10 @@
-"""Programs as forks of a process that has imported what they need: their start takes milliseconds, and they end with who asked.
+"""Programs as forks of a process that has imported what they need, so that they start in milliseconds.
 
     python -m vertex_local.pipelines.forks ADDRESS MODULE...    # serves until its standard input ends
 
-A request names a function and its argument. The function runs in a process of its own group, with the environment, the
-folder and the log that the request gives; on the same connection come its lines (see `emit`) and, last, its exit code.
+A request names a function and its argument. The function runs in a process group of its own, with the environment, folder
+and log of the request. The same connection returns its events (see `emit`) and at last its exit code. When the client closes
+the connection, the program is ended.
 """
 
 from __future__ import annotations
@@ -27,21 +28,24 @@ from typing import Any, BinaryIO, NoReturn, TextIO
 from ..errors import UserError
 
 EVENTS = "VERTEX_LOCAL_EVENTS"  # variable: the descriptor that `emit` writes to
-KILL_AFTER = 10.0  # seconds between SIGTERM and SIGKILL, for what a program has to cancel elsewhere
+KILL_AFTER = 10.0  # seconds between SIGTERM and SIGKILL, in which a program may cancel its jobs
 _TICK = 0.05
 
 
-# ------------------------------------------------------------------ who asks
+# ------------------------------------------------------------------ the client
 
 
 class Fork:
-    """A program that was asked for. It is ended when its Fork is closed, or when the process that holds it ends.
+    """A program as its client sees it. It is ended when its Fork is closed, or when the client's process ends.
 
     Args:
         address: the Unix socket of the server.
         function: as "package.module:function"; it is called with `argument`, which JSON can hold.
         env: the program's whole environment.
-        log: file to which its output is appended; when which line was said goes to `../lines/<the same name>`.
+        log: file to which its output is appended; each line's time and size go to `../lines/<the same name>`.
+
+    Raises:
+        UserError: the server is gone.
     """
 
     def __init__(self, address: str, function: str, argument: Any, *, env: Mapping[str, str], cwd: Path, log: Path):
@@ -57,7 +61,7 @@ class Fork:
         self.code: int | None = None
 
     def lines(self, patience: float | None = None) -> Iterator[Any]:
-        """Yield what the program emits until it has ended; None whenever nothing has come for `patience` seconds."""
+        """Yield the program's events until it has ended, and None whenever none has come for `patience` seconds."""
         self._socket.settimeout(patience)
         while self.code is None:
             try:
@@ -94,25 +98,25 @@ class Fork:
 
 
 def emit(event: Any) -> None:
-    """Send an event, which JSON can hold, to whoever asked for this program."""
+    """Send an event, which JSON can hold, to this program's client."""
     data, place = json.dumps(event).encode() + b"\n", int(os.environ[EVENTS])
     while data:
         data = data[os.write(place, data) :]
 
 
 class ForkServer:
-    """The process that forks, with `modules` imported; it ends with the process that made it.
+    """The server: a process that has imported `modules` and forks; it ends with the process that started it.
 
     Args:
         python: its interpreter.
-        folder: an existing folder with a short path that only this user can look into, for its socket.
-        logs: folder for what it says.
+        folder: an existing folder for its socket, with a short path, that only this user may read.
+        logs: folder for its output.
     """
 
     def __init__(self, python: str, modules: Sequence[str], folder: Path, env: Mapping[str, str], name: str, logs: Path):
         self.address = str(folder / f"{name}.socket")
         self.log = logs / f"pipelines-{name}.log"
-        listener = socket.socket(socket.AF_UNIX)  # bound here, so that clients can come before the imports are done
+        listener = socket.socket(socket.AF_UNIX)  # bound here, so that clients can connect before the imports are done
         listener.bind(self.address)
         listener.listen(128)
         command = [python, "-m", __spec__.name, str(listener.fileno()), *modules]
@@ -127,7 +131,7 @@ class ForkServer:
         return self.process.poll() is not None
 
     def close(self) -> None:
-        """End the process; what it has forked ends by itself."""
+        """End the process; its forks end by themselves."""
         with contextlib.suppress(OSError):
             self.process.stdin.close()
         try:
@@ -142,16 +146,16 @@ class ForkServer:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Import the modules and fork for whoever connects, until standard input ends."""
-    gc.disable()  # imports make no rubbish that is worth the search
+    """Import the modules and fork for each connection, until standard input ends."""
+    gc.disable()  # imports make little garbage
     for name in argv[1:]:
         try:
             importlib.import_module(name)
-        except Exception:  # whatever needs it will say so itself
+        except Exception:  # a program that needs the module will fail with its own message
             traceback.print_exc()
-    gc.freeze()  # so that collections of the forks do not copy these pages
+    gc.freeze()  # so that garbage collection in the forks does not copy these pages
     gc.enable()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for supervisors
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nothing waits for the forks
     listener = socket.socket(fileno=int(argv[0]))
     with selectors.DefaultSelector() as selector:
         selector.register(listener, selectors.EVENT_READ)
@@ -168,7 +172,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _guarded(work: Any) -> NoReturn:
-    """Do the work of a fork and end it, so that it never goes on as its parent would."""
+    """Do the work of a fork and end it, so that it never runs its parent's code."""
     code = 1
     try:
         code = work() or 0
@@ -206,7 +210,7 @@ def _supervise(connection: socket.socket) -> None:
 
 
 def _become(request: dict[str, Any], connection: socket.socket, out: int, err: int) -> Any:
-    """Make this fork what a new program would be, and call the function."""
+    """Give this fork the environment, folder and streams of a new program, and call the function."""
     os.setsid()
     os.chdir(request["cwd"])
     null = os.open(os.devnull, os.O_RDONLY)
@@ -225,7 +229,7 @@ def _become(request: dict[str, Any], connection: socket.socket, out: int, err: i
 
 
 def _watch(pid: int, connection: socket.socket, streams: Mapping[str, int], log: Path) -> int:
-    """Write down what the program says until it has ended, and end it when nobody wants it any more; return its exit code."""
+    """Log the program's output until it has ended, end it when the client is gone or asks for that, and return its exit code."""
     (log.parent.parent / "lines").mkdir(parents=True, exist_ok=True)
     log.parent.mkdir(parents=True, exist_ok=True)
     selector, deadline, code = selectors.DefaultSelector(), 0.0, None
@@ -239,7 +243,7 @@ def _watch(pid: int, connection: socket.socket, streams: Mapping[str, int], log:
                 if key.data is not None and not key.data.read():
                     selector.unregister(key.fd)
                 elif key.data is None:
-                    if not connection.recv(1):  # whoever asked is gone
+                    if not connection.recv(1):  # the client is gone
                         selector.unregister(connection)
                     if not deadline:
                         _signal(pid, signal.SIGTERM)
@@ -250,45 +254,47 @@ def _watch(pid: int, connection: socket.socket, streams: Mapping[str, int], log:
             code = os.waitstatus_to_exitcode(status) if found else None
         for output in outputs:
             output.drain()
-    _signal(pid, signal.SIGKILL)  # what it has left behind in its group
+    _signal(pid, signal.SIGKILL)  # processes that it has left in its group
     return code
 
 
 def _signal(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):  # gone, or all that is left are zombies
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # gone, or only zombies are left
         os.killpg(pid, number)
 
 
 class _Output:
-    """One stream of a program on its way into the log."""
+    """One stream of a program, copied to the log."""
 
     def __init__(self, kind: str, place: int, file: BinaryIO, lines: TextIO):
         self.kind, self.place, self._file, self._lines, self._rest = kind, place, file, lines, b""
 
     def read(self) -> bool:
-        """Take what is there; return whether there can be more."""
+        """Copy the output that has come; return whether there can be more."""
         data = os.read(self.place, 1 << 16)
         *lines, self._rest = (self._rest + data).split(b"\n")
         if not data and self._rest:
             lines.append(self._rest)
             self._rest = b""
         for line in lines:
-            self._file.write(line + b"\n")
-            self._lines.write(f"{time.time():.6f} {self.kind} {len(line) + 1}\n")
+            self._write(line)
         if lines:
             self._file.flush()
             self._lines.flush()
         return bool(data)
 
     def drain(self) -> None:
-        """Take what is left, without waiting for processes that hold the stream open."""
+        """Copy the rest, without waiting for processes that hold the stream open."""
         os.set_blocking(self.place, False)
         with contextlib.suppress(BlockingIOError):
             while self.read():
                 pass
         if self._rest:
-            self._file.write(self._rest + b"\n")
-            self._lines.write(f"{time.time():.6f} {self.kind} {len(self._rest) + 1}\n")
+            self._write(self._rest)
+
+    def _write(self, line: bytes) -> None:
+        self._file.write(line + b"\n")
+        self._lines.write(f"{time.time():.6f} {self.kind} {len(line) + 1}\n")
 
 
 if __name__ == "__main__":

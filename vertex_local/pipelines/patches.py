@@ -1,8 +1,8 @@
-"""Everything that is changed in kfp and in Google's components, for the two kinds of processes in which they run here.
+"""All patches of kfp and of Google's components: `for_runner` for the process of a pipeline, `for_step` for that of a step.
 
-KFP's own local runner orders and starts the steps; where it stops short of the service it is patched, and nowhere else but in
-this file. What is patched is looked at first: a release in which it is not there, or takes other arguments, is refused with
-a line that says so. Runs in the pipelines' environment.
+KFP's local runner orders and starts the steps. It is patched where it does less than the service, and only in this file.
+Before that, every patched function is checked: a release that lacks it, or in which it takes other arguments, is refused with
+a message that says so. Runs in the pipelines' environment.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from .run import PipelineRun
 
 TRIED = {"kfp": "2.17.3", "google-cloud-pipeline-components": "2.22.0", "google-cloud-aiplatform": "2.7.0"}
-POLL_SECONDS = 0.3  # between a launcher's questions whether its job is done; in the cloud 20
+POLL_SECONDS = 0.3  # between a launcher's requests for its job's state; 20 in the cloud
 
 _DAG = "kfp.local.orchestrator.enhanced_dag_orchestrator"
 _SCOPE = "task_name task_spec pipeline_resource_name components executors io_store pipeline_root runner unique_pipeline_id fail_stack"
 _PLACEHOLDER = "element executor_input_dict pipeline_resource_name task_resource_name pipeline_root pipeline_job_id pipeline_task_id"
-# What is patched or called of kfp.local: module, name, parameters.
+# The functions of kfp.local that are patched or called: module, name, parameters.
 _RUNNER = (
     (_DAG, "run_enhanced_dag", "pipeline_resource_name dag_component_spec executors components dag_arguments pipeline_root runner "
      "unique_pipeline_id fail_stack parent_io_store"),
@@ -69,11 +69,11 @@ _API = re.compile(r"https://(?:[a-z0-9-]+-)?aiplatform\.googleapis\.com(?=/|$)")
 
 
 class PatchError(UserError):
-    """A release of kfp or of Google's components that this does not fit."""
+    """The installed release of kfp or of Google's components cannot be patched."""
 
 
 def check_runner() -> None:
-    """Raise a PatchError if what is patched in kfp's local runner is not as it was in the version tried."""
+    """Raise a PatchError if a patched function of kfp's local runner differs from the version in TRIED."""
     for module, name, wanted in _RUNNER:
         _check("kfp", module, name, wanted.split())
 
@@ -109,13 +109,13 @@ def for_runner(run: PipelineRun) -> None:
     from kfp.local.orchestrator import enhanced_dag_orchestrator, orchestrator_utils, task_executor, task_spec_utils
 
     dag, utils = enhanced_dag_orchestrator, orchestrator_utils.OrchestratorUtils
-    # The order of tasks is kfp's; whether one is triggered, where it belongs and how it ended is looked at here.
+    # kfp orders the tasks; PipelineRun decides whether a task is triggered, and keeps its parent and its end.
     dag.execute_task = _around(dag.execute_task, run.execute_task)
     dag._run_parallel_for_task = _around(dag._run_parallel_for_task, run.run_loop)
     io.IOStore = _scopes(io.IOStore, run)
-    task_executor.time = types.SimpleNamespace(sleep=run.sleep)  # which a cancellation ends
+    task_executor.time = types.SimpleNamespace(sleep=run.sleep)  # a cancellation ends this sleep
     cache.get_local_cache = lambda: run.cache
-    # Arguments of nested pipelines are what their task says, artefacts from other tasks among them.
+    # A nested pipeline gets the arguments of its task, including artefacts from other tasks.
     task_spec_utils.build_nested_dag_arguments = _nested_arguments(utils)
     utils.get_dag_output_artifacts = classmethod(_output_artifacts)
     utils.make_task_arguments = classmethod(_around(utils.make_task_arguments.__func__, run.arguments))
@@ -123,21 +123,21 @@ def for_runner(run: PipelineRun) -> None:
     executor_input_utils.get_local_task_resource_name = lambda component_name: run.current.name
     executor_input_utils.construct_local_task_root = lambda **names: run.new_root()
     executor_input_utils.construct_executor_input = _around(executor_input_utils.construct_executor_input, run.executor_input)
-    # JSON has one kind of numbers, and the service writes those without a fraction as whole ones, in lists and objects, too.
+    # JSON has one kind of number; the service writes whole ones without a fraction, also inside lists and objects.
     executor_input_utils.executor_input_to_dict = _with_whole_numbers(executor_input_utils.executor_input_to_dict)
     executor_output_utils.pb2_value_to_python = _value(executor_output_utils.pb2_value_to_python)
-    # Artefacts of container components are there, though no program says so; those of Google's own types keep their type.
+    # Artefacts of container components exist, though no program reports them; Google's artefact types are kept.
     executor_output_utils.add_type_to_executor_output = _around(executor_output_utils.add_type_to_executor_output, run.executor_output)
     executor_output_utils.runtime_artifact_to_dsl_artifact = _typed(executor_output_utils.runtime_artifact_to_dsl_artifact)
     importer_handler.run_importer = _typed_import(importer_handler.run_importer)
     placeholder_utils.resolve_individual_placeholder = _around(placeholder_utils.resolve_individual_placeholder, run.resolve)
-    # Arguments inside lists and objects may refer to others, such as the flags of a worker pool.
+    # Values inside lists and objects, such as the flags of a worker pool, may refer to other arguments.
     placeholder_utils.resolve_self_references_in_executor_input = _at_any_depth(placeholder_utils)
     _take_any_container(run)
 
 
 def _take_any_container(run: PipelineRun) -> None:
-    """Let steps of any kind start, each by `run.step`."""
+    """Let steps of any kind start, by `run.step`."""
     from kfp.local import status, subprocess_task_handler
 
     handler = subprocess_task_handler.SubprocessTaskHandler
@@ -151,7 +151,7 @@ def _take_any_container(run: PipelineRun) -> None:
 
 
 def _around(original: Callable[..., Any], instead: Callable[..., Any]) -> Callable[..., Any]:
-    """Return what calls `instead` with the original function and the arguments, all by name."""
+    """Return a function that calls `instead` with the original function and all arguments by name."""
     signature = inspect.signature(original)
 
     def call(*args: Any, **names: Any) -> Any:
@@ -161,7 +161,7 @@ def _around(original: Callable[..., Any], instead: Callable[..., Any]) -> Callab
 
 
 def _scopes(base: type, run: PipelineRun) -> type:
-    """Return the class of a dag's values that knows which task's dag it is, and which of its tasks were not triggered."""
+    """Return kfp's class of a dag's values, extended by the dag's task and by its tasks that were not triggered."""
 
     class Scope(base):  # type: ignore[misc, valid-type]
         def __init__(self, parent: Any = None):
@@ -178,7 +178,7 @@ def _nested_arguments(utils: Any) -> Callable[..., dict[str, Any]]:
         found = utils.make_task_arguments(task_spec.inputs, io_store)
         _, is_iteration, number = task_name.rpartition("-iteration-")
         for name in component_spec.input_definitions.artifacts:
-            if is_iteration and name not in found:  # the item of a loop over artefacts, which kfp keeps under this name
+            if is_iteration and name not in found:  # the item of a loop over artefacts; kfp keeps it under this name
                 found[name] = io_store.get_parent_input(f"{name}-iteration-{number}")
         return found
 
@@ -186,7 +186,7 @@ def _nested_arguments(utils: Any) -> Callable[..., dict[str, Any]]:
 
 
 def _output_artifacts(cls: Any, dag_outputs_spec: Any, io_store: Any) -> dict[str, Any]:
-    """Return a dag's output artefacts; of several selectors, which `dsl.OneOf` compiles to, that of the branch that ran."""
+    """Return a dag's output artefacts; `dsl.OneOf` compiles to a selector for each branch, and only one branch has run."""
     outputs = {}
     for key, selectors in dag_outputs_spec.artifacts.items():
         found = []
@@ -208,7 +208,7 @@ def _at_any_depth(module: types.ModuleType) -> Callable[..., dict[str, Any]]:
         found = original(executor_input_dict=executor_input_dict, **names)
         values = found.get("inputs", {}).get("parameterValues", {})
         for name, value in values.items():
-            if isinstance(value, (list, dict)):  # what is to be escaped waits until the value stands in a text
+            if isinstance(value, (list, dict)):  # escapes are resolved later, when the value is put into a text
                 held = json.loads(json.dumps(value).replace(_ESCAPE, _HELD))
                 resolved = module.recursively_resolve_json_dict_placeholders(held, executor_input_dict=found, **names)
                 values[name] = json.loads(json.dumps(resolved).replace(_HELD, _ESCAPE))
@@ -228,7 +228,7 @@ def _with_whole_numbers(original: Callable[..., dict[str, Any]]) -> Callable[...
 
 
 def _value(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Return what reads a protobuf value: None where there is none, as for a parameter without a default."""
+    """Return a function that reads a protobuf value; None if it is not set, as for a parameter without a default."""
 
     def read(value: Any) -> Any:
         return whole(original(value)) if value.WhichOneof("kind") else None
@@ -237,7 +237,7 @@ def _value(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def whole(value: Any) -> Any:
-    """Return JSON's numbers as Python has them: those without a fraction as int, at any depth."""
+    """Return a JSON value with whole numbers as int, at any depth."""
     if isinstance(value, float) and value.is_integer() and abs(value) < 1 << 53:
         return int(value)
     if isinstance(value, list):
@@ -272,7 +272,7 @@ def _typed_import(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def for_step(service: Mapping[str, str]) -> None:
-    """Lead what this process asks of the cloud to the local service, and `/gcs/` and artefacts' paths to the bucket root.
+    """Send this process's requests to the cloud to the local service instead, and map artefacts' paths to the bucket root.
 
     Args:
         service: url, token, project and bucket_root.
@@ -301,7 +301,7 @@ def for_step(service: Mapping[str, str]) -> None:
 
 
 def for_launcher() -> None:
-    """Let the launchers of Google's components ask more often."""
+    """Let the launchers of Google's components poll more often."""
     for name in _POLLERS:
         module = importlib.import_module(name)
         if not hasattr(module, "_POLLING_INTERVAL_IN_SECONDS"):
@@ -310,7 +310,7 @@ def for_launcher() -> None:
 
 
 def _over_rest(module: types.ModuleType) -> None:
-    """Let the API's clients speak REST unless told otherwise: their address is changed where requests are sent."""
+    """Let the API's clients use REST by default, because REST requests are redirected."""
     for name in dir(module):
         client = getattr(module, name, None)
         if name.endswith("ServiceClient") and inspect.isclass(client):
@@ -325,7 +325,7 @@ def _with_transport(original: Callable[..., None]) -> Callable[..., None]:
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Calls a function with a module once that has been imported."""
+    """Calls a function with a module once the module has been imported."""
 
     def __init__(self, name: str, function: Callable[[types.ModuleType], None]):
         self.name, self.function = name, function
@@ -369,17 +369,17 @@ def _parameters(executor_input: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without_escapes(executor_input: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the input without parameters that themselves ask for it: the pools of a component that is made a custom job."""
+    """Return the input without parameters that contain the escaped input themselves, such as the pools of a custom job."""
     kept = {name: value for name, value in _parameters(executor_input).items() if not _ESCAPED.search(json.dumps(value))}
     return {**executor_input, "inputs": {**executor_input.get("inputs", {}), "parameterValues": kept}}
 
 
 def resolve(element: str, executor_input: Mapping[str, Any], values: Mapping[str, str], bucket_root: str) -> str:
-    """Return `element` with the placeholders filled in that kfp's local runner does not know.
+    """Fill in the placeholders of `element` that kfp's local runner does not know.
 
     Args:
-        values: of placeholders such as `{{$.pipeline_google_cloud_location}}`.
-        bucket_root: where artefacts' paths lie.
+        values: values of placeholders such as `{{$.pipeline_google_cloud_location}}`, by name.
+        bucket_root: where buckets lie, for artefacts' paths.
     """
     for name, value in values.items():
         element = element.replace("{{$." + name + "}}", value)

@@ -1,4 +1,4 @@
-"""The environment in which pipelines run: an interpreter of its own, for kfp and Google's components want other packages than trainers."""
+"""The pipelines' virtual environment: kfp and Google's components need other versions of packages than trainers do."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def find(project: Path) -> str:
     """Return the interpreter of the pipelines' environment: that of KFP_PYTHON, or of `.venv-kfp` in the checkout.
 
     Raises:
-        UserError: there is none, or it lacks a package.
+        UserError: there is no such interpreter, or it lacks a package.
     """
     named = os.environ.get(VARIABLE)
     if named:
@@ -48,7 +48,7 @@ def find(project: Path) -> str:
 
 @functools.cache
 def versions(python: str) -> Mapping[str, str | None]:
-    """Return the versions of what a pipeline needs, None for what the interpreter does not have."""
+    """Return the versions of the packages that pipelines need; None for one that the interpreter does not have."""
     try:
         done = subprocess.run([python, "-c", _ASK, *NEEDED], capture_output=True, text=True, check=True, timeout=120)
         return json.loads(done.stdout)
@@ -57,8 +57,8 @@ def versions(python: str) -> Mapping[str, str | None]:
 
 
 def variables(env: Mapping[str, str]) -> dict[str, str]:
-    """Return `env` with the place of this package, where the environment may not have it installed."""
+    """Return `env` with this checkout on PYTHONPATH, because the pipelines' environment need not have it installed."""
     if not (_ROOT / "setup.py").is_file():
-        return dict(env)  # installed: beside it lie packages for another interpreter
+        return dict(env)  # no checkout: this package is installed beside packages for another interpreter
     path = [str(_ROOT), *filter(None, env.get("PYTHONPATH", "").split(os.pathsep))]
     return {**env, "PYTHONPATH": os.pathsep.join(dict.fromkeys(path))}

@@ -1,7 +1,7 @@
-"""Run one pipeline: kfp's local runner orders its tasks, each step is a fork, and what happens is told to whoever asked.
+"""Run one pipeline: kfp's local runner orders the tasks, each step runs in a fork, and events go to the local service.
 
-A request (see `Request`) comes from the local service; events go back: `{"task": detail}` for each change of a task's state and
-`{"end": …}` with the pipeline's state, error and outputs. Runs in the pipelines' environment.
+The service sends a `Request`. It gets `{"task": detail}` for each change of a task's state, and `{"end": …}` with the
+pipeline's state and error. Runs in the pipelines' environment.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LOG_TAIL = 1 << 16  # bytes of a step's log in which its error is looked for
 
 @dataclass(frozen=True)
 class Request:
-    """What to run. Paths are absolute; `servers` are the addresses from which steps fork, by name: kfp, google.
+    """What to run; all paths are absolute.
 
     Attributes:
         parent: projects/P/locations/L.
@@ -39,6 +39,7 @@ class Request:
         service: url, token, ca_file, project, location and bucket_root, as steps and the cache use them.
         placeholders: values of placeholders that only the service knows.
         labels: for the jobs and models that Google's components make.
+        servers: the addresses of the fork servers for steps, by name: kfp, google.
     """
 
     parent: str
@@ -70,7 +71,7 @@ def main(argument: dict[str, Any]) -> int:
 
 
 class PipelineRun:
-    """One run. kfp's functions call back here, at the places that `patches` names, some of them from threads."""
+    """One run. The patched functions of kfp (see `patches`) call its methods, some of them from threads."""
 
     def __init__(self, request: Request, emit: Callable[[Any], None]):
         self.request = request
@@ -86,7 +87,7 @@ class PipelineRun:
 
     @property
     def current(self) -> Task:
-        """The task that this thread is at."""
+        """The task that this thread runs."""
         return self._here.task
 
     @contextlib.contextmanager
@@ -98,7 +99,7 @@ class PipelineRun:
             self._here.task = before
 
     def run(self) -> dict[str, Any]:
-        """Run the pipeline to its end and return its state, error and outputs."""
+        """Run the pipeline to its end and return its state and error."""
         patches.for_runner(self)
         from google.protobuf import json_format
         from kfp import local
@@ -144,19 +145,19 @@ class PipelineRun:
         return {"state": state, "error": error}
 
     def cancel(self) -> None:
-        """End the steps that run and start no others."""
+        """End the steps that run, and start no others."""
         self.cancelled.set()
         for fork in list(self._forks):
             fork.terminate()
 
     def sleep(self, seconds: float) -> None:
-        """Wait before a retry, unless nobody wants it any more."""
+        """Wait before a retry; a cancellation ends the wait."""
         self.cancelled.wait(seconds)
 
     # ------------------------------------------------------------------ the order of tasks
 
     def _take_conditions(self, components: Mapping[str, Any]) -> None:
-        """Keep the conditions here and take them out of the spec: kfp's runner looks them up by text, and without a task's inputs."""
+        """Move the conditions out of the spec: kfp's runner would evaluate them by text, without the task's inputs."""
         for component, spec in components.items():
             for name, task in spec.dag.tasks.items():
                 if task.trigger_policy.condition:
@@ -164,7 +165,7 @@ class PipelineRun:
                     task.trigger_policy.condition = ""
 
     def execute_task(self, original: Callable[..., Any], task_name: str, task_spec: Any, io_store: Any, **rest: Any) -> Any:
-        """Run one task of a dag, in place of kfp's function of that name: (outputs, status)."""
+        """Run one task of a dag, instead of kfp's function of that name; return (outputs, status)."""
         from kfp.local import status
 
         task = self._task(task_name, task_spec, io_store, rest)
@@ -180,7 +181,7 @@ class PipelineRun:
             self.tasks.begin(task)
             with self._at(task):
                 outputs, ended = original(task_name=task_name, task_spec=task_spec, io_store=io_store, **rest)
-        except Exception as error:  # a value that is not there, a file that is no output: the task's failure, not the runner's
+        except Exception as error:  # a missing value or a bad output file fails the task and not the runner
             outputs, ended = {}, status.Status.FAILURE
             task.error = task.error or str(error) or type(error).__name__
             if task not in self.tasks.known:
@@ -190,7 +191,7 @@ class PipelineRun:
         return outputs, ended
 
     def run_loop(self, original: Callable[..., bool], task_name: str, task_spec: Any, io_store: Any, **rest: Any) -> bool:
-        """Run a ParallelFor, in place of kfp's function; return whether it failed. Its values are looked up here, not by their names."""
+        """Run a ParallelFor, instead of kfp's function, with its values already filled in; return whether it failed."""
         task = self._task(task_name, task_spec, io_store, rest)
         if (reason := self._held_back(task, task_spec, io_store)) is not None:
             io_store.untriggered.add(task_name)
@@ -225,7 +226,7 @@ class PipelineRun:
         return self._failed and self.request.fail_fast
 
     def _held_back(self, task: Task, spec: Any, scope: Any) -> str | None:
-        """Return the state of a task that must not start; None for one that may."""
+        """Return the final state of a task that must not start; None if it may."""
         if self.cancelled.is_set():
             return "CANCELLED"
         always = spec.trigger_policy.strategy == spec.trigger_policy.ALL_UPSTREAM_TASKS_COMPLETED
@@ -242,7 +243,7 @@ class PipelineRun:
         return OrchestratorUtils.make_task_arguments(spec.inputs, scope)
 
     def arguments(self, original: Callable[..., dict[str, Any]], cls: Any, task_inputs_spec: Any, io_store: Any) -> dict[str, Any]:
-        """Return a task's arguments: no parameter that has no value, and for exit handlers what there is to say of a task's end."""
+        """Return a task's arguments, without parameters that have no value, and with the final status of a task for exit handlers."""
         found = original(cls, task_inputs_spec=task_inputs_spec, io_store=io_store)
         for name, source in task_inputs_spec.parameters.items():
             if source.HasField("task_final_status"):
@@ -256,7 +257,7 @@ class PipelineRun:
         return {name: value for name, value in found.items() if value is not None or name in task_inputs_spec.artifacts}
 
     def _with_values(self, task: Task, spec: Any, scope: Any) -> tuple[Any, int]:
-        """Return the spec of a ParallelFor with its parameters as constants and its items as a list, and how many items there are."""
+        """Return (the spec of a ParallelFor with constants as parameters and a list of items, the number of items)."""
         from kfp.compiler import pipeline_spec_builder
 
         task.inputs, copy = self._inputs(spec, scope), type(spec)()
@@ -285,7 +286,7 @@ class PipelineRun:
         return [*definitions.parameters, *definitions.artifacts]
 
     def _close(self, task: Task, succeeded: bool, scope: Any, components: Mapping[str, Any]) -> None:
-        """Note how a task ended."""
+        """Record how a task ended."""
         if task.kind == "dag":
             self._note_rest(task, components[task.component].dag.tasks)
         if self.cancelled.is_set() and (not succeeded or task.kind == "container"):
@@ -295,12 +296,12 @@ class PipelineRun:
         else:
             self._failed = True
             inner = [f"{each.name}: {each.error}" for each in self.tasks.children(task) if each.state == "FAILED"]
-            error = task.error or next(iter(inner), "it failed without a word")
+            error = task.error or next(iter(inner), "it failed without a message")
             scope.reasons[task.name] = error
             self.tasks.to(task, "FAILED", error)
 
     def _note_rest(self, dag: Task, names: Any) -> None:
-        """Note the tasks of a dag that kfp did not come to, as what they wait for failed."""
+        """Record the tasks of a dag that kfp did not reach, because a task before them failed or the run was cancelled."""
         known = {task.name for task in self.tasks.children(dag)}
         for name, spec in names.items():
             iterations = any(_ITERATION.fullmatch(other) for other in known)
@@ -311,7 +312,7 @@ class PipelineRun:
     # ------------------------------------------------------------------ one task
 
     def new_root(self) -> str:
-        """Return where the next attempt of this thread's task puts its outputs."""
+        """Return the folder, a gs:// address, for the outputs of the next attempt of this thread's task."""
         task = self.current
         if task.attempts:
             self.tasks.to(task, "RUNNING", task.error)  # a failed attempt, which is not the end
@@ -322,7 +323,7 @@ class PipelineRun:
         return f"{base}/{task.name}_{task.number}{retry}"
 
     def executor_input(self, original: Callable[..., Any], task_root: str, **rest: Any) -> Any:
-        """Return what a step is given: artefacts by their URIs in the bucket, files of parameters by their paths."""
+        """Return a step's input: output artefacts by their URIs in the bucket, output parameters by files on this machine."""
         found = original(task_root=task_root, **rest)
         folder = buckets.to_path(task_root, self.request.service["bucket_root"])
         os.makedirs(folder, exist_ok=True)
@@ -332,7 +333,7 @@ class PipelineRun:
         return found
 
     def executor_output(self, original: Callable[..., Any], executor_input: Any, executor_output: Any) -> Any:
-        """Return what a step has put out: every artefact that it was asked for, by its URI where a program knew the path."""
+        """Return a step's output with every declared artefact, and with gs:// URIs instead of paths."""
         root = self.request.service["bucket_root"].rstrip("/") + "/"
         for name, artifacts in executor_input.outputs.artifacts.items():
             if name not in executor_output.artifacts:
@@ -344,6 +345,7 @@ class PipelineRun:
 
     def resolve(self, original: Callable[..., Any], element: str, executor_input_dict: dict[str, Any], **rest: Any) -> Any:
         """Return a word of a step's command with its placeholders filled in."""
+
         def fill(text: Any) -> Any:
             known = isinstance(text, str) and "{{$." in text
             root = self.request.service["bucket_root"]
@@ -381,14 +383,14 @@ class PipelineRun:
             with self._lock:
                 self._forks.discard(fork)
         task.resource = steps.resource(command)
-        if self.cancelled.is_set() and task.resource:  # a launcher that was ended before it could do so
+        if self.cancelled.is_set() and task.resource:  # the launcher may have been ended before it could cancel its job
             self._service.ask("POST", f"{task.resource}:cancel", {})
         if code:
             task.error = self._error_of_resource(task.resource) or _headline(log, code)
         return code
 
     def _error_of_resource(self, name: str) -> str:
-        """Return why the job or operation that a step has begun failed, which says more than the step itself; "" if it did not."""
+        """Return the error of the job or operation that a step has started, which says more than the step's own; "" without one."""
         made = self._service.get(name) if name else None
         return (made or {}).get("error", {}).get("message", "")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http
 import json
+import re
 import urllib.error
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +15,10 @@ from .. import client
 
 @dataclass(frozen=True)
 class Answer:
-    """What the service says: an object in the API's form, or why not.
+    """The service's answer: an object in the API's form, or an error.
 
     Attributes:
-        exists: what was to be created has the name of something that exists.
+        exists: whether the error is that a resource of that name exists.
     """
 
     content: dict[str, Any] = field(default_factory=dict)
@@ -27,10 +28,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Service:
-    """Where the service is.
+    """The address of the service, and what a client needs to call it.
 
     Attributes:
-        token_file: "" if nobody needs a token.
+        token_file: "" if no token is needed.
     """
 
     url: str
@@ -57,6 +58,11 @@ class Service:
         """Return a resource in the API's form; None if there is none of that name, or the service does not answer."""
         answer = self.ask("GET", name)
         return None if answer.error else answer.content
+
+
+def resource_name(uri: str) -> str:
+    """Return a resource's name, given its address in the API."""
+    return re.sub(r"^https://[^/]+/v1(beta1)?/", "", uri)
 
 
 def _message(error: urllib.error.HTTPError) -> str:

@@ -25,7 +25,7 @@ LAUNCHERS = {
 
 
 def check_parameters(spec: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-    """Raise a PipelineError for a value that the pipeline has no parameter for or another type, and for one that is missing."""
+    """Raise a PipelineError for a value of an unknown parameter or of the wrong type, and for a missing value."""
     known, field = inputs(spec), "runtimeConfig.parameterValues"
     for name, value in values.items():
         if name not in known:
@@ -91,5 +91,5 @@ def launcher(container: Mapping[str, Any]) -> str | None:
 
 
 def uses_google(spec: Mapping[str, Any]) -> bool:
-    """Tell whether a step starts one of Google's components, or has code that imports the platform's SDK."""
+    """Tell whether a step starts one of Google's components, or has code that imports Vertex AI's SDK."""
     return "google_cloud_pipeline_components" in (text := json.dumps(spec["deploymentSpec"])) or "aiplatform" in text

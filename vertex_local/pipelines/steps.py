@@ -1,7 +1,7 @@
-"""One step of a pipeline: what its container's command is here, and the process that does it.
+"""One step of a pipeline: `plan` says what its container's command is on this machine, `main` runs it in a process.
 
-A lightweight Python component and a launcher of Google's components run in a fork that has imported what they need; any
-other command runs as it is, with the environment's Python. Images are not started.
+A lightweight Python component, or a launcher of Google's components, runs in a fork that has imported what it needs. Any
+other command runs unchanged, with the environment's Python. Images are not started.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 from ..errors import UserError, quoted
 from ..job import buckets
 from . import patches
+from .service import resource_name
 
 _EXECUTOR, _GOOGLE = "kfp.dsl.executor_main", "google_cloud_pipeline_components.container."
 _INSTALL = "pip install"
@@ -35,21 +36,21 @@ _GCS = re.compile(r"""(?<![^\s=,;:"'])/gcs/[^\s,;"']+""")
 
 
 def plan(command: Sequence[str], service: Mapping[str, str], packages: Path) -> dict[str, Any]:
-    """Return what `main` is to do for a container's command, and from which server it forks.
+    """Return the argument of `main` for a container's command, with the name of the server to fork from.
 
     Args:
-        packages: folder for what components want installed and the environment does not have.
+        packages: folder for packages that components require and the environment does not have.
     """
     shared = {"service": dict(service), "packages": str(packages)}
     at = command.index("-m") + 1 if "-m" in command else len(command)
-    if at < len(command) and command[at].startswith(_GOOGLE):  # first: what it starts may have a component's source in it
+    if at < len(command) and command[at].startswith(_GOOGLE):  # checked first: its arguments may contain a component's source
         return {**shared, "kind": "launcher", "server": "google", "module": command[at], "args": list(command[at + 1 :])}
     source = _component(command)
     if source is not None:
         server = "google" if "aiplatform" in source or "google_cloud_pipeline_components" in source else "kfp"
         words = [_local(word, service) for word in command[command.index(source) + 1 :]]
         return {**shared, "kind": "component", "server": server, "source": source, "args": words, "requirements": _wanted(command)}
-    words = [buckets.localize(word, service["bucket_root"]) for word in command]  # a program sees paths, as those of jobs do
+    words = [buckets.localize(word, service["bucket_root"]) for word in command]  # a program gets local paths, as in jobs
     return {**shared, "kind": "command", "server": "kfp", "args": words}
 
 
@@ -62,7 +63,7 @@ def _component(command: Sequence[str]) -> str | None:
 
 
 def _wanted(command: Sequence[str]) -> list[str]:
-    """Return the requirements that a component's shell lines install, but for kfp itself and for what has no meaning here."""
+    """Return the requirements that a component's shell lines install, without kfp and build tools, which are here already."""
     found: list[str] = []
     for line in (line for word in command for line in word.splitlines() if _INSTALL in line and "executor_main" not in line):
         for part in line.split("&&"):
@@ -76,17 +77,16 @@ def _wanted(command: Sequence[str]) -> list[str]:
 
 
 def _local(text: str, service: Mapping[str, str]) -> str:
-    """Return a word with its `/gcs/bucket/x` as paths; `gs://` stays, for it is the name that others know."""
+    """Return a word with local paths for `/gcs/bucket/x`; `gs://` stays, because a component passes it on to the service."""
     return _GCS.sub(lambda match: buckets.to_path(match.group(), service["bucket_root"]), text)
 
 
 def resource(command: Sequence[str]) -> str:
-    """Return the name of the job or operation that a launcher has noted in its `gcp_resources`; "" if there is none."""
+    """Return the name of the job or operation in a launcher's `gcp_resources`; "" if there is none."""
     for flag, path in zip(command, command[1:]):
         if flag == "--gcp_resources":
             with contextlib.suppress(OSError, ValueError, LookupError):
-                uri = json.loads(Path(path).read_text(encoding="utf-8"))["resources"][0]["resourceUri"]
-                return re.sub(r"^https://[^/]+/v1(beta1)?/", "", uri)
+                return resource_name(json.loads(Path(path).read_text(encoding="utf-8"))["resources"][0]["resourceUri"])
     return ""
 
 
@@ -94,10 +94,10 @@ def resource(command: Sequence[str]) -> str:
 
 
 def main(argument: dict[str, Any]) -> Any:
-    """Do what `plan` has returned; the exit code is that of the step."""
+    """Run the step that `plan` has returned."""
     service = argument["service"]
     token = ""
-    with contextlib.suppress(OSError):  # nobody needs one, or the service is being stopped
+    with contextlib.suppress(OSError):  # no token is needed, or the service is being stopped
         token = Path(service["token_file"]).read_text()
     try:
         patches.for_step({**service, "token": token})
@@ -145,7 +145,7 @@ def _run_command(words: list[str]) -> None:
 
 
 def _has(wanted: str) -> bool:
-    """Tell whether this environment satisfies a requirement; one for another platform or version of Python counts as satisfied."""
+    """Tell whether this environment meets a requirement; one for another platform or version of Python counts as met."""
     from importlib import metadata
 
     from packaging.requirements import InvalidRequirement, Requirement
@@ -162,7 +162,7 @@ def _has(wanted: str) -> bool:
 
 
 def _installed(wanted: Sequence[str], packages: Path) -> str:
-    """Return a folder with these requirements installed, made once; the environment itself stays as it is."""
+    """Return a folder with these requirements installed, which is made once; the environment itself is not changed."""
     folder = packages / hashlib.sha256("\n".join(sorted(wanted)).encode()).hexdigest()[:16]
     if not (folder / "installed").exists():
         print(f"installing {', '.join(wanted)}, which the component wants and {sys.prefix} does not have", flush=True)
@@ -181,7 +181,7 @@ def _installed(wanted: Sequence[str], packages: Path) -> str:
 
 
 def importable(module: str) -> bool:
-    """Tell whether this environment has a module."""
+    """Tell whether this environment can import a module."""
     import importlib.util
 
     return importlib.util.find_spec(module) is not None

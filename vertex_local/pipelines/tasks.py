@@ -1,4 +1,4 @@
-"""The tasks of a pipeline that runs, each as the API's PipelineTaskDetail with what a graph of them needs beside it."""
+"""The tasks of a running pipeline: their states, and each task as the API's PipelineTaskDetail."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _SCHEMAS = {"dag": "system.DagExecution", "importer": "system.ImporterExecution"
 
 @dataclass
 class Task:
-    """One task: where it belongs, what goes in and out of it, and its states so far."""
+    """One task: the task that contains it, its inputs and outputs, and its states so far."""
 
     name: str
     component: str
     parent: Task | None
     kind: str  # root, dag, container or importer
     dependencies: Sequence[str] = ()
-    title: str = ""  # what people call it, where that is not its name
+    title: str = ""  # a display name that differs from `name`
     number: int = field(default_factory=lambda: secrets.randbits(62) | 1 << 61)
     created: str = field(default_factory=now)
     started: str = ""
@@ -37,14 +37,14 @@ class Task:
     attempts: int = 0
     cached: bool = False
     log: str = ""
-    resource: str = ""  # of the job or other resource that the step made in the service
+    resource: str = ""  # the name of the job or other resource that the step made in the service
     inputs: dict[str, Any] = field(default_factory=dict)
     outputs: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def unique_name(self) -> str:
-        """Its name below those of the tasks that it is a part of, without the pipeline's own."""
+        """Its name after those of the tasks that contain it, without the pipeline's own."""
         above = self.parent.unique_name if self.parent and self.parent.kind != "root" else ""
         return f"{above}.{self.name}".lstrip(".")
 
@@ -55,14 +55,14 @@ class Task:
 
     @property
     def file_name(self) -> str:
-        """A name for its files, of the latest attempt: not longer than a file system takes."""
+        """A name for the files of its latest attempt, short enough for a file system."""
         name = re.sub(r"[^\w.-]", "-", self.unique_name)
         name = name if len(name) < 120 else f"{name[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
         return name if self.attempts < 2 else f"{name}-retry-{self.attempts - 1}"
 
 
 class Tasks:
-    """All tasks of one run; `changed` is called with a task's detail whenever something of it has changed."""
+    """All tasks of one run; `changed` is called with a task's detail at each change of the task."""
 
     def __init__(self, parent: str, job_id: str, changed: Callable[[dict[str, Any]], None]):
         self._parent, self._job_id, self._changed = parent, job_id, changed
@@ -70,14 +70,14 @@ class Tasks:
         self.known: list[Task] = []
 
     def begin(self, task: Task, state: str = "RUNNING") -> Task:
-        """Note a task that starts, or one that has its final state at once."""
+        """Record a task that starts, or one that gets its final state at once."""
         with self._lock:
             self.known.append(task)
         self.to(task, state)
         return task
 
     def to(self, task: Task, state: str, error: str = "") -> None:
-        """Note a task's new state; an error with a state that is not final is that of an attempt which is retried."""
+        """Record a task's new state; an error with a state that is not final belongs to an attempt that is retried."""
         when = now()
         task.state = state
         task.started = task.started or ("" if state in ("PENDING", "NOT_TRIGGERED") else when)
@@ -89,12 +89,12 @@ class Tasks:
             self._changed(self.detail(task))
 
     def children(self, parent: Task) -> list[Task]:
-        """Return the tasks of a dag that are known."""
+        """Return the recorded tasks of a dag."""
         with self._lock:
             return [task for task in self.known if task.parent is parent]
 
     def detail(self, task: Task) -> dict[str, Any]:
-        """Return a task in the API's form, with `dependencies` and `log` beside its fields."""
+        """Return a task in the API's form, with `dependencies` and `log` added."""
         detail = {
             "taskId": str(task.number), "taskName": task.name, "taskUniqueName": task.unique_name, "createTime": task.created,
             "startTime": task.started, "endTime": task.ended, "state": task.state, "pipelineTaskStatus": list(task.history),
@@ -129,7 +129,7 @@ class Tasks:
         return {name: {"artifacts": [self._artifact(task, name, each) for each in artifacts]} for name, artifacts in found.items()}
 
     def _artifact(self, task: Task, name: str, artifact: Any) -> dict[str, Any]:
-        """Return an artefact in the API's form; whoever asks for the same URI finds the same artefact."""
+        """Return an artefact in the API's form; the same URI gives the same artefact."""
         identity = artifact.uri or f"{self._job_id}/{task.number}/{name}"
         number = int.from_bytes(hashlib.sha256(identity.encode()).digest()[:8], "big")
         return {
@@ -140,7 +140,7 @@ class Tasks:
 
 
 def _in_json(value: Any) -> Any:
-    """Return a value as a Struct can hold it: numbers that are not finite become text."""
+    """Return a value that protobuf's Struct can hold: numbers that are not finite become text."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):
@@ -149,6 +149,6 @@ def _in_json(value: Any) -> Any:
 
 
 def is_artifact(value: Any) -> bool:
-    """Tell whether a value is an artefact of kfp, or a list of them, and not a parameter's."""
+    """Tell whether a value is one of kfp's artefacts, or a list of them, and not a parameter's value."""
     first = value[0] if isinstance(value, list) and value else value
     return hasattr(first, "uri") and hasattr(first, "schema_title")

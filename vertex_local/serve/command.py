@@ -2,10 +2,10 @@
 
     python -m vertex_local serve
 
-It runs until Ctrl-C; `eval "$(python -m vertex_local env)"` leads a shell's clients to it. Jobs run as `python -m vertex_local
-run` runs them, with the rights of whoever starts it: it listens on 127.0.0.1 only, speaks TLS, and wants the token that it
-makes at each start. What it keeps lies in STATE_DIR: records in serve/, jobs in jobs/, gs://BUCKET/X in buckets/BUCKET/X.
-Deleting removes records only.
+It runs until Ctrl-C. `eval "$(python -m vertex_local env)"` points a shell's clients to it. Jobs run as with `python -m
+vertex_local run`, with the rights of the user who starts the service. It listens only on 127.0.0.1, with TLS, and asks
+clients for a token that is new at each start. STATE_DIR holds records in records.sqlite, jobs in jobs/ and gs://BUCKET/X in
+buckets/BUCKET/X. A client's request to delete something removes its record, and no files.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from .rpc import Method
 from .server import Route, Server, route
 
 PORT = 8787
-LOG_BYTES = 10 << 20  # of the access log
+LOG_BYTES = 10 << 20  # bytes of the access log before a new one begins
 LOG_LINE = 2000  # characters
 
 
@@ -55,12 +55,12 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_argument("--grpc_port", metavar="PORT", type=_port, help="port for gRPC (default: the one after --port)")
     cli.add_place_flags(serve)
     serve.add_argument("--parallel_jobs", metavar="N", type=cli.whole(1), default=4, help="jobs at once, at most (default: %(default)s)")
-    serve.add_argument("--no_token", action="store_true", help="let in everybody who can reach 127.0.0.1: for clients that send no token")
+    serve.add_argument("--no_token", action="store_true", help="answer without a token everybody who can reach 127.0.0.1")
     serve.add_argument(
         "--pipelines", choices=("kfp", "google"), nargs="?", const="google",
         help="import what pipelines need at the start, not with the first one: kfp, or (default) what Google's components need, too",
     )  # fmt: skip
-    serve.add_argument("--testing", action="store_true", help="take POST /reset, which removes all records and buckets")
+    serve.add_argument("--testing", action="store_true", help="answer POST /reset, which removes all records and buckets")
     for name in ("project", "region"):
         serve.add_argument(f"--{name}", help="for the lines to export (default: jobs/settings.yaml's); every other one is answered, too")
     return serve
@@ -161,12 +161,12 @@ def _local(args: argparse.Namespace, state: Path, own: Path) -> Local:
 
 
 def _say(text: str) -> None:
-    with contextlib.suppress(OSError, ValueError):  # nobody reads it any more: no reason for a job to fail
+    with contextlib.suppress(OSError, ValueError):  # a closed terminal must not make a job fail
         print(text, flush=True)
 
 
 def _api(local: Local, pool: operations.OperationPool, testing: bool) -> tuple[list[Method], list[Route]]:
-    """Return the RPCs of the platform's API, and the paths of all that is answered; in tests, the one that empties it."""
+    """Return the RPCs of the API, and all routes of the server; `testing` adds the route that empties it."""
     methods = routes.methods(local, pool)
     try:
         table = routes.table(local, methods)
@@ -177,7 +177,7 @@ def _api(local: Local, pool: operations.OperationPool, testing: bool) -> tuple[l
 
 @contextlib.contextmanager
 def _access_log(own: Path) -> Iterator[Callable[[str], None]]:
-    """Yield what writes one line to the access log, of which the newest LOG_BYTES are kept, and as many before them."""
+    """Yield a function that writes one line to the access log; the log and one older file of LOG_BYTES are kept."""
     file = logging.handlers.RotatingFileHandler(
         own / "access.log", maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8", errors="backslashreplace"
     )
@@ -211,7 +211,7 @@ def _listen_grpc(
 
 
 def _reset(local: Local) -> dict[str, Any]:
-    """End every job and remove all records and, of the service's own folder, all buckets."""
+    """End every job and remove all records; also all buckets, if they lie in the service's state folder."""
     local.pipelines.cancel_all()
     local.executor.cancel_all()
     local.predictors.stop_all()
@@ -247,7 +247,7 @@ def _endpoint(args: argparse.Namespace, local: Local, port: int, grpc_port: int,
 
 
 def _lines(args: argparse.Namespace, found: endpoint.Endpoint, local: Local, lost: int, console: str) -> str:
-    """Return what whoever starts the service has to know."""
+    """Return what the service prints at its start."""
     where = "" if args.state_dir == ".vertex_local" else f" --state_dir={shlex.quote(args.state_dir)}"
     return "\n".join([
         f"serving on {found.url}; state in {local.state}, gs:// in {local.buckets}",

@@ -1,7 +1,7 @@
-"""Connections that nobody can use up: how many there may be, how long a client may take for a request's head.
+"""Limits that uvicorn lacks: how many connections there may be, and how long a client may take for a request's head.
 
-uvicorn reads requests and knows neither limit. A client that only connects, or sends a byte now and then, costs no thread
-and is dropped after HEAD_SECONDS; when there are too many, the one that has waited for its request longest makes room.
+A client that only connects, or sends a byte now and then, uses no thread and is dropped after HEAD_SECONDS. When there are
+too many connections, the oldest one without a request under way is closed.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 from .rest import ApiError
 
 MOST_CONNECTIONS = 2048
-HEAD_SECONDS = 20.0  # for the handshake, then for all of a request's head
+HEAD_SECONDS = 20.0  # for the handshake, and again for each request's whole head
 IDLE_SECONDS = 75  # between two requests
-_TLS_BUFFER = 1 << 15  # bytes held for each connection, where asyncio takes 256 KiB: a record of TLS has at most 16 KiB
-_FILES_WANTED = 65_536  # more would slow down programs that close every file they may have
+_TLS_BUFFER = 1 << 15  # bytes held for each connection instead of asyncio's 256 KiB: a TLS record has at most 16 KiB
+_FILES_WANTED = 65_536  # a higher limit slows down programs that close every possible descriptor
 
 
 def raise_file_limit() -> int:
-    """Let this process open as many files as it may, and return how many that are."""
+    """Raise this process's limit of open files as far as it may, and return the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _FILES_WANTED if hard == resource.RLIM_INFINITY else min(hard, _FILES_WANTED)
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        with contextlib.suppress(ValueError, OSError):  # macOS has a limit of its own below the one it tells
+        with contextlib.suppress(ValueError, OSError):  # macOS has a lower limit than the one it reports
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 class Listener(socket.socket):
-    """A listening socket of loopback that has at most `most` connections open.
+    """A listening socket on loopback with at most `most` open connections.
 
     Raises:
         OSError: the port cannot be used.
@@ -58,7 +58,7 @@ class Listener(socket.socket):
             raise
 
     def accept(self) -> tuple[socket.socket, Any]:
-        """Accept a connection as asyncio asks for it."""
+        """Accept a connection, for asyncio; close another one first if there are too many."""
         connection, address = super().accept()
         if len(self._open) >= self.most and not self._make_room():
             connection.close()
@@ -88,9 +88,9 @@ class Listener(socket.socket):
 
 
 class Protocol(H11Protocol):
-    """uvicorn's HTTP/1.1, with a limit of time for each request's head and errors in the API's form.
+    """uvicorn's HTTP/1.1, with a time limit for each request's head and errors in the API's form.
 
-    h11 reads at most 64 KiB of head and refuses what could be read in two ways.
+    h11 reads at most 64 KiB of a head and refuses ambiguous requests.
     """
 
     def __init__(self, listener: Listener, **kwargs: Any):
@@ -102,7 +102,7 @@ class Protocol(H11Protocol):
         """Begin to wait for the first request."""
         super().connection_made(transport)
         self._address = transport.get_extra_info("peername")
-        self.app_state = {"abort": transport.abort}  # which the application finds in its scope
+        self.app_state = {"abort": transport.abort}  # the application finds this in its scope
         self._start_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -112,7 +112,7 @@ class Protocol(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Read on; a request's head that is not complete yet has to be so in time."""
+        """Read on; run the timer while a request's head is incomplete."""
         super().data_received(data)
         if self.cycle is not None and not self.cycle.response_complete:
             self._stop_timer()
@@ -126,7 +126,7 @@ class Protocol(H11Protocol):
         super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what h11 refuses, and close."""
+        """Answer a request that h11 refuses, and close the connection."""
         error = sys.exc_info()[1]
         code = getattr(error, "error_status_hint", 400)
         body = json.dumps(ApiError("INVALID_ARGUMENT", str(error or msg)[:200], code=code).body()).encode() + b"\n"
@@ -149,7 +149,7 @@ class Protocol(H11Protocol):
 
 
 class Loop(asyncio.SelectorEventLoop):
-    """An event loop whose servers hold little for each TLS connection and wait for no client's part of its begin and end for long."""
+    """An event loop whose servers have small TLS buffers and time limits for a connection's TLS handshake and shutdown."""
 
     def create_server(self, *args: Any, **kwargs: Any) -> Any:
         """Begin to listen as asyncio does."""

@@ -1,6 +1,6 @@
-"""google.cloud.aiplatform.v1.DatasetService: tabular data sets and those of text, their imports and exports.
+"""google.cloud.aiplatform.v1.DatasetService: tabular and text data sets, their imports and exports.
 
-An import keeps where its files lie, not what is in them: they are read again at each export.
+An import records where its files lie, not their content: each export reads them again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class DatasetService:
         self._local, self._operations = local, operations
 
     def create_dataset(self, request: types.CreateDatasetRequest) -> operations_pb2.Operation:
-        """Keep a data set; the operation is done at once. A tabular one's source must be there."""
+        """Record a data set; the operation is done at once. A tabular data set's source must exist."""
         messages.required(request.dataset, "display_name", "metadata_schema_uri")
         body = messages.to_json(request.dataset)
         with exports.errors():
@@ -69,7 +69,7 @@ class DatasetService:
         return self._operations.finished(location_of(name), "DeleteOperationMetadata", None)
 
     def import_data(self, request: types.ImportDataRequest) -> operations_pb2.Operation:
-        """Read every item that is to be imported; only if all are right they belong to the data set."""
+        """Check every item of the imports; add them to the data set only if all are right."""
         document = self._local.known(request.name)
         messages.required(request, "import_configs")
         configs = messages.to_json(request)["importConfigs"]
@@ -97,7 +97,7 @@ class DatasetService:
             yield row
 
     def export_data(self, request: types.ExportDataRequest) -> operations_pb2.Operation:
-        """Write a data set's rows below `gcs_destination`, split if a split is given or custom training asks for it."""
+        """Write a data set's rows below `gcs_destination`; split them if the request has a split or is for custom training."""
         document = self._local.known(request.name)
         messages.required(request, "export_config.gcs_destination.output_uri_prefix")
         config = messages.to_json(request)["exportConfig"]
@@ -119,7 +119,7 @@ class DatasetService:
 
 
 def _single(found: dataset.Dataset) -> list[dataset.Dataset]:
-    """Return a data set for each import, which may be of several kinds of annotations."""
+    """Return a data set for each import, because imports may have different kinds of annotations."""
     return [dataset.Dataset(found.id, found.kind, found.buckets, imports=(one,)) for one in found.imports]
 
 

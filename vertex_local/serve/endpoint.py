@@ -1,4 +1,4 @@
-"""Where a running service is and how clients are configured for it: `serve` writes it, `env` and `testing` read it."""
+"""The addresses of a running service, and the configuration of its clients: `serve` writes them, `env` and `testing` read them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from . import guards
 from .tls import write_private
 
 FILE = "endpoint.json"
-VARIABLES = SERVICE_FILE.name  # the variables, for the replicas of jobs
+VARIABLES = SERVICE_FILE.name  # a file with the variables, for the replicas of jobs
 FILES = (FILE, VARIABLES)
 _PATIENCE = 10.0  # seconds for an answer
 CONSOLE_TOKEN = "/console:address"  # answers a POST with an address that logs one browser in
 
 
 class EndpointError(UserError):
-    """There is no running service."""
+    """There is no running service, or it does not answer."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Endpoint:
 
     Attributes:
         address: host and port of the REST API, over TLS.
-        key: stands in the path of storage URLs, for clients that send no token; "" if nobody needs one.
-        token_file: None if nobody needs a token.
+        key: part of the path of storage URLs, for clients that send no token; "" if no token is needed.
+        token_file: None if no token is needed.
         grpc: host and port of the same API over gRPC, with the same certificate; None if there is none.
     """
 
@@ -49,7 +49,7 @@ class Endpoint:
 
     @property
     def url(self) -> str:
-        """Return the REST API's address as an URL without a slash at its end."""
+        """Return the REST API's URL, without a slash at its end."""
         return f"https://{self.address}"
 
     @property
@@ -68,7 +68,7 @@ class Endpoint:
         write_private(folder / FILE, json.dumps(dataclasses.asdict(self), indent=1).encode())
 
     def environment(self) -> dict[str, str]:
-        """Return the variables that lead gcloud, google-cloud-storage and the SDK's staging to the service."""
+        """Return the variables that point gcloud, google-cloud-storage and the SDK's staging to the service."""
         values = {
             "CLOUDSDK_API_ENDPOINT_OVERRIDES_AIPLATFORM": f"{self.url}/",
             "CLOUDSDK_API_ENDPOINT_OVERRIDES_STORAGE": f"{self.url}/storage/v1/",
@@ -90,7 +90,7 @@ class Endpoint:
         return "\n".join(f"export {name}={shlex.quote(value)}" for name, value in self.environment().items())
 
     def credentials(self) -> Any:
-        """Return what the Python clients of Google send to the service."""
+        """Return the credentials with which Google's Python clients call the service."""
         import google.auth.credentials
         import google.oauth2.credentials
 
@@ -104,7 +104,7 @@ class Endpoint:
         }  # fmt: skip
 
     def snippet(self) -> str:
-        """Return the Python statements that configure the SDK, where the variables are set."""
+        """Return the Python statements that configure the SDK, in a process that has the variables."""
         module, made = "google.auth.credentials", "AnonymousCredentials()"
         if self.token_file:
             module, made = "google.oauth2.credentials", f"Credentials(open({self.token_file!r}).read())"
@@ -117,11 +117,11 @@ class Endpoint:
         ])  # fmt: skip
 
     def is_ready(self) -> bool:
-        """Return whether the service answers: nobody else can, for nobody else has its certificate."""
+        """Return whether the service answers; another program cannot answer instead, because it lacks the certificate's key."""
         try:
             with client.send(self.url + guards.HEALTH, self.ca_file, timeout=_PATIENCE) as answer:
                 return answer.status == 200
-        except OSError:  # of which URLError is one
+        except OSError:  # URLError is one
             return False
 
     def console_address(self) -> str:
@@ -139,13 +139,13 @@ class Endpoint:
 
 
 def find(state_dir: str | Path, wait: float = 0.0) -> Endpoint:
-    """Return the service that runs in `state_dir`, which answers.
+    """Return the service that runs in `state_dir` once it answers.
 
     Args:
-        wait: seconds that it may take to be ready.
+        wait: seconds to wait for it.
 
     Raises:
-        EndpointError: there is none.
+        EndpointError: no service runs there.
     """
     path, end = Path(state_dir) / "serve" / FILE, time.monotonic() + wait
     while True:

@@ -1,4 +1,4 @@
-"""google.cloud.aiplatform.v1.EndpointService: deploying a model starts a process that holds it."""
+"""google.cloud.aiplatform.v1.EndpointService: endpoints, and models deployed to them, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _PRIVATE = ("network", "enable_private_service_connect", "private_service_connec
 
 
 class EndpointService:
-    """Endpoints and what is deployed on them."""
+    """Endpoints and the models deployed to them."""
 
     def __init__(self, local: Local, operations: OperationPool):
         self._local, self._operations = local, operations
 
     def create_endpoint(self, request: types.CreateEndpointRequest) -> operations_pb2.Operation:
-        """Keep an endpoint; the operation is done at once."""
+        """Record an endpoint; the operation is done at once."""
         messages.required(request.endpoint, "display_name")
         messages.unsupported(request.endpoint, _PRIVATE)
         wanted = request.endpoint_id
@@ -59,7 +59,6 @@ class EndpointService:
     def update_endpoint(self, request: types.UpdateEndpointRequest) -> types.Endpoint:
         """Change an endpoint's texts, labels and traffic split."""
         changed = messages.changes(request.endpoint, request.update_mask, _CHANGEABLE)
-
         samples.check_config(changed)
 
         def change(document: dict[str, Any]) -> None:
@@ -70,7 +69,7 @@ class EndpointService:
         return messages.read(self._shown(self._changed(request.endpoint.name, change)), "Endpoint")
 
     def delete_endpoint(self, request: types.DeleteEndpointRequest) -> operations_pb2.Operation:
-        """Forget an endpoint on which nothing is deployed, and what it was asked."""
+        """Forget an endpoint without deployed models, and the samples of its requests."""
         endpoint = self._local.known(request.name)
         if endpoint.get("deployedModels"):
             raise ApiError("FAILED_PRECONDITION", f"{endpoint['name']} has deployed models; undeploy them first.")
@@ -79,7 +78,7 @@ class EndpointService:
         return self._operations.finished(location_of(endpoint["name"]), "DeleteOperationMetadata", None)
 
     def deploy_model(self, request: types.DeployModelRequest) -> operations_pb2.Operation:
-        """Start a model's process; the operation is done once it has answered that it can be asked."""
+        """Start a model's process; the operation is done once the process is ready for requests."""
         endpoint = self._local.known(request.endpoint)
         messages.required(request, "deployed_model.model")
         if request.deployed_model.HasField("explanation_spec"):
@@ -124,11 +123,11 @@ class EndpointService:
         }  # fmt: skip
 
     def _shown(self, document: Mapping[str, Any]) -> dict[str, Any]:
-        """Return an endpoint as the API shows it: a dedicated one is reached where the service of this start listens."""
+        """Return an endpoint as the API shows it; a dedicated one has the service's present address."""
         return {**document, **({"dedicatedEndpointDns": self._local.address} if document.get("dedicatedEndpointEnabled") else {})}
 
     def _changed(self, name: str, change: Any) -> dict[str, Any]:
-        """Change an endpoint's record in one step, so that of two changes at once each sees the other's, and return it."""
+        """Let `change` alter an endpoint's record in one transaction, so that two changes at once are both kept; return it."""
         document = job_record.update(self._local.records, name, change)
         return document or self._local.known(name)
 

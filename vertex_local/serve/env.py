@@ -1,4 +1,4 @@
-"""Print the variables that lead clients to the service that runs on this machine.
+"""Print the variables that point clients to the service on this machine.
 
     eval "$(python -m vertex_local env)"
 
@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> int:
     """Print the lines and return the exit code: 1 if no service runs."""
     parser = cli.Parser(prog="python -m vertex_local env", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--state_dir", metavar="DIR", default=".vertex_local", help="the service's folder (default: %(default)s)")
-    parser.add_argument("--wait", metavar="SECONDS", type=cli.whole(0), default=0, help="wait so long until the service is ready")
+    parser.add_argument("--wait", metavar="SECONDS", type=cli.whole(0), default=0, help="wait so long for the service to be ready")
     parser.add_argument("--python", action="store_true", help="print Python statements for the SDK instead")
     args = parser.parse_args(argv)
     try:

@@ -1,4 +1,4 @@
-"""The RPCs of ModelService that are about evaluations: metrics of a version of a model, and of slices of the rows it was asked."""
+"""ModelService's RPCs about evaluations: the metrics of a model version, over all rows and over slices of them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from .rest import ApiError
 if TYPE_CHECKING:
     from google.cloud.aiplatform_v1 import types
 
-_EVALUATIONS, _SLICES = "evaluations", "slices"  # as their names have them
-_MOST_SLICES = 50  # of one request, as the service has it
+_EVALUATIONS, _SLICES = "evaluations", "slices"  # the collections in resource names
+_MOST_SLICES = 50  # in one request, as on the service
 _SCHEMA = "gs://google-cloud-aiplatform/schema/modelevaluation/"
 
 
@@ -23,7 +23,7 @@ class ModelEvaluations:
     _local: Local
 
     def import_model_evaluation(self, request: types.ImportModelEvaluationRequest) -> types.ModelEvaluation:
-        """Keep an evaluation of a version, by default of the default one."""
+        """Record an evaluation of a version, by default of the default version."""
         version = models.version(self._local, request.parent)
         messages.required(request, "model_evaluation.metrics", "model_evaluation.metrics_schema_uri")
         _check_schema(request.model_evaluation.metrics_schema_uri, "modelEvaluation.metricsSchemaUri")
@@ -52,7 +52,7 @@ class ModelEvaluations:
     def batch_import_model_evaluation_slices(
         self, request: types.BatchImportModelEvaluationSlicesRequest
     ) -> types.BatchImportModelEvaluationSlicesResponse:
-        """Keep the metrics of slices of the rows of an evaluation."""
+        """Record metrics over slices of an evaluation's rows."""
         evaluation = self._local.known(_without_version(request.parent))
         messages.required(request, "model_evaluation_slices")
         slices = request.model_evaluation_slices
@@ -96,7 +96,7 @@ def forget(local: Local, model: str, version: str | None = None) -> None:
 
 
 def _without_version(name: str) -> str:
-    """Return the name of an evaluation as it is kept; clients may put `@VERSION` behind the model's id."""
+    """Return the name under which an evaluation is recorded; clients may put `@VERSION` after the model's id."""
     model, evaluations, rest = name.partition(f"/{_EVALUATIONS}/")
     return model.partition("@")[0] + evaluations + rest
 

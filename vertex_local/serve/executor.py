@@ -1,4 +1,4 @@
-"""Jobs in a pool of threads: at most so many at once, the others wait without one, each with its own way to be cancelled."""
+"""A pool of threads for jobs: a limited number runs at once, the others wait in a queue; each can be cancelled."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MOST_WAITING = 5_000
 
 
 class Stopped(Exception):
-    """Work that ends because it was cancelled."""
+    """Work has ended because it was cancelled."""
 
 
 @dataclass
@@ -25,7 +25,7 @@ class _Job:
 
 
 class Executor:
-    """Runs work in threads. `stopping` is set once the service ends: then a cancelled job was not the user's wish."""
+    """Runs work in threads. `stopping` is set once the service ends: then the user has not asked for jobs to be cancelled."""
 
     def __init__(self, most: int, waiting: int = MOST_WAITING):
         self.stopping = threading.Event()
@@ -35,13 +35,13 @@ class Executor:
         self._jobs: dict[str, _Job] = {}
 
     def start(self, name: str, work: Callable[[threading.Event], None], dropped: Callable[[], None]) -> None:
-        """Call `work` when it is its turn, with the event that `cancel(name)` sets; it must not raise.
+        """Put `work` into the queue; it is called with the event that `cancel(name)` sets, and must not raise.
 
         Args:
-            dropped: called instead of `work` if that is cancelled while it waits.
+            dropped: called instead of `work` if it is cancelled while it waits.
 
         Raises:
-            ApiError: too many wait already, or the service ends.
+            ApiError: too many jobs wait already, or the service is ending.
         """
         job = _Job(threading.Event(), dropped, names=[name])
 
@@ -86,7 +86,7 @@ class Executor:
         """Cancel everything and wait for its end."""
         with self._lock:
             known = list(self._jobs.values())
-        for job in reversed(known):  # those that wait before those that run, or they would get their turn
+        for job in reversed(known):  # waiting jobs first, or they would start when running ones end
             self._end(job)
         wait([job.future for job in known if job.future is not None])
 

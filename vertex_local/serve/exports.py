@@ -1,4 +1,4 @@
-"""The export of a data set as a training pipeline asks for it, and what it shares with DatasetService."""
+"""The export of a data set for a training pipeline, and what it shares with DatasetService."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def planned(local: Local, parent: str, config: Message) -> Callable[[threading.Event], dict[str, str]]:
-    """Check a pipeline's `input_data_config`; return what exports the data and returns the job's variables."""
+    """Check a pipeline's `input_data_config`; return a function that exports the data and returns the job's variables."""
     messages.required(config, "dataset_id", where="inputDataConfig.")
     if not config.HasField("bigquery_destination"):
         messages.required(config, "gcs_destination.output_uri_prefix", where="inputDataConfig.")
@@ -34,7 +34,7 @@ def planned(local: Local, parent: str, config: Message) -> Callable[[threading.E
 
 
 def with_imports(local: Local, document: Mapping[str, Any]) -> dataset.Dataset:
-    """Return a kept data set with all that was imported into it."""
+    """Return a recorded data set with all its imports."""
     imports = local.records.list("imports", document["name"])
     number = document["name"].rpartition("/")[2]
     return dataset.make(number, document, [each["config"] for each in imports], local.buckets)
@@ -42,7 +42,7 @@ def with_imports(local: Local, document: Mapping[str, Any]) -> dataset.Dataset:
 
 @contextlib.contextmanager
 def errors(where: str = "") -> Iterator[None]:
-    """Turn a data set's errors into the API's; `where` is the request's field that they are about."""
+    """Turn a data set's errors into the API's; `where` is the field of the request that holds the data set's fields."""
     try:
         yield
     except dataset.DatasetError as error:

@@ -1,7 +1,7 @@
 """The filter language of list calls, as AIP-160 and Cloud Logging define it: `a.b="x" AND (c>=1 OR NOT d:y)`.
 
-OR binds tighter than AND in both of them, and what stands side by side is both wanted. Of functions only those pass that a list
-names, such as `in_context("…")` of metadata; bare words are refused.
+In both of them OR binds tighter than AND, and terms side by side are joined by AND. A function is refused unless the list
+supports it, such as `in_context("…")` of metadata. Bare words are refused.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ _TOKEN = re.compile(
 )
 _NUMBER = re.compile(r"[-+]?[0-9]{1,300}(\.[0-9]{1,300})?([eE][-+]?[0-9]{1,3})?")
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?(Z|[-+][0-9]{2}:[0-9]{2})")
-_LONGEST = 20_000  # characters, as Logging's own limit
+_LONGEST = 20_000  # characters, which is Logging's limit
 _DEEPEST = 50
 _LISTS = ("parentContexts",)  # fields in which ":" looks for a whole value
-CALL = "()"  # the operator of a function: the field named as it has the argument among its values
+CALL = "()"  # the operator of a function call: the field of the function's name must contain the argument
 
 
 class FilterError(ValueError):
-    """A filter that cannot be read: what was expected, and where."""
+    """A filter cannot be read: what was expected, and where."""
 
 
 class Filter:
-    """A filter that has been read; called with an item, it tells whether the item passes. This one lets everything pass."""
+    """A parsed filter: called with an item, it returns whether the item matches. This base class matches everything."""
 
     def __call__(self, item: Mapping[str, Any]) -> bool:
         return True
 
     def values(self, name: str) -> set[str] | None:
-        """Return the values of which the field must have one in every item that passes; None if the filter leaves it open."""
+        """Return the only values that the field can have in a matching item; None if the filter does not restrict it."""
         return None
 
     def least(self, name: str) -> str | None:
-        """Return a value below which the field of no item that passes lies; None if the filter leaves it open."""
+        """Return a lower bound for the field in matching items; None if the filter does not give one."""
         return None
 
 
@@ -103,14 +103,14 @@ class _Comparison(Filter):
 
 
 def parse(text: str, lookup: Lookup, functions: Collection[str] = ()) -> Filter:
-    """Return the filter `text`; an empty one lets everything pass.
+    """Parse the filter `text`; an empty one matches everything.
 
     Args:
-        functions: those of one argument that may be called; `lookup` returns the list in which that must stand.
         lookup: returns the value of an item's field by its dotted name, without quotes: `labels.a.com/b` for `labels."a.com/b"`.
+        functions: names of functions with one argument; `lookup` returns, for such a name, the list that must contain it.
 
     Raises:
-        FilterError: the text is no filter.
+        FilterError: the text is not a filter.
     """
     if len(text) > _LONGEST:
         raise FilterError(f"filter: at most {_LONGEST:,} characters; got {len(text):,}.")
@@ -133,7 +133,7 @@ def parse(text: str, lookup: Lookup, functions: Collection[str] = ()) -> Filter:
 
 
 def camel(name: str) -> str:
-    """Return `display_name` as `displayName`, and `slice_.value`, whose name Python has taken, as `slice.value`."""
+    """Return `display_name` as `displayName`, and `slice_.value` (`slice` is taken in Python) as `slice.value`."""
     return re.sub(r"_(?:([a-z])|(?=\.|$))", lambda match: (match[1] or "").upper(), name)
 
 
@@ -151,7 +151,7 @@ def lookup(item: Mapping[str, Any], name: str) -> Any:
 
 
 class _Reader:
-    """A reader of the grammar's rules, one method each; every method goes on at the token `at`."""
+    """A recursive-descent parser, with a method for each rule of the grammar; `at` is the index of the next token."""
 
     def __init__(self, tokens: list[tuple[str, str]], lookup: Lookup, functions: Collection[str]):
         self.tokens, self.lookup, self.functions, self.at = tokens, lookup, functions, 0
@@ -161,13 +161,13 @@ class _Reader:
         return self.tokens[self.at] if self.at < len(self.tokens) else ("end", "nothing")
 
     def _takes(self, kind: str, text: str) -> bool:
-        """Go past the next token if it is this one."""
+        """Consume the next token if it is this one; return whether it was."""
         found = self._next() == (kind, text)
         self.at += found
         return found
 
     def expression(self, depth: int) -> Filter:
-        """Read terms that must all hold, with AND or nothing between them."""
+        """Read factors that must all hold, with AND or nothing between them."""
         parts = [self.factor(depth)]
         while self.at < len(self.tokens) and self._next() not in (("mark", ")"), ("word", "OR")):
             self._takes("word", "AND")
@@ -182,7 +182,7 @@ class _Reader:
         return parts[0] if len(parts) == 1 else _Any(parts)
 
     def term(self, depth: int) -> Filter:
-        """Read a comparison or what stands in parentheses, perhaps negated by NOT or a minus sign."""
+        """Read a comparison or an expression in parentheses, perhaps negated by NOT or a minus sign."""
         kind, text = self._next()
         if self._takes("word", "NOT") or self._takes("word", "-"):
             return _Not(self._simple(depth))
@@ -220,7 +220,7 @@ class _Reader:
         self.at += 1
         if not self._takes("mark", "("):
             return self._value(name, operator, start)
-        self.subject = name, operator  # a=(x OR y): what stands within are values
+        self.subject = name, operator  # a=(x OR y): only values stand in these parentheses
         values = self.expression(self._deeper(depth))
         self.subject = None
         self._close()
@@ -290,7 +290,7 @@ def _is(found: Any, value: str) -> bool:
 
 
 def _order(found: Any, value: str) -> int:
-    """Return -1, 0 or 1 for what is before, equal to or after `value`: numbers and times as such, else as text."""
+    """Return -1, 0 or 1 if `found` is before, equal to or after `value`; two numbers or times compare as such, others as text."""
     if hasattr(found, "compare"):
         return found.compare(value)
     mine, other = _sortable(str(found)), _sortable(value)
@@ -300,7 +300,7 @@ def _order(found: Any, value: str) -> int:
 
 
 def _sortable(text: str) -> tuple[int, Any]:
-    """Return what sorts a text among others of its kind, with that kind before it."""
+    """Return a sort key for a text: its kind (0 text, 1 number, 2 time), then its value."""
     if _NUMBER.fullmatch(text):
         return 1, float(text)
     if _TIME.fullmatch(text):

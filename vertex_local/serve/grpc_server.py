@@ -1,4 +1,4 @@
-"""The RPCs over gRPC, the SDK's default transport: the same handlers, on a port of their own, over TLS."""
+"""The RPCs over gRPC, the SDK's default transport: the same handlers as over REST, on another port, with TLS."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ THREADS = 16
 MOST_AT_ONCE = 200  # calls; those beyond are refused with RESOURCE_EXHAUSTED
 LARGEST_REQUEST = 10 << 20  # bytes, as over HTTP
 IDLE = 10 * 60_000  # milliseconds after which a connection without calls is closed
-_LONGEST_MESSAGE = 2_000  # characters: an error travels in a header, of which clients take 8 KiB
+_LONGEST_MESSAGE = 2_000  # characters: an error is sent in a header, and clients accept 8 KiB of headers
 _UNAUTHENTICATED = "send 'authorization: Bearer TOKEN' with the token of this start of the service."
 
 
 @dataclass
 class GrpcServer:
-    """A server that runs; `stop` ends it."""
+    """A running server; `stop` ends it."""
 
     port: int
     _server: grpc.Server
     _threads: ThreadPoolExecutor
 
     def stop(self, grace: float = 1.0) -> None:
-        """Take no more calls, and end those that are under way after so many seconds."""
+        """Take no more calls; after `grace` seconds, end those still under way."""
         self._server.stop(grace).wait()
         self._threads.shutdown(wait=False)
 
@@ -54,8 +54,9 @@ def start(
 
     Args:
         port: 0 takes any free one.
-        token: what clients have to send; None lets everybody on this machine in.
+        token: what clients must send; None to answer everybody on this machine.
         tls_files: the files of the certificate and of its key, both PEM.
+        log: called with a line for each call.
 
     Raises:
         OSError: the port cannot be used.
@@ -78,7 +79,7 @@ def start(
 
 
 def _guard(token: str) -> Any:
-    """Return what refuses every call without the token."""
+    """Return an interceptor that refuses every call without the token."""
     import grpc
 
     wanted = f"Bearer {token}".encode()
@@ -97,7 +98,7 @@ def _guard(token: str) -> Any:
 
 
 def _Handlers(methods: Iterable[rpc.Method], log: Callable[[str], None]) -> Any:  # noqa: N802 - it makes an object
-    """Return what finds the handler of a call."""
+    """Return the object by which gRPC finds the handler of a call."""
     import grpc
 
     known = {name: method for method in methods for name in method.full_names()}
@@ -131,7 +132,7 @@ def _answer(method: rpc.Method, name: str, log: Callable[[str], None]) -> Callab
         except ApiError as error:
             log(f"gRPC {name} {error.status}")
             return _abort(context, error)
-        except Exception as error:  # a fault of ours must reach the client as an answer
+        except Exception as error:  # a bug of ours must reach the client as an answer
             log(f"internal error at gRPC {name}: {type(error).__name__}: {error}")
             return _abort(context, ApiError("INTERNAL", f"{type(error).__name__}: {error}"))
         log(f"gRPC {name} OK")
@@ -141,7 +142,7 @@ def _answer(method: rpc.Method, name: str, log: Callable[[str], None]) -> Callab
 
 
 def _stream(answer: Callable[[Message, Any], Message]) -> Callable[[Message, Any], Iterator[Message]]:
-    """Return a handler that answers by a stream, of one message."""
+    """Return a handler that answers with a stream of one message."""
 
     def stream(request: Message, context: Any) -> Iterator[Message]:
         yield answer(request, context)
@@ -154,7 +155,7 @@ def _bytes(message: Message) -> bytes:
 
 
 def _speaking(message: Message, version: str) -> Message:
-    """Return an operation with its types named as in the client's version of the API."""
+    """Return the message; in an operation, name the types as in the client's version of the API."""
     if message.DESCRIPTOR.name == "Operation":
         for name in ("metadata", "response"):
             if message.HasField(name):

@@ -1,7 +1,8 @@
-"""What every request has to pass before a handler sees it.
+"""The checks that every request must pass before a handler sees it.
 
-Whoever may post here runs commands as its owner. A web page in a browser must not: hence no foreign Host, no request with
-an Origin, no body but JSON (but for uploads, which run nothing), a token, and never a CORS header.
+Whoever can post here can run commands as the service's owner, so no web page in a browser may post. Therefore a request
+needs the service's own Host, no Origin, a body of JSON (except uploads, which run nothing) and a token, and no answer ever
+has a CORS header.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from ..errors import quoted
 from .rest import ApiError
 
 ADDRESS = "127.0.0.1"
-HEALTH = "/healthz"  # answers without a token whether the service is ready
-CONSOLE = re.compile("/|/console(?:/.*)?")  # what a browser may ask for; its pages know by a cookie who asks
+HEALTH = "/healthz"  # says without a token whether the service is ready
+CONSOLE = re.compile("/|/console(?:/.*)?")  # paths that a browser may ask for; its pages check a cookie
 KEY_PATH = "/key/"  # before the paths of Cloud Storage, for clients that send no token
 LARGEST_BODY = 10 << 20  # bytes of JSON
 LARGEST_UPLOAD = 5 << 30  # bytes of one request to an upload path, which goes to disk
@@ -30,7 +31,7 @@ _JSON = re.compile(r"application/json\s*(;.*)?", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Access:
-    """Who is let in: `token` stands in a client's Authorization header (None: everybody), `key` in the path of a storage URL."""
+    """Who gets answers: a client sends `token` in its Authorization header (None: everybody), or `key` in a storage URL's path."""
 
     port: int
     token: str | None = None
@@ -38,7 +39,7 @@ class Access:
 
 
 def without_key(path: str, access: Access) -> tuple[str, str]:
-    """Return the path without `/key/KEY` before it, and that prefix; a wrong key stays where it is."""
+    """Return (the path without the prefix `/key/KEY`, the prefix); a path with a wrong key is returned unchanged."""
     prefix = f"{KEY_PATH}{access.key}"
     own = bool(access.key) and hmac.compare_digest(path[: len(prefix)].encode(), prefix.encode())
     rest = path[len(prefix) :]
@@ -46,7 +47,7 @@ def without_key(path: str, access: Access) -> tuple[str, str]:
 
 
 def body_length(headers: Headers) -> int:
-    """Return the body's length in bytes, which the client must give once and plainly."""
+    """Return the body's length in bytes; raise an ApiError unless the client gives it as one plain Content-Length."""
     lengths = headers.getlist("Content-Length")
     if headers.getlist("Transfer-Encoding"):
         raise ApiError("INVALID_ARGUMENT", "Transfer-Encoding is not taken; send Content-Length.", code=411)
@@ -56,10 +57,13 @@ def body_length(headers: Headers) -> int:
 
 
 def admit(method: str, path: str, headers: Headers, length: int, access: Access, keyed: bool) -> None:
-    """Refuse whatever a web page, or another user of this machine, could send.
+    """Refuse any request that a web page, or another user of this machine, could send.
 
     Args:
-        keyed: the request's path held the key, so that it needs no token.
+        keyed: the request's path has the key, so it needs no token.
+
+    Raises:
+        ApiError: the request is refused.
     """
     _check_host(headers, access)
     if CONSOLE.fullmatch(path):
@@ -89,7 +93,7 @@ def _check_no_page(headers: Headers) -> None:
 
 
 def _check_browser(method: str, headers: Headers, length: int) -> None:
-    """Let a browser ask for the console's own pages, and only those pages change anything."""
+    """Let a browser ask for the console's pages, and let only those pages change anything."""
     site, own = headers.get("Sec-Fetch-Site", "none"), f"https://{headers['Host'].lower()}"
     if site not in ("none", "same-origin"):
         raise ApiError("PERMISSION_DENIED", "the console is not opened from another site's page; type or paste its address.")
@@ -115,7 +119,7 @@ def _check_body(path: str, headers: Headers, length: int) -> None:
 
 
 def unknown_path(method: str, path: str, methods: Sequence[str]) -> ApiError:
-    """Return the error for a path that no handler takes; `methods` are those that handlers take there."""
+    """Return the error for a request without a handler; `methods` are those that have handlers at its path."""
     if methods:
         return ApiError("UNIMPLEMENTED", f"{method} is not supported at {path[:100]} by the local service.")
     return ApiError("NOT_FOUND", f"{path[:100]} is not supported by the local service.")

@@ -1,4 +1,4 @@
-"""The instances of a batch prediction as its files hold them, one after the other, and as the model is asked them."""
+"""The instances of a batch prediction: read one by one from its files, and put into the form that the model takes."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from typing import IO, Any, BinaryIO
 
 FORMATS = ("jsonl", "csv", "tf-record", "tf-record-gzip", "file-list")
 TYPES = ("", "object", "array")
-_LARGEST = 1 << 30  # bytes of a TFRecord's record, beyond which the length is not one
+_LARGEST = 1 << 30  # bytes of a TFRecord's record; a greater length means a damaged file
 _NO_TEXT = "is not UTF-8: write the file in that encoding"
 _LONGEST_ROW = 16 << 20  # characters of CSV
-# A cell of CSV: in quotes, which are doubled within, or without.
+# A cell of CSV: in quotes, with quotes in it doubled; or without quotes.
 _CELL = re.compile(r'"((?:[^"]|"")*)"|([^",]*)')
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
 class Unreadable(Exception):
-    """A file, or an instance, that cannot be read: what is wrong with it."""
+    """A file or an instance cannot be read: what is wrong with it."""
 
 
 @dataclass
@@ -44,7 +44,7 @@ class Instance:
 
 @dataclass(frozen=True)
 class Config:
-    """How instances become what the model is asked: an API's InstanceConfig."""
+    """How instances become the model's input: the API's InstanceConfig."""
 
     instance_type: str = ""
     key_field: str = ""
@@ -52,17 +52,17 @@ class Config:
     excluded: Sequence[str] = field(default_factory=tuple)
 
     def asked(self, content: Any) -> Any:
-        """Return what the model is asked.
+        """Return the model's input for an instance.
 
         Raises:
-            Unreadable: the instance is no object, and fields of it are wanted, or lacks one of them.
+            Unreadable: the instance lacks a field that is wanted, or is no object.
         """
         if not (self.key_field or self.included or self.excluded or self.instance_type):
             return content
         if not isinstance(content, Mapping):
             if self.instance_type == "array" and not (self.key_field or self.included or self.excluded):
                 return content
-            raise Unreadable(f"must be an object, of which instanceConfig takes fields; got {json.dumps(content)[:80]}")
+            raise Unreadable(f"must be an object, because instanceConfig names fields; got {json.dumps(content)[:80]}")
         missing = [name for name in (*self.included, self.key_field) if name and name not in content]
         if missing:
             raise Unreadable(f"lacks the field {missing[0]}, which instanceConfig names")
@@ -72,7 +72,7 @@ class Config:
         return [content[name] for name in names] if self.instance_type == "array" else {name: content[name] for name in names}
 
     def shown(self, content: Any) -> dict[str, Any]:
-        """Return how the output names an instance: by its key, if it has one, or as it is."""
+        """Return what the output shows of an instance: its key if there is one, else the instance."""
         if self.key_field and isinstance(content, Mapping) and self.key_field in content:
             return {"key": content[self.key_field]}
         as_asked = self.instance_type == "array" and isinstance(content, Mapping) and not (self.included or self.excluded)
@@ -87,13 +87,14 @@ def read(path: Path, uri: str, form: str, resolve: Callable[[str], str]) -> Iter
         resolve: returns the path of a `gs://…` in a file list.
 
     Raises:
-        Unreadable: the rest of the file cannot be read. OSError: the file cannot.
+        Unreadable: the rest of the file cannot be read.
+        OSError: the file cannot be opened.
     """
     if form.startswith("tf-record"):
         with gzip.open(path, "rb") if form == "tf-record-gzip" else open(path, "rb") as file:
             yield from _records(file, uri)
         return
-    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:  # bad bytes are told line by line
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:  # bad bytes are reported line by line
         if form == "file-list":
             yield from _listed(file, uri, resolve)
         else:
@@ -115,12 +116,12 @@ def _lines(file: IO[str], uri: str) -> Iterator[Instance]:
 
 
 def _is_text(line: str) -> bool:
-    """Tell whether a line was UTF-8 throughout."""
+    """Tell whether all of a line was UTF-8."""
     if line.isascii():
         return True
     try:
         line.encode()
-    except UnicodeEncodeError:  # what stands for bytes that could not be decoded
+    except UnicodeEncodeError:  # surrogates, in place of bytes that could not be decoded
         return False
     return True
 
@@ -162,7 +163,7 @@ def _rows(file: IO[str], uri: str) -> Iterator[Instance]:
 
 
 def _logical_lines(file: IO[str], uri: str) -> Iterator[tuple[int, str]]:
-    """Yield each line with the number of its beginning; quoted cells may go over several."""
+    """Yield (number, text) of each row; quoted cells may span several lines, and the number is that of the first."""
     held, start, is_open, size = list[str](), 1, False, 0
     for number, line in enumerate(file, 1):
         if not held and not line.strip():
@@ -181,7 +182,7 @@ def _logical_lines(file: IO[str], uri: str) -> Iterator[tuple[int, str]]:
 
 
 def _cells(text: str) -> list[Any] | None:
-    """Return the cells of a line: quoted ones are texts, others numbers where they look like it, empty ones None; None if it is not CSV."""
+    """Return a row's cells, None if it is not CSV: a quoted cell is text, an empty one None, any other a number if it reads as one."""
     text, place, found = text.rstrip("\r\n"), 0, []
     while True:
         match = _CELL.match(text, place)
@@ -215,7 +216,7 @@ def _records(file: BinaryIO | gzip.GzipFile, uri: str) -> Iterator[Instance]:
             where = f"{uri}: record {number}"
             (length,) = struct.unpack("<Q", head[:8]) if len(head) == 12 else (0,)
             if len(head) < 12 or _masked(head[:8]) != head[8:] or length > _LARGEST:
-                raise Unreadable(f"{where} begins with no length: it is no TFRecord file, or damaged")
+                raise Unreadable(f"{where} does not begin with a length: it is not a TFRecord file, or damaged")
             content, checksum = file.read(length), file.read(4)
             if len(content) < length or _masked(content) != checksum:
                 raise Unreadable(f"{where} ends too early, or its checksum is wrong")
@@ -225,7 +226,7 @@ def _records(file: BinaryIO | gzip.GzipFile, uri: str) -> Iterator[Instance]:
 
 
 def _masked(data: bytes) -> bytes:
-    """Return the masked CRC32C that the format keeps behind lengths and contents."""
+    """Return the masked CRC32C that the format puts after lengths and contents."""
     import google_crc32c  # comes with google-cloud-storage
 
     value = google_crc32c.value(data)

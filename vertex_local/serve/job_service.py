@@ -17,7 +17,7 @@ _CUSTOM, _TUNING = "customJobs", "hyperparameterTuningJobs"
 
 
 class JobService(batch_service.BatchPredictionJobs):
-    """Jobs as messages; custom and tuning jobs run as `python -m vertex_local run` and `tune` run them."""
+    """Jobs; custom and tuning jobs run as with `python -m vertex_local run` and `tune`."""
 
     def __init__(self, local: Local, operations: OperationPool):
         self._local, self._operations = local, operations
@@ -25,7 +25,7 @@ class JobService(batch_service.BatchPredictionJobs):
     # ------------------------------------------------------------------ custom jobs
 
     def create_custom_job(self, request: types.CreateCustomJobRequest) -> types.CustomJob:
-        """Check and keep a new custom job, and let it run when it is its turn."""
+        """Check and record a new custom job, and put it into the queue."""
         job = request.custom_job
         jobs.check_name(job)
         work = runs.custom(self._local, job.job_spec, "jobSpec", pipeline_jobs.variables_of(self._local, job.labels))
@@ -41,7 +41,7 @@ class JobService(batch_service.BatchPredictionJobs):
         return lists.answer(self._local.records, _CUSTOM, request, "CustomJob", "custom_jobs")
 
     def cancel_custom_job(self, request: types.CancelCustomJobRequest) -> empty_pb2.Empty:
-        """Ask a custom job to end; its state tells when it has."""
+        """Ask a custom job to end; its state shows when it has."""
         return self._cancel(request.name)
 
     def delete_custom_job(self, request: types.DeleteCustomJobRequest) -> operations_pb2.Operation:
@@ -51,7 +51,7 @@ class JobService(batch_service.BatchPredictionJobs):
     # ------------------------------------------------------------------ hyperparameter tuning jobs
 
     def create_hyperparameter_tuning_job(self, request: types.CreateHyperparameterTuningJobRequest) -> types.HyperparameterTuningJob:
-        """Check and keep a new tuning job, and let it run when it is its turn."""
+        """Check and record a new tuning job, and put it into the queue."""
         job = request.hyperparameter_tuning_job
         jobs.check_name(job)
         work = runs.tuning(self._local, job, variables=pipeline_jobs.variables_of(self._local, job.labels))
@@ -69,7 +69,7 @@ class JobService(batch_service.BatchPredictionJobs):
         return lists.answer(self._local.records, _TUNING, request, "HyperparameterTuningJob", "hyperparameter_tuning_jobs")
 
     def cancel_hyperparameter_tuning_job(self, request: types.CancelHyperparameterTuningJobRequest) -> empty_pb2.Empty:
-        """Ask a tuning job and its trials to end; its state tells when they have."""
+        """Ask a tuning job and its trials to end; its state shows when they have."""
         return self._cancel(request.name)
 
     def delete_hyperparameter_tuning_job(self, request: types.DeleteHyperparameterTuningJobRequest) -> operations_pb2.Operation:

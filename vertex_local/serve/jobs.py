@@ -1,4 +1,4 @@
-"""What custom jobs, tuning jobs, batch predictions and training pipelines have in common: made, run in their turn, cancelled, forgotten."""
+"""What custom jobs, tuning jobs, batch predictions and training pipelines share: they are created, queued, cancelled and forgotten."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 STOPPED = "the local service was stopped while the job was under way; create the job again"
 CANCELED = {"code": 1, "message": "CANCELED"}
 LONGEST_NAME = 128
-# What only the service sets.
+# Fields that only the service sets.
 _OUTPUT_ONLY = (
     "name", "state", "createTime", "startTime", "endTime", "updateTime", "error", "trials", "webAccessUris", "trainingTaskMetadata",
     "satisfiesPzs", "satisfiesPzi", "modelVersionId", "outputInfo", "completionStats", "partialFailures", "resourcesConsumed",
@@ -29,22 +29,25 @@ _OUTPUT_ONLY = (
 
 # How a job ended: its state, and the error of one that failed.
 End = tuple[str, "dict[str, Any] | None"]
-# Runs a job that has been checked, under its name, until the event is set.
+# Runs a checked job under its name, until it ends or the event is set.
 Work = Callable[[str, threading.Event], End]
 
 
 def check_name(job: Message) -> None:
-    """Refuse a job without a display name, or with a long one."""
+    """Refuse a job without a display name, or with one that is too long."""
     messages.required(job, "display_name")
     if len(job.display_name) > LONGEST_NAME:
         raise ApiError("INVALID_ARGUMENT", f"displayName may have {LONGEST_NAME} characters at most.", "displayName")
 
 
 def create(local: Local, parent: str, kind: str, job: Message, work: Work, job_id: str = "", **more: Any) -> dict[str, Any]:
-    """Keep a new job that has been checked, let it run when it is its turn, and return its record, which has `more` fields.
+    """Record a new, checked job with `more` fields, put it into the queue, and return its record.
 
     Args:
-        job_id: the last part of its name where the client chooses it.
+        job_id: the last part of its name, if the client chooses it.
+
+    Raises:
+        ApiError: too many jobs wait already, or the service is ending.
     """
     name = f"{parent}/{kind}/{job_id}" if job_id else local.new_name(parent, kind)
     document = job_record.add(local.records, name, kind, {**kept(job), **more})
@@ -60,7 +63,7 @@ def create(local: Local, parent: str, kind: str, job: Message, work: Work, job_i
 
 
 def kept(job: Message) -> dict[str, Any]:
-    """Return what a record keeps of the message by which a job is made."""
+    """Return the fields of a new job's message that its record keeps."""
     return {key: value for key, value in messages.to_json(job).items() if key not in _OUTPUT_ONLY}
 
 
@@ -78,13 +81,13 @@ def outcome(work: Work, name: str, cancel: threading.Event) -> End:
         return "CANCELLED", None
     except ApiError as failure:
         return "FAILED", failure.rpc
-    except Exception as failure:  # a job that cannot be started, or a fault of ours: the job has failed, not the service
+    except Exception as failure:  # a job that cannot be started, or a bug of ours, fails the job and not the service
         code = 3 if isinstance(failure, ValueError) else 13
         return "FAILED", {"code": code, "message": str(failure) or type(failure).__name__}
 
 
 def as_seen(local: Local, state: str, error: dict[str, Any] | None) -> End:
-    """Return the end of a job as its user sees it: only what a user cancelled is CANCELLED."""
+    """Return the end of a job as its user sees it: CANCELLED only if the user cancelled it, else FAILED with the reason."""
     if state != "CANCELLED":
         return state, error
     if local.stopping:
@@ -98,7 +101,7 @@ def _end(local: Local, name: str, state: str, error: dict[str, Any] | None) -> N
 
 
 def run_backing(local: Local, name: str, kind: str, job: Message, work: Work, cancel: threading.Event) -> tuple[str, End]:
-    """Run the job of the pipeline `name` in the pipeline's own turn; return the job's name and how it ended."""
+    """Run the job of the pipeline `name` in the pipeline's own thread; return the job's name and how it ended."""
     backing = local.new_name(location_of(name), kind)
     job_record.add(local.records, backing, kind, kept(job))
     key = "backingCustomJob" if kind == "customJobs" else "backingHyperparameterTuningJob"
@@ -110,7 +113,7 @@ def run_backing(local: Local, name: str, kind: str, job: Message, work: Work, ca
 
 
 def cancel(local: Local, name: str) -> None:
-    """Ask a job to end; its state tells when it has."""
+    """Ask a job to end; its state shows when it has."""
     document = local.known(name)
     if job_record.is_over(document):
         raise ApiError("FAILED_PRECONDITION", f"{name} is over ({document['state']}); there is nothing to cancel.")
@@ -128,7 +131,7 @@ def forget(local: Local, name: str) -> None:
 
 
 def settle(local: Local) -> int:
-    """End what a service, or a run, that was killed left unfinished; return how many jobs that were."""
+    """Record as failed the jobs that a killed service, or a killed run, left unfinished; return how many there were."""
     return len(job_record.settle(local.records, local.state, lambda document: _hint(local.state, document), queued=True))
 
 

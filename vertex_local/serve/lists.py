@@ -1,4 +1,4 @@
-"""What the List RPCs share: a page of records after filter and order, by a token that survives changes."""
+"""What the List RPCs share: pages of records, filtered and ordered, with tokens that survive changes."""
 
 from __future__ import annotations
 
@@ -25,10 +25,13 @@ def page(
     Args:
         request: a List request: `parent`, `page_size`, `page_token`, and perhaps `filter` and `order_by`.
         parent: whose records to list, by default the request's `parent`.
-        shown: returns of a record what the filter looks at, by default the record itself.
-        only: says which records belong to the list at all, by default every one.
-        accepts: the request's filter, where it has been read already.
-        link: (kind, target) lists only records that have such a link in the store.
+        shown: returns the form of a record that the filter looks at, by default the record itself.
+        only: returns whether a record belongs to the list at all; by default every one does.
+        accepts: the request's filter, if it has been parsed already.
+        link: (kind, target): list only records that have such a link in the store.
+
+    Raises:
+        ApiError: the filter, order, size or token is wrong.
     """
     accepts = accepts or parsed_filter(getattr(request, "filter", ""))
     order, descending = _order(getattr(request, "order_by", ""))
@@ -49,7 +52,7 @@ def page(
 
 
 def answer(records: store.Store, kind: str, request: Message, type_name: str, field: str) -> Message:
-    """Return the response to a List request whose items are records as they are kept.
+    """Return the response to a List request whose items are unchanged records.
 
     Args:
         type_name: the API's type of an item.
@@ -62,14 +65,14 @@ def answer(records: store.Store, kind: str, request: Message, type_name: str, fi
 
 
 def size(request: Message) -> int:
-    """Return how many items a page of the request may have."""
+    """Return how many items a page for the request may have."""
     if request.page_size < 0:
         raise ApiError("INVALID_ARGUMENT", f"pageSize takes a whole number from 0 on; got {request.page_size}.", "pageSize")
     return min(request.page_size or DEFAULT_SIZE, LARGEST_SIZE)
 
 
 def parsed_filter(text: str, lookup: filters.Lookup = filters.lookup, functions: Collection[str] = ()) -> filters.Filter:
-    """Return a request's filter; one that cannot be read is INVALID_ARGUMENT."""
+    """Return a request's parsed filter; raise INVALID_ARGUMENT if it cannot be read."""
     try:
         return filters.parse(text, lookup, functions)
     except filters.FilterError as error:
@@ -80,6 +83,6 @@ def _order(text: str) -> tuple[str, bool]:
     name, _, way = (text or "create_time desc").partition(" ")
     field = filters.camel(name)
     if field not in store.ORDERS or way not in ("", "asc", "desc"):
-        known = "create_time, update_time or display_name, with desc behind it or not"
+        known = "create_time, update_time or display_name, optionally followed by desc"
         raise ApiError("INVALID_ARGUMENT", f"orderBy takes {known}; got {text[:100]!r}.", "orderBy")
     return field, way == "desc"

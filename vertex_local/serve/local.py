@@ -1,4 +1,4 @@
-"""What the handlers of the local service work with."""
+"""The state that all handlers of the local service share: its folders, records, executors and processes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from .pipeline_workers import PipelineWorkers
 from .predictor import Predictors
 from .rest import ApiError
 
-_MOST_IDS = 100_000  # ids given out that are remembered beside the records
+_MOST_IDS = 100_000  # how many given ids are remembered, which need not have a record yet
 
 
 @dataclass
 class Local:
     """The service's folders and parts. `say` prints a line where the service was started.
 
-    Pipelines have an executor of their own: one that waits for its steps' jobs must not take the place of such a job.
+    Pipelines have an executor of their own: a pipeline waits for its steps' jobs and must not take a thread from them.
     """
 
     state: Path
@@ -41,23 +41,23 @@ class Local:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def executor_of(self, kind: str) -> Executor:
-        """Return who runs jobs of a kind, such as customJobs."""
+        """Return the executor for jobs of a kind, such as customJobs."""
         return self.pipelines if kind == "pipelineJobs" else self.executor
 
     @property
     def stopping(self) -> bool:
-        """Whether the service ends: then a cancelled job was not the user's wish."""
+        """Whether the service is ending: then the user has not asked for jobs to be cancelled."""
         return self.executor.stopping.is_set() or self.pipelines.stopping.is_set()
 
     def known(self, name: str) -> dict[str, Any]:
-        """Return the record of that name, or answer NOT_FOUND."""
+        """Return the record of that name; raise NOT_FOUND if there is none."""
         record = self.records.get(name)
         if record is None:
             raise ApiError("NOT_FOUND", f"{name[:200]} does not exist here.")
         return record
 
     def new_name(self, parent: str, kind: str) -> str:
-        """Return a name for a new resource of `parent`; its id is free among the records and the folders of jobs."""
+        """Return a name for a new resource of `parent`, with an id that no record and no job's folder has."""
         with self._lock:
             while True:
                 number = jobs.new_id()

@@ -1,7 +1,7 @@
-"""An index of the log lines of jobs: when each was written, and where it lies; what has been read is not read again.
+"""An index of jobs' log lines by time, so that a request need not read the logs again.
 
-Beside each log lies a file that says of each of its lines when it was written, to which stream, and how long it is. A line in
-JSON may bring a time of its own. The index is SQLite's own temporary file: it ends with the service.
+Beside each log lies a file that gives the time, stream and length of each line. A line in JSON may give its own time
+instead. The index is a temporary SQLite file, which ends with the service.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-LONGEST = 256 << 10  # bytes: what the real service takes of one entry
-_ROWS = 200  # lines of one file that are looked up at a time
+LONGEST = 256 << 10  # bytes of an entry, which is Cloud Logging's limit
+_ROWS = 200  # lines of one file that are read from the index at a time
 _LATEST = 253_402_300_799  # seconds since 1970: the end of the year 9999, the last time that can be written
 _TABLES = """
 CREATE TABLE files (id INTEGER PRIMARY KEY, path TEXT UNIQUE, read INTEGER, at INTEGER, count INTEGER);
@@ -26,7 +26,7 @@ CREATE TABLE lines (
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a log: its time in microseconds since 1970, its number in the file, where it lies, and its stream."""
+    """One line of a log: its time in microseconds since 1970, number in the file, offset and size in bytes, and stream."""
 
     time: int
     number: int
@@ -36,7 +36,7 @@ class Line:
 
 
 class LogIndex:
-    """The lines of all logs that somebody has asked for."""
+    """The lines of all logs that clients have asked for."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -46,12 +46,12 @@ class LogIndex:
     def lines(
         self, index: Path, log: Path, after: tuple[int, int] | None = None, least: int | None = None, descending: bool = False
     ) -> Iterator[Line]:
-        """Yield the lines of a log in the order of their times; those that came since the last call are added first.
+        """Add a log's new lines to the index, then yield its lines in the order of their times.
 
         Args:
-            index: the file that lies beside the log.
-            after: the time and number of the line behind which to go on.
-            least: a time before which no line is wanted.
+            index: the file beside the log with each line's time, stream and length.
+            after: time and number of a line; only lines after it are wanted.
+            least: microseconds since 1970; earlier lines are not wanted.
         """
         with self._lock:
             file = self._updated(index, log)
@@ -70,7 +70,7 @@ class LogIndex:
             after = rows[-1][:2]
 
     def _updated(self, index: Path, log: Path) -> int:
-        """Add what a log has got since it was read last and return the file's number."""
+        """Add a log's new lines to the index and return the file's id there."""
         known = self._base.execute("SELECT id, read, at, count FROM files WHERE path = ?", (str(index),)).fetchone()
         file, read, at, count = known or (None, 0, 0, 0)
         if file is None:
@@ -83,7 +83,7 @@ class LogIndex:
                 for line in lines:
                     found = _parsed(line)
                     if found is None:
-                        break  # still being written, or cut off with the service
+                        break  # half written, or cut off when the writer was killed
                     seconds, stream, size = found
                     data = content.read(size)
                     if len(data) < size:
@@ -95,7 +95,7 @@ class LogIndex:
                         count += 1
                     read, at = read + len(line), at + size
         except FileNotFoundError:
-            pass  # a job's folder that somebody removed
+            pass  # somebody has removed the job's folder
         finally:
             self._base.execute("UPDATE files SET read = ?, at = ?, count = ? WHERE id = ?", (read, at, count, file))
             self._base.execute("COMMIT")
@@ -111,14 +111,14 @@ def _parsed(line: bytes) -> tuple[float, str, int] | None:
 
 
 def content(log: Path, line: Line) -> str:
-    """Return a line's text without its end, and at most as much of it as the real service takes."""
+    """Return a line's text without its line end, and at most LONGEST bytes of it."""
     with open(log, "rb") as file:
         file.seek(line.at)
         return file.read(min(line.size, LONGEST)).decode("utf-8", "replace").rstrip("\r\n")
 
 
 def payload(text: str) -> dict[str, Any] | None:
-    """Return the object that a line in JSON holds, if it is one that the service takes for a structured entry."""
+    """Return the object in a line of JSON if the service would take it for a structured entry; else None."""
     if not text.lstrip().startswith("{"):
         return None
     try:
@@ -129,11 +129,11 @@ def payload(text: str) -> dict[str, Any] | None:
 
 
 def own_time(data: bytes) -> int | None:
-    """Return the time that a line in JSON gives itself, in microseconds since 1970; None without one that can be."""
+    """Return the time that a line in JSON gives for itself, in microseconds since 1970; None without a possible time."""
     if b'"timestampSeconds"' not in data[:LONGEST]:
         return None
     found = payload(data[:LONGEST].decode("utf-8", "replace")) or {}
     seconds, nanos = found.get("timestampSeconds"), found.get("timestampNanos", 0)
     if type(seconds) is not int or type(nanos) is not int or not (0 <= seconds <= _LATEST and 0 <= nanos < 10**9):
-        return None  # milliseconds, for one, are read as a year that does not exist
+        return None  # for example milliseconds, which would be a year after 9999
     return seconds * 1_000_000 + nanos // 1000

@@ -1,4 +1,4 @@
-"""Cloud Logging's `entries:list` over the log files of jobs: what `gcloud ai custom-jobs stream-logs` asks for."""
+"""Cloud Logging's `entries:list` over the log files of jobs, which `gcloud ai custom-jobs stream-logs` calls."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .rest import ApiError, Request
 
 _SEVERITIES = ("DEFAULT", "DEBUG", "INFO", "NOTICE", "WARNING", "ERROR", "CRITICAL", "ALERT", "EMERGENCY")
 _MOST = 1000
-_LARGEST_PAGE = 8 << 20  # bytes of text, after which a page ends though more entries were asked for
+_LARGEST_PAGE = 8 << 20  # bytes of text after which a page ends, even with fewer entries than asked for
 _KINDS = ("customJobs", "hyperparameterTuningJobs")
 
 
 @dataclass(frozen=True)
 class _Log:
-    """One replica's log: whose it is, and its two files."""
+    """One replica's log: its project and job, and the file; `index` is the file with its lines' times."""
 
     project: str
     job: str
@@ -35,12 +35,12 @@ class _Log:
 
     @property
     def place(self) -> str:
-        """What the ids of its entries begin with."""
+        """The beginning of its entries' ids."""
         return f"{self.path.parents[1].name}/{self.path.stem}"
 
     @property
     def trial(self) -> str:
-        return self.path.parents[1].name.partition("-trial-")[2].partition("-")[0]  # an attempt has a number behind it
+        return self.path.parents[1].name.partition("-trial-")[2].partition("-")[0]  # a trial that ran again has a number after its id
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,13 @@ class _Query:
 
 
 class LogReader:
-    """Answers `entries:list`; it keeps an index of the logs that it has read."""
+    """Answers `entries:list`, with an index of the logs that it has read."""
 
     def __init__(self, local: Local):
         self._local, self._index = local, log_index.LogIndex()
 
     def entries(self, request: Request) -> dict[str, Any]:
-        """Return one page of log entries that pass the filter, in the order of their time."""
+        """Return one page of log entries that match the filter, in the order of their times."""
         query = _query(request.json())
         found, last, more, size = [], None, False, 0
         for key, log, line in self._lines(query):
@@ -79,7 +79,7 @@ class LogReader:
         return answer
 
     def _lines(self, query: _Query) -> Iterator[tuple[tuple[int, str], _Log, log_index.Line]]:
-        """Yield the lines that the query can mean in the order of their time, with what they are sorted by."""
+        """Yield (sort key, log, line), in order, of the lines that may match the query."""
         least = _microseconds(query.accepts.least("timestamp"))
         streams = [self._stream(log, query, least) for log in self._logs(query)]
         return heapq.merge(*streams, key=lambda item: item[0], reverse=query.descending)
@@ -89,7 +89,7 @@ class LogReader:
             yield (line.time, f"{log.place}-{line.number:010d}"), log, line
 
     def _logs(self, query: _Query) -> Iterator[_Log]:
-        """Yield the logs of the jobs, and of their trials, that the filter can mean."""
+        """Yield the logs of the jobs, and of their trials, that may match the filter."""
         tasks = query.accepts.values("resource.labels.taskName")
         for job in self._jobs(query.accepts.values("resource.labels.jobId")):
             project, number = job["name"].split("/")[1], job["name"].rpartition("/")[2]
@@ -139,7 +139,7 @@ def _decoded(token: Any) -> tuple[int, str]:
 
 
 def _position(log: _Log, query: _Query) -> tuple[int, int] | None:
-    """Return the time and number in one log behind which the page begins."""
+    """Return the time and number of the line in one log after which the page begins; None for the log's beginning."""
     if query.after is None:
         return None
     time, place = query.after
@@ -184,7 +184,7 @@ def _stamp(microseconds: int) -> str:
 
 
 def _content(text: str, stream: str) -> dict[str, Any]:
-    """Return an entry's payload and severity: those of a JSON line, else by the stream, as the service does it."""
+    """Return an entry's payload and severity: from a line in JSON, else by the stream, as on the service."""
     payload = log_index.payload(text)
     if payload is None:
         return {"severity": "ERROR" if stream == "err" else "INFO", "jsonPayload": {"message": text}}
@@ -200,9 +200,9 @@ def _lookup(entry: Mapping[str, Any], name: str) -> Any:
 
 
 class _Severity(str):
-    """A severity, which sorts by how bad it is."""
+    """A severity, ordered by how severe it is."""
 
     def compare(self, other: str) -> int:
-        """Return -1, 0 or 1 for one that is less bad, as bad or worse than `other`."""
+        """Return -1, 0 or 1 if it is less, as, or more severe than `other`."""
         mine, rank = _SEVERITIES.index(self), _SEVERITIES.index(other.upper()) if other.upper() in _SEVERITIES else -1
         return (mine > rank) - (mine < rank)

@@ -1,4 +1,4 @@
-"""The API's messages: protobuf, as handlers take and return it, and the JSON form in which clients send and records keep it."""
+"""The API's messages: as protobuf, for handlers, and in the JSON form that clients send and records hold."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .rest import ApiError
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
-# Where protobuf's own errors name the field at fault.
+# How protobuf's errors name the field at fault.
 _PATH, _NAMED = re.compile(r'at "?\w+\.([\w.\[\]]+)'), re.compile(r'named "(\w+)"')
 _WITHIN = re.compile(r"Failed to parse (\w+) field: ")
 _NO_NUMBER = re.compile(r"invalid literal for int\(\) with base 10: ")
@@ -31,10 +31,13 @@ def new(name: str, /, **fields: Any) -> Message:
 
 
 def parse(body: Any, message: Message, where: str = "") -> Message:
-    """Put a body in its JSON form into `message` and return it; one that does not fit is INVALID_ARGUMENT with its field.
+    """Parse a body in JSON form into `message` and return it.
 
     Args:
-        where: the request's field that `body` is, for the error.
+        where: the field of the request that `body` is, for the error.
+
+    Raises:
+        ApiError: INVALID_ARGUMENT, with the field at fault.
     """
     from google.protobuf import json_format
 
@@ -50,7 +53,7 @@ def parse(body: Any, message: Message, where: str = "") -> Message:
 
 
 def _refuse_no_replicas(body: Any, where: str) -> None:
-    """Refuse `replicaCount: 0`, which a message cannot tell from a pool that leaves it to the service."""
+    """Refuse `replicaCount: 0`: in a message it looks like a pool that leaves the count to the service."""
     for path, pool in _pools(body, where, 0):
         count = pool.get("replicaCount", pool.get("replica_count"))
         if count in (0, "0") and count is not False:
@@ -70,7 +73,7 @@ def _pools(body: Any, path: str, depth: int) -> Iterator[tuple[str, Mapping[str,
 
 
 def read(document: Mapping[str, Any], name: str) -> Message:
-    """Return a record as a message of the API's type `name`; what that has no field for is the record's own."""
+    """Return a record as a message of the API's type `name`, without the fields that only records have."""
     from google.protobuf import json_format
 
     return json_format.ParseDict(document, kind(name)(), ignore_unknown_fields=True)
@@ -87,7 +90,7 @@ def to_json(message: Message) -> dict[str, Any]:
 
 
 def plain(value: Message) -> Any:
-    """Return a google.protobuf.Value as Python's own types; a number without a fraction, of which JSON has one kind, is an int."""
+    """Return a google.protobuf.Value in Python's own types; JSON has one type of number, so a whole number becomes an int."""
     which = value.WhichOneof("kind")
     if which == "number_value":
         number = value.number_value
@@ -116,7 +119,7 @@ def required(message: Message, *paths: str, where: str = "") -> None:
     """Raise INVALID_ARGUMENT for the first of the dotted fields `paths` that `message` lacks.
 
     Args:
-        where: what to put before the field in the error.
+        where: a prefix for the field's name in the error.
     """
     for path in paths:
         current: Any = message
@@ -165,7 +168,7 @@ def check_text(message: Message, path: str = "") -> None:
 
 
 def changes(message: Message, mask: Message, changeable: Iterable[str]) -> dict[str, Any]:
-    """Return what an update changes, in JSON form with None for what it takes out: the fields of `mask`, or all that are set."""
+    """Return the fields that an update changes (those of `mask`, or all that are set) in JSON form; None for a removed field."""
     names = [path.partition(".")[0] for path in mask.paths] or [field.name for field, _ in message.ListFields() if field.name != "name"]
     for name in names:
         if name not in changeable:
@@ -176,7 +179,7 @@ def changes(message: Message, mask: Message, changeable: Iterable[str]) -> dict[
 
 
 def apply(document: dict[str, Any], changed: Mapping[str, Any]) -> None:
-    """Put changes into a record; None takes a field out."""
+    """Put changes into a record; None removes a field."""
     for name, content in changed.items():
         if content is None:
             document.pop(name, None)

@@ -1,4 +1,4 @@
-"""What the RPCs of artifacts, executions and contexts have in common: made, shown, listed by filter, changed, forgotten."""
+"""What the RPCs about artifacts, executions and contexts share: create, get, list by filter, update, delete and purge."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from google.longrunning import operations_pb2
     from google.protobuf.message import Message
 
-_SAMPLE = 100  # names that a purge shows
+_SAMPLE = 100  # names in a purge's answer
 _FUNCTIONS = ("in_context", "has_context")
-# Values of metadata are asked for with their kind: metadata.rows.number_value.
+# A filter names values of metadata with their kind: metadata.rows.number_value.
 _KINDS = {"number_value": (int, float), "string_value": (str,), "bool_value": (bool,), "struct_value": (dict,), "list_value": (list,)}
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One of the three kinds of nodes: its collection and type as the API names them, and what an update may change."""
+    """One of the three kinds of nodes: its collection and type in the API, and the fields that an update may change."""
 
     collection: str
     type: str
@@ -39,7 +39,7 @@ class Nodes:
         self._local, self._records, self._operations, self._kind = local, local.records, operations, kind
 
     def create(self, parent: str, node: Message, number: str) -> Message:
-        """Keep a new node; without an id it gets one."""
+        """Record a new node; without an id it gets a random one."""
         self._local.known(parent)
         document = {name: value for name, value in messages.to_json(node).items() if name not in ("name", "etag", "parentContexts")}
         number = checked_id(number, f"{self._kind.type.lower()}Id")
@@ -50,11 +50,11 @@ class Nodes:
         return self._message(self._local.known(name))
 
     def list(self, request: Message) -> Message:
-        """Return one page of the nodes that the request's filter lets pass."""
+        """Return one page of the nodes that match the request's filter."""
         self._local.known(request.parent)
         accepts = self.filter(request.filter)
         contexts, parents = accepts.values("inContext") or accepts.values("hasContext"), accepts.values("parentContexts")
-        link = None  # what the store finds by an index
+        link = None  # a condition for which the store has an index
         for kind, names in ((nodes.IN_CONTEXT, contexts), (nodes.PARENT, parents)):
             if names is not None and len(names) == 1 and names != {"*"}:
                 link = kind, next(iter(names))
@@ -64,7 +64,7 @@ class Nodes:
         return messages.new(response, **{self._kind.collection: found, "next_page_token": token})
 
     def filter(self, text: str) -> filters.Filter:
-        """Return a filter that has been read: it sees contexts and metadata, too."""
+        """Return the parsed filter; it can also ask for contexts and metadata."""
         return lists.parsed_filter(text, self._lookup, _FUNCTIONS)
 
     def _lookup(self, document: Mapping[str, Any], name: str) -> Any:
@@ -84,14 +84,14 @@ class Nodes:
         return filters.lookup(document, name)
 
     def update(self, node: Message, mask: Message, allow_missing: bool) -> Message:
-        """Change what the mask names, without one all that the request sets; an etag that is given must be the newest."""
+        """Change the fields in the mask, or without one all that the request sets; a given etag must be the newest."""
         messages.required(node, "name")
         if allow_missing and self._records.get(node.name) is None:
             return self.create(nodes.store_of(node.name), node, node.name.rpartition("/")[2])
         self._local.known(node.name)
         if mask.paths:
             changed = messages.changes(node, mask, self._kind.changeable)
-        else:  # clients send back what they got, with all that only the service sets
+        else:  # clients send back the node that they got, with fields that only the service sets
             document = messages.to_json(node)
             changed = {name: document[name] for name in map(filters.camel, self._kind.changeable) if name in document}
 
@@ -111,7 +111,7 @@ class Nodes:
         return self._operations.finished(location_of(name), "DeleteOperationMetadata", None)
 
     def purge(self, request: Message) -> operations_pb2.Operation:
-        """Forget all nodes that the request's filter finds, or only say which, where it does not set `force`."""
+        """Forget all nodes that match the request's filter; without `force`, only return which they are."""
         messages.required(request, "filter")
         self._local.known(request.parent)
         accepts = self.filter(request.filter)
@@ -129,7 +129,7 @@ class Nodes:
 
 
 def checked_id(number: str, field: str) -> str:
-    """Return the id that a request gives in `field`, or a new one where it gives none."""
+    """Return the id that a request gives in `field`, or a new one if it gives none."""
     try:
         return nodes.check_id(number) if number else str(uuid.uuid4())
     except nodes.BadId as error:

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from google.cloud.aiplatform_v1 import types
     from google.longrunning import operations_pb2
 
-_MOST_SHOWN = 1000  # nodes of a subgraph, as the API's reference has it
+_MOST_SHOWN = 1000  # nodes of each kind in a subgraph, by the API's reference
 _TEXTS = ("display_name", "description", "labels", "metadata")
 
 
 class MetadataService:
-    """ML Metadata; what jobs leave there beside clients is written by `vertex_local.metadata`."""
+    """ML Metadata, as clients read and write it; `vertex_local.metadata` records what jobs leave there."""
 
     def __init__(self, local: Local, operations: OperationPool):
         self._local, self._records, self._operations = local, local.records, operations
@@ -49,7 +49,7 @@ class MetadataService:
         return lists.answer(self._records, nodes.STORES, request, "MetadataStore", "metadata_stores")
 
     def delete_metadata_store(self, request: types.DeleteMetadataStoreRequest) -> operations_pb2.Operation:
-        """Forget a metadata store with all that is in it."""
+        """Forget a metadata store with everything in it."""
         name = self._local.known(request.name)["name"]
         self._records.remove_below(name)
         self._records.remove(name)
@@ -58,7 +58,7 @@ class MetadataService:
     # ------------------------------------------------------------------ artifacts
 
     def create_artifact(self, request: types.CreateArtifactRequest) -> types.Artifact:
-        """Keep a new artifact."""
+        """Record a new artifact."""
         return self._artifacts.create(request.parent, request.artifact, request.artifact_id)
 
     def get_artifact(self, request: types.GetArtifactRequest) -> types.Artifact:
@@ -70,19 +70,19 @@ class MetadataService:
         return self._artifacts.list(request)
 
     def update_artifact(self, request: types.UpdateArtifactRequest) -> types.Artifact:
-        """Change an artifact, or make it where the request allows that."""
+        """Change an artifact, or make it if the request allows that."""
         return self._artifacts.update(request.artifact, request.update_mask, request.allow_missing)
 
     def delete_artifact(self, request: types.DeleteArtifactRequest) -> operations_pb2.Operation:
-        """Forget an artifact; the file that it stands for stays."""
+        """Forget an artifact; its file stays."""
         return self._artifacts.delete(request.name, request.etag)
 
     def purge_artifacts(self, request: types.PurgeArtifactsRequest) -> operations_pb2.Operation:
-        """Forget the artifacts that a filter finds, or only name them."""
+        """Forget the artifacts that match a filter, or only name them."""
         return self._artifacts.purge(request)
 
     def query_artifact_lineage_subgraph(self, request: types.QueryArtifactLineageSubgraphRequest) -> types.LineageSubgraph:
-        """Return what an artifact was made of and what was made of it."""
+        """Return what an artifact was made from and what was made from it."""
         self._local.known(request.artifact)
         if request.max_hops < 0:
             raise ApiError("INVALID_ARGUMENT", f"maxHops takes a whole number from 0 on; got {request.max_hops}.", "maxHops")
@@ -92,7 +92,7 @@ class MetadataService:
     # ------------------------------------------------------------------ executions
 
     def create_execution(self, request: types.CreateExecutionRequest) -> types.Execution:
-        """Keep a new execution."""
+        """Record a new execution."""
         return self._executions.create(request.parent, request.execution, request.execution_id)
 
     def get_execution(self, request: types.GetExecutionRequest) -> types.Execution:
@@ -104,7 +104,7 @@ class MetadataService:
         return self._executions.list(request)
 
     def update_execution(self, request: types.UpdateExecutionRequest) -> types.Execution:
-        """Change an execution, or make it where the request allows that."""
+        """Change an execution, or make it if the request allows that."""
         return self._executions.update(request.execution, request.update_mask, request.allow_missing)
 
     def delete_execution(self, request: types.DeleteExecutionRequest) -> operations_pb2.Operation:
@@ -112,11 +112,11 @@ class MetadataService:
         return self._executions.delete(request.name, request.etag)
 
     def purge_executions(self, request: types.PurgeExecutionsRequest) -> operations_pb2.Operation:
-        """Forget the executions that a filter finds, or only name them."""
+        """Forget the executions that match a filter, or only name them."""
         return self._executions.purge(request)
 
     def add_execution_events(self, request: types.AddExecutionEventsRequest) -> types.AddExecutionEventsResponse:
-        """Note which artifacts an execution has read and made; an event that is known already changes nothing else."""
+        """Record which artifacts an execution has read and made."""
         self._local.known(request.execution)
         for i, event in enumerate(request.events):
             document = messages.to_json(event)
@@ -136,7 +136,7 @@ class MetadataService:
     # ------------------------------------------------------------------ contexts
 
     def create_context(self, request: types.CreateContextRequest) -> types.Context:
-        """Keep a new context, such as an experiment or a run of it."""
+        """Record a new context, such as an experiment or a run of it."""
         return self._contexts.create(request.parent, request.context, request.context_id)
 
     def get_context(self, request: types.GetContextRequest) -> types.Context:
@@ -148,27 +148,27 @@ class MetadataService:
         return self._contexts.list(request)
 
     def update_context(self, request: types.UpdateContextRequest) -> types.Context:
-        """Change a context, or make it where the request allows that."""
+        """Change a context, or make it if the request allows that."""
         return self._contexts.update(request.context, request.update_mask, request.allow_missing)
 
     def delete_context(self, request: types.DeleteContextRequest) -> operations_pb2.Operation:
-        """Forget a context; what belongs to it stays."""
+        """Forget a context; its nodes stay."""
         return self._contexts.delete(request.name, request.etag)
 
     def purge_contexts(self, request: types.PurgeContextsRequest) -> operations_pb2.Operation:
-        """Forget the contexts that a filter finds, or only name them."""
+        """Forget the contexts that match a filter, or only name them."""
         return self._contexts.purge(request)
 
     def add_context_artifacts_and_executions(
         self, request: types.AddContextArtifactsAndExecutionsRequest
     ) -> types.AddContextArtifactsAndExecutionsResponse:
-        """Let nodes belong to a context."""
+        """Add artifacts and executions to a context."""
         self._know(request.context, *request.artifacts, *request.executions)
         nodes.add_to_context(self._records, request.context, (*request.artifacts, *request.executions))
         return messages.new("AddContextArtifactsAndExecutionsResponse")
 
     def add_context_children(self, request: types.AddContextChildrenRequest) -> types.AddContextChildrenResponse:
-        """Let contexts stand below another one, unless it stands below them."""
+        """Make contexts the children of another one; refuse a cycle."""
         self._know(request.context, *request.child_contexts)
         above, queue = set(), [request.context]
         while queue:
@@ -182,7 +182,7 @@ class MetadataService:
         return messages.new("AddContextChildrenResponse")
 
     def remove_context_children(self, request: types.RemoveContextChildrenRequest) -> types.RemoveContextChildrenResponse:
-        """Let contexts no longer stand below another one."""
+        """Remove children from a context; the contexts themselves stay."""
         self._know(request.context, *request.child_contexts)
         for name in request.child_contexts:
             self._records.unlink(nodes.PARENT, name, request.context)
@@ -196,7 +196,7 @@ class MetadataService:
     # ------------------------------------------------------------------ schemas
 
     def create_metadata_schema(self, request: types.CreateMetadataSchemaRequest) -> types.MetadataSchema:
-        """Keep a schema; nodes are not checked by it."""
+        """Record a schema; nodes are not checked against it."""
         messages.required(request, "metadata_schema.schema")
         self._local.known(request.parent)
         name = f"{request.parent}/{nodes.SCHEMAS}/{checked_id(request.metadata_schema_id, 'metadataSchemaId')}"

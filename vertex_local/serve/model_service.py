@@ -1,4 +1,4 @@
-"""google.cloud.aiplatform.v1.ModelService: a model is one record with all its versions, each of them in the API's form."""
+"""google.cloud.aiplatform.v1.ModelService: models, their versions and aliases; evaluations are in evaluations.py."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ class ModelService(evaluations.ModelEvaluations):
         self._local, self._operations = local, operations
 
     def upload_model(self, request: types.UploadModelRequest) -> operations_pb2.Operation:
-        """Keep a model, or a new version of `parent_model`; the operation is done at once."""
+        """Record a model, or a new version of `parent_model`; the operation is done at once."""
         messages.required(request, "model")
         model = models.upload(self._local, request.parent, request.model, request.model_id, request.parent_model)
         response = {"model": model["name"], "modelVersionId": model["versionId"]}
         return self._operations.finished(request.parent, "UploadModelOperationMetadata", ("UploadModelResponse", response))
 
     def copy_model(self, request: types.CopyModelRequest) -> operations_pb2.Operation:
-        """Copy a version of a model, by default the default one, into a location, as a model or as a version of `parent_model`."""
+        """Copy a model's version, by default the default one, into a location: as a new model, or as a version of `parent_model`."""
         messages.required(request, "source_model")
         model = models.copy(self._local, request)
         response = {"model": model["name"], "modelVersionId": model["versionId"]}
         return self._operations.finished(request.parent, "CopyModelOperationMetadata", ("CopyModelResponse", response))
 
     def get_model(self, request: types.GetModelRequest) -> types.Model:
-        """Return a model, by default its default version."""
+        """Return a version of a model, by default the default one."""
         return messages.read(models.version(self._local, request.name), "Model")
 
     def list_models(self, request: types.ListModelsRequest) -> types.ListModelsResponse:
-        """Return one page of models, each as its default version."""
+        """Return one page of models, each by its default version."""
         records, token = lists.page(self._local.records, "models", request, shown=models.default_version)
         found = [messages.read(models.default_version(record), "Model") for record in records]
         return messages.new("ListModelsResponse", models=found, next_page_token=token)
@@ -76,7 +76,7 @@ class ModelService(evaluations.ModelEvaluations):
         return self.get_model(messages.new("GetModelRequest", name=request.model.name))
 
     def merge_version_aliases(self, request: types.MergeVersionAliasesRequest) -> types.Model:
-        """Give a version aliases, and take from it those that are written with a leading '-'."""
+        """Add aliases to a version, and remove those with a leading '-'."""
         version = models.version(self._local, request.name)
         messages.required(request, "version_aliases")
         new = [alias for alias in request.version_aliases if not alias.startswith("-")]

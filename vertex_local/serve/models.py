@@ -1,4 +1,4 @@
-"""Records of models: one each, with all its versions in the API's form; by whom a version is uploaded does not matter."""
+"""Records of models: one record a model, with all its versions in the API's form; how they are checked, made and found."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .rest import ApiError
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
-# As the API's reference gives it for `Model.version_aliases`.
+# From the API's reference of `Model.version_aliases`.
 _ALIAS = re.compile("[a-z][a-zA-Z0-9-]{0,126}[a-z0-9]")
 _SERVES_SAVED_MODELS = re.compile(r"(tensorflow/serving|tf[-_]?serving|tensorflow-serving)[\w.-]*([:@].*)?")
 _NOT_COPIED = (
@@ -28,14 +28,14 @@ _MODEL_ID = re.compile("[a-z_][a-z0-9_-]{0,62}")
 
 
 def check_alias(alias: str, field: str) -> None:
-    """Refuse what cannot be an alias of a version."""
+    """Refuse a text that cannot be a version's alias."""
     if not _ALIAS.fullmatch(alias):
         text = "an alias has 2 to 128 letters, digits and '-', begins with a small letter and ends with that or a digit"
         raise ApiError("INVALID_ARGUMENT", f"{text}; got {alias[:130]!r}.", field)
 
 
 def check_upload(local: Local, parent: str, model: Message, model_id: str, parent_model: str) -> None:
-    """Check a Model that is to be uploaded, but not whether its files are there yet."""
+    """Check a Model for an upload, but not whether its files exist: a job may still have to make them."""
     messages.required(model, "display_name", "container_spec.image_uri", where="model.")
     if model.HasField("explanation_spec"):
         explanations.check(model.explanation_spec, "model.explanationSpec")
@@ -51,7 +51,7 @@ def check_upload(local: Local, parent: str, model: Message, model_id: str, paren
 
 
 def upload(local: Local, parent: str, model: Message, model_id: str, parent_model: str) -> dict[str, Any]:
-    """Keep a model, or a new version of `parent_model`, and return it as the API shows it."""
+    """Record a model, or a new version of `parent_model`, and return the version as the API shows it."""
     check_upload(local, parent, model, model_id, parent_model)
     document = messages.to_json(model)
     _check_files(local, document)
@@ -64,15 +64,15 @@ def upload(local: Local, parent: str, model: Message, model_id: str, parent_mode
     version = record["versions"][str(record["last"])]
     try:
         lineage.record_upload(local.records, version, folder(local, version))
-    except OSError as error:  # the model is there all the same
+    except OSError as error:  # the upload itself has succeeded
         local.say(f"note: {name}@{version['versionId']} is not in ML Metadata: {error}")
     return version
 
 
 def copy(local: Local, request: Message) -> dict[str, Any]:
-    """Keep a copy of a model's version, as a CopyModelRequest asks for it, and return it as the API shows it.
+    """Record a copy of a model's version for a CopyModelRequest, and return it as the API shows it.
 
-    Aliases, evaluations, deployments and the encryption are the original's own; the files are shared.
+    Aliases, evaluations, deployments and encryption are not copied; the files are shared.
     """
     source = version(local, request.source_model)
     document = {key: value for key, value in source.items() if key not in _NOT_COPIED}
@@ -99,11 +99,11 @@ def _add_version(record: dict[str, Any], document: Mapping[str, Any], now: str) 
 
 
 def change(local: Local, name: str, change: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
-    """Change a model's record in one step and return it."""
+    """Let `change` alter a model's record in one transaction, and return it."""
 
     def changed(record: dict[str, Any]) -> None:
         change(record)
-        record["displayName"] = default_version(record).get("displayName", "")  # by which models are sorted
+        record["displayName"] = default_version(record).get("displayName", "")  # lists sort models by it
 
     record = job_record.update(local.records, name, changed)
     if record is None:
@@ -117,7 +117,7 @@ def default_version(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def version(local: Local, name: str) -> dict[str, Any]:
-    """Return one version of a model: `…/models/ID` is the default one, `@` is followed by a version or an alias."""
+    """Return one version of a model: `…/models/ID` is the default one, `…/models/ID@V` that with the id or alias V."""
     base, _, wanted = name.partition("@")
     record = local.known(base)
     for each in record["versions"].values():
@@ -127,7 +127,7 @@ def version(local: Local, name: str) -> dict[str, Any]:
 
 
 def full_name(parent: str, model: str) -> str:
-    """Return a model's name in full, given that or the id."""
+    """Return a model's full name, given the full name or the id."""
     return model if "/" in model else f"{parent}/models/{model}"
 
 
@@ -156,7 +156,7 @@ def folder(local: Local, document: Mapping[str, Any]) -> Path:
 
 
 def check_image(image: str) -> None:
-    """Refuse a serving container that does more than to answer with the SavedModel."""
+    """Refuse a serving container other than TensorFlow's: here, only the SavedModel itself answers."""
     row = images.find(image)
     if not (row and row.role == "serving") and not _SERVES_SAVED_MODELS.search(image):
         text = f"the local service answers with the SavedModel, as prebuilt TensorFlow serving images do; it cannot run {image[:200]!r}."
@@ -164,7 +164,7 @@ def check_image(image: str) -> None:
 
 
 def check_not_deployed(local: Local, name: str, version: str | None) -> None:
-    """Refuse to forget a model, or one version of it, that answers predictions."""
+    """Refuse to forget a model, or a version of it, that is deployed."""
     for endpoint in local.records.list("endpoints"):
         for deployed in endpoint.get("deployedModels", []):
             if deployed["model"].partition("@")[0] == name and version in (None, deployed["modelVersionId"]):

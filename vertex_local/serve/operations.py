@@ -1,4 +1,4 @@
-"""Long-running operations: kept as records, most of them done when they are answered, the others in a pool of threads."""
+"""Long-running operations, as records: most are done when they are returned, the others run in a pool of threads."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _THREADS = 8
 _MOST = 500  # operations that run or wait for a thread
 _WAITERS = 8  # calls of WaitOperation that may hold a thread of the server at once
 LONGEST_WAIT = 60.0  # seconds
-KEPT_DAYS = 30  # that an operation which is done can be asked for, at least
+KEPT_DAYS = 30  # how long at least a finished operation is kept
 LOST = "the local service was stopped while the operation was under way"
 
-# What an operation does: it returns its response in JSON form with the name of the type.
+# What an operation does; it returns (the response's type, the response in JSON form), or None for an empty response.
 Work = Callable[[], "tuple[str, dict[str, Any]] | None"]
 
 
 class OperationPool:
-    """Makes operations for the services, and does their work in threads."""
+    """Makes operations for the services, and runs their work in threads."""
 
     def __init__(self, local: Local):
         self._local, self._records = local, local.records
@@ -41,15 +41,18 @@ class OperationPool:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="operation")
 
     def finished(self, parent: str, metadata: str, response: tuple[str, dict[str, Any]] | None) -> operations_pb2.Operation:
-        """Keep and return an operation that has succeeded; `response` is its type's name and fields, None is Empty."""
+        """Record and return an operation that has succeeded; `response` is (type, fields), or None for Empty."""
         document = {**self._new(parent, metadata), **_success(response)}
         return _message(self._records.add(document["name"], "operations", document))
 
     def begin(self, parent: str, metadata: str, work: Work, resource: str = "") -> operations_pb2.Operation:
-        """Keep and return an operation that ends as `work`, called in a thread of the pool, returns or raises.
+        """Record and return an operation; `work` runs in a thread of the pool, and what it returns or raises ends the operation.
 
         Args:
-            resource: the name of what the operation changes, which its record keeps.
+            resource: the name of the resource that the operation changes, for its record.
+
+        Raises:
+            ApiError: too many operations are under way.
         """
         with self._changed:
             if self._running >= _MOST:
@@ -65,7 +68,7 @@ class OperationPool:
             outcome = _success(work())
         except ApiError as error:
             outcome = {"done": True, "error": error.rpc}
-        except Exception as error:  # a fault of ours: the operation has failed, not the service
+        except Exception as error:  # a bug of ours fails the operation and not the service
             outcome = {"done": True, "error": {"code": 13, "message": f"{type(error).__name__}: {error}"}}
         try:
             self._records.change(name, lambda operation: operation.update(outcome))
@@ -80,21 +83,21 @@ class OperationPool:
         return {"name": self._local.new_name(parent, "operations"), "createTime": now, "metadata": about, "done": False}
 
     def stop(self) -> None:
-        """Drop what waits and wait for what runs, which ends because the service does; let go whoever waits for an operation."""
+        """Drop waiting operations, wait for running ones (which end because the service does), and release calls of `wait`."""
         with self._changed:
             self._ending = True
             self._changed.notify_all()
         self._threads.shutdown(cancel_futures=True)
 
     def wait(self, name: str, seconds: float) -> None:
-        """Return once the operation is done, or after so many seconds."""
+        """Return once the operation is done, or after `seconds`."""
         end = time.monotonic() + seconds
         with self._changed:
             while not self._ending and not self.known(name)["done"] and (left := end - time.monotonic()) > 0:
                 self._changed.wait(left)
 
     def known(self, name: str) -> dict[str, Any]:
-        """Return an operation's record, given its own name or that under the resource that it belongs to."""
+        """Return an operation's record, given its own name or its name under the resource that it belongs to."""
         parts = name.split("/")
         return self._local.known("/".join([*parts[:4], *parts[-2:]]))
 
@@ -111,7 +114,7 @@ class Operations:
         return _message(self._pool.known(request.name))
 
     def wait_operation(self, request: operations_pb2.WaitOperationRequest) -> operations_pb2.Operation:
-        """Return an operation once it is done, or after `timeout`, at most a minute; at once if many wait already."""
+        """Return an operation once it is done, or after `timeout`, at most a minute; at once if too many calls wait already."""
         seconds = request.timeout.ToTimedelta().total_seconds() if request.HasField("timeout") else 30.0
         if self._waiters.acquire(blocking=False):
             try:
@@ -139,7 +142,7 @@ class Operations:
 
 
 def settle(records: Store) -> None:
-    """End what a service that was killed left undone, and forget what was done long ago."""
+    """Record as failed the operations that a killed service left unfinished, and forget those that ended long ago."""
     oldest = times.text(time.time() - KEPT_DAYS * 86_400)
     for document in records.list("operations"):
         if document["done"] and document["createTime"] < oldest:

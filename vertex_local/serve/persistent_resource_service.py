@@ -1,4 +1,4 @@
-"""google.cloud.aiplatform.v1.PersistentResourceService: records with their rules; the machines are this one."""
+"""google.cloud.aiplatform.v1.PersistentResourceService: records and rules only; jobs on them run on this machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _CHANGEABLE = ("display_name", "labels", "resource_pools")
 _OUTPUT_ONLY = ("name", "state", "error", "createTime", "startTime", "updateTime", "resourceRuntime")
-_LOOK = 0.1  # seconds between two looks at whether the jobs of a resource have ended
+_LOOK = 0.1  # seconds between two checks whether a resource's jobs have ended
 _TYPE = "PersistentResource"
 
 
@@ -29,7 +29,7 @@ class PersistentResourceService:
         self._local, self._operations = local, operations
 
     def create_persistent_resource(self, request: types.CreatePersistentResourceRequest) -> operations_pb2.Operation:
-        """Keep a resource; it runs at once."""
+        """Record a resource; it is RUNNING at once."""
         resource = request.persistent_resource
         persistent_resources.check(resource, request.persistent_resource_id)
         name, now = f"{request.parent}/{KIND}/{request.persistent_resource_id}", job_record.now()
@@ -42,7 +42,7 @@ class PersistentResourceService:
         return self._finished("Create", document)
 
     def get_persistent_resource(self, request: types.GetPersistentResourceRequest) -> types.PersistentResource:
-        """Return a resource, with how many of its machines are in use."""
+        """Return a resource, with the number of its machines in use."""
         return messages.read(persistent_resources.shown(self._local, self._local.known(request.name)), _TYPE)
 
     def list_persistent_resources(self, request: types.ListPersistentResourcesRequest) -> types.ListPersistentResourcesResponse:
@@ -52,7 +52,7 @@ class PersistentResourceService:
         return messages.new("ListPersistentResourcesResponse", persistent_resources=found, next_page_token=token)
 
     def update_persistent_resource(self, request: types.UpdatePersistentResourceRequest) -> operations_pb2.Operation:
-        """Change a resource's name and labels, and how many machines its pools have; of which kind they are cannot be changed."""
+        """Change a resource's display name, labels and numbers of machines; the kinds of machines cannot be changed."""
         changed = messages.changes(request.persistent_resource, request.update_mask, _CHANGEABLE)
         if "resourcePools" in changed:
             for index, pool in enumerate(request.persistent_resource.resource_pools):
@@ -67,7 +67,7 @@ class PersistentResourceService:
         return self._finished("Update", self._changed(request.persistent_resource.name, change))
 
     def reboot_persistent_resource(self, request: types.RebootPersistentResourceRequest) -> operations_pb2.Operation:
-        """Start a resource anew on which no job runs."""
+        """Restart a resource on which no job runs."""
         name = self._local.known(request.name)["name"]
         if found := persistent_resources.jobs_on(self._local, name):
             text = f"{len(found)} job(s) run on {name} or wait for it, such as {found[0]['name']}; cancel them first."
@@ -112,7 +112,7 @@ def _check_running(document: dict[str, Any], *states: str) -> None:
 
 
 def _resized(before: list[dict[str, Any]], after: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the pools with their new sizes; pools are told apart by their id, or by their place where none is given."""
+    """Return the pools with their new sizes; a pool is found by its id, or by its position if it has none."""
     field = "persistentResource.resourcePools"
     if len(before) != len(after):
         raise ApiError("INVALID_ARGUMENT", f"resourcePools takes the {len(before)} pools that there are; got {len(after)}.", field)

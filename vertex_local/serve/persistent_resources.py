@@ -1,4 +1,4 @@
-"""Persistent resources as records: machines that jobs may name, and the rules by which a job fits them."""
+"""Persistent resources as records: pools of machines that jobs may use, and the rules by which a job fits them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KIND = "persistentResources"
 _ID = re.compile("[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 _JOBS = ("customJobs", "hyperparameterTuningJobs")
 _MACHINE = ("machineType", "acceleratorType", "acceleratorCount", "tpuTopology", "reservationAffinity")
-_DISK = "pd-ssd"  # where a machine's disk is not said
+_DISK = "pd-ssd"  # the default
 
 
 def check(resource: Message, resource_id: str) -> None:
@@ -36,7 +36,7 @@ def check(resource: Message, resource_id: str) -> None:
 
 
 def check_pool(pool: Message, path: str) -> None:
-    """Refuse a pool without machines, or with fewer or more of them than it may grow to."""
+    """Refuse a pool without machines, or with a number outside the limits of its autoscaling."""
     messages.required(pool, "machine_spec.machine_type", where=f"{path}.")
     scaling = pool.autoscaling_spec
     least, most = scaling.min_replica_count, scaling.max_replica_count
@@ -51,7 +51,7 @@ def check_pool(pool: Message, path: str) -> None:
 
 
 def with_ids(pools: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return pools of which each has an id of its own."""
+    """Return the pools, with an id for each that has none; raise an ApiError if two have the same id."""
     taken, found = {pool["id"] for pool in pools if pool.get("id")}, []
     for pool in pools:
         number = 0
@@ -67,7 +67,7 @@ def with_ids(pools: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def jobs_on(local: Local, resource: str) -> list[dict[str, Any]]:
-    """Return the jobs that run on a resource, or wait for their turn."""
+    """Return the jobs that run on a resource or wait for it."""
     parent, _, number = resource.rpartition(f"/{KIND}/")
     found = []
     for kind in _JOBS:
@@ -79,7 +79,7 @@ def jobs_on(local: Local, resource: str) -> list[dict[str, Any]]:
 
 
 def shown(local: Local, document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a resource as the API shows it: with the machines that are in use by jobs that run now."""
+    """Return a resource as the API shows it, with the number of machines that running jobs use."""
     used: dict[str, int] = {}
     for job in jobs_on(local, document["name"]):
         if job_record.plain_state(job) == "RUNNING":
@@ -95,11 +95,11 @@ def shown(local: Local, document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_job(local: Local, parent: str, spec: Message, field: str) -> None:
-    """Refuse a CustomJobSpec that names a resource which is not there, does not run, or has no such machines.
+    """Refuse a CustomJobSpec whose persistent resource does not exist, does not run, or lacks such machines.
 
     Args:
         parent: `projects/P/locations/L` of the job.
-        field: where the request has the spec, for errors.
+        field: the request's field that holds the spec, for errors.
     """
     if not spec.persistent_resource_id:
         return
@@ -129,7 +129,7 @@ def most(pool: Mapping[str, Any]) -> int:
 
 
 def _matched(document: Mapping[str, Any], spec: Message) -> Iterator[tuple[int, dict[str, Any] | None, Message]]:
-    """Yield the place of each of a job's pools that has replicas, the resource's pool of such machines if there is one, and itself."""
+    """Yield (index, the resource's pool of the same machines or None, the job's pool) for each of a job's pools with replicas."""
     for index, pool in enumerate(spec.worker_pool_specs):
         if pool.WhichOneof("task"):
             wanted = _machine(_fields(pool))

@@ -1,4 +1,4 @@
-"""Pipelines in ML Metadata: each task that has ended is an execution, with the artifacts that went in and came out."""
+"""Pipelines in ML Metadata: each ended task is an execution with its input and output artifacts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _STATES = {"SUCCEEDED": "COMPLETE", "SKIPPED": "CACHED", "FAILED": "FAILED", "CA
 
 
 def begin(records: Store, detail: Mapping[str, Any], job: str) -> None:
-    """Keep the contexts of a pipeline and of this run of it, as a pipeline job's detail names them.
+    """Record the contexts of a pipeline and of this run of it, with the names in the pipeline job's detail.
 
     Args:
         job: the pipeline job's full name.
@@ -26,7 +26,7 @@ def begin(records: Store, detail: Mapping[str, Any], job: str) -> None:
 
 
 def renamed(detail: dict[str, Any]) -> dict[str, Any]:
-    """Return a task's detail in which a version of a model is the artifact that its upload has made, whatever task mentions it."""
+    """Return a task's detail with the same artifact for a model's version in every task: the one that its upload has made."""
     for artifact in _artifacts(detail, "inputs", "outputs"):
         version = str(artifact.get("metadata", {}).get("resourceName", ""))
         if artifact.get("schemaTitle") == lineage.VERTEX_MODEL and "/models/" in version and "@" in version:
@@ -35,11 +35,11 @@ def renamed(detail: dict[str, Any]) -> dict[str, Any]:
 
 
 def ended(records: Store, job: str, contexts: Mapping[str, Any], detail: Mapping[str, Any]) -> None:
-    """Keep a task that has ended.
+    """Record a task that has ended.
 
     Args:
-        contexts: the pipeline job's detail, which names the run's context.
-        detail: the task's, as the API has it.
+        contexts: the pipeline job's detail, which names the contexts of pipeline and run.
+        detail: the task's detail in the API's form.
     """
     if detail["state"] not in _STATES:  # it never ran
         return

@@ -1,5 +1,7 @@
-"""google.cloud.aiplatform.v1.PipelineService: training pipelines, which are the data's export, the job, the model's upload, and
-pipeline jobs, which are compiled pipelines of any steps."""
+"""google.cloud.aiplatform.v1.PipelineService: training pipelines and pipeline jobs.
+
+A training pipeline exports a data set, runs a job and uploads its model. A pipeline job runs a compiled pipeline of any steps.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,7 @@ class PipelineService:
         self._local, self._operations = local, operations
 
     def create_training_pipeline(self, request: types.CreateTrainingPipelineRequest) -> types.TrainingPipeline:
-        """Check and keep a new pipeline, and let it run when it is its turn."""
+        """Check and record a new training pipeline, and put it into the queue."""
         pipeline = request.training_pipeline
         jobs.check_name(pipeline)
         task = _task(pipeline)
@@ -45,35 +47,31 @@ class PipelineService:
 
         def work(name: str, cancel: threading.Event) -> jobs.End:
             folder = self._local.state / "jobs" / name.rpartition("/")[2]
-            with job_record.held(folder):  # so that no other process takes the pipeline for lost
+            with job_record.held(folder):  # otherwise another process would record the pipeline as failed
                 return self._run(name, cancel, pipeline, task, export)
 
         return messages.read(jobs.create(self._local, request.parent, _KIND, pipeline, work), "TrainingPipeline")
 
     def get_training_pipeline(self, request: types.GetTrainingPipelineRequest) -> types.TrainingPipeline:
-        """Return a pipeline; its metadata names its job, as soon as there is one."""
+        """Return a training pipeline; its metadata names its job once that exists."""
         return messages.read(self._local.known(request.name), "TrainingPipeline")
 
     def list_training_pipelines(self, request: types.ListTrainingPipelinesRequest) -> types.ListTrainingPipelinesResponse:
-        """Return one page of pipelines."""
+        """Return one page of training pipelines."""
         return lists.answer(self._local.records, _KIND, request, "TrainingPipeline", "training_pipelines")
 
     def cancel_training_pipeline(self, request: types.CancelTrainingPipelineRequest) -> empty_pb2.Empty:
-        """Ask a pipeline and its job to end; its state tells when they have."""
-        from google.protobuf import empty_pb2
-
-        jobs.cancel(self._local, request.name)
-        return empty_pb2.Empty()
+        """Ask a training pipeline and its job to end; its state shows when they have."""
+        return self._cancel(request.name)
 
     def delete_training_pipeline(self, request: types.DeleteTrainingPipelineRequest) -> operations_pb2.Operation:
-        """Forget a pipeline that is over; its job, its model and all files stay."""
-        jobs.forget(self._local, request.name)
-        return self._operations.finished(location_of(request.name), "DeleteOperationMetadata", None)
+        """Forget a training pipeline that is over; its job, its model and all files stay."""
+        return self._delete(request.name)
 
     # ------------------------------------------------------------------ pipeline jobs
 
     def create_pipeline_job(self, request: types.CreatePipelineJobRequest) -> types.PipelineJob:
-        """Check and keep a new pipeline job, and let it run when it is its turn."""
+        """Check and record a new pipeline job, and put it into the queue."""
         pipeline = pipeline_jobs.checked(self._local, request.parent, request.pipeline_job, request.pipeline_job_id)
         return messages.read(pipeline_jobs.create(self._local, request.parent, pipeline), "PipelineJob")
 
@@ -86,19 +84,15 @@ class PipelineService:
         return lists.answer(self._local.records, pipeline_jobs.KIND, request, "PipelineJob", "pipeline_jobs")
 
     def cancel_pipeline_job(self, request: types.CancelPipelineJobRequest) -> empty_pb2.Empty:
-        """Ask a pipeline job and the jobs of its steps to end; its state tells when they have."""
-        from google.protobuf import empty_pb2
-
-        jobs.cancel(self._local, request.name)
-        return empty_pb2.Empty()
+        """Ask a pipeline job and the jobs of its steps to end; its state shows when they have."""
+        return self._cancel(request.name)
 
     def delete_pipeline_job(self, request: types.DeletePipelineJobRequest) -> operations_pb2.Operation:
         """Forget a pipeline job that is over; what it made and all files stay."""
-        jobs.forget(self._local, request.name)
-        return self._operations.finished(location_of(request.name), "DeleteOperationMetadata", None)
+        return self._delete(request.name)
 
     def batch_cancel_pipeline_jobs(self, request: types.BatchCancelPipelineJobsRequest) -> operations_pb2.Operation:
-        """Ask several pipeline jobs to end: all of them, or none if one is not there or over."""
+        """Ask several pipeline jobs to end: all of them, or none if one does not exist or is over."""
         found = [self._local.known(name) for name in request.names]
         for document in found:
             if job_record.is_over(document):
@@ -110,7 +104,7 @@ class PipelineService:
         return self._operations.finished(request.parent, "BatchCancelPipelineJobsOperationMetadata", response)
 
     def batch_delete_pipeline_jobs(self, request: types.BatchDeletePipelineJobsRequest) -> operations_pb2.Operation:
-        """Forget several pipeline jobs that are over: all of them, or none."""
+        """Forget several pipeline jobs: all of them, or none if one is not over."""
         found = [self._local.known(name) for name in request.names]
         for document in found:
             if not job_record.is_over(document):
@@ -120,6 +114,18 @@ class PipelineService:
         shown = [messages.to_json(messages.read(each, "PipelineJob")) for each in found]
         response = ("BatchDeletePipelineJobsResponse", {"pipelineJobs": shown})
         return self._operations.finished(request.parent, "DeleteOperationMetadata", response)
+
+    # ------------------------------------------------------------------ both
+
+    def _cancel(self, name: str) -> empty_pb2.Empty:
+        from google.protobuf import empty_pb2
+
+        jobs.cancel(self._local, name)
+        return empty_pb2.Empty()
+
+    def _delete(self, name: str) -> operations_pb2.Operation:
+        jobs.forget(self._local, name)
+        return self._operations.finished(location_of(name), "DeleteOperationMetadata", None)
 
     # ------------------------------------------------------------------ how a training pipeline runs
 
@@ -137,7 +143,7 @@ class PipelineService:
         """Export the data, run the job, upload the model."""
         job_record.running(self._local.records, name)
         exported = export(cancel) if export else {}
-        work = task.work(self._local, {**exported, pipeline_jobs.PIPELINE: name})  # which our trainers record
+        work = task.work(self._local, {**exported, pipeline_jobs.PIPELINE: name})  # our trainers record the pipeline's name
         backing, (state, error) = jobs.run_backing(self._local, name, task.kind, task.job, work, cancel)
         if state == "SUCCEEDED" and pipeline.HasField("model_to_upload"):
             model = messages.kind("Model")()
@@ -151,7 +157,7 @@ class PipelineService:
 
 @dataclass(frozen=True)
 class _Task:
-    """The job of a pipeline: of which kind, and its message with the pipeline's display name."""
+    """A pipeline's job: its kind, and its message with the pipeline's display name."""
 
     kind: str
     job: Message
@@ -162,7 +168,7 @@ class _Task:
 
     @property
     def output(self) -> str:
-        """Where the job leaves its results; "" if that is not said."""
+        """The job's output directory; "" if it has none."""
         return self._spec.base_output_directory.output_uri_prefix
 
     def check(self, local: Local, parent: str) -> None:
@@ -172,13 +178,13 @@ class _Task:
         persistent_resources.check_job(local, parent, self._spec, field)
 
     def work(self, local: Local, variables: Mapping[str, str]) -> jobs.Work:
-        """Return what runs the job, whose replicas see `variables`."""
+        """Return the function that runs the job with `variables` for its replicas."""
         if self.kind == "customJobs":
             return runs.custom(local, self.job.job_spec, "trainingTaskInputs", variables)
         return runs.tuning(local, self.job, "trainingTaskInputs", variables)
 
     def model_folder(self, document: Mapping[str, Any]) -> str:
-        """Return where the trained model lies: AIP_MODEL_DIR, in a study that of the best trial."""
+        """Return the trained model's folder: the job's AIP_MODEL_DIR, or that of a study's best trial."""
         base = self.output.rstrip("/")
         if self.kind == "customJobs":
             return f"{base}/model"
@@ -197,7 +203,7 @@ class _Task:
 
 
 def _task(pipeline: Message) -> _Task:
-    """Return the job that a pipeline's definition and inputs stand for."""
+    """Return the job that a training pipeline's definition and inputs describe."""
     messages.required(pipeline, "training_task_definition", "training_task_inputs")
     task = _DEFINITION.fullmatch(pipeline.training_task_definition)
     if not task:

@@ -1,7 +1,7 @@
-"""The processes from which pipelines and their steps fork: started when the first pipeline comes, kept while the service runs.
+"""The processes from which pipelines and their steps are forked: started with the first pipeline, kept until the service ends.
 
-Importing kfp takes seconds and the platform's SDK several more; a fork of a process that has done so starts at once. There
-are two, so that steps without the SDK need not wait for it.
+Importing kfp takes seconds, and the SDK several more; a fork of a process that has imported them starts at once. There are
+two such processes, so that steps without the SDK need not wait for its import.
 """
 
 from __future__ import annotations
@@ -23,35 +23,35 @@ _GOOGLE = (
     f"{_LAUNCHERS}.batch_prediction_job.launcher", f"{_LAUNCHERS}.model.upload_model.launcher",
     f"{_LAUNCHERS}.endpoint.deploy_model.launcher", "google_cloud_pipeline_components.container.preview.custom_job.launcher",
 )  # fmt: skip
-_LONGEST = 80  # characters of a folder for sockets, whose paths may have 104 on macOS
+_LONGEST = 80  # characters of the sockets' folder: a socket's path may have 104 on macOS
 _MODULES = {"kfp": _KFP, "google": _GOOGLE}
 
 
 class PipelineWorkers:
-    """The processes by name, each started again where it has ended.
+    """The processes by name; one that has ended is started again.
 
     Args:
-        project: the checkout, beside which the pipelines' environment is looked for.
-        own: the service's folder, for sockets and what the processes say.
+        project: the checkout; the pipelines' virtual environment is looked for beside it.
+        own: the service's folder, for the processes' sockets and output.
     """
 
     def __init__(self, project: Path, own: Path):
         self._project, self._own, self._lock = project, own, threading.Lock()
         self._servers: dict[str, ForkServer] = {}
-        self._folder: Path | None = None  # of sockets, whose paths must be short
+        self._folder: Path | None = None  # for sockets, whose paths must be short
 
     @property
     def python(self) -> str:
-        """The interpreter of the pipelines' environment; a UserError says how to get one."""
+        """The interpreter of the pipelines' environment; if there is none, a UserError says how to make it."""
         return python.find(self._project)
 
     def start(self, wanted: str | None) -> None:
-        """Start what pipelines of kfp need, or those with Google's components, too; nothing for None."""
+        """Start the process for kfp's pipelines ("kfp"), or also that for Google's components ("google"), or none (None)."""
         for name in {None: (), "kfp": ("kfp",), "google": ("kfp", "google")}[wanted]:
             self.address(name)
 
     def address(self, name: str) -> str:
-        """Return the address of the process `kfp` or `google`, which is started if it does not run."""
+        """Return the address of the process `kfp` or `google`; start it if it does not run."""
         with self._lock:
             server = self._servers.get(name)
             if server is None or server.ended:

@@ -1,4 +1,4 @@
-"""google.cloud.aiplatform.v1.PredictionService: predictions, and explanations of them, come from the exported model itself."""
+"""google.cloud.aiplatform.v1.PredictionService: predictions by deployed models, and their explanations."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from google.cloud.aiplatform_v1 import types
     from google.protobuf.message import Message
 
-LARGEST_REQUEST = 1_500_000  # bytes: what a shared public endpoint takes
-LARGEST_DEDICATED = 10_000_000  # and what a dedicated one does
+LARGEST_REQUEST = 1_500_000  # bytes of a request to a shared public endpoint
+LARGEST_DEDICATED = 10_000_000  # bytes of a request to a dedicated one
 
 
 @dataclass(frozen=True)
 class _Deployed:
-    """A model that is deployed: the endpoint's record of it, and that of its version."""
+    """A deployed model: its endpoint, and the endpoint's record of it."""
 
     local: Local
     endpoint: Mapping[str, Any]
@@ -36,7 +36,7 @@ class _Deployed:
 
     @property
     def key(self) -> str:
-        """By which its process is known."""
+        """The key of its process."""
         return f"{self.endpoint['name']}/deployedModels/{self.deployed['id']}"
 
     @property
@@ -45,13 +45,13 @@ class _Deployed:
 
 
 class PredictionService:
-    """Predictions of deployed models, and what they rest on."""
+    """Predictions by deployed models, and their explanations."""
 
     def __init__(self, local: Local):
         self._local, self._samples = local, samples.Samples(local.state)
 
     def predict(self, request: types.PredictRequest) -> types.PredictResponse:
-        """Answer instances with the deployed model that the traffic split draws."""
+        """Answer instances by a deployed model, chosen at random by the traffic split."""
         endpoint = self._local.known(request.endpoint)
         instances = _instances(request, endpoint)
         chosen = self._drawn(endpoint)
@@ -63,7 +63,7 @@ class PredictionService:
         )  # fmt: skip
 
     def raw_predict(self, request: types.RawPredictRequest) -> WithHeaders:
-        """Answer a body in the form of the model's container, a TensorFlow serving one, with that container's answer."""
+        """Answer a body in TensorFlow Serving's form, in that form."""
         from google.api import httpbody_pb2
 
         endpoint = self._local.known(request.endpoint)
@@ -79,11 +79,11 @@ class PredictionService:
         })  # fmt: skip
 
     def stream_raw_predict(self, request: types.StreamRawPredictRequest) -> WithHeaders:
-        """Answer as `raw_predict`, in a stream of one message: such a container answers all at once."""
+        """Answer as `raw_predict`, in a stream of one message, as TensorFlow Serving would."""
         return self.raw_predict(request)
 
     def explain(self, request: types.ExplainRequest) -> types.ExplainResponse:
-        """Answer instances as `predict` does, and say what each answer rests on."""
+        """Answer instances as `predict` does, with an explanation of each answer."""
         endpoint = self._local.known(request.endpoint)
         instances = _instances(request, endpoint)
         chosen = self._named(endpoint, request.deployed_model_id) if request.deployed_model_id else self._drawn(endpoint)
@@ -97,13 +97,13 @@ class PredictionService:
         )  # fmt: skip
 
     def _ask(self, chosen: _Deployed, instances: list[Any]) -> list[Any]:
-        """Return the model's predictions; a sample of what it is asked is kept."""
+        """Return the model's predictions; keep a sample of the requests."""
         predictions = self._local.predictors.ask(chosen.key, str(chosen.folder), instances)
         self._samples.add(chosen.endpoint, chosen.deployed["id"], instances, predictions)
         return predictions
 
     def _drawn(self, endpoint: Mapping[str, Any]) -> _Deployed:
-        """Return the deployed model that the traffic split draws."""
+        """Return a deployed model, chosen at random by the traffic split."""
         deployed = {each["id"]: each for each in endpoint.get("deployedModels", [])}
         shares = {key: share for key, share in endpoint.get("trafficSplit", {}).items() if key in deployed and share}
         if not shares:

@@ -1,4 +1,4 @@
-"""Deployed models: each one a process that holds the SavedModel and answers a line of JSON with a line of JSON."""
+"""The processes of deployed models: each holds a SavedModel and answers a line of JSON with a line of JSON."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ..local import environment
 from .rest import ApiError
 
-_ROOT = Path(__file__).resolve().parents[2]
-START, ANSWER = 180.0, 60.0  # seconds for TensorFlow and the model; for a prediction, as on a shared endpoint
-MOST_WAITING = 10  # requests that may wait for one process, each of which holds a thread of the server
+START, ANSWER = 180.0, 60.0  # seconds to load TensorFlow and the model; for a prediction, as on a shared endpoint
+MOST_WAITING = 10  # requests that may wait for one process; each of them holds a thread of the server
 
 
 class Predictors:
-    """The processes of the deployed models, by a key of the caller's; one is started again when it is asked next."""
+    """The processes of deployed models, by a key that the caller chooses; one that has ended starts again at the next request."""
 
     def __init__(self, python: str | None, logs: Path):
         self.python, self.logs = python or sys.executable, logs
@@ -29,7 +29,7 @@ class Predictors:
         self._workers: dict[str, _Worker] = {}
 
     def ready(self, key: str, model: str) -> None:
-        """Start the process of `key` with the SavedModel in the folder `model` and wait until it can be asked."""
+        """Start the process of `key` with the SavedModel in the folder `model` and wait until it answers."""
         self._worker(key, model).ask({"instances": []})
 
     def _worker(self, key: str, model: str) -> _Worker:
@@ -40,11 +40,15 @@ class Predictors:
         return worker
 
     def ask(self, key: str, model: str, instances: list[Any]) -> list[Any]:
-        """Return its predictions, one for each instance; instances that do not fit are INVALID_ARGUMENT."""
+        """Return the model's predictions, one for each instance.
+
+        Raises:
+            ApiError: INVALID_ARGUMENT for instances that do not fit; another status if the process is busy or has ended.
+        """
         return self._answer(key, model, {"instances": instances})["predictions"]
 
     def explain(self, key: str, model: str, instances: list[Any], spec: dict[str, Any]) -> tuple[list[Any], list[dict[str, Any]]]:
-        """Return its predictions and what each rests on, by an ExplanationSpec in JSON form: see vertex_runtime/explain.py."""
+        """Return the predictions and their explanations, for an ExplanationSpec in JSON form; see vertex_runtime/explain.py."""
         answer = self._answer(key, model, {"instances": instances, "explain": spec})
         return answer["predictions"], answer["explanations"]
 
@@ -54,7 +58,7 @@ class Predictors:
             answer = worker.ask(request)
         except _Ended:
             if worker.stopped or not worker.ready:
-                raise  # undeployed meanwhile, or it never came up; a process that ended since is started again, once
+                raise  # undeployed meanwhile, or never ready; a process that was ready and ended is started again, once
             answer = self._worker(key, model).ask(request)
         if "error" in answer:
             raise ApiError("INVALID_ARGUMENT", f"instances: {answer['error']}", "instances")
@@ -78,11 +82,10 @@ class _Ended(ApiError):
 
 
 class _Worker:
-    """One process; it ends by itself when the service does, for its input ends then."""
+    """One process; it ends with the service, because its input ends then."""
 
     def __init__(self, python: str, model: str, log: Path):
-        path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
-        env = {**os.environ, "PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "2"}
+        env = {**environment.importing_this(os.environ), "TF_CPP_MIN_LOG_LEVEL": "2"}
         log.parent.mkdir(parents=True, exist_ok=True)
         self.log, self._lock, self._rest = log, threading.Lock(), b""
         self._turns = threading.Semaphore(1 + MOST_WAITING)
@@ -112,7 +115,7 @@ class _Worker:
             self._turns.release()
 
     def _exchange(self, request: dict[str, Any]) -> dict[str, Any]:
-        if self._closed:  # whoever was before this one waited in vain
+        if self._closed:  # the request before this one was not answered
             raise _Ended("UNAVAILABLE", f"the model's process was ended, as it did not answer; see {self.log}.")
         patience = ANSWER if self.ready else START
         try:
@@ -123,7 +126,7 @@ class _Worker:
         except TimeoutError:
             self._end()
             raise ApiError("UNAVAILABLE", f"the model did not answer within {patience:g} s; see {self.log}.") from None
-        except (OSError, ValueError):  # its pipe broke, or what came is no answer
+        except (OSError, ValueError):  # the pipe broke, or the answer is not JSON
             self._end()
             lines = self.log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
             raise _Ended("FAILED_PRECONDITION", f"the model's process ended: {lines[-1].removeprefix('error: ')}") from None
@@ -143,7 +146,7 @@ class _Worker:
         return line
 
     def stop(self) -> None:
-        """End it at once: it keeps nothing, and whoever waits for an answer gets an error."""
+        """Kill it at once, as it has nothing to save; requests that wait get an error."""
         self.stopped = True
         self.process.kill()
         with self._lock:

@@ -1,4 +1,4 @@
-"""The JSON of a TensorFlow serving container: rows under `instances`, answered by `predictions`, or columns under `inputs`."""
+"""TensorFlow Serving's JSON: rows in `instances`, answered in `predictions`; or columns in `inputs`, answered in `outputs`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _KNOWN = ("instances", "inputs", "signature_name", "parameters")
 
 @dataclass(frozen=True)
 class Body:
-    """What a request's body asks for: its rows, and whether they came as columns."""
+    """A request's body: its rows, and whether they came as columns."""
 
     instances: list[Any]
     columns: bool
 
     def answer(self, predictions: Sequence[Any]) -> bytes:
-        """Return the container's answer: columns are answered by columns."""
+        """Return the answer's body: columns if the request had columns."""
         content: dict[str, Any] = {"predictions": list(predictions)}
         if self.columns:
             content = {"outputs": _as_columns(predictions)}
@@ -30,7 +30,7 @@ class Body:
 
 
 def read(data: bytes, content_type: str) -> Body:
-    """Read a body as the container does.
+    """Read a body as TensorFlow Serving does.
 
     Raises:
         ApiError: it is not JSON of that form.
@@ -44,7 +44,7 @@ def read(data: bytes, content_type: str) -> Body:
     if not isinstance(content, dict) or ("instances" in content) == ("inputs" in content):
         raise _refused('the body takes {"instances": [one value or object a row]} or {"inputs": {name: [a value a row]}}')
     if unknown := sorted(content.keys() - set(_KNOWN)):
-        raise _refused(f"{unknown[0][:100]} is no field of the body; it takes {', '.join(_KNOWN)}")
+        raise _refused(f"the body has an unknown field {unknown[0][:100]}; it takes {', '.join(_KNOWN)}")
     if content.get("signature_name") not in (None, "", SIGNATURE):
         raise _refused(f"signature_name takes {SIGNATURE}; got {str(content['signature_name'])[:100]!r}")
     if content.get("parameters"):

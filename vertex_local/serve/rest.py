@@ -1,4 +1,4 @@
-"""What the routes of the local service share: requests, answers, the API's error form, times."""
+"""What the REST routes of the local service share: requests, answers, errors in the API's form, times."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-STATUSES = {  # of google.rpc.Code: the HTTP code and the number
+STATUSES = {  # google.rpc.Code's names: (HTTP code, number)
     "CANCELLED": (499, 1),
     "INVALID_ARGUMENT": (400, 3),
     "NOT_FOUND": (404, 5),
@@ -27,7 +27,7 @@ _REASONS = {401: "required", 403: "forbidden", 404: "notFound", 409: "conflict",
 
 
 class ApiError(Exception):
-    """An answer in the API's error form; `field` is the request's field at fault, `code` an HTTP code of its own."""
+    """An error in the API's form: `field` is the request's field at fault, `code` an HTTP code other than the status's."""
 
     def __init__(self, status: str, message: str, field: str | None = None, code: int | None = None):
         super().__init__(message)
@@ -57,7 +57,7 @@ class Stream(Protocol):
 
 @dataclass
 class Request:
-    """One request past the guards. `stream` holds `length` bytes of body; a route reads it through `json`, or itself."""
+    """One request that the guards have admitted. `stream` has `length` bytes of body, read by `json` or by the route itself."""
 
     method: str
     path: str
@@ -67,10 +67,10 @@ class Request:
     stream: Stream
     base: str = ""  # scheme and host, for links
     version: str = "v1"
-    parameters: Sequence[tuple[str, str]] = ()  # of the query, one for each value: `query` holds the last of each name
+    parameters: Sequence[tuple[str, str]] = ()  # all of the query; `query` has only the last value of each name
 
     def json(self) -> dict[str, Any]:
-        """Return the body, an object; nothing at all counts as an empty one."""
+        """Return the body, which must be a JSON object; an empty body counts as an empty object."""
         text = self.stream.read(self.length) if self.length else b"{}"
         try:
             value = json.loads(text)
@@ -81,7 +81,7 @@ class Request:
         return value
 
     def number(self, name: str, default: int, most: int) -> int:
-        """Return a query parameter that is a whole number from 0 on, at most `most`."""
+        """Return a query parameter that is a whole number, at most `most`; `default` if it is missing or 0."""
         text = self.query.get(name) or str(default)
         if not re.fullmatch("[0-9]{1,18}", text):
             raise ApiError("INVALID_ARGUMENT", f"{name} takes a whole number from 0 on; got {text[:100]!r}.", name)
@@ -90,7 +90,7 @@ class Request:
 
 @dataclass
 class Answer:
-    """What a route returns if not simply an object to be sent as JSON; a file's `part` is sent from it."""
+    """What a route returns instead of a plain JSON object; of a `file`, the bytes from `part[0]` to `part[1]` are sent."""
 
     code: int = 200
     content: dict[str, Any] | bytes = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""The paths that the local service answers."""
+"""The services and paths that the local service answers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .transcoding import PREFIXES, Rest
 
 
 def methods(local: Local, operations: OperationPool) -> list[rpc.Method]:
-    """Return every RPC of the platform's API that is answered here."""
+    """Return every RPC of Vertex AI's API that is answered here."""
     services = (
         JobService(local, operations), PipelineService(local, operations), DatasetService(local, operations),
         ModelService(local, operations), EndpointService(local, operations), PredictionService(local), Operations(local, operations),

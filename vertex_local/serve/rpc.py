@@ -1,7 +1,7 @@
-"""The platform API's RPCs: which there are, and how one is called, whether it came as REST or as gRPC.
+"""The RPCs of Vertex AI's API: which there are, and how one is called, for REST and gRPC alike.
 
-A service is a class named as the API's, its methods are the RPCs in snake_case: `JobService.create_custom_job`. A method takes
-the request's message and returns the response's.
+A service is a class with the name of the API's service. Its methods are the RPCs in snake_case, such as
+`JobService.create_custom_job`; a method takes the request's message and returns the response's.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from .rest import ApiError
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
-OPERATIONS = "Operations"  # google.longrunning's service, which every service of the API has beside its own methods
-VERSIONS = ("v1", "v1beta1")  # the messages of both are alike on the wire, as far as v1 has their fields
+OPERATIONS = "Operations"  # google.longrunning's service, which every service of the API also offers
+VERSIONS = ("v1", "v1beta1")  # both have the same messages on the wire, as far as v1 has the fields
 NEEDS = "the local service takes the API's paths from google-cloud-aiplatform 1.72 or newer: install it"
 
 
 @dataclass(frozen=True)
 class WithHeaders:
-    """A response that comes with headers: of HTTP, or as the metadata of gRPC."""
+    """A response with headers: HTTP headers, or gRPC's metadata."""
 
     message: Message
     headers: Mapping[str, str]
@@ -44,7 +44,7 @@ class Method:
 
     @property
     def streams(self) -> bool:
-        """Whether the answer is a stream of messages; what answers here has one message for it."""
+        """Whether the answer is a stream of messages; handlers here return the only message of it."""
         return self.name.startswith("Stream")
 
     def full_names(self) -> list[str]:
@@ -54,11 +54,11 @@ class Method:
         return [f"/google.cloud.aiplatform.{version}.{self.service}/{self.name}" for version in VERSIONS]
 
     def http_rules(self) -> list[dict[str, str]]:
-        """Return the SDK's table of the verbs, paths and bodies by which REST reaches the method."""
+        """Return the method's REST rules (verbs, paths, bodies) from the SDK."""
         return http_rules("JobService" if self.service == OPERATIONS else self.service, self.name)
 
     def call(self, request: Message) -> Message | WithHeaders:
-        """Answer one request; whatever goes wrong is an ApiError."""
+        """Answer one request; raise an ApiError for a request that cannot be answered."""
         try:
             messages.check_text(request)
             return self.handler(request)
@@ -80,12 +80,12 @@ def methods(services: Iterable[Any]) -> Iterator[Method]:
 
 
 def http_rules(service: str, name: str) -> list[dict[str, str]]:
-    """Return the SDK's rules for REST of one RPC: `method`, `uri` and perhaps `body`."""
+    """Return the SDK's REST rules of one RPC: `method`, `uri` and perhaps `body`."""
     return getattr(_transport(service), f"_Base{name}")._get_http_options()
 
 
 def every_rule() -> Iterator[tuple[str, str, dict[str, str]]]:
-    """Yield service, RPC and rule for all that the SDK knows of the API, whether it is answered here or not."""
+    """Yield (service, RPC, rule) for all RPCs in the SDK, whether they are answered here or not."""
     from google.cloud.aiplatform_v1 import services
 
     names = sorted(name for name in dir(importlib.import_module("google.cloud.aiplatform_v1")) if name.endswith("ServiceClient"))
@@ -119,7 +119,7 @@ def pascal(name: str) -> str:
 
 # ------------------------------------------------------------------ what is not answered
 
-# What the API's services are called in its documents; a service that is not named here is called by its own name.
+# The documents' names of the API's features, by service; any other service is called by its own name.
 _FEATURES = {
     "MetadataService": "ML Metadata", "TensorboardService": "Vertex AI TensorBoard instances",
     "FeaturestoreService": "Feature Store", "IndexService": "Vector Search", "MatchService": "Vector Search",
@@ -128,7 +128,7 @@ _FEATURES = {
     "LlmUtilityService": "Generative models",
     "GenAiTuningService": "Tuning of generative models", "NotebookService": "Notebooks", "ModelGardenService": "Model Garden",
 }  # fmt: skip
-# The same for parts of the services that are answered here otherwise.
+# The same for RPCs that are missing in services that are otherwise answered here, by a part of the RPC's name.
 _PARTS = {
     "DataLabelingJob": "Data labeling", "NasJob": "Neural architecture search",
     "NasTrial": "Neural architecture search", "ModelDeploymentMonitoring": "Model monitoring", "ModelMonitoring": "Model monitoring",
@@ -142,7 +142,7 @@ _PARTS = {
 
 
 def feature(service: str, name: str) -> str:
-    """Return what the API's documents call the feature to which an RPC belongs."""
+    """Return the documents' name of the feature to which an RPC belongs."""
     for part, title in _PARTS.items():
         if part in name:
             return title

@@ -1,4 +1,4 @@
-"""The two ways in which a job of the service runs on this machine; everything else asks for them here."""
+"""How the service runs a custom job or a tuning job on this machine, with its TensorBoard instance and its lineage."""
 
 from __future__ import annotations
 
@@ -26,13 +26,15 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
 
-
 def custom(local: Local, job: Message, field: str, variables: Mapping[str, str] | None = None) -> Work:
-    """Check a CustomJobSpec and return what runs it.
+    """Check a CustomJobSpec and return the function that runs it.
 
     Args:
-        field: where a request has the spec, for errors.
-        variables: of a training pipeline, for every replica.
+        field: the request's field that holds the spec, for errors.
+        variables: a training pipeline's, for every replica.
+
+    Raises:
+        ApiError: the spec breaks a rule.
     """
     messages.required(job, "worker_pool_specs", where=f"{field}.")
     with _errors_of(field, "jobSpec"):
@@ -50,7 +52,7 @@ def custom(local: Local, job: Message, field: str, variables: Mapping[str, str] 
 
 
 def tuning(local: Local, job: Message, field: str = "", variables: Mapping[str, str] | None = None) -> Work:
-    """Check a HyperparameterTuningJob and return what runs it; arguments as for `custom`."""
+    """Check a HyperparameterTuningJob and return the function that runs it; arguments and errors as for `custom`."""
     from ..tuning import runner, study
 
     where = f"{field}." if field else ""
@@ -74,7 +76,7 @@ def tuning(local: Local, job: Message, field: str = "", variables: Mapping[str, 
 
 @contextlib.contextmanager
 def _tracked(local: Local, name: str, job: JobFile, say: Callable[[str], None]) -> Iterator[None]:
-    """Fill the job's TensorBoard instance, if it names one, while the block lasts; keep at its end what the job left behind."""
+    """Fill the job's TensorBoard instance, if it has one, while the block runs; at its end, record what the job has left."""
     output, title = job.output, local.known(name).get("displayName", "")
     follower = _follower(local, name, job, title, say) if job.spec.tensorboard and output else None
     with tensorboards.followed(follower, say), lineage.kept(local.records, name, title, output, local.buckets, say):
@@ -82,10 +84,10 @@ def _tracked(local: Local, name: str, job: JobFile, say: Callable[[str], None]) 
 
 
 def _follower(local: Local, name: str, job: JobFile, title: str, say: Callable[[str], None]) -> tensorboards.Follower | None:
-    """Return what copies the job's event files, or those of its trials, into its TensorBoard instance."""
+    """Return the follower that copies the event files of the job, or of its trials, into its TensorBoard instance."""
     tensorboard = tensorboards.find(local.records, job.spec.tensorboard)
     if tensorboard is None:
-        say(f"note: {job.spec.tensorboard} is no TensorBoard instance of this service: it gets nothing of this job.")
+        say(f"note: {job.spec.tensorboard} is not a TensorBoard instance of this service: it gets nothing from this job.")
         return None
     base = Path(buckets.to_path(job.output or "", local.buckets))
 
@@ -98,13 +100,13 @@ def _follower(local: Local, name: str, job: JobFile, title: str, say: Callable[[
 
 
 def _options(local: Local, name: str) -> RunOptions:
-    """Return how the job of that name runs: under its own project and region, kept in the store by the service itself."""
+    """Return the options for the job of that name: with its project and region; the service itself records it in the store."""
     _, project, _, region, *_, number = name.split("/")
     return dataclasses.replace(local.options, job_id=number, google_project=project, region=region)
 
 
 def _with_counts(job: Message) -> Message:
-    """Return a copy whose pools have one replica where no number is given; REST's reader has refused a 0 that is written out."""
+    """Return a copy with one replica in pools without a number; an explicit 0 was refused when the request was read."""
     copy = type(job)()
     copy.CopyFrom(job)
     spec = copy.trial_job_spec if "trial_job_spec" in copy.DESCRIPTOR.fields_by_name else copy
@@ -127,7 +129,7 @@ def _with_env(job: Message, variables: Mapping[str, str]) -> Message:
 
 
 def _shown(trial: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a trial without the name of its job, which is a folder here and no customJob that could be asked for."""
+    """Return a trial without the name of its job: here that is a folder, and no customJob that a client could get."""
     return {key: value for key, value in trial.items() if key != "customJob"}
 
 
@@ -142,11 +144,11 @@ def _end(result: Any) -> End:
 
 @contextlib.contextmanager
 def _errors_of(field: str, own: str) -> Iterator[None]:
-    """Turn a rule that a job breaks into the API's error with its field.
+    """Turn the error for a broken rule into the API's error, with the request's field.
 
     Args:
-        field: where the request has the message, of which the rule's field is a part; "" if it is the request's own.
-        own: what the rule's field begins with where the message is a part of a CustomJob.
+        field: the request's field that holds the message; "" if the message is the request's own.
+        own: the beginning of the rule's field that the request does not have, such as jobSpec.
     """
     try:
         yield
@@ -160,7 +162,7 @@ def _errors_of(field: str, own: str) -> Iterator[None]:
 
 
 class Log(report.Quiet):
-    """Keeps what is said about the job as a whole beside its replicas' logs; the first update means that they run."""
+    """Writes lines about the whole job to a log beside its replicas' logs; calls `started` at the first update, when they run."""
 
     def __init__(self, folder: Path, started: Callable[[], None]):
         self.folder, self.started = folder, started

@@ -1,7 +1,7 @@
-"""What endpoints were asked of late: a sample in files of bounded size, which `python -m vertex_local watch` looks at.
+"""Samples of the latest requests to endpoints, in files of limited size; `python -m vertex_local watch` reads them.
 
-An endpoint's `predictRequestResponseLoggingConfig` says how much of its requests is kept, as on the service, where BigQuery
-takes it; an endpoint without one has all of them kept. The newest file is `<endpoint>.jsonl`, the one before `<endpoint>.1.jsonl`.
+An endpoint's `predictRequestResponseLoggingConfig` gives the share of requests to keep, as on the service, which writes them
+to BigQuery. Without one, all requests are kept. The newest file is `<endpoint>.jsonl`, the one before `<endpoint>.1.jsonl`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any
 from ..local import job_record, store
 from .rest import ApiError
 
-FOLDER = "samples"  # of the state folder
-MOST_BYTES = 16 << 20  # of a file, after which the next one is begun
+FOLDER = "samples"  # in the state folder
+MOST_BYTES = 16 << 20  # bytes of a file, after which the next one begins
 CONFIG = "predictRequestResponseLoggingConfig"
 
 
 def check_config(endpoint: Mapping[str, Any]) -> None:
-    """Refuse a sampling rate that is none."""
+    """Refuse a sampling rate that is not above 0 and at most 1."""
     config = endpoint.get(CONFIG) or {}
     if config.get("enabled") and not 0 < config.get("samplingRate", 0.0) <= 1:
         field = f"{CONFIG}.samplingRate"
@@ -37,7 +37,7 @@ class Samples:
         self._folder, self._lock = state / FOLDER, threading.Lock()
 
     def add(self, endpoint: Mapping[str, Any], deployed: str, instances: Sequence[Any], predictions: Sequence[Any]) -> None:
-        """Keep a request and its answer, if the endpoint's rate draws it; what cannot be written harms no prediction."""
+        """Keep a request and its answer with the endpoint's sampling rate; an error in writing does not fail the prediction."""
         config = endpoint.get(CONFIG)
         rate = 1.0 if config is None else config.get("samplingRate", 0.0) if config.get("enabled") else 0.0
         if random.random() >= rate:
@@ -55,22 +55,22 @@ class Samples:
                 newest.replace(before)
 
     def forget(self, endpoint: str) -> None:
-        """Remove what is kept of an endpoint's requests."""
+        """Remove the samples of an endpoint's requests."""
         with self._lock:
             for path in paths(self._folder.parent, endpoint):
                 path.unlink(missing_ok=True)
 
 
 def paths(state: Path, endpoint: str) -> tuple[Path, Path]:
-    """Return the files of an endpoint's requests, given its full name: the newest, and the one before."""
+    """Return (the newest file, the one before) of samples of an endpoint, given its full name."""
     _, project, _, region, _, number = endpoint.split("/")
     return tuple(state / FOLDER / f"{project}.{region}.{number}{part}.jsonl" for part in ("", ".1"))  # type: ignore[return-value]
 
 
 def read(state: Path, endpoint: str) -> Iterator[dict[str, Any]]:
-    """Yield what is kept of an endpoint's requests, the oldest first: {"time", "deployedModelId", "instance", "prediction"}."""
+    """Yield an endpoint's samples, the oldest first: {"time", "deployedModelId", "instance", "prediction"}."""
     for path in reversed(paths(state, endpoint)):
         with contextlib.suppress(FileNotFoundError), open(path, encoding="utf-8") as file:
             for line in file:
-                with contextlib.suppress(ValueError):  # the end of a service that was killed while it wrote
+                with contextlib.suppress(ValueError):  # a half line, from a service that was killed while it wrote
                     yield json.loads(line)

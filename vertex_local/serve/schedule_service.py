@@ -1,4 +1,4 @@
-"""google.cloud.aiplatform.v1.ScheduleService: pipeline jobs again and again, at the times of a cron expression."""
+"""google.cloud.aiplatform.v1.ScheduleService: pipeline jobs that are repeated at the times of a cron expression."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from google.protobuf import empty_pb2
     from google.protobuf.message import Message
 
-CheckJob = Callable[[Local, str, "Message", str], Any]  # of a location, the job and its id
+CheckJob = Callable[[Local, str, "Message", str], Any]  # (local, location, job, the job's id)
 _CHANGEABLE = (
     "display_name", "cron", "start_time", "end_time", "max_run_count", "max_concurrent_run_count", "max_concurrent_active_run_count",
     "allow_queueing", "create_pipeline_job_request",
@@ -39,7 +39,7 @@ class ScheduleService:
         self._check_job = check_job  # refuses a pipeline job that could not run
 
     def create_schedule(self, request: types.CreateScheduleRequest) -> types.Schedule:
-        """Check and keep a new schedule; its first run is due at the next time of its cron expression."""
+        """Check and record a new schedule; its first run is due at the next time of its cron expression."""
         schedule = request.schedule
         self._check(schedule, request.parent)
         name, now = self._local.new_name(request.parent, KIND), job_record.now()
@@ -69,7 +69,7 @@ class ScheduleService:
         return self._changed(request.schedule.name, change)
 
     def pause_schedule(self, request: types.PauseScheduleRequest) -> empty_pb2.Empty:
-        """Start no more runs; those that were started go on."""
+        """Start no more runs; those under way go on."""
 
         def change(document: dict[str, Any]) -> None:
             _expect(document, ACTIVE)
@@ -78,7 +78,7 @@ class ScheduleService:
         return self._empty(request.name, change)
 
     def resume_schedule(self, request: types.ResumeScheduleRequest) -> empty_pb2.Empty:
-        """Start runs again: from now on, or with `catch_up` also those whose time came meanwhile."""
+        """Start runs again; with `catch_up`, also those that were due meanwhile."""
 
         def change(document: dict[str, Any]) -> None:
             _expect(document, PAUSED)

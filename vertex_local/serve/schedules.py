@@ -1,4 +1,4 @@
-"""Schedules of pipeline jobs: cron expressions, when the next run is due, and the clock that starts it while the service runs."""
+"""Schedules of pipeline jobs: when a cron expression is due next, and the clock that starts runs while the service runs."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 KIND = "schedules"
 ACTIVE, PAUSED, COMPLETED = "ACTIVE", "PAUSED", "COMPLETED"
-_LOOK = 1.0  # seconds between two looks at what is due
-_MISSED = 60.0  # seconds after which a run whose time has passed is left out: the service was not there
+_LOOK = 1.0  # seconds between two checks of what is due
+_MISSED = 60.0  # seconds: when the service starts, runs that were due longer ago are left out
 
 # Creates a pipeline job: PipelineService.create_pipeline_job.
 Create = Callable[["Message"], Any]
@@ -31,10 +31,10 @@ def next_time(cron: str, after: float) -> float | None:
     """Return when a cron expression is due next after `after`, in seconds since 1970; None if never.
 
     Args:
-        cron: five fields, minute to day of the week, perhaps with `TZ=ZONE` or `CRON_TZ=ZONE` before them; else in UTC.
+        cron: five fields, minute to day of the week; in UTC, or in the ZONE of `TZ=ZONE` or `CRON_TZ=ZONE` before them.
 
     Raises:
-        ApiError: it is none.
+        ApiError: the text is not a cron expression.
     """
     try:
         from cronsim import CronSim, CronSimError
@@ -56,7 +56,7 @@ def next_time(cron: str, after: float) -> float | None:
 
 
 def advance(document: dict[str, Any], after: float) -> None:
-    """Set a schedule's next run to the first after `after`; one that has no more runs is COMPLETED."""
+    """Set a schedule's next run to the first time after `after`; a schedule without further runs becomes COMPLETED."""
     start, end = document.get("startTime"), document.get("endTime")
     due = next_time(document["cron"], max(after, times.seconds(start) - 1 if start else after))
     done = int(document.get("maxRunCount", 0)) and int(document["startedRunCount"]) >= int(document["maxRunCount"])
@@ -68,7 +68,7 @@ def advance(document: dict[str, Any], after: float) -> None:
 
 
 class Clock:
-    """Starts what is due, in a thread of its own, from `start` to `stop`."""
+    """Starts the runs that are due, in a thread of its own, from `start` to `stop`."""
 
     def __init__(self, local: Local, create: Create):
         self._local, self._create = local, create
@@ -76,14 +76,14 @@ class Clock:
         self._thread = threading.Thread(target=self._run, name="schedules", daemon=True)
 
     def start(self) -> None:
-        """Start runs from now on; those whose time came while no service ran are left out, but for backfills."""
+        """Begin to start runs; those that were due while no service ran are left out, unless the schedule catches up."""
         for document in self._active():
             if times.seconds(document["nextRunTime"]) < time.time() - _MISSED and not document.get("catchUp"):
                 job_record.update(self._local.records, document["name"], lambda each: advance(each, time.time()))
         self._thread.start()
 
     def stop(self) -> None:
-        """Start nothing more."""
+        """Start no more runs."""
         self._over.set()
         if self._thread.ident is not None:
             self._thread.join()
@@ -113,7 +113,7 @@ class Clock:
         return sum(job.get("scheduleName") == schedule and not job_record.is_over(job) for job in jobs)
 
     def _start(self, document: dict[str, Any], due: float, now: float) -> None:
-        """Create a schedule's pipeline job and note what came of it."""
+        """Create a schedule's pipeline job and record the result."""
         request = messages.read(document["createPipelineJobRequest"], "CreatePipelineJobRequest")
         try:
             response = self._create(request).name

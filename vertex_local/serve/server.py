@@ -1,7 +1,7 @@
-"""The local service's HTTP side: uvicorn reads requests and writes answers, handlers are plain functions in a pool of threads.
+"""The local service's HTTP server: uvicorn reads requests and writes answers; handlers are plain functions in a thread pool.
 
-A handler is `handler(request: rest.Request, **names_in_the_path) -> dict | rest.Answer`. It is called once all of a body of
-JSON is here; an upload's body it reads itself, as it arrives, in bounded memory.
+A handler is `handler(request: rest.Request, **names_in_the_path) -> dict | rest.Answer`. It is called when all of a JSON body
+has arrived. The handler of an upload reads the body itself while it arrives, in bounded memory.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from .rest import Answer, ApiError, Request
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 MOST_REQUESTS = 512  # under way at once; more get 503
-CALLS, UPLOADS = 32, 16  # threads for handlers, and for those that read an upload
-SECONDS, BYTES_PER_SECOND = 60.0, 1 << 20  # a body, or an answer, may take SECONDS and then so long as its bytes do at that pace
+CALLS, UPLOADS = 32, 16  # threads for handlers, and for handlers of uploads
+SECONDS, BYTES_PER_SECOND = 60.0, 1 << 20  # the time limit of a body or an answer: SECONDS + size / BYTES_PER_SECOND
 _PIECE = 1 << 18  # bytes of a file that are sent at a time
-_DRAIN_SECONDS = 1.0  # for what a refused client still sends
+_DRAIN_SECONDS = 1.0  # to read what a refused client still sends
 
 Route = tuple[str, "re.Pattern[str]", Callable[..., Any]]
 
 
 def route(method: str, pattern: str, handler: Callable[..., Any]) -> Route:
-    """Return a route; in `pattern`, `{x}` takes one part of a path, `{x*}` any number."""
+    """Return a route; in `pattern`, `{x}` matches one part of a path, `{x*}` one or more."""
     regex = re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^/:]+)", re.sub(r"\\\{(\w+)\\\*\\\}", r"(?P<\1>.+)", re.escape(pattern)))
     return method, re.compile(regex), handler
 
@@ -51,8 +51,9 @@ class Server:
 
     Args:
         port: 0 takes any free one.
-        tls: None takes plain HTTP, anything else takes TLS only.
-        log: takes one line for each request.
+        tls: None for plain HTTP, otherwise only TLS is answered.
+        log: called with a line for each request.
+        token, key: what clients must send; see `guards.Access`.
 
     Raises:
         OSError: the port cannot be used.
@@ -87,7 +88,7 @@ class Server:
         self._app.closing = True
 
     def stop(self) -> None:
-        """Close every connection; answers that are under way have two seconds."""
+        """Close every connection; answers under way get two seconds."""
         self.refuse()
         self._uvicorn.should_exit = True
         if self._thread.ident is not None:
@@ -109,7 +110,7 @@ class Server:
 
 
 def _send_log(log: Callable[[str], None]) -> None:
-    """Send what uvicorn says to `log`: nothing of it is for the terminal."""
+    """Send uvicorn's log to `log` instead of the terminal."""
 
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -120,7 +121,7 @@ def _send_log(log: Callable[[str], None]) -> None:
 
 
 class App:
-    """The ASGI application: guards, the route's handler in a thread, its answer."""
+    """The ASGI application: checks a request by the guards, runs the route's handler in a thread, sends the answer."""
 
     def __init__(self, routes: Sequence[Route], access: guards.Access, log: Callable[[str], None]):
         self.routes, self.access, self._log = routes, access, log
@@ -134,7 +135,7 @@ class App:
         self._log(text.replace(self.access.key, "KEY") if self.access.key else text)
 
     def close(self) -> None:
-        """End the threads that have nothing to do."""
+        """Shut the thread pools down, without waiting for handlers that still run."""
         for pool in (self._calls, self._uploads):
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -150,7 +151,7 @@ class App:
             self._under_way -= 1
 
     async def _answered(self, call: _Call) -> Answer | None:
-        """Return the answer or the error that a request gets; None if the client has left."""
+        """Return the answer to a request, or its error as an answer; None if the client has left."""
         try:
             return await self._answer(call)
         except ApiError as error:
@@ -159,7 +160,7 @@ class App:
             return Answer(409, ApiError("ALREADY_EXISTS", f"{error} exists already.").body())
         except ConnectionError:
             return None
-        except Exception as error:  # a fault of ours must reach the client as an answer, not as a broken connection
+        except Exception as error:  # a bug of ours must reach the client as an answer, not as a broken connection
             self.log(f"internal error at {call.method} {call.path}: {type(error).__name__}: {error}")
             return Answer(500, ApiError("INTERNAL", f"{type(error).__name__}: {error}").body())
 
@@ -177,7 +178,7 @@ class App:
         if self._under_way > MOST_REQUESTS:
             raise ApiError("UNAVAILABLE", f"{MOST_REQUESTS} requests are under way already; try again.")
         upload = guards.UPLOADS.match(call.path) is not None
-        # What follows in an upload's or an object's path may hold encoded slashes that are no separators.
+        # The path of an upload or an object may have encoded slashes in an object's name, so it is not decoded here.
         path = call.path if upload or "/storage/v1/" in call.path else urllib.parse.unquote(call.path)
         handler, names = self._route(call.method, path)
         loop = asyncio.get_running_loop()
@@ -204,7 +205,7 @@ class App:
         if answer.code == 401:
             headers["WWW-Authenticate"] = "Bearer"
         if call.left or not call.admitted:
-            headers["Connection"] = "close"  # what is unread would be taken for the next request
+            headers["Connection"] = "close"  # unread bytes would be taken for the next request
             await call.drain()
         size = answer.part[1] - answer.part[0]
         if answer.file:
@@ -239,7 +240,7 @@ class App:
 
 
 class _Call:
-    """One request as it came over the wire, and what has been read of its body."""
+    """One request from the network, and how much of its body has been read."""
 
     def __init__(self, scope: Any, receive: Any):
         self.scope, self.receive = scope, receive
@@ -250,7 +251,6 @@ class _Call:
         self.admitted = False
         self.left = 0  # bytes of the body that have not been read
         self.query_string = scope["query_string"].decode("latin-1")
-        self.deadline = 0.0
 
     @property
     def parameters(self) -> list[tuple[str, str]]:
@@ -261,7 +261,7 @@ class _Call:
         return dict(self.parameters)
 
     async def read(self, size: int) -> bytearray:
-        """Return at least `size` bytes of the body; a client that leaves early is a ConnectionError."""
+        """Return at least `size` bytes of the body, fewer only at its end; raise a ConnectionError if the client leaves."""
         data = bytearray()
         while len(data) < size:
             message = await self.receive()
@@ -274,7 +274,7 @@ class _Call:
         return data
 
     async def body(self) -> bytearray:
-        """Return all of a body of JSON, which has to be here in time."""
+        """Return all of a JSON body; raise an ApiError if it does not arrive in time."""
         if not self.length:
             return bytearray()
         try:
@@ -291,18 +291,18 @@ class _Call:
         )
 
     async def drain(self) -> None:
-        """Read what a refused client still sends: closing at once would break its connection before it sees the answer."""
+        """Read what a refused client still sends: if the connection closed at once, the client might not see the answer."""
         left = guards.LARGEST_BODY if self.length is None else self.left
         if not 0 < left <= guards.LARGEST_BODY or "expect" in self.headers:
             return
         try:
             await asyncio.wait_for(self.read(left), _DRAIN_SECONDS)
         except (asyncio.TimeoutError, ConnectionError):
-            pass  # it had its chance
+            pass  # the connection closes anyway
 
 
 class _Upload:
-    """An upload's body for a handler in a thread: no read goes beyond it, and no more than one read is held in memory."""
+    """An upload's body, read by a handler in a thread; memory holds no more than one read."""
 
     def __init__(self, call: _Call, loop: asyncio.AbstractEventLoop):
         self._call, self._loop = call, loop

@@ -1,6 +1,6 @@
-"""Cloud Storage's JSON API over the bucket root: what jobs see as folders, clients see as buckets and objects.
+"""Cloud Storage's JSON API for the bucket root: jobs see folders and files, clients see them as buckets and objects.
 
-Nothing is followed out of a bucket's folder, and nothing is removed unless the bucket root belongs to the service.
+No link is followed out of a bucket's folder. Nothing is removed unless the bucket root belongs to the service.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from .storage_files import Bucket, Stored
 from .storage_upload import described
 
 _MOST_LISTED = 1000
-# Bytes that one list reads for checksums which nobody has asked for by name: some seconds' worth. Objects that would go
-# beyond come without, as on Cloud Storage composite ones come without MD5; `fields` with crc32c, or a look at the object, tells.
+# Bytes that one list may read to compute checksums that were not asked for by name: some seconds' worth. Further objects are
+# listed without checksums, as Cloud Storage lists composite objects without MD5; `fields` with crc32c, or a get, returns them.
 _MOST_READ = 8 << 30
 _MOST_TRIES = 10
 _RANGE = re.compile(r"bytes=(?!-$)([0-9]{0,15})-([0-9]{0,15})")
-_SENT = {  # of an object's metadata: the header that a download has for it
+_SENT = {  # the header of a download for each field of an object's metadata
     "contentType": "Content-Type", "contentDisposition": "Content-Disposition", "contentEncoding": "Content-Encoding",
     "contentLanguage": "Content-Language", "cacheControl": "Cache-Control",
 }  # fmt: skip
-_NOT_IMITATED = {  # of a bucket: what it can be asked to have
+_NOT_IMITATED = {  # settings of a bucket that are refused, with the feature's name
     "versioning": "Object versioning", "softDeletePolicy": "Soft delete", "lifecycle": "Object lifecycle management",
     "retentionPolicy": "Bucket Lock", "objectRetention": "Retention", "hierarchicalNamespace": "Hierarchical namespaces",
     "encryption": "Encryption keys", "autoclass": "Autoclass", "logging": "Usage logs", "website": "Static websites", "cors": "CORS",
@@ -39,11 +39,11 @@ _NOT_IMITATED = {  # of a bucket: what it can be asked to have
     "defaultEventBasedHold": "Holds", "rpo": "Turbo replication", "customPlacementConfig": "Dual regions", "ipFilter": "IP filters",
 }  # fmt: skip
 _KEPT_OF_BUCKETS = ("location", "storageClass", "labels")
-_OWN = ""  # the name under which the store keeps what belongs to a bucket itself
+_OWN = ""  # the object name under which the store keeps a bucket's own settings
 
 
 def not_imitated(feature: str, field: str | None = None) -> ApiError:
-    """Return the answer to a request for a feature of Cloud Storage that is missing here."""
+    """Return the error for a feature of Cloud Storage that is missing here."""
     return ApiError("UNIMPLEMENTED", f"{feature}: not imitated by the local service.", field)
 
 
@@ -73,7 +73,7 @@ def _bucket_resource(local: Local, request: Request, folder: Path) -> dict[str, 
 
 
 def _settings(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is kept of a bucket's settings; those that would change what it does are refused."""
+    """Return the settings of a bucket that are recorded; refuse those that would need a missing feature."""
     for key, feature in _NOT_IMITATED.items():
         value = body.get(key)
         if value and value != {"enabled": False} and value != {"retentionDurationSeconds": "0"}:
@@ -88,7 +88,7 @@ def _settings(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def list_buckets(local: Local, request: Request) -> dict[str, Any]:
-    """Return the bucket root's folders whose names are those of buckets."""
+    """Return the folders of the bucket root that have valid bucket names."""
     prefix, after = request.query.get("prefix", ""), storage_list.decoded(request.query.get("pageToken", "")).decode(errors="replace")
     names = []
     for entry in os.scandir(local.buckets) if local.buckets.is_dir() else ():
@@ -136,7 +136,7 @@ def patch_bucket(local: Local, request: Request, bucket: str) -> dict[str, Any]:
 
 
 def delete_bucket(local: Local, request: Request, bucket: str) -> Answer:
-    """Remove a bucket that holds no objects, and the empty folders in it."""
+    """Remove a bucket without objects, and the empty folders in it."""
     found = Bucket.open(local, bucket)
     found.check_removable()
     with found.lock():
@@ -146,27 +146,27 @@ def delete_bucket(local: Local, request: Request, bucket: str) -> Answer:
             try:
                 os.rmdir(folder)
             except OSError:
-                text = f"The folder of bucket {found.name} holds what is no object ({folder}): remove it there."
+                text = f"The folder of bucket {found.name} has files that are not objects ({folder}): remove them there."
                 raise ApiError("ALREADY_EXISTS", text) from None
         local.records.remove_object(found.name, _OWN)
     return Answer(204)
 
 
 def managed_folders(local: Local, request: Request, bucket: str) -> dict[str, Any]:
-    """Return that a bucket has no managed folders, for which gcloud asks before it removes the bucket."""
+    """Return an empty list of managed folders; gcloud asks for it before it removes a bucket."""
     Bucket.open(local, bucket)
     return {"kind": "storage#managedFolders"}
 
 
 def storage_layout(local: Local, request: Request, bucket: str) -> dict[str, Any]:
-    """Return that a bucket is a flat one, which gcloud asks before it copies."""
+    """Return that a bucket has no hierarchical namespace; gcloud asks for this before it copies."""
     name = Bucket.open(local, bucket).name
     flat = {"hierarchicalNamespace": {"enabled": False}}
     return {"kind": "storage#storageLayout", "bucket": name, "location": "US", "locationType": "region", **flat}
 
 
 def unsupported(local: Local, request: Request, *, feature: str, **names: str) -> Answer:
-    """Answer a request for a feature that is missing here with its name."""
+    """Refuse a request for a feature that is missing here; the error names it."""
     raise not_imitated(feature)
 
 
@@ -186,16 +186,16 @@ def list_objects(local: Local, request: Request, bucket: str) -> dict[str, Any]:
     items = []
     for entry in entries:
         if not entry.is_prefix:
-            with contextlib.suppress(ApiError):  # gone since
+            with contextlib.suppress(ApiError):  # removed meanwhile
                 items.append(checksums.added(found.get(entry.name)).resource(request.base))
     answer = {"items": items, "prefixes": [entry.name for entry in entries if entry.is_prefix], "nextPageToken": token}
     return {"kind": "storage#objects", **{key: value for key, value in answer.items() if value}}
 
 
 class _Checksums:
-    """Adds to listed objects the checksums that a client wants: those that `fields` names, or CRC32C if it names nothing.
+    """Adds to listed objects the checksums that a client wants: those in `fields`, or CRC32C if `fields` is empty.
 
-    MD5 takes fifty times as long to compute; an object that a client wrote, or has read, comes with both.
+    MD5 takes fifty times as long to compute. For an object that a client has written or read, both are known already.
     """
 
     def __init__(self, bucket: Bucket, fields: str):
@@ -215,14 +215,14 @@ class _Checksums:
 
 
 def _with_checksums(bucket: Bucket, stored: Stored, fields: str) -> Stored:
-    """Return an object with the checksums that a request for it alone wants: both, unless `fields` leaves them out."""
+    """Return an object with the checksums that a request for this one object wants: both, unless `fields` leaves them out."""
     named = set(re.split(r"[^\w*]+", fields))
     wanted = files.CHECKSUMS if not fields or "*" in named else [key for key in files.CHECKSUMS if key in named]
     return bucket.with_checksums(stored, *wanted)
 
 
 def get_object(local: Local, request: Request, bucket: str, object: str) -> Any:  # noqa: A002
-    """Return an object's metadata, or with alt=media its content, all of it or the part that a Range header names."""
+    """Return an object's metadata; with alt=media its content, or the part of it in a Range header."""
     found, name = Bucket.open(local, bucket), files.object_name(object)
     if request.query.get("softDeleted") == "true":
         raise not_imitated("Soft delete", "softDeleted")
@@ -242,14 +242,14 @@ def get_object(local: Local, request: Request, bucket: str, object: str) -> Any:
 
 
 class _Replaced(Exception):
-    """An object was replaced between the look at its generation and the opening of its file."""
+    """An object was replaced after its generation was read and before its file was opened."""
 
 
 def _content(stored: Stored, header: str | None) -> Answer:
-    """Return a download; Range headers that cannot be read are ignored, as RFC 9110 wants it.
+    """Return a download; a Range header that cannot be parsed is ignored, as RFC 9110 demands.
 
-    Small objects, the locks and manifests that are replaced while others read them, are read here, so that headers and
-    content are of one generation; large ones are sent piece by piece from their files.
+    Small objects are read here, so that headers and content belong to the same generation: locks and manifests are replaced
+    while others read them. Large objects are sent piece by piece from their files.
     """
     ranged = _RANGE.fullmatch(header or "")
     part = _part(ranged[1], ranged[2], stored.size) if ranged else (0, stored.size)
@@ -282,7 +282,7 @@ def _headers_of(stored: Stored) -> dict[str, str]:
     names = (("crc32c", "crc32c"), ("md5", "md5Hash"))
     return {
         "Content-Type": "application/octet-stream",
-        "Content-Disposition": "attachment",  # whatever it is, no browser shows it
+        "Content-Disposition": "attachment",  # so that no browser shows it
         "Accept-Ranges": "bytes",
         "ETag": f'"{stored.etag}"',
         "X-Goog-Generation": str(stored.generation),
@@ -296,7 +296,7 @@ def _headers_of(stored: Stored) -> dict[str, str]:
 
 
 def _part(first: str, last: str, size: int) -> tuple[int, int] | None:
-    """Return where the bytes of a Range header begin and end; None for some that lie beyond the end."""
+    """Return (begin, end) of the bytes that a Range header asks for; None if the object has none of them."""
     if first:
         start, end = int(first), min(size, int(last) + 1) if last else size
     else:
@@ -311,19 +311,19 @@ def delete_object(local: Local, request: Request, bucket: str, object: str) -> A
 
 
 def patch_object(local: Local, request: Request, bucket: str, object: str) -> dict[str, Any]:  # noqa: A002
-    """Change what is kept of an object beside its content: what the body names, null removes it."""
+    """Change the fields of an object's metadata that are in the body; null removes a field."""
     return _changed(local, request, bucket, object, replace=False)
 
 
 def update_object(local: Local, request: Request, bucket: str, object: str) -> dict[str, Any]:  # noqa: A002
-    """Replace what is kept of an object beside its content."""
+    """Replace an object's metadata."""
     return _changed(local, request, bucket, object, replace=True)
 
 
 def _changed(local: Local, request: Request, bucket: str, object: str, *, replace: bool) -> dict[str, Any]:  # noqa: A002
     found, name, body = Bucket.open(local, bucket), files.object_name(object), request.json()
     given = described(request, body)
-    stored = found.with_checksums(found.get(name), *files.CHECKSUMS)  # not while others wait
+    stored = found.with_checksums(found.get(name), *files.CHECKSUMS)  # before the lock, because it may take long
     with found.lock():
         now = found.get(name, Conditions.of(request.query))
         kept = {**(stored.kept if now.generation == stored.generation else now.kept), **now.kept, "size": now.size}

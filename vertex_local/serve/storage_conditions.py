@@ -1,4 +1,4 @@
-"""What a request demands of the object that is there before anything is done: its generation, and the if…Match parameters."""
+"""The preconditions of a request about an object: its generation, the if…Match parameters, and ETags."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _NUMBER = re.compile("[0-9]{1,19}")
 
 
 class NotModified(Exception):
-    """A client that reads has this generation already."""
+    """The client that reads already has this generation."""
 
 
 class Versioned(Protocol):
-    """What conditions look at."""
+    """What conditions are compared with."""
 
     @property
     def generation(self) -> int: ...
@@ -31,24 +31,24 @@ class Versioned(Protocol):
 
 @dataclass(frozen=True)
 class Conditions:
-    """Conditions of one request by their parameters' names; `generation` names the one generation that is meant."""
+    """The conditions of one request, by parameter; `generation` asks for one generation of the object."""
 
     parameters: Mapping[str, str] = field(default_factory=dict)
     generation: str | None = None
-    reads: Mapping[str, str] | None = None  # headers of a read, which may hold conditions, too
+    reads: Mapping[str, str] | None = None  # the headers of a read, which may have conditions, too
 
     @classmethod
     def of(cls, query: Mapping[str, str], reads: Mapping[str, str] | None = None, *, source: bool = False) -> Conditions:
-        """Return a request's conditions on its object, or on the one that it copies."""
+        """Return a request's conditions on its object, or (`source`) on the object that it copies."""
         prefix, generation = ("ifSource", "sourceGeneration") if source else ("if", "generation")
         names = [f"{prefix}{kind}{way}" for kind in ("Generation", "Metageneration") for way in ("Match", "NotMatch")]
         return cls({name: query[name] for name in names if query.get(name)}, query.get(generation) or None, reads)
 
     def check(self, name: str, found: Versioned | None) -> None:
-        """Raise what answers a request whose conditions an object (None: there is none) does not meet.
+        """Raise an error unless an object (None: it does not exist) meets the conditions.
 
         Raises:
-            NotModified: a read wants it only if it has changed.
+            NotModified: a read asks for the object only if it has changed.
             ApiError: NOT_FOUND for another generation, 412 for any other condition.
         """
         now = {"Generation": found.generation if found else 0, "Metageneration": found.metageneration if found else 0}
@@ -71,7 +71,7 @@ class Conditions:
             raise ApiError("FAILED_PRECONDITION", f"If-Match names other ETags than {etag}, which {name} has; read it again.", code=412)
 
     def to_json(self) -> dict[str, Any]:
-        """Return what a resumable upload keeps of them until it ends."""
+        """Return the conditions that a resumable upload keeps until it ends."""
         return dict(self.parameters)
 
 

@@ -1,8 +1,8 @@
-"""Objects as files: names that stay within their bucket, generations, metadata, checksums, and the one way to replace or remove one.
+"""Cloud Storage's objects as files: names, generations, metadata, checksums, and how an object is replaced or removed.
 
-An object is a file, so a file that a job wrote is an object at once. Its generation is the file's time of change in
-microseconds; what the store keeps of an object (type, metadata, checksums) holds for one generation only. A folder is no
-object, unless a client wrote the placeholder `folder/`, which has no content.
+Every file is an object, so a file that a job writes is an object at once. Its generation is the file's modification time in
+microseconds. The store keeps an object's type, metadata and checksums for one generation only. A folder is an object only if
+a client has written the placeholder `folder/`, which has no content.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from .local import Local
 from .rest import ApiError, stamp
 from .storage_conditions import NONE, Conditions
 
-PIECE = 1 << 20  # bytes that are read at once
+PIECE = 1 << 20  # bytes that are read at a time
 SETTABLE = (
     "contentType", "contentEncoding", "contentDisposition", "contentLanguage", "cacheControl", "metadata", "customTime", "storageClass",
 )  # fmt: skip
 CHECKSUMS = ("crc32c", "md5Hash")
-_PLACEHOLDER = 0  # the generation under which the store keeps a folder's placeholder: a folder's time changes with its content
-_PART = re.compile(r"\.[0-9a-f]{32}\.part")  # a file that is on its way from another disk
-_writing = threading.Lock()  # of this process; over processes a lock on the bucket's folder
+_PLACEHOLDER = 0  # a placeholder's generation in the store: a folder's modification time changes with its content
+_PART = re.compile(r"\.[0-9a-f]{32}\.part")  # a file that is being copied from another disk
+_writing = threading.Lock()  # for this process; a lock on the bucket's folder excludes other processes
 
 
 def checked_name(name: Any) -> str:
-    """Return an object's name; one that is no plain path below its bucket is refused."""
+    """Return an object's name; raise an ApiError if it is not a plain path below its bucket."""
     name = "" if name is None else str(name)
     parts = name.removesuffix("/").split("/")
     try:
@@ -54,12 +54,12 @@ def checked_name(name: Any) -> str:
 
 
 def object_name(quoted: str) -> str:
-    """Return the object's name that stands in a URL's path."""
+    """Return the object's name in a URL's path."""
     return checked_name(urllib.parse.unquote(quoted, errors="surrogateescape"))
 
 
 def is_object(file_name: str) -> bool:
-    """Return whether a file, or a folder, of that name can be an object, or hold some."""
+    """Return whether a file of that name can be an object, or a folder of that name can hold objects."""
     return _is_text(file_name) and not _PART.fullmatch(file_name)
 
 
@@ -73,7 +73,7 @@ def _is_text(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Stored:
-    """An object as it lies there now; `kept` is what the store holds of this generation."""
+    """An object that exists; `kept` is what the store has of this generation (type, metadata, checksums)."""
 
     bucket: str
     name: str
@@ -92,7 +92,7 @@ class Stored:
         return f"{self.generation}-{self.metageneration}"
 
     def resource(self, base: str) -> dict[str, Any]:
-        """Return the object as the API describes it; `base` begins its links. Checksums are among it if they are known."""
+        """Return the object in the API's form, with checksums if they are known; `base` is the beginning of its links."""
         path = f"storage/v1/b/{self.bucket}/o/{urllib.parse.quote(self.name, safe='')}"
         created = stamp(self.modified)
         known = {key: value for key, value in self.kept.items() if key in (*SETTABLE, *CHECKSUMS, "componentCount")}
@@ -118,14 +118,14 @@ class Stored:
 
 @dataclass(frozen=True)
 class Bucket:
-    """A bucket's folder, with what is done to the objects in it."""
+    """A bucket's folder, and the operations on its objects."""
 
     local: Local
     folder: Path
 
     @classmethod
     def open(cls, local: Local, quoted: str) -> Bucket:
-        """Return the bucket that a URL's path names, or answer that there is none."""
+        """Return the bucket in a URL's path; raise an ApiError if there is none."""
         name = urllib.parse.unquote(quoted)
         try:
             folder = Path(os.path.realpath(local.buckets), buckets.check_name(name))
@@ -143,11 +143,11 @@ class Bucket:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Let nobody else, in this process or in another service, change an object between a condition and what depends on it."""
+        """Keep others, in this process or another, from changing an object between the check of a condition and the change."""
         with _writing:
             handle = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
             try:
-                with contextlib.suppress(OSError):  # some network disks lock no folders; this process is one at a time anyway
+                with contextlib.suppress(OSError):  # some network disks cannot lock folders; within this process `_writing` is enough
                     fcntl.flock(handle, fcntl.LOCK_EX)
                 yield
             finally:
@@ -156,7 +156,7 @@ class Bucket:
     # ------------------------------------------------------------------ what is there
 
     def path(self, name: str) -> Path:
-        """Return an object's file, also of one to be; a link, or what leads out of the bucket over one, is refused."""
+        """Return an object's file, which need not exist; raise an ApiError for a link, or a path that a link leads out of the bucket."""
         target = self.folder / name
         real = Path(os.path.realpath(target))
         if (real != self.folder and self.folder not in real.parents) or target.is_symlink():
@@ -165,7 +165,7 @@ class Bucket:
         return real
 
     def find(self, name: str) -> Stored | None:
-        """Return the object of that name, None where there is none."""
+        """Return the object of that name; None if there is none."""
         path = self.path(name)
         try:
             status = path.stat()
@@ -179,11 +179,11 @@ class Bucket:
         generation = generation_of(status)
         kept = self.local.records.object(self.name, name, generation)
         if kept.get("size") != status.st_size:
-            kept = {}  # a job has written to it since, within one tick of the clock
+            kept = {}  # a job has written to it meanwhile, within one tick of the clock
         return Stored(self.name, name, path, status.st_size, generation, status.st_mtime, kept)
 
     def get(self, name: str, conditions: Conditions = NONE) -> Stored:
-        """Return the object of that name if it is as `conditions` want it; answer NOT_FOUND where there is none."""
+        """Return the object of that name; raise an ApiError if there is none, or if it does not meet the conditions."""
         found = self.find(name)
         conditions.check(f"{self.name}/{name}", found)
         if found is None:
@@ -191,7 +191,7 @@ class Bucket:
         return found
 
     def with_checksums(self, stored: Stored, *wanted: str) -> Stored:
-        """Return the object with these checksums among what is kept: computed once for each generation of a job's file."""
+        """Return the object with these checksums in `kept`; they are computed once for each generation of a job's file."""
         if all(key in stored.kept for key in wanted) or stored.name.endswith("/"):
             return stored
         try:
@@ -205,13 +205,13 @@ class Bucket:
         return replace(stored, kept=kept)
 
     def keep(self, name: str, generation: int, kept: Mapping[str, Any]) -> None:
-        """Keep what belongs to one generation of an object beside its content."""
+        """Store the type, metadata and checksums of one generation of an object."""
         self.local.records.set_object(self.name, name, generation, kept)
 
     # ------------------------------------------------------------------ changes
 
     def publish(self, name: str, content: Content, conditions: Conditions) -> Stored:
-        """Put finished content in an object's place, in one step, if what is there is as `conditions` want it."""
+        """Make finished content the object of that name, in one step, if the object there meets the conditions."""
         content.compare_checksums()
         path = self.path(name)
         near = _on_the_disk_of(path, content.file)
@@ -247,7 +247,7 @@ class Bucket:
             raise ApiError("INVALID_ARGUMENT", text, "name") from None
 
     def remove(self, name: str, conditions: Conditions) -> None:
-        """Remove an object and the folders that are empty without it, if the bucket root is the service's own."""
+        """Remove an object and the folders that become empty, if the bucket root belongs to the service."""
         self.check_removable()
         with self.lock():
             stored = self.get(name, conditions)
@@ -260,10 +260,10 @@ class Bucket:
             self._remove_empty(stored.path.parent)
 
     def _remove_empty(self, folder: Path) -> None:
-        """Remove a folder and those above it that hold nothing: else no object could have their names any more."""
+        """Remove a folder and its parents as far as they are empty; otherwise no object could get their names."""
         while folder != self.folder and not self.find(f"{folder.relative_to(self.folder)}/"):
             try:
-                folder.rmdir()  # fails for one that a job has put something in meanwhile
+                folder.rmdir()  # fails if a job has put a file into it meanwhile
             except OSError:
                 return
             folder = folder.parent
@@ -277,7 +277,7 @@ class Bucket:
 
 @dataclass
 class Content:
-    """Finished content in a file of its own, on its way to an object; `given` is what the client says of the object."""
+    """Finished content in a temporary file, for an object; `given` is the metadata from the client."""
 
     file: Path
     given: Mapping[str, Any]
@@ -286,16 +286,16 @@ class Content:
 
     @classmethod
     def of(cls, file: Path, given: Mapping[str, Any]) -> Content:
-        """Return the content that lies in `file`, which is read for its checksums."""
+        """Return the content in `file`, with its checksums."""
         size = file.stat().st_size
         return cls(file, given, size, checksums_of(file, size, CHECKSUMS))
 
     def about(self) -> dict[str, Any]:
-        """Return what is kept of the object beside its content."""
+        """Return the metadata to keep for the object."""
         return {key: self.given[key] for key in (*SETTABLE, "componentCount") if self.given.get(key) is not None}
 
     def compare_checksums(self) -> None:
-        """Refuse content that is not what the client sent by the checksums that it gave."""
+        """Refuse content whose checksums differ from those that the client gave."""
         for key in CHECKSUMS:
             given, own = self.given.get(key), self.checksums.get(key)
             if given and own and given != own:
@@ -303,7 +303,7 @@ class Content:
 
 
 def settable(body: Any) -> dict[str, Any]:
-    """Return what a client may set of an object out of its metadata; values that cannot be headers are refused."""
+    """Return the fields of an object's metadata that a client may set; raise an ApiError for values that cannot be headers."""
     if not isinstance(body, dict):
         raise ApiError("INVALID_ARGUMENT", f"an object's metadata must be a JSON object; got {type(body).__name__}.")
     given = {key: body[key] for key in SETTABLE if key in body}
@@ -317,12 +317,12 @@ def settable(body: Any) -> dict[str, Any]:
 
 
 def generation_of(status: os.stat_result) -> int:
-    """Return the generation of an object whose file is in that state; 0 stands for an object that is not there."""
+    """Return an object's generation from its file's state; at least 1, because 0 means that there is no object."""
     return max(1, status.st_mtime_ns // 1000)
 
 
 def _next_generation(found: Stored | None) -> int:
-    """Return a generation that no object has had: the file system's own clock ticks too slowly to tell two writes apart."""
+    """Return a new generation: the file system's clock is too coarse to tell two writes apart."""
     global _newest
     _newest = max(time.time_ns() // 1000, _newest + 1)
     return max(_newest, found.generation + 1 if found else 0)
@@ -332,12 +332,12 @@ _newest = 0
 
 
 def _is_new(modified: float) -> bool:
-    """Return whether a file may be written to again without getting another time of change."""
+    """Return whether a file is so new that another write might leave its modification time unchanged."""
     return abs(time.time() - modified) < 0.1
 
 
 def _on_the_disk_of(path: Path, file: Path) -> Path:
-    """Return `file`, or a copy near `path` where that is another disk, so that it can be put in its place in one step."""
+    """Return `file`, or a copy of it near `path` if that is on another disk, so that a rename can put it in place."""
     near = next(folder for folder in path.parents if folder.is_dir())
     if near.stat().st_dev == file.stat().st_dev:
         return file
@@ -354,7 +354,7 @@ def _on_the_disk_of(path: Path, file: Path) -> Path:
 
 
 class Digest:
-    """The checksums of content, as clients compare them, while it goes by."""
+    """Computes the checksums of content piece by piece."""
 
     def __init__(self, wanted: tuple[str, ...] = CHECKSUMS):
         self._parts: dict[str, Any] = {}
@@ -376,7 +376,7 @@ class Digest:
 
 
 def checksums_of(path: Path, size: int, wanted: tuple[str, ...]) -> dict[str, str]:
-    """Return checksums of a file's first `size` bytes: a job may be appending to it."""
+    """Return checksums of a file's first `size` bytes, because a job may be appending to it."""
     digest = Digest(wanted)
     for piece in pieces_of(path, size):
         digest.update(piece)
@@ -395,11 +395,11 @@ def pieces_of(path: Path, size: int) -> Iterator[bytes]:
 
 @contextlib.contextmanager
 def disk_errors(where: Path) -> Iterator[None]:
-    """Tell a client that the disk is full, instead of an internal error."""
+    """Turn the error for a full disk into one that tells the client so."""
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        text = f"the disk of {where} takes no more ({error.strerror}): make room there, then send it again."
+        text = f"the disk of {where} is full ({error.strerror}): make room there, then send it again."
         raise ApiError("RESOURCE_EXHAUSTED", text, code=507) from None

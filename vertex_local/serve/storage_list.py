@@ -1,4 +1,4 @@
-"""Lists of a bucket's objects in the order of their names, read folder by folder: a page costs what it holds, not what the bucket does."""
+"""Lists of a bucket's objects in the order of their names, read folder by folder, so that a page does not read the whole bucket."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LONGEST_NAME = 1024  # bytes of an object's name
 
 @dataclass(frozen=True)
 class Entry:
-    """An object of a list, or with `is_prefix` what stands for all whose names begin so."""
+    """An object in a list; with `is_prefix`, a prefix that stands for all objects whose names begin with it."""
 
     name: str
     is_prefix: bool = False
@@ -34,12 +34,12 @@ class Listing:
 
     @classmethod
     def of(cls, query: Mapping[str, str]) -> Listing:
-        """Return the list that a request asks for."""
+        """Return the parameters of a request."""
         start, end = (query.get(name, "").encode(errors="replace") for name in ("startOffset", "endOffset"))
         return cls(query.get("prefix", ""), query.get("delimiter", ""), start, end, decoded(query.get("pageToken", "")))
 
     def entries(self, bucket: Bucket) -> Iterator[Entry]:
-        """Yield what comes after the page before, in the order of the names' UTF-8."""
+        """Yield the entries after the page before, in the order of the names in UTF-8."""
         last = None
         for entry in self._found(bucket):
             key = entry.name.encode()
@@ -62,7 +62,7 @@ class Listing:
         yield from self._below(bucket, bucket.path(head) if head else bucket.folder, f"{head}/" if head else "")
 
     def _below(self, bucket: Bucket, folder: Path, base: str) -> Iterator[Entry]:
-        """Yield the objects below a folder whose own name is `base`; a folder that the delimiter cuts off is not read."""
+        """Yield the objects in a folder, whose name in the bucket is `base`; a folder that the delimiter cuts off is one entry."""
         if base and base.startswith(self.prefix) and bucket.find(base):
             yield Entry(base)
         for name in sorted(_names(folder, base), key=str.encode):
@@ -77,18 +77,18 @@ class Listing:
                     yield Entry(name, is_prefix=True)
 
     def _may_hold_some(self, name: str) -> bool:
-        """Return whether names that begin with the folder's may be in this list, after the page before."""
+        """Return whether objects in the folder of that name may be in this list, after the page before."""
         key = name.encode()
         bound = max(self.after, self.start)
         return (name.startswith(self.prefix) or self.prefix.startswith(name)) and (key > bound or bound.startswith(key))
 
     def _is_cut_off(self, name: str) -> bool:
-        offsets = self.start or self.end  # these are compared with whole names
+        offsets = self.start or self.end  # these must be compared with whole names
         return self.delimiter == "/" and not offsets and name.startswith(self.prefix) and len(name) > len(self.prefix)
 
 
 def _names(folder: Path, base: str) -> list[str]:
-    """Return the names of a folder's files, and of its folders with a "/" behind; links are none of them."""
+    """Return the names of a folder's files, and of its folders with a "/" at the end; without links."""
     names = []
     try:
         with os.scandir(folder) as found:
@@ -110,7 +110,7 @@ def _holds_an_object(bucket: Bucket, folder: Path, base: str) -> bool:
 
 
 def page(entries: Iterable[Entry], size: int) -> tuple[list[Entry], str]:
-    """Return the first `size` entries and the token of the page that follows; "" after the last."""
+    """Return the first `size` entries and the token of the next page, "" after the last."""
     found: list[Entry] = []
     for entry in entries:
         if len(found) == size:

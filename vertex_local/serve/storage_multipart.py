@@ -1,4 +1,4 @@
-"""The body of a multipart upload (RFC 2387): JSON, then content. Read from front to back, each byte once, the content in pieces."""
+"""The body of a multipart upload (RFC 2387): metadata in JSON, then content; read once from front to back, in pieces."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 from .rest import ApiError, Stream
 from .storage_files import PIECE
 
-_BOUNDARY = re.compile(r"""boundary=(?:"([^"]{1,72})"|([^\s";,]{1,72}))""")  # 70 by RFC 2046, and quotation marks of gcloud's
+_BOUNDARY = re.compile(r"""boundary=(?:"([^"]{1,72})"|([^\s";,]{1,72}))""")  # 70 characters by RFC 2046, and gcloud's quotes
 _LONGEST_LINE, _MOST_HEADERS = 16 << 10, 100
 _LONGEST_METADATA = 1 << 20
 _TRAILING = b"\r\n" * 3  # line ends that clients send after the closing boundary
 
 
 class Body:
-    """The two parts of one body: first `metadata`, then `content`."""
+    """The two parts of a body; `metadata` must be called first, then `content`."""
 
     def __init__(self, stream: Stream, content_type: str):
         """Open a body whose header Content-Type names the boundary between its parts.
@@ -33,15 +33,15 @@ class Body:
         self._newline = b"\r\n"
 
     def metadata(self) -> dict[str, Any]:
-        """Return the first part, with the second one's Content-Type for an object that names none."""
+        """Return the first part; the second part's Content-Type is added if the metadata has none."""
         line = self._line()
         for _ in range(_MOST_HEADERS):
             if line.strip():
                 break
-            line = self._line()  # clients may begin with an empty one
+            line = self._line()  # clients may begin with an empty line
         if line.rstrip() != self._boundary:
             raise _malformed("it does not begin with its boundary")
-        self._newline = b"\r\n" if line.endswith(b"\r\n") else b"\n"  # whatever this client ends lines with
+        self._newline = b"\r\n" if line.endswith(b"\r\n") else b"\n"  # the line end of this client
         self._headers()
         text, size = [], 0
         for piece in self._until(self._newline + self._boundary):
@@ -61,7 +61,7 @@ class Body:
         return {"contentType": kind, **about} if kind else about
 
     def content(self) -> Iterator[bytes]:
-        """Yield the second part, once the first one has been read; it ends with the body's last boundary, and may hold others."""
+        """Yield the second part in pieces; only the body's last boundary ends it, because the content may contain others."""
         end = self._newline + self._boundary + b"--"
         keep = len(end) + len(_TRAILING)
         while self._fill():
@@ -92,7 +92,7 @@ class Body:
         return line + newline
 
     def _until(self, end: bytes) -> Iterator[bytes]:
-        """Yield what comes before `end`, and go on behind it."""
+        """Yield everything before `end`, and skip `end`."""
         while (at := self._ahead.find(end)) < 0:
             cut = max(0, len(self._ahead) - len(end) + 1)  # `end` may begin in this piece and end in the next
             piece, self._ahead = self._ahead[:cut], self._ahead[cut:]

@@ -1,4 +1,4 @@
-"""The paths of Cloud Storage's JSON API that the local service answers, and those that name a feature which it lacks."""
+"""The paths of Cloud Storage's JSON API that the local service answers, and those of features that it lacks."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from .server import Route, route
 
 _BUCKET = "/storage/v1/b/{bucket}"
 _OBJECT = "/storage/v1/b/{bucket}/o/{object*}"
-_UPLOADS = ("/upload/storage/v1/b/{bucket}/o", "/resumable/upload/storage/v1/b/{bucket}/o")  # the Python client's, gcloud's
+_UPLOADS = ("/upload/storage/v1/b/{bucket}/o", "/resumable/upload/storage/v1/b/{bucket}/o")  # of the Python client, of gcloud
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
-_MISSING = {  # of a bucket, by the word that follows its name in a path
+_MISSING = {  # features of a bucket, by the word after its name in a path
     "acl": "Access control lists",
     "anywhereCaches": "Anywhere Cache",
     "defaultObjectAcl": "Access control lists",
@@ -38,7 +38,7 @@ _MISSING_OF_OBJECTS = (
 
 
 def table(local: Local) -> list[Route]:
-    """Return the routes of Cloud Storage; where two match, the first one answers."""
+    """Return the routes of Cloud Storage; if two match, the first one answers."""
     return [*_missing_of_objects(local), *_objects(local), *_buckets(local), *_missing(local)]
 
 
@@ -73,7 +73,7 @@ def _objects(local: Local) -> list[Route]:
 
 
 def _content_routes(local: Local) -> list[Route]:
-    """Return the routes to one object, whose name is one part of a path: slashes in it are written %2F."""
+    """Return the routes to one object; clients write slashes in its name as %2F."""
     handlers: list[tuple[str, str, Any]] = [
         ("GET", _OBJECT, storage_api.get_object),
         ("GET", f"/download{_OBJECT}", storage_api.get_object),
@@ -85,7 +85,7 @@ def _content_routes(local: Local) -> list[Route]:
 
 
 def _missing_of_objects(local: Local) -> list[Route]:
-    """Return the routes below an object; they go before the object's own, which would take them for a part of its name."""
+    """Return the routes below an object; they must come before the object's own, which would take the rest for its name."""
     return [
         route(method, f"{_OBJECT}/{word}", partial(storage_api.unsupported, local, feature=feature))
         for method, word, feature in _MISSING_OF_OBJECTS

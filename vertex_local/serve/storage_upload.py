@@ -1,7 +1,7 @@
-"""Writing objects: uploads in one request (media, multipart) and in pieces (resumable), copies, and what is put together.
+"""Writing objects: uploads in one request (media, multipart) or in pieces (resumable), copies, and composed objects.
 
-What is on its way lies in uploads/ of the service's own folder: `KEY` is content, `KEY.json` says that it is a resumable
-upload, which outlives the service and is given up after a week without a request, as on Cloud Storage.
+Unfinished content lies in the folder uploads/ of the service: the file `KEY` is content; `KEY.json` beside it marks a
+resumable upload, which outlives the service and expires after a week without a request, as on Cloud Storage.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from .storage_multipart import Body
 
 EXPIRY = 7 * 24 * 3600.0  # seconds without a request
 MOST_SESSIONS = 1000  # resumable uploads at once
-_MOST_FINISHED = 1000  # whose answers are kept in case they were lost
+_MOST_FINISHED = 1000  # finished uploads whose answer can be asked for again
 _UPLOAD_ID = re.compile("[0-9a-f]{32}")
 _RANGE = re.compile(r"bytes (?:([0-9]{1,15})-([0-9]{1,15})|\*)/([0-9]{1,15}|\*)")
 _LONGEST_METADATA = 1 << 20
-_HASHES = {"crc32c": "crc32c", "md5": "md5Hash"}  # of the header X-Goog-Hash
-# What an object may be asked to have, and does not get here.
+_HASHES = {"crc32c": "crc32c", "md5": "md5Hash"}  # names in the header X-Goog-Hash
+# Settings of an object that are refused.
 _UNSUPPORTED = {
     "acl": "Access control lists", "predefinedAcl": "Access control lists", "destinationPredefinedAcl": "Access control lists",
     "kmsKeyName": "Encryption keys", "destinationKmsKeyName": "Encryption keys", "retention": "Retention", "temporaryHold": "Holds",
@@ -43,10 +43,10 @@ _UNSUPPORTED = {
 
 
 def described(request: Request, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a client says of an object that it sends: its metadata, and the checksums that it has itself.
+    """Return the metadata and checksums that a client gives for an object.
 
     Raises:
-        ApiError: UNIMPLEMENTED for a feature that is not imitated, INVALID_ARGUMENT for what is no metadata.
+        ApiError: UNIMPLEMENTED for a feature that is not imitated, INVALID_ARGUMENT for wrong metadata.
     """
     for key, feature in _UNSUPPORTED.items():
         if body.get(key) or request.query.get(key):
@@ -81,7 +81,7 @@ def copy_object(local: Local, request: Request, bucket: str, object: str, target
 
 
 def compose(local: Local, request: Request, bucket: str, object: str) -> dict[str, Any]:  # noqa: A002
-    """Make one object of the parts that a parallel upload left."""
+    """Join objects, such as the parts of a parallel upload, into one."""
     into, name, body = Bucket.open(local, bucket), files.object_name(object), request.json()
     sources = body.get("sourceObjects", [])
     if not isinstance(sources, list) or not 1 <= len(sources) <= 32 or not all(isinstance(each, dict) for each in sources):
@@ -102,7 +102,7 @@ def _part_of(bucket: Bucket, source: dict[str, Any]) -> Stored:
 
 
 def _write(bucket: Bucket, name: str, pieces: Iterator[bytes], about: Mapping[str, Any], conditions: Conditions) -> Stored:
-    """Write an object beside its place, its checksums while it goes by, and put it there in one step."""
+    """Write an object to a temporary file, compute its checksums meanwhile, and put it in place in one step."""
     scratch, digest, size = uploads(bucket.local) / secrets.token_hex(16), files.Digest(), 0
     try:
         with files.disk_errors(scratch.parent):
@@ -151,16 +151,16 @@ def _body(request: Request) -> Iterator[bytes]:
 
 
 def uploads(local: Local) -> Path:
-    """Return the folder of what is on its way."""
+    """Return the folder of unfinished uploads."""
     folder = local.state / "serve" / "uploads"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def clear_uploads(folder: Path) -> None:
-    """Remove what no client can go on with: half an object of a service that was killed, and uploads that have expired.
+    """Remove what no client can continue: half objects of a killed service, and expired uploads.
 
-    To be called while nothing is being uploaded: at the service's start.
+    It must be called while nothing is being uploaded: at the service's start.
     """
     for file in folder.iterdir():
         if not file.with_suffix(".json").exists():
@@ -169,7 +169,7 @@ def clear_uploads(folder: Path) -> None:
 
 
 def _expire(folder: Path) -> int:
-    """Give up resumable uploads that nobody has gone on with for a week; return how many are left."""
+    """Remove resumable uploads without a request for a week; return how many are left."""
     left = 0
     for about in folder.glob("*.json"):
         with contextlib.suppress(FileNotFoundError):  # finished meanwhile
@@ -186,19 +186,19 @@ def _expire(folder: Path) -> int:
 # ------------------------------------------------------------------ resumable uploads
 
 _beginning = threading.Lock()
-_finished: OrderedDict[str, Stored] = OrderedDict()  # the last objects made of resumable uploads, by the upload's key
+_finished: OrderedDict[str, Stored] = OrderedDict()  # the latest objects from resumable uploads, by the upload's key
 
 
 @dataclass(frozen=True)
 class Session:
-    """A resumable upload: its content so far, and beside it what is to become of it."""
+    """A resumable upload: the file of its content so far, and a file about the object beside it."""
 
     key: str
     content: Path
 
     @classmethod
     def begin(cls, local: Local, about: Mapping[str, Any]) -> Session:
-        """Begin an upload, unless too many are open."""
+        """Begin an upload; raise an ApiError if too many are open."""
         key = secrets.token_hex(16)
         session = cls(key, uploads(local) / key)
         with _beginning:
@@ -212,7 +212,7 @@ class Session:
 
     @classmethod
     def find(cls, local: Local, request: Request) -> Session:
-        """Return the upload that a request goes on with, or that has ended a while ago."""
+        """Return the upload that a request names, which may have ended."""
         key = request.query.get("upload_id", "")
         if not _UPLOAD_ID.fullmatch(key):
             raise ApiError("NOT_FOUND", "there is no such upload; begin it again.")
@@ -245,9 +245,9 @@ class Session:
 
 
 def resume(local: Local, request: Request, bucket: str) -> Any:
-    """Take a piece of a resumable upload, or say how far it has come (308); the last piece makes the object."""
+    """Take a piece of a resumable upload, or say how many bytes have arrived (308); the last piece makes the object."""
     session = Session.find(local, request)
-    if session.key in _finished:  # its answer was lost
+    if session.key in _finished:  # the client did not get the answer
         return _finished[session.key].resource(request.base)
     header = request.headers.get("Content-Range") or f"bytes 0-{request.length - 1}/{request.length}"
     match = _RANGE.fullmatch(header if request.length or header.startswith("bytes *") else "bytes */0")
@@ -267,7 +267,7 @@ def resume(local: Local, request: Request, bucket: str) -> Any:
 
 
 def _append(request: Request, file: BinaryIO, first: int, last: int) -> int:
-    """Write a piece in its place, the end of what is there; whatever was there behind it is replaced. Return the new size."""
+    """Write a piece at its offset, which must not be beyond the end; replace what follows; return the new size in bytes."""
     have = file.seek(0, os.SEEK_END)
     if last - first + 1 != request.length or first > have:
         text = f"bytes {first}-{last} in {request.length} bytes of body must follow the {have} bytes that are here."
@@ -287,7 +287,7 @@ def _finish(local: Local, request: Request, session: Session) -> Stored:
         made = into.publish(about["name"], Content.of(session.content, given), Conditions(about.get("conditions", {})))
     except ApiError as error:
         if error.code < 500:
-            session.forget()  # what came is not what was sent, or may not go there: it has to be begun again anyway
+            session.forget()  # the checksums differ, or the object may not be replaced: the client must begin again
         raise
     session.forget()
     _finished[session.key] = made
@@ -297,7 +297,7 @@ def _finish(local: Local, request: Request, session: Session) -> Stored:
 
 
 def cancel_upload(local: Local, request: Request, bucket: str) -> Answer:
-    """Forget a resumable upload and what came of it so far."""
+    """Remove a resumable upload and its content so far."""
     session = Session.find(local, request)
     with session.open():
         session.forget()

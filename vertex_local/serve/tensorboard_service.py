@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
 _TEXTS = ("display_name", "description", "labels")
-_POINTS, _TENSORS = 1000, 100  # that one read returns of a series at most
-_EXPORTED = 1000  # points of a page of an export
+_POINTS, _TENSORS = 1000, 100  # the most scalars, or tensors, of a series that a read returns by default
+_EXPORTED = 1000  # points on a page of an export
 
 
 class TensorboardService:
-    """TensorBoard instances with what clients write; jobs fill theirs by `tensorboards`."""
+    """TensorBoard instances, as clients read and write them; `tensorboards` copies jobs' event files into them."""
 
     def __init__(self, local: Local, operations: OperationPool):
         self._local, self._records, self._operations = local, local.records, operations
@@ -53,11 +53,11 @@ class TensorboardService:
         return self._operations.finished(location_of(kept["name"]), "UpdateTensorboardOperationMetadata", ("Tensorboard", kept))
 
     def delete_tensorboard(self, request: types.DeleteTensorboardRequest) -> operations_pb2.Operation:
-        """Forget an instance with all that is in it; event files stay."""
+        """Forget an instance with everything in it; event files stay."""
         return self._delete(request.name)
 
     def _only_default(self, kept: dict[str, Any]) -> None:
-        """Take from all other instances of a location that they are the default one."""
+        """If an instance is the default one, make no other instance of its location that."""
         for other in self._records.list(series.TENSORBOARDS, location_of(kept["name"])) if kept.get("isDefault") else ():
             if other.get("isDefault") and other["name"] != kept["name"]:
                 self._records.change(other["name"], lambda document: document.pop("isDefault", None))
@@ -65,7 +65,7 @@ class TensorboardService:
     # ------------------------------------------------------------------ experiments
 
     def create_tensorboard_experiment(self, request: types.CreateTensorboardExperimentRequest) -> types.TensorboardExperiment:
-        """Make an experiment of an instance."""
+        """Make an experiment in an instance."""
         self._local.known(request.parent)
         number = _checked_id(request.tensorboard_experiment_id, "tensorboardExperimentId")
         document = messages.to_json(request.tensorboard_experiment)
@@ -92,11 +92,11 @@ class TensorboardService:
     # ------------------------------------------------------------------ runs
 
     def create_tensorboard_run(self, request: types.CreateTensorboardRunRequest) -> types.TensorboardRun:
-        """Make a run of an experiment."""
+        """Make a run in an experiment."""
         return self._create_run(request, self._names(series.RUNS, request.parent))
 
     def batch_create_tensorboard_runs(self, request: types.BatchCreateTensorboardRunsRequest) -> types.BatchCreateTensorboardRunsResponse:
-        """Make several runs of one experiment."""
+        """Make several runs in one experiment."""
         taken = self._names(series.RUNS, request.parent)
         runs = [self._create_run(each, taken) for each in _of_one_parent(request)]
         return messages.new("BatchCreateTensorboardRunsResponse", tensorboard_runs=runs)
@@ -129,13 +129,13 @@ class TensorboardService:
     # ------------------------------------------------------------------ time series
 
     def create_tensorboard_time_series(self, request: types.CreateTensorboardTimeSeriesRequest) -> types.TensorboardTimeSeries:
-        """Make a time series of a run."""
+        """Make a time series in a run."""
         return self._create_series(request, self._names(series.SERIES, request.parent))
 
     def batch_create_tensorboard_time_series(
         self, request: types.BatchCreateTensorboardTimeSeriesRequest
     ) -> types.BatchCreateTensorboardTimeSeriesResponse:
-        """Make several time series, of the runs of one experiment."""
+        """Make several time series in the runs of one experiment."""
         taken: dict[str, set[str]] = {}
         made = []
         for each in request.requests:
@@ -178,7 +178,7 @@ class TensorboardService:
     # ------------------------------------------------------------------ points
 
     def write_tensorboard_run_data(self, request: types.WriteTensorboardRunDataRequest) -> types.WriteTensorboardRunDataResponse:
-        """Keep points of a run's time series; one of a step that is there already replaces it."""
+        """Record points of a run's time series; a point replaces an earlier one of the same step."""
         self._local.known(request.tensorboard_run)
         self._write(request.tensorboard_run, request.time_series_data)
         return messages.new("WriteTensorboardRunDataResponse")
@@ -186,7 +186,7 @@ class TensorboardService:
     def write_tensorboard_experiment_data(
         self, request: types.WriteTensorboardExperimentDataRequest
     ) -> types.WriteTensorboardExperimentDataResponse:
-        """Keep points of time series of several runs of one experiment."""
+        """Record points of time series in several runs of one experiment."""
         self._local.known(request.tensorboard_experiment)
         for each in request.write_run_data_requests:
             if not each.tensorboard_run.startswith(f"{request.tensorboard_experiment}/"):
@@ -207,13 +207,13 @@ class TensorboardService:
                 text = f"{where}.valueType: {known['displayName']} takes {known['valueType']}; got {given['valueType']}."
                 raise ApiError("INVALID_ARGUMENT", text, f"{where}.valueType")
             wanted.append((known["name"], given["values"]))
-        for name, values in wanted:  # all of them are right
+        for name, values in wanted:  # only now, when all of them are right
             series.write(self._records, name, values)
 
     def read_tensorboard_time_series_data(
         self, request: types.ReadTensorboardTimeSeriesDataRequest
     ) -> types.ReadTensorboardTimeSeriesDataResponse:
-        """Return points of a time series: those that the filter lets pass, evenly drawn where they are too many."""
+        """Return the points of a time series that match the filter; if they are too many, evenly spaced ones."""
         known = self._local.known(request.tensorboard_time_series)
         accepts = lists.parsed_filter(request.filter)
         data = self._data(known, filter(accepts, self._records.points(known["name"])), request.max_data_points)
@@ -240,7 +240,7 @@ class TensorboardService:
         known = self._local.known(request.tensorboard_time_series)
         accepts = lists.parsed_filter(request.filter)
         if request.order_by not in ("", "step", "step asc", "step desc"):
-            text = f"orderBy takes step, with desc behind it or not; got {request.order_by[:100]!r}."
+            text = f"orderBy takes step, optionally followed by desc; got {request.order_by[:100]!r}."
             raise ApiError("INVALID_ARGUMENT", text, "orderBy")
         found = [point for point in self._records.points(known["name"]) if accepts(point)]
         found = found[::-1] if request.order_by.endswith("desc") else found
@@ -291,7 +291,7 @@ class TensorboardService:
 
 
 def _of_one_parent(request: Message) -> Iterable[Message]:
-    """Yield the requests of a batch, each of which may leave out the parent that all have."""
+    """Yield a batch's requests with its parent filled in; raise an ApiError for one with another parent."""
     for i, each in enumerate(request.requests):
         if each.parent and each.parent != request.parent:
             text = f"requests[{i}].parent must be that of the batch, {request.parent[:200]}; got {each.parent[:200]}."

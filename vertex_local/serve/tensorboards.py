@@ -1,4 +1,4 @@
-"""A job's TensorBoard instance, filled from the event files that the job writes: an experiment named by the job's id, as on the service."""
+"""Copies a job's event files into its TensorBoard instance, as an experiment with the job's id, as on the service."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from ..metadata import lineage, nodes, series
 from ..metadata.event_files import LogReader
 
 SECONDS = 2.0  # between two looks at the files
-_ROOT = "default"  # the run of files that lie in the log directory itself
+_ROOT = "default"  # the run of files directly in the log directory
 
 
 class Follower:
-    """Copies scalars of log directories into the experiment of one job.
+    """Copies scalars from log directories into the experiment of one job.
 
     Args:
         tensorboard: the instance's full name.
-        job: the job's full name, whose id the experiment gets.
-        folders: returns the log directories that there are by the prefix of their runs' names, "" for none.
+        job: the job's full name; the experiment gets its id.
+        folders: returns the existing log directories, by the prefix of their runs' names ("" for none).
     """
 
     def __init__(self, records: Store, tensorboard: str, job: str, display_name: str, folders: Callable[[], Mapping[str, Path]]):
@@ -34,7 +34,7 @@ class Follower:
         document = {"displayName": display_name, "labels": {"vertex_tensorboard_experiment_source": "custom_job"}, "source": job}
         self._number, self._location = series.id_of(job.rpartition("/")[2]), "/".join(job.split("/")[:4])
         self.experiment = series.ensure(records, tensorboard, series.EXPERIMENTS, self._number, document)["name"]
-        # The service shows such an experiment in ML Metadata, too, and the SDK ends its runs there.
+        # The service shows such an experiment in ML Metadata, too, where the SDK ends its runs.
         self._context = lineage.record_context(
             records, self._location, self._number, "system.Experiment", display_name=display_name, tensorboard_link=self.experiment
         )
@@ -51,7 +51,7 @@ class Follower:
             series.write(self._records, self._named(run, tag), points)
 
     def _named(self, run: str, tag: str) -> str:
-        """Return the time series of a run's tag, made at its first value."""
+        """Return the time series of a run's tag; make it at the first value."""
         if (run, tag) not in self._series:
             kept = series.ensure(self._records, self.experiment, series.RUNS, series.id_of(run), {"displayName": run})
             if not any(known == run for known, _ in self._series):
@@ -59,16 +59,15 @@ class Follower:
             self._series[run, tag] = series.add_series(self._records, kept["name"], tag)["name"]
         return self._series[run, tag]
 
-
     def _show(self, run: str) -> None:
-        """Let the run stand in ML Metadata, under the job's experiment."""
+        """Record the run in ML Metadata, under the job's experiment."""
         number, about = f"{self._number}-{series.id_of(run)}"[:128], {"_params": {}, "_metrics": {}, "_state": "RUNNING"}
         context = lineage.record_context(self._records, self._location, number, "system.ExperimentRun", display_name=run, **about)
         nodes.add_children(self._records, self._context, [context])
 
 
 def find(records: Store, tensorboard: str) -> str | None:
-    """Return the full name of the instance that a job names, under whichever of its project's two names; None if it is not here."""
+    """Return the recorded name of a job's instance, whose project may be given by id or by number; None if it is not here."""
     if records.get(tensorboard) is not None:
         return tensorboard
     _, _, number = tensorboard.rpartition("/")
@@ -80,7 +79,7 @@ def find(records: Store, tensorboard: str) -> str | None:
 
 @contextlib.contextmanager
 def followed(follower: Follower | None, say: Callable[[str], None]) -> Iterator[None]:
-    """Let a follower copy while the block lasts, and once more at its end; what goes wrong costs the job nothing but a line."""
+    """Let a follower copy while the block runs, and once more at its end; an error is reported and does not fail the job."""
     if follower is None:
         yield
         return
@@ -106,5 +105,5 @@ def followed(follower: Follower | None, say: Callable[[str], None]) -> Iterator[
 
 
 def _plain(value: float) -> float | str:
-    """Return a number as protobuf's JSON has it."""
+    """Return a number as protobuf's JSON writes it."""
     return value if value == value and abs(value) != float("inf") else {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}[str(value)]

@@ -1,4 +1,4 @@
-"""The service's certificate, made at each start and trusted by nobody but the clients that are told its authority's file."""
+"""The service's certificate, made at each start; only clients that get the file of its authority trust it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import trustme
 from .guards import ADDRESS
 
 DAYS = 30
-_OWN = b"# the local service's own authority; what stands before it was trusted already\n"
+_OWN = b"# the local service's own authority; those before it were trusted already\n"
 
 
 @dataclass(frozen=True)
 class Files:
-    """The server's key and certificate, its authority's certificate, and that beside the authorities trusted anyway."""
+    """The server's key and certificate, its authority's certificate, and a bundle of that and all authorities trusted before."""
 
     key: Path
     certificate: Path
@@ -34,7 +34,7 @@ class Files:
 
 
 def make(folder: Path) -> Files:
-    """Make a new authority and a certificate of loopback's names in `folder`; the authority's key is kept nowhere."""
+    """Make a new authority, and a certificate for localhost, in `folder`; the authority's key is not kept."""
     files = Files(*(folder / name for name in ("key.pem", "cert.pem", "ca.pem", "ca-bundle.pem")))
     authority = trustme.CA(organization_name="vertex_local")
     end = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(days=DAYS)
@@ -49,7 +49,7 @@ def make(folder: Path) -> Files:
 
 
 def _trusted() -> bytes:
-    """Return the certificates that requests trusts in this environment, without an earlier start's own."""
+    """Return the certificates that `requests` trusts in this environment, without the authority of an earlier start."""
     for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         path = Path(os.environ.get(name) or "/nonexistent")
         if path.is_file():
@@ -58,7 +58,7 @@ def _trusted() -> bytes:
 
 
 def write_private(path: Path, content: bytes) -> None:
-    """Write a file that only its owner can read, in one step and whatever was there before."""
+    """Write a file that only its owner can read, replacing an earlier one in one step."""
     new = path.with_name(f"{path.name}.new")
     new.unlink(missing_ok=True)
     with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:

@@ -1,4 +1,4 @@
-"""REST to RPC and back: paths, verbs and bodies come from the SDK's own tables, values from protobuf's JSON."""
+"""From REST requests to RPCs and back: paths, verbs and bodies by the SDK's own rules, values by protobuf's JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _VARIABLE = re.compile(r"\{([\w.]+)=([^{}]+)\}")
 _INTEGER = re.compile("-?[0-9]{1,19}")
 _HTTP_BODY = "google.api.HttpBody"
-# Parameters that every method of Google's APIs takes and that say nothing to it.
+# Parameters that every method of Google's APIs accepts; they are no fields of its message.
 _SYSTEM = {
     "alt", "$alt", "callback", "fields", "$fields", "key", "access_token", "oauth_token", "prettyPrint", "quotaUser", "userIp",
     "uploadType", "upload_protocol", "$.xgafv", "xgafv", "trace",
@@ -28,7 +28,7 @@ _SYSTEM = {
 
 @dataclass(frozen=True)
 class _Rule:
-    """A path and verb by which a method is reached: the fields that stand in the path, and the one that the body is."""
+    """A REST rule of a method: a pattern of the path, the fields in the path, and the field that the body fills."""
 
     method: Any
     path: re.Pattern[str]
@@ -36,7 +36,7 @@ class _Rule:
     body: str
 
 
-# What paths begin with: the API's versions, and the prefix by which the SDK asks for operations over REST.
+# The beginnings of paths: the API's versions, and the prefix with which the SDK asks for operations over REST.
 PREFIXES = (*rpc.VERSIONS, "ui")
 
 
@@ -56,7 +56,7 @@ class Rest:
         self._rules.setdefault(key, []).append(_Rule(method, path, fields, rule.get("body", "")))
 
     def handle(self, request: Request, **_: str) -> dict[str, Any] | Answer:
-        """Answer a request to a path of the API, of whichever version."""
+        """Answer a request to a path of the API, in either version."""
         version, rest = request.path.split("/", 2)[1:]
         path = f"/v1/{rest}"
         for rule in self._rules.get((request.method, *_shape(path)), ()):
@@ -69,13 +69,13 @@ class Rest:
 
 
 def _shape(path: str) -> tuple[int, str]:
-    """Return what tells most paths from each other: the number of parts, and the verb behind a colon."""
+    """Return a key that tells most paths apart: the number of parts, and the verb after a colon."""
     plain = _VARIABLE.sub(lambda match: match[2], path)
     return plain.count("/"), plain.rpartition("/")[2].partition(":")[2]
 
 
 def _pattern(uri: str) -> tuple[re.Pattern[str], tuple[str, ...]]:
-    """Return what a path such as `/v1/{name=projects/*/locations/*}:wait` matches, and the fields in it."""
+    """Return the pattern of a path such as `/v1/{name=projects/*/locations/*}:wait`, and the fields in it."""
     pieces, fields, end = [], [], 0
     for match in _VARIABLE.finditer(uri):
         inner = re.escape(match[2]).replace(r"\*\*", "[^:]+").replace(r"\*", "[^/:]+")
@@ -86,7 +86,7 @@ def _pattern(uri: str) -> tuple[re.Pattern[str], tuple[str, ...]]:
 
 
 def check_names(method: rpc.Method, request: Message) -> None:
-    """Refuse a request that no path of the method could stand for, such as one that gets a custom job by a data set's name."""
+    """Refuse a request that fits no path of the method, such as one that gets a custom job by a data set's name."""
     rules = _names(method)
     if not any(all(pattern.fullmatch(_text(request, field)) for field, _, pattern in rule) for rule in rules):
         field, wanted, _ = next(iter(rules[0]))
@@ -96,7 +96,7 @@ def check_names(method: rpc.Method, request: Message) -> None:
 
 @functools.cache
 def _names(method: rpc.Method) -> list[list[tuple[str, str, re.Pattern[str]]]]:
-    """Return for each path of a method the fields in it, with what they take as text and as a pattern."""
+    """Return, for each path of a method, its fields as (name, what it takes as text, as a pattern)."""
     return [
         [(match[1], match[2], _pattern(match[0])[0]) for match in _VARIABLE.finditer(rule["uri"])] for rule in method.http_rules()
     ]
@@ -110,7 +110,7 @@ def _text(message: Message, path: str) -> str:
 
 
 def _request(rule: _Rule, match: re.Match[str], request: Request) -> Message:
-    """Return the message that a REST request stands for."""
+    """Return the message of a REST request."""
     message = rule.method.request()
     raw = _raw_field(message) if rule.body == "*" else None
     if raw is not None:
@@ -130,7 +130,7 @@ def _request(rule: _Rule, match: re.Match[str], request: Request) -> Message:
 
 
 def _raw_field(message: Message) -> Any:
-    """Return the google.api.HttpBody that a request's body is as it comes; None where the body is JSON of the request."""
+    """Return the message's google.api.HttpBody, which takes the body unchanged; None if the body is the message's JSON."""
     names = [field.name for field in message.DESCRIPTOR.fields if field.message_type and field.message_type.full_name == _HTTP_BODY]
     return getattr(message, names[0]) if names else None
 
@@ -147,7 +147,7 @@ def _member(message: Message, name: str) -> Message:
 
 
 def _set(message: Message, name: str, text: str) -> None:
-    """Put the text of a parameter or of a part of the path into its field, which may be one of a message within."""
+    """Put the text of a parameter, or of a part of the path, into its field; a dotted name is a field of an inner message."""
     first, _, rest = name.partition(".")
     field = next((each for each in message.DESCRIPTOR.fields if first in (each.name, each.json_name)), None)
     if field is None:
@@ -189,7 +189,7 @@ def _speak(operation: dict[str, Any], version: str) -> None:
 
 
 def _missing(verb: str, path: str) -> ApiError:
-    """Return the error for a path that is not answered: it names the feature, as far as the SDK knows the path."""
+    """Return the error for a path that is not answered; it names the feature if the SDK knows the path."""
     for service, name, wanted, pattern in _known():
         if wanted == verb and pattern.fullmatch(path):
             return rpc.not_answered(service, name)

@@ -1,11 +1,11 @@
-"""Compare what an endpoint is asked with the rows that its model was trained on, and warn where they differ.
+"""Compare an endpoint's requests with the rows that its model was trained on, and warn of differences.
 
     python -m vertex_local watch taxifare
     python -m vertex_local watch taxifare --follow --run 'scripts/submit_job jobs/taxifare.yaml'
 
-The service keeps a sample of the requests (docs/registry.md); the model holds the profile of its training rows. Of each column
-the distance is shown, 0 (alike) to 1, and what chance alone explains. Columns above both --threshold and chance drift: the
-exit code is then 3. With --follow it goes on, and starts --run or --pipeline each time that columns begin to drift.
+The service keeps a sample of the requests (docs/registry.md); the model has a profile of its training rows. For each column
+it prints the distance, from 0 (alike) to 1, and the distance that chance alone explains. A column above both that and
+--threshold drifts; the exit code is then 3. --follow goes on, and starts --run or --pipeline when columns begin to drift.
 """
 
 from __future__ import annotations
@@ -25,24 +25,23 @@ from typing import Any
 from .. import cli
 from ..errors import UserError, quoted
 from ..job import buckets
-from ..local import records, store
+from ..local import environment, records, store
 from . import samples
 
-DRIFTS = 3  # the exit code where columns drift
-DRIFT = 0.1  # the distance from which the data report and the evaluation warn, too
-_ROOT = Path(__file__).resolve().parents[2]
+DRIFTS = 3  # the exit code if columns drift
+DRIFT = 0.1  # the distance from which the data report and the evaluation also warn
 
 
 @dataclass(frozen=True)
 class Drift:
-    """What a look at one deployed model found: how many instances it was asked, and the numbers of each column."""
+    """The comparison for one deployed model: how many instances it got, and each column's distance and chance."""
 
     deployed: Mapping[str, Any]
     rows: int
     columns: Mapping[str, Mapping[str, float]]
 
     def over(self, threshold: float) -> list[str]:
-        """Return the columns that drift, the furthest first."""
+        """Return the columns that drift, by falling distance."""
         found = [name for name, said in self.columns.items() if said["distance"] >= threshold and said["distance"] > said["chance"]]
         return sorted(found, key=lambda name: -self.columns[name]["distance"])
 
@@ -51,12 +50,12 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
     parser = records.parser("watch", __doc__)
     parser.add_argument("endpoint", metavar="ENDPOINT", help="its id, full name or display name")
-    parser.add_argument("--threshold", metavar="X", type=_distance, default=DRIFT, help="distance that is warned of (default: %(default)s)")
+    parser.add_argument("--threshold", metavar="X", type=_distance, default=DRIFT, help="warn from this distance on (default: %(default)s)")
     parser.add_argument("--last", metavar="N", type=cli.whole(1), default=20_000, help="the newest instances only (default: %(default)s)")
     parser.add_argument("--follow", action="store_true", help="go on until Ctrl-C")
     parser.add_argument("--every", metavar="SECONDS", type=cli.whole(1), default=60, help="for --follow: between looks (default: 60)")
-    parser.add_argument("--run", metavar="COMMAND", help="start this in a shell where columns drift: $WATCH_COLUMNS names them")
-    parser.add_argument("--pipeline", metavar="SPEC", help="run this compiled pipeline where columns drift")
+    parser.add_argument("--run", metavar="COMMAND", help="start this in a shell when columns drift: $WATCH_COLUMNS names them")
+    parser.add_argument("--pipeline", metavar="SPEC", help="run this compiled pipeline when columns drift")
     parser.add_argument("--parameter", metavar="NAME=VALUE", action="append", default=[], help="for --pipeline; repeatable")
     parser.add_argument("--bucket_root", metavar="DIR", help="the service's folder for gs:// (default: STATE_DIR/buckets)")
     parser.add_argument("--python", metavar="PATH", default=sys.executable, help="interpreter for the comparison (default: this one)")
@@ -88,7 +87,7 @@ def _watch(args: argparse.Namespace, cancel: threading.Event) -> int:
             endpoint = _find(kept, args.endpoint)
             looks = list(_looks(kept, endpoint, state, args))
         now = {f"{look.deployed['id']} {name}" for look in looks for name in look.over(args.threshold)}
-        if (said := [(sum(look.rows for look in looks), now)]) != shown:  # followed, the same numbers are not told again and again
+        if (said := [(sum(look.rows for look in looks), now)]) != shown:  # with --follow, print only new numbers
             for look in looks:
                 _show(look, args.threshold)
             shown = said
@@ -132,7 +131,7 @@ def _find(kept: store.Store, name: str) -> dict[str, Any]:
 
 
 def _looks(kept: store.Store, endpoint: Mapping[str, Any], state: Path, args: argparse.Namespace) -> Iterator[Drift]:
-    """Yield what each deployed model that was asked something was asked."""
+    """Yield the comparison for each deployed model that has had requests."""
     asked: dict[str, list[Any]] = {}
     for each in samples.read(state, endpoint["name"]):
         asked.setdefault(each["deployedModelId"], []).append(each["instance"])
@@ -157,12 +156,10 @@ def _version(kept: store.Store, deployed: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _compared(python: str, model: str, instances: Sequence[Any]) -> tuple[int, dict[str, Any]]:
-    """Return how many instances there are, and the drift of each column; another process works with the numbers."""
-    path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
+    """Return how many instances there are, and the drift of each column, computed by another process."""
     text = "".join(json.dumps(each) + "\n" for each in instances)
-    done = subprocess.run(
-        [python, "-m", "vertex_runtime.profile", model], input=text, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
-    )
+    env = environment.importing_this(os.environ)
+    done = subprocess.run([python, "-m", "vertex_runtime.profile", model], input=text, env=env, capture_output=True, text=True)
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
         raise UserError(f"ENDPOINT: its requests cannot be compared: {said.removeprefix('error: ')}")
@@ -191,7 +188,7 @@ def _show(look: Drift, threshold: float) -> None:
 
 
 def _start(args: argparse.Namespace, endpoint: Mapping[str, Any], columns: Sequence[str]) -> None:
-    """Run the command or the pipeline that was asked for, to its end."""
+    """Run the command or pipeline of the flags to its end, if there is one."""
     if args.pipeline:
         words = [sys.executable, "-m", "vertex_local", "pipeline", args.pipeline, f"--state_dir={args.state_dir}"]
         words += [f"--bucket_root={args.bucket_root}"] if args.bucket_root else []
@@ -201,9 +198,8 @@ def _start(args: argparse.Namespace, endpoint: Mapping[str, Any], columns: Seque
     else:
         return
     print(f"start: {args.run or ' '.join(words[1:])}", flush=True)
-    path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
-    about = {"WATCH_COLUMNS": ",".join(columns), "WATCH_ENDPOINT": endpoint["name"], "PYTHONPATH": path}
-    code = subprocess.run(words, env={**os.environ, **about}, stdin=subprocess.DEVNULL).returncode
+    about = {"WATCH_COLUMNS": ",".join(columns), "WATCH_ENDPOINT": endpoint["name"]}
+    code = subprocess.run(words, env={**environment.importing_this(os.environ), **about}, stdin=subprocess.DEVNULL).returncode
     if code and not args.follow:
         raise OSError(f"{'--pipeline' if args.pipeline else '--run'}: it ended with {code}.")
     print(f"it ended with {code}", flush=True)

@@ -1,4 +1,4 @@
-"""What trials report, as the API's measurements, and which of them counts."""
+"""What trials report, as the API's measurements; the final measurement of a trial, and the best trials."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _OTHER = {"global_step", "timestamp", "trial", "checkpoint_path"}
 
 
 class Reports:
-    """A trial's reports as they come; hypertune's own file forgets all but the newest 100, its supervisor's copy none."""
+    """A trial's reports, read as they come from the supervisor's copy: hypertune's own file keeps only the newest 100."""
 
     def __init__(self, metric_file: Path):
         self.lost = False
@@ -28,7 +28,7 @@ class Reports:
         found = []
         for entry in self._follower.new():
             text = json.dumps(entry, sort_keys=True)
-            if text not in self._seen:  # a restarted replica finds the file of the one before
+            if text not in self._seen:  # a restarted replica continues the file of its earlier attempt
                 self._seen.add(text)
                 self.lost |= "lost" in entry
                 found += filter(None, [_parse(entry)])
@@ -36,7 +36,7 @@ class Reports:
 
 
 def _parse(entry: dict[str, Any]) -> dict[str, Any] | None:
-    """Return one report; None for what hypertune would not write."""
+    """Return one report; None for an entry that hypertune would not write."""
     try:
         values = {name: float(value) for name, value in entry.items() if name not in _OTHER}
         return {"step": int(float(entry.get("global_step") or 0)), "time": float(entry["timestamp"]), "values": values}
@@ -82,9 +82,9 @@ def seconds(measurement: Mapping[str, Any]) -> float:
 
 
 def final(study: Study, measurements: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """Return the measurement that counts: the last that holds every metric, or the best one; None if there is none.
+    """Return a trial's final measurement: the last that holds every metric, or the best; None if there is none.
 
-    Where several metrics are optimised, the best is that of the first.
+    If several metrics are optimised, the first one decides which is the best.
     """
     names = {metric.id for metric in study.metrics}
     complete = [item for item in measurements if names <= value_of(item).keys()]
@@ -100,9 +100,9 @@ def final(study: Study, measurements: Sequence[dict[str, Any]]) -> dict[str, Any
 
 
 def best(study: Study, trials: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the best trials: one, or with several metrics all that no other beats in every one.
+    """Return the best trials: one, or with several metrics the Pareto front.
 
-    Trials on the wrong side of a metric's threshold count only if all are.
+    Trials on the wrong side of a metric's threshold count only if every trial is.
     """
     done = [trial for trial in trials if trial["state"] == "SUCCEEDED"]
     safe = [trial for trial in done if _is_safe(study, trial)] or done

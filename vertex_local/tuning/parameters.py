@@ -1,4 +1,4 @@
-"""A study's metrics and parameters: read from its message, with the rules that the API's types cannot say."""
+"""A study's metrics and parameters, read from its message and checked by rules that the API's types do not express."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ DOUBLE, INTEGER, DISCRETE, CATEGORICAL = KINDS = ("double", "integer", "discrete
 LINEAR, LOG, REVERSE_LOG = (f"UNIT_{name}_SCALE" for name in ("LINEAR", "LOG", "REVERSE_LOG"))
 NO_SCALE = "SCALE_TYPE_UNSPECIFIED"
 _FLAG = re.compile(r"[A-Za-z_][\w.-]*")
-_APART = 1e-10  # the service's least distance of two discrete values
+_APART = 1e-10  # the smallest distance of two discrete values on the service
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What trials report; one with a `threshold` must stay on its good side and is not optimised."""
+    """A metric that trials report; one with a `threshold` is not optimised, but must stay on the right side of it."""
 
     id: str
     maximize: bool
@@ -63,7 +63,7 @@ def read_metrics(job: JobFile, raw: Any) -> tuple[Metric, ...]:
             problem = f"takes the tag that the trainer reports, without whitespace; got {quoted(name)}."
             raise job.error((*at, i, "metricId"), problem)
         if name in [metric.id for metric in found]:
-            raise job.error((*at, i, "metricId"), f"{quoted(name)} is there twice; keep one.")
+            raise job.error((*at, i, "metricId"), f"{quoted(name)} appears twice; keep one.")
         threshold = item.safety_config.safety_threshold if item.HasField("safety_config") else None
         found.append(Metric(name, item.GoalType.Name(item.goal) != "MINIMIZE", threshold))  # unspecified means maximise
     if not any(metric.threshold is None for metric in found):

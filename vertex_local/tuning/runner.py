@@ -35,11 +35,11 @@ def run(
 ) -> Result:  # fmt: skip
     """Run a study to its end and return how it went.
 
-    A `job_id` that names an earlier run of the same study continues it: finished trials stay, those that were cut run
-    again with the same parameters.
+    A `job_id` that names an earlier run of the same study continues it: finished trials stay, interrupted ones run again
+    with the same parameters.
 
     Args:
-        seed: of the search.
+        seed: the search's seed.
         cancel: set it to end the job and its trials.
         on_trial: called with a trial at each of its changes.
         changes: options by name, over those of `options`.
@@ -62,7 +62,7 @@ def run(
 
 
 def _result(study: Study, options: RunOptions, paths: Paths) -> Result:
-    """Return the result of a new job, or that of the earlier one that is continued."""
+    """Return the result of a new job, or of the earlier one that this run continues."""
     if options.job_id is not None:
         folder = jobs.folder_of(paths.state, options.job_id)
         if (folder / "spec.yaml").exists():
@@ -82,13 +82,13 @@ def _held(result: Result) -> Any:
 
 
 def _keep_start(result: Result) -> None:
-    """Take over when an earlier run of the job began."""
+    """Take the start time from an earlier run of the job, if there is one."""
     with contextlib.suppress(OSError, ValueError, KeyError):
         result.start = float(json.loads((result.folder / "result.json").read_text())["start"])
 
 
 def _refuse_used_output(study: Study, paths: Paths) -> None:
-    """Refuse a new study where another one's trials lie: a trainer would go on from their checkpoints, or refuse to."""
+    """Refuse a new study whose output folder holds another study's trials: trainers would resume from their checkpoints."""
     if study.job.output is None:
         return
     base = Path(buckets.to_path(study.job.output, paths.buckets))
@@ -108,7 +108,7 @@ def _refuse_used_output(study: Study, paths: Paths) -> None:
 
 
 def _asked(study: Study) -> dict[str, Any]:
-    """Return what a study must have in common with an earlier run to go on with it: all but its counts and limits."""
+    """Return what must be the same to continue an earlier run of a study: all but its counts and limits."""
     fields, spec = study.job.fields(), study.job.spec_fields()
     return {
         "metrics": fields["studySpec"]["metrics"],

@@ -1,6 +1,6 @@
-"""The search behind a study: Optuna's samplers and pruner, its trials in SQLite in the job's folder.
+"""The search behind a study: Optuna's samplers and pruner, with the trials in an SQLite file in the job's folder.
 
-All calls come from one thread. A trial's number is Optuna's, its id on the service is one more.
+All calls must come from one thread. A trial's number is Optuna's; its id on the service is one more.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .measurements import excess, seconds, value_of
 from .parameters import CATEGORICAL, DISCRETE, INTEGER, LINEAR, LOG, REVERSE_LOG, Parameter
 from .study import Study
 
-STARTUP = 8  # trials drawn by chance before the model is trusted
+STARTUP = 8  # trials drawn at random before the model is used
 _PER_DOUBLING = 8  # points at which the pruner compares trials, for each doubling of steps or seconds
 
 
@@ -28,7 +28,7 @@ class SearchError(UserError):
 
 
 def import_optuna() -> Any:
-    """Return the package, quiet about what it calls experimental."""
+    """Return the package, with its log messages below errors switched off; raise a SearchError if it is not installed."""
     try:
         import optuna
     except ImportError as error:
@@ -38,11 +38,11 @@ def import_optuna() -> Any:
 
 
 class Search:
-    """One study's trials; opened again, it knows those of before."""
+    """One study's trials, including those of earlier runs."""
 
     def __init__(self, study: Study, folder: Path, seed: int):
         self.optuna, self.study, self.seed = import_optuna(), study, seed
-        # By a function, since SQLAlchemy's URLs have no way to write every path.
+        # A function makes the connection, because SQLAlchemy's URLs cannot express every path.
         engine = {"creator": lambda: _connect(folder / "study.db")}
         self.storage = self.optuna.storages.RDBStorage("sqlite:///study.db", engine_kwargs=engine)
         directions = ["maximize" if metric.maximize else "minimize" for metric in study.objectives]
@@ -58,7 +58,7 @@ class Search:
         self.storage.engine.dispose()
 
     def check(self, asked: Mapping[str, Any], name: str) -> None:
-        """Raise a SearchError, which begins with `name`, if the study was begun with something else than `asked`."""
+        """Raise a SearchError, whose message begins with `name`, if the study was begun with values other than `asked`."""
         before = self.inner.user_attrs.get("asked")
         if before is None:
             self.inner.set_user_attr("asked", dict(asked))
@@ -83,14 +83,14 @@ class Search:
             if point is None:
                 return None
             self.inner.enqueue_trial(point)
-        # A sampler of its own for every trial: a study that was cut draws the same as one that was not.
+        # Every trial has a sampler of its own, so that a continued study draws the same values as an uninterrupted one.
         self.inner.sampler = self._sampler(waiting[0].number if waiting else len(trials))
         trial = self.inner.ask()
         self.open[trial.number] = trial
         return trial.number
 
     def values(self, number: int) -> dict[str, Any]:
-        """Return the trial's parameters: drawn once, then always the same."""
+        """Return the trial's parameters; they are drawn at the first call and stay the same."""
         if number not in self.open:
             frozen = self._all()[number]
             self.inner.sampler = self._sampler(number)
@@ -106,8 +106,8 @@ class Search:
     def should_stop(self, number: int, measurements: Sequence[Mapping[str, Any]]) -> bool:
         """Tell the pruner a trial's measurements and return its verdict.
 
-        Optuna compares trials at equal steps only, but their steps differ with their batch sizes, and seconds always do:
-        so the value at a point is the newest one at that point, on points that lie ever further apart.
+        Optuna compares trials only at equal steps, but trials report at different steps, or seconds. So each trial is
+        compared at fixed points, ever further apart, with the newest value that it had at each point.
         """
         trial, metric, reported = self.open[number], self.study.objectives[0].id, False
         for index, measurement in enumerate(measurements, 1):
@@ -172,7 +172,7 @@ def draw(trial: Any, parameters: Sequence[Parameter]) -> dict[str, Any]:
 
 
 def _suggest(trial: Any, parameter: Parameter) -> Any:
-    """Draw one value on the axis on which equal distances count the same."""
+    """Draw one value, uniformly on the parameter's scale."""
     name, low, high, log = parameter.id, parameter.low, parameter.high, parameter.scale in (LOG, REVERSE_LOG)
     if parameter.kind == CATEGORICAL:
         return trial.suggest_categorical(name, parameter.values)
@@ -186,12 +186,12 @@ def _suggest(trial: Any, parameter: Parameter) -> Any:
         return parameter.values[min(range(len(places)), key=lambda i: abs(places[i] - drawn))]
     suggest = trial.suggest_int if parameter.kind == INTEGER else trial.suggest_float
     drawn = suggest(name, low, high, log=log)
-    # Fine near `high`, coarse near `low`: the logarithmic scale, turned round.
+    # The logarithmic scale reversed: fine near `high`, coarse near `low`.
     return min(max(low + high - drawn, low), high) if parameter.scale == REVERSE_LOG else drawn
 
 
 def _places(parameter: Parameter) -> list[float] | None:
-    """Return where the values of a discrete parameter lie on its scale; None if it has none: all are as likely."""
+    """Return where the values of a discrete parameter lie on its scale; None without a scale: then all are equally likely."""
     values, ends = parameter.values, parameter.low + parameter.high
     if len(values) == 1 or parameter.scale not in (LINEAR, LOG, REVERSE_LOG):
         return None

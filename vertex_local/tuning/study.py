@@ -1,4 +1,4 @@
-"""HyperparameterTuningJobs as `gcloud ai hp-tuning-jobs create --config` takes them: what a study looks for, and where."""
+"""A study: a HyperparameterTuningJob in the form of `gcloud ai hp-tuning-jobs create --config`, read and checked."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NOT_IMITATED = {
 
 @dataclass(frozen=True)
 class Study:
-    """A checked tuning job: all of it is read from `job`, its message; `metrics` and `parameters` are that message's own."""
+    """A checked tuning job; all its properties come from `job`, the message."""
 
     job: JobFile
     metrics: tuple[Metric, ...]
@@ -50,22 +50,22 @@ class Study:
 
     @property
     def max_trials(self) -> int:
-        """How many trials there are; a count that is missing or 0 is what gcloud sends then."""
+        """How many trials there are; as with gcloud, 1 if the count is missing or 0."""
         return self.message.max_trial_count or 1
 
     @property
     def parallel(self) -> int:
-        """How many of them run at a time."""
+        """How many trials run at a time."""
         return self.message.parallel_trial_count or 1
 
     @property
     def max_failed(self) -> int:
-        """How many failed trials end the job; at 0 the first one does."""
+        """How many failed trials end the job; with 0 the first one does."""
         return self.message.max_failed_trial_count
 
     @property
     def algorithm(self) -> str:
-        """How it searches."""
+        """The search algorithm, by the API's name."""
         return type(self.spec).Algorithm.Name(self.spec.algorithm)
 
     @property
@@ -90,11 +90,11 @@ class Study:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a local run does not imitate, a line each."""
+        """One line for each thing that a local run does not imitate or does differently."""
         return tuple(_notes(self))
 
     def edited(self, **fields: Any) -> Study:
-        """Return a study with other counts, such as max_trial_count, or another `algorithm` or `output`; checked again."""
+        """Return a study with other counts, such as max_trial_count, or another `algorithm` or `output`; it is checked again."""
 
         def edit(job: JobFile) -> None:
             for name, value in fields.items():
@@ -113,7 +113,7 @@ class Study:
 
 
 def load(path: str | Path, given: Mapping[str, str] | None = None) -> Study:
-    """Read a tuning file; `given` are settings that flags gave."""
+    """Read a tuning file; `given` are settings from flags."""
     return of(job_file.read(path, given, (job_file.TUNING,)))
 
 
@@ -121,13 +121,13 @@ def loads(text: str, name: str) -> Study:
     """Read a study from text; `name` stands for the file in messages.
 
     Raises:
-        SpecError: file and line of what the service would refuse, or what cannot be searched.
+        SpecError: the service would refuse it, or it cannot be searched; the message names file and line.
     """
     return of(job_file.parse(text, name, (job_file.TUNING,)))
 
 
 def of(job: JobFile) -> Study:
-    """Return the study of a HyperparameterTuningJob; raise a SpecError for the first of the study's rules that it breaks."""
+    """Return the study of a HyperparameterTuningJob; raise a SpecError for the first rule that it breaks."""
     for field, key in (("study_spec", "studySpec"), ("trial_job_spec", "trialJobSpec")):
         if not getattr(job.message, field).ByteSize():
             raise job.error((key,), "is required.")

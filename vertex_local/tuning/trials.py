@@ -1,4 +1,4 @@
-"""A trial as a job: its arguments, its share of the processor, and the command that does the same again."""
+"""A trial as a job: its arguments, its share of the processor cores, and a command that trains the same again."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Trial = dict[str, Any]
 
 
 def job_for(job: JobFile, values: Mapping[str, Any]) -> JobFile:
-    """Return a trial's job: its parameters come after every pool's own arguments, as the service puts them."""
+    """Return a trial's job: its parameters follow every pool's own arguments, as on the service."""
     return job_file.trial(job).with_args(lambda pool: _arguments(pool, values))
 
 
 def _arguments(pool: Pool, values: Mapping[str, Any]) -> list[str]:
-    """Return what was seen on the service: two words for a Python package, one for a container; 128 of a list as 128.0."""
+    """Return the arguments as the service writes them: two words for a Python package, one for a container; a discrete 128 as 128.0."""
     texts = {name: value if isinstance(value, str) else repr(value) for name, value in values.items()}
     if pool.module:
         return [word for name, text in texts.items() for word in (f"--{name}", text)]
@@ -45,7 +45,7 @@ def final_values(trial: Trial) -> dict[str, float] | None:
 
 
 def flags(trial: Trial) -> str:
-    """Return a trial's parameters as arguments to read and to type: whole numbers without a fraction."""
+    """Return a trial's parameters as arguments for a command line, whole numbers without a fraction."""
     words = []
     for name, value in parameters(trial).items():
         if isinstance(value, float):
@@ -55,14 +55,14 @@ def flags(trial: Trial) -> str:
 
 
 def command(study: Study, trial: Trial, paths: Paths) -> str:
-    """Return the command line that trains with a trial's parameters, to be called in the checkout."""
+    """Return the command line that trains with a trial's parameters; it must run in the checkout."""
     return f"{plan.command_line(study.job, paths)} {flags(trial)}"
 
 
 def thread_limits(study: Study) -> dict[str, str]:
-    """Return the variables that keep parallel trials from each using every core; none where one trial runs at a time.
+    """Return the variables that keep parallel trials from each using every core; none if one trial runs at a time.
 
-    What the caller or the job sets itself stays.
+    Variables that the caller or the job sets itself are left alone.
     """
     pools = study.job.pools
     processes = study.parallel * sum(pool.replicas for pool in pools[:2])

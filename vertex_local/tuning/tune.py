@@ -2,8 +2,8 @@
 
     python -m vertex_local tune jobs/taxifare-tuning.yaml --max_trial_count 8 -- --num_evals=4
 
-Trials are local jobs, searched by Optuna. What comes after `--` is appended to every pool's arguments, before the
-trial's own. The same --job_id again, with the file or without, continues a study that was cut. Exit codes: 0 the job
+Trials are local jobs; Optuna chooses their parameters. What comes after `--` is appended to every pool's arguments, before
+the trial's own. The same --job_id again, with the file or without, continues an interrupted study. Exit codes: 0 the job
 succeeded, 1 it failed, 2 it cannot be started, 128 + signal it was cancelled.
 """
 
@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def read(args: argparse.Namespace, extra: Sequence[str]) -> Study:
-    """Return the file's study with what flags say instead, and with `extra` arguments for the trainer."""
+    """Return the file's study, changed by the flags and with `extra` arguments for the trainer."""
     changes: dict[str, Any] = {}
     if args.output:
         try:
@@ -74,8 +74,8 @@ def read(args: argparse.Namespace, extra: Sequence[str]) -> Study:
     found = study.load(_file(args), settings.from_flags(args))
     if found.max_failed > changes.get("max_trial_count", found.max_trials):
         changes["max_failed_trial_count"] = changes["max_trial_count"]
-        note = f"maxFailedTrialCount {found.max_failed} is taken for {changes['max_trial_count']}"
-        print(f"note: {note}: the service wants it at most maxTrialCount", flush=True)
+        note = f"maxFailedTrialCount is lowered from {found.max_failed} to {changes['max_trial_count']}"
+        print(f"note: {note}: the service allows at most maxTrialCount", flush=True)
     try:
         return found.edited(**changes).with_args(extra)
     except SpecError as error:
@@ -83,7 +83,7 @@ def read(args: argparse.Namespace, extra: Sequence[str]) -> Study:
 
 
 def _file(args: argparse.Namespace) -> Path:
-    """Return the study's file: the one given, else that of the earlier job that is to be continued."""
+    """Return the study's file: the one given, else the spec of the job to continue."""
     if args.spec:
         return Path(args.spec)
     if args.job_id is None:
@@ -102,7 +102,7 @@ def _run(args: argparse.Namespace, extra: Sequence[str], cancel: threading.Event
 
 
 def _options(args: argparse.Namespace, wanted: Study) -> RunOptions:
-    """Return how to run; a study that is continued without its file, and so without settings, keeps its project and region."""
+    """Return the options of the run; a study continued without its file, and so without settings, keeps project and region."""
     options = cli.run_options(args, job_id=args.job_id, record=True)
     if args.spec:
         return options.known_under(wanted.job, settings.from_flags(args))

@@ -1,4 +1,4 @@
-"""One study from its start, or from where it was cut, to its end: which trials run, which stop, and what becomes of them."""
+"""One study from its start, or from where an earlier run was interrupted, to its end: starts, stops and finishes trials."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class _Running:
 
 @dataclass
 class Tuner:
-    """One study from its start, or from where it was cut, to its end."""
+    """Runs one study; all of it happens in the thread that calls `run`, except the trials' jobs."""
 
     study: Study
     search: Search
@@ -73,7 +73,7 @@ class Tuner:
     trials: dict[int, Trial] = field(default_factory=dict)
 
     def run(self) -> None:
-        """Run what is left of the study; no trial is left running, whatever happens."""
+        """Run the trials that remain; when this ends, in whatever way, no trial is running."""
         self.variables = {**trials.thread_limits(self.study), **(self.options.variables or {})}
         own = {name for pool in self.study.job.pools for name, _ in pool.env}
         self.gpus = [] if devices.VISIBLE in own else devices.gpus()
@@ -92,7 +92,7 @@ class Tuner:
         self._write_report()
 
     def _take_up(self) -> list[int]:
-        """Take over what an earlier run has left, say how this one goes, and return the trials to run again."""
+        """Take over an earlier run's trials, print what will run, and return the numbers of the trials to run again."""
         study, say = self.study, self.report.say
         cut = self.search.cut()
         for trial in self.search.trials():
@@ -151,7 +151,7 @@ class Tuner:
         return f"{len(failed)} of {len(self.trials)} trials failed ({limit}); trial {last['id']}: {last['infeasibleReason']}"
 
     def _stopping_rule(self) -> str:
-        """Return the rule of studyStoppingConfig that ends the study now, asked in the service's order; "" for none."""
+        """Return the rule of studyStoppingConfig that ends the study now, the first in the service's order; "" for none."""
         rules, now, start = self.study.stopping, time.time(), self.result.start
         done = sorted((t for t in self.trials.values() if t["state"] == SUCCEEDED), key=lambda trial: trial["endTime"])
 
@@ -189,9 +189,9 @@ class Tuner:
         }  # fmt: skip
         running = _Running(number, trial, measurements.Reports(self._metric_file(job_id)), times.seconds(trial["startTime"]))
         running.slot = min(set(range(self.study.parallel)) - {other.slot for other in self.running.values()}, default=0)
-        for name in earlier if before else ():  # a trainer that goes on from a checkpoint does not report again
+        for name in earlier if before else ():  # a trainer that resumes from a checkpoint does not repeat its reports
             self._note(running, measurements.Reports(self._metric_file(name)).new())
-        if before:  # the time in between was nobody's
+        if before:  # the time between the two runs does not count
             running.start = time.time() - max(map(measurements.seconds, running.trial["measurements"]), default=0.0)
         self.search.save(number, running.trial)
         self.running[number] = running
@@ -214,12 +214,12 @@ class Tuner:
         running.outcome = outcome
 
     def _pump(self) -> None:
-        """Take what the trials have reported, end those that are done, and stop those that the pruner gives up."""
+        """Read the trials' reports, finish trials whose job has ended, and stop those that the pruner gives up."""
         prunes = self.study.median_stopping and len(self.study.objectives) == 1
         for number, running in list(self.running.items()):
-            over = running.outcome is not None  # read before the reports: after it there are no more
+            over = running.outcome is not None  # read before the reports, of which there are no more after it
             running.reports += running.source.new()
-            # Looking at every report by itself would take longer than some trainers take to make it.
+            # Some trainers report faster than each report could be handled by itself.
             if running.reports and (over or time.monotonic() - running.noted > _NOTE_AFTER):
                 self._note(running, running.reports)
                 running.reports, running.noted = [], time.monotonic()
@@ -248,7 +248,7 @@ class Tuner:
         running.cancel.set()
 
     def _finish(self, running: _Running) -> None:
-        """Decide what became of a trial whose job has ended."""
+        """Record the outcome of a trial whose job has ended."""
         del self.running[running.number]
         outcome, trial = running.outcome, {**running.trial, "endTime": times.now()}
         if isinstance(outcome, BaseException):
@@ -257,7 +257,7 @@ class Tuner:
             self.report.say(f"warning: trial {trial['id']} reported faster than its metric file can be read: some reports may be missing.")
         final = measurements.final(self.study, trial["measurements"])
         if outcome.state == jobs.CANCELLED and not running.stopped:
-            return self._changed(running.number, {**trial, "state": INFEASIBLE, "infeasibleReason": CUT})  # to the search it goes on
+            return self._changed(running.number, {**trial, "state": INFEASIBLE, "infeasibleReason": CUT})  # for the search it still runs
         why = (outcome.error or "its job failed") if outcome.state == jobs.FAILED else running.wrong
         if not why and final is None:
             why = UNMEASURED if running.stopped else self._unmeasured(running)
@@ -272,7 +272,7 @@ class Tuner:
         return f"it ended without a final measurement: the study wants {wanted}, the trial reported {got or 'nothing'}"
 
     def _log_dir(self, trial: Trial) -> Path:
-        """Return where a trial's event files lie, TensorBoard's own view of the study among them."""
+        """Return the folder of a trial's event files, in which TensorBoard also finds the study."""
         folders = (trial["id"],) if self.study.job.output is None else (trial["id"], "logs")
         return Path(str(self.result.log_dir), *folders)
 
@@ -294,7 +294,7 @@ class Tuner:
             each.cancel.set()
         self._wait()
         for number, trial in self.trials.items():
-            if trial["state"] in (ACTIVE, STOPPING):  # cut before, and not run again
+            if trial["state"] in (ACTIVE, STOPPING):  # interrupted earlier, and not run again
                 self._changed(number, {**trial, "state": INFEASIBLE, "infeasibleReason": CUT, "endTime": times.now()})
         self.result.state, self.result.error = state, error
 

@@ -34,7 +34,7 @@ tr.best { background: #e8f5e9; font-weight: 600; } tr.INFEASIBLE { color: #999; 
 
 
 def write_report(study: Study, result: Any, path: Path) -> str | None:
-    """Write a page that needs no network; return what is missing for it, if anything is."""
+    """Write the page, which needs no network; return why it cannot be written, or None."""
     try:
         import plotly  # noqa: F401
     except ImportError as error:
@@ -90,7 +90,7 @@ def _text(value: Any) -> str:
 
 
 def _figures(study: Study, everyone: Sequence[Trial]) -> Iterator[tuple[str, Any]]:
-    """Yield (heading, figure, or why there is none) of each of Optuna's plots."""
+    """Yield (heading, figure) for each of Optuna's plots; a text that says why, instead of a figure that cannot be drawn."""
     optuna = import_optuna()
     shown, plots = importance.as_optuna(study, everyone), optuna.visualization
     several = len(study.objectives) > 1
@@ -110,7 +110,7 @@ def _figures(study: Study, everyone: Sequence[Trial]) -> Iterator[tuple[str, Any
 def _drawn(draw: Any) -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Optuna's, about what it calls experimental
+            warnings.simplefilter("ignore")  # Optuna's, about experimental features
             figure = draw()
     except (ValueError, RuntimeError) as error:  # too few trials, or all alike
         return f"Not drawn: {error}"
@@ -128,14 +128,25 @@ def _count_from_one(figure: Any) -> Any:
 
 
 def write_events(study: Study, trial: Trial, folder: Path) -> None:
-    """Write a finished trial's parameters and values for TensorBoard, whose own writer would import TensorFlow."""
+    """Write a finished trial's parameters and values for TensorBoard, by hand: TensorBoard's writer would import TensorFlow."""
     from tensorboard.compat.proto import event_pb2
-    from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
     from tensorboard.summary.writer.record_writer import RecordWriter
 
     folder.mkdir(parents=True, exist_ok=True)
     begin, end = times.seconds(trial["startTime"]), times.seconds(trial["endTime"])
     name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.trial-{trial['id']}"
+    first = event_pb2.Event(wall_time=begin, file_version="brain.Event:2")
+    with open(folder / name, "wb") as file:
+        out = RecordWriter(file)
+        for event in (first, *_session_events(study, trial, begin, end), *_value_events(trial, begin)):
+            out.write(event.SerializeToString())
+
+
+def _session_events(study: Study, trial: Trial, begin: float, end: float) -> Iterator[Any]:
+    """Yield the events from which the HParams view knows a trial: the study, the trial's parameters, and its end."""
+    from tensorboard.compat.proto import event_pb2
+    from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+
     started = plugin_data_pb2.SessionStartInfo(group_name=f"trial {trial['id']}", start_time_secs=begin)
     for key, value in trials.parameters(trial).items():
         if isinstance(value, str):
@@ -145,27 +156,30 @@ def write_events(study: Study, trial: Trial, folder: Path) -> None:
     status = api_pb2.STATUS_SUCCESS if trial["state"] == trials.SUCCEEDED else api_pb2.STATUS_FAILURE
     ended = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=end)
     data = plugin_data_pb2.HParamsPluginData
-    with open(folder / name, "wb") as file:
-        out = RecordWriter(file)
-        out.write(event_pb2.Event(wall_time=begin, file_version="brain.Event:2").SerializeToString())
-        for tag, part in (
-            (metadata.EXPERIMENT_TAG, data(experiment=_experiment(study))),
-            (metadata.SESSION_START_INFO_TAG, data(session_start_info=started)),
-            (metadata.SESSION_END_INFO_TAG, data(session_end_info=ended)),
-        ):
-            event = event_pb2.Event(wall_time=end)
-            event.summary.value.add(tag=tag, metadata=metadata.create_summary_metadata(part), tensor=metadata.NULL_TENSOR)
-            out.write(event.SerializeToString())
-        for prefix, measured in (("measurements/", trial["measurements"]), ("", filter(None, [trial.get("finalMeasurement")]))):
-            for item in measured:
-                event = event_pb2.Event(wall_time=begin + measurements.seconds(item), step=int(item["stepCount"]))
-                for metric, value in measurements.value_of(item).items():
-                    event.summary.value.add(tag=f"{prefix}{metric}", simple_value=value)
-                out.write(event.SerializeToString())
+    for tag, part in (
+        (metadata.EXPERIMENT_TAG, data(experiment=_experiment(study))),
+        (metadata.SESSION_START_INFO_TAG, data(session_start_info=started)),
+        (metadata.SESSION_END_INFO_TAG, data(session_end_info=ended)),
+    ):
+        event = event_pb2.Event(wall_time=end)
+        event.summary.value.add(tag=tag, metadata=metadata.create_summary_metadata(part), tensor=metadata.NULL_TENSOR)
+        yield event
+
+
+def _value_events(trial: Trial, begin: float) -> Iterator[Any]:
+    """Yield an event for each of a trial's measurements, and for the final one."""
+    from tensorboard.compat.proto import event_pb2
+
+    for prefix, measured in (("measurements/", trial["measurements"]), ("", filter(None, [trial.get("finalMeasurement")]))):
+        for item in measured:
+            event = event_pb2.Event(wall_time=begin + measurements.seconds(item), step=int(item["stepCount"]))
+            for metric, value in measurements.value_of(item).items():
+                event.summary.value.add(tag=f"{prefix}{metric}", simple_value=value)
+            yield event
 
 
 def _experiment(study: Study) -> Any:
-    """Return what the HParams view knows of the study itself: the parameters' ranges, and the metrics."""
+    """Return what the HParams view shows of the study itself: the parameters' ranges, and the metrics."""
     from tensorboard.plugins.hparams import api_pb2
 
     found = api_pb2.Experiment(name=study.message.display_name, time_created_secs=0)

@@ -1,4 +1,4 @@
-"""What people see of a study: a line for each change of a trial, on a terminal a live table with the best on top."""
+"""What people see of a study: a line for each change of a trial; on a terminal, a live table with the best on top."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from .trials import Trial
 
 
 class Quiet(terminal.Quiet):
-    """Says nothing: for studies run as a library."""
+    """Prints nothing: for use as a library."""
 
     def trial(self, trial: Trial, everyone: Sequence[Trial]) -> None:
-        """Tell that a trial's state has changed."""
+        """Show that a trial's state has changed."""
 
 
 class Lines(terminal.Lines, Quiet):
@@ -40,11 +40,11 @@ class Table(terminal.Table, Quiet):
         self.study = study
 
     def trial(self, trial: Trial, everyone: Sequence[Trial]) -> None:
-        if trial["state"] == trials.INFEASIBLE:  # why, which the table has no room for
+        if trial["state"] == trials.INFEASIBLE:  # the table has no room for the reason
             self.say(describe(self.study, trial, everyone))
 
     def draw(self, everyone: Sequence[Trial], room: int) -> Any:
-        """Return the table with at most `room` rows: the best on top, trials under way always among them."""
+        """Return the table with at most `room` rows: the best trials on top, and always those that run."""
         from rich.table import Table as Grid
 
         names = [parameter.id for parameter in walk(self.study.parameters)]
