@@ -293,7 +293,7 @@ def test_what_cannot_be_run_is_refused_at_once(echo):
     refused(501, "generateExplanation is not supported", job_of(model, uri, generateExplanation=True))
     refused(501, "modelParameters are not supported", job_of(model, uri, modelParameters={"top": 3}))
     table = {**good, "inputConfig": {"instancesFormat": "bigquery", "bigquerySource": {"inputUri": "bq://p.d.t"}}}
-    refused(501, "bq://p.d.t: needs BigQuery, and BIGQUERY_EMULATOR_HOST names no stand-in for it", table)
+    refused(501, "bq://p.d.t: needs BigQuery, and BIGQUERY_EMULATOR_HOST names no emulator of it", table)
     refused(400, "inputConfig.bigquerySource.inputUri is required", job_of(model, uri, form="bigquery"))
     refused(400, "outputConfig.bigqueryDestination.outputUri is required", job_of(model, uri, output="bigquery"))
     tables = {"predictionsFormat": "bigquery", "bigqueryDestination": {"outputUri": "bq://my-project"}}

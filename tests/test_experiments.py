@@ -107,7 +107,7 @@ def test_contexts_stand_below_each_other(sdk, parent):
     assert [each.name for each in sdk.Context.list(filter=f'parent_contexts:"{above.resource_name}"')] == ["middle"]
     assert [each.name for each in sdk.Context.list(filter=f'child_contexts:"{below.resource_name}"')] == ["middle"]
     assert list(sdk.Context("below").parent_contexts) == [middle.resource_name]
-    with pytest.raises(exceptions.BadRequest, match="already above it"):
+    with pytest.raises(exceptions.BadRequest, match="already above"):
         below.add_context_children([above])
     client(sdk).remove_context_children(request={"context": above.resource_name, "child_contexts": [middle.resource_name]})
     assert not sdk.Context("middle").parent_contexts

@@ -131,7 +131,7 @@ ROWS = "\n".join(f"{i},{i * i},{'no' if i % 3 else 'yes'}" for i in range(60))
         (b"a,b,c\n1,2,\xff\n" + ROWS.encode(), [], "not UTF-8"), ("a,b,c\n" + ROWS.replace("yes", "no"), [], "one value only"),
         ("a,b\n" + "\n".join(f"{i},2024-01-{i:02}" for i in range(1, 29)), [], "holds dates"),
         ("a,b\n" + "\n".join(f"{i},name {i}" for i in range(1, 29)), [], "28 different texts"),
-        ("a,b\n" + "\n".join(f"name {i},{i}" for i in range(1, 29)), [], "nothing to predict 'b' from"),
+        ("a,b\n" + "\n".join(f"name {i},{i}" for i in range(1, 29)), [], "nothing to predict 'b' by: add a column"),
         ("a,b\n" + "\n".join(f"{i}," for i in range(1, 29)), [], "no value only"),
     ],
 )  # fmt: skip

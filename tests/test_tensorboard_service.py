@@ -161,7 +161,7 @@ def test_what_cannot_be_is_refused(api, board):
          exceptions.MethodNotImplemented, "sequences of blobs are not kept"),
         (lambda: client.write_tensorboard_run_data(tensorboard_run=runs[0], time_series_data=[
             {"tensorboard_time_series_id": number, "value_type": "TENSOR", "values": [{"step": 1}]}]),
-         exceptions.BadRequest, "loss holds SCALAR; got TENSOR"),
+         exceptions.BadRequest, "loss takes SCALAR; got TENSOR"),
         (lambda: client.write_tensorboard_run_data(tensorboard_run=runs[1], time_series_data=[
             {"tensorboard_time_series_id": number, "value_type": "SCALAR", "values": [{"step": 1}]}]),
          exceptions.NotFound, "does not exist"),

@@ -680,7 +680,7 @@ def test_flags_win_over_the_file(tmp_path):
     assert done.returncode == 0, done.stderr
     assert [values["n"] for values in drawn(tmp_path)] == [1, 2, 3]
     assert (tmp_path / "at").read_text().split() == 3 * ["begun", "over"], "one after the other"
-    assert "the service wants it at most maxTrialCount" in done.stdout
+    assert "the service allows at most maxTrialCount" in done.stdout
 
 
 @pytest.mark.parametrize("args, problem", [

@@ -48,7 +48,7 @@ class CsvSource:
             raise DatasetError(f"{name}: it is empty; its first line must hold the columns' names.", "gcsSource.uri")
         if twice:
             raise DatasetError(
-                f"{name}:1: column {quoted(twice[0])} is there twice; the first line must hold the columns' names.", "gcsSource.uri"
+                f"{name}:1: column {quoted(twice[0])} appears twice; the first line must hold the columns' names.", "gcsSource.uri"
             )
         for other, place in self.files[1:]:
             first = next((row.value for row in self._read(other, place)), columns)

@@ -80,7 +80,7 @@ def find(records: Store | None, root: Path, asked: str) -> Model:
         return Model(_with_files(folder, asked), uri)
     if records is None:
         raise UserError(
-            f"MODEL: {quoted(asked)} is no folder and no gs://…, and no job or model was recorded here yet; "
+            f"MODEL: {quoted(asked)} is neither a folder nor a gs://…, and no job or model was recorded here yet; "
             "name where one was: --state_dir."
         )
     version = _version(records, _deployed(records, asked) if "endpoints/" in asked else asked)

@@ -177,7 +177,8 @@ class MetadataService:
             queue += [each for each in self._records.links_from(nodes.PARENT, name) if each not in above]
         for name in request.child_contexts:
             if name in above:
-                raise ApiError("INVALID_ARGUMENT", f"{name} stands above {request.context}, or is it; choose another.", "childContexts")
+                text = f"{name} is already above {request.context}, or is the same; choose another."
+                raise ApiError("INVALID_ARGUMENT", text, "childContexts")
         nodes.add_children(self._records, request.context, request.child_contexts)
         return messages.new("AddContextChildrenResponse")
 

@@ -86,7 +86,7 @@ def _parameter(job: JobFile, raw: Any, path: tuple, seen: set[str]) -> Parameter
         problem = f"takes the name of the trainer's flag without '--', such as lr; got {quoted(name)}."
         raise job.error((*path, "parameterId"), problem)
     if name in seen:
-        raise job.error((*path, "parameterId"), f"{quoted(name)} is there twice; rename one: every id is one flag.")
+        raise job.error((*path, "parameterId"), f"{quoted(name)} appears twice; rename one: every id is one flag.")
     seen.add(name)
     if not kind:
         raise job.error(path, f"{name} needs one of {', '.join(f'{kind}ValueSpec' for kind in KINDS)}.")
