@@ -263,8 +263,10 @@ def _become(env: Mapping[str, str], cwd: str, bare: bool, ignored: Sequence[int]
 
 if __name__ == "__main__":
     gc.disable()  # as the runtime does while it imports TensorFlow
+    sys.path.insert(0, str(ROOT))  # where the project is not installed
     for imported in sys.argv[2:]:
         importlib.import_module(imported)
+    sys.path.remove(str(ROOT))
     gc.freeze()
     gc.enable()
     module, flags = _Server(socket.socket(fileno=int(sys.argv[1]))).serve()
