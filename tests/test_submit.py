@@ -282,6 +282,7 @@ def test_a_custom_job_is_no_study(tmp_path, fake_gcloud):
 
 
 def test_the_same_sources_make_the_same_bytes(tmp_path):
+    before = set(ROOT.iterdir())
     one, two = (packages.build(ROOT, tmp_path / name, "taxifare") for name in ("one", "two"))
     assert one.read_bytes() == two.read_bytes() and one.name == "vertex_trainer-0.1.0.tar.gz"
     with tarfile.open(one) as packed:
@@ -290,7 +291,7 @@ def test_the_same_sources_make_the_same_bytes(tmp_path):
     names = {member.name.partition("/")[2] for member in members}
     assert {"setup.py", "LICENSE", "taxifare/trainer/task.py", "taxifare/tests/data/taxi-train.csv"} <= names
     assert not [name for name in names if "stackoverflow" in name or name.startswith(("tests", "jobs"))]
-    assert not (ROOT / "build").exists() and not list(ROOT.glob("vertex_trainer-*")), "the checkout stays as it was"
+    assert {path for path in set(ROOT.iterdir()) - before if path.name[0] != "."} == set(), "the checkout stays as it was"
 
 
 def test_a_package_for_local_runs(tmp_path):
