@@ -129,12 +129,7 @@ def checkpoint() -> Picture:
         picture.space(3)
     picture.text("of flags, source and data", picture.width / 2, picture.y + LINE * 0.72, picture.inner, "soft")
     picture.space(LINE + 8)
-    top = picture.y
-    for x, name, what in ((MARGIN, ".lock", "one live run"), (RIGHT, "manifest.txt", "its own files")):
-        box = picture.rectangle(Box(x, top, HALF, 2 * LINE + PADDING), "card")
-        picture.text(name, box.middle, top + LINE, HALF, "code")
-        picture.text(what, box.middle, top + 2 * LINE, HALF, "soft")
-    picture.y = top + 2 * LINE + PADDING
+    _two_places(picture, (".lock", "one live run"), ("manifest.txt", "its own files"))
     picture.arrow("killed; the same command", look="red-text")
     picture.card("take the lock")
     picture.arrow("drop half-written files")
@@ -213,13 +208,18 @@ def service() -> Picture:
     picture.space(30)
     picture.card("replicas", ["a process each, restarted", "by the service's rules"], look="green")
     picture.arrow("write")
+    _two_places(picture, ("buckets/", "gs:// here"), ("jobs/ID/", "logs, events"))
+    return picture
+
+
+def _two_places(picture: Picture, *places: tuple[str, str]) -> None:
+    """Draw two files or folders beside each other, each with what is in it."""
     top = picture.y
-    for x, name, what in ((MARGIN, "buckets/", "gs:// here"), (RIGHT, "jobs/ID/", "logs, events")):
+    for x, (name, what) in zip((MARGIN, RIGHT), places):
         box = picture.rectangle(Box(x, top, HALF, 2 * LINE + PADDING), "card")
         picture.text(name, box.middle, top + LINE, HALF, "code")
         picture.text(what, box.middle, top + 2 * LINE, HALF, "soft")
     picture.y = top + 2 * LINE + PADDING
-    return picture
 
 
 PICTURES = {"data": data, "loop": loop, "checkpoint": checkpoint, "cluster": cluster, "service": service}

@@ -15,8 +15,7 @@ from ..local.jobs import stop_asked
 from . import batch, batch_tables, jobs, lists, messages, models, runs
 from .executor import Stopped
 from .instances import FORMATS, TYPES, Config
-from .local import Local, location_of
-from .operations import OperationPool
+from .local import Local
 from .rest import ApiError
 
 if TYPE_CHECKING:
@@ -32,11 +31,8 @@ _UNSUPPORTED = ("unmanaged_container_model", "generate_explanation", "explanatio
 _LOOKS = 0.2  # seconds between two looks whether somebody wants the job to end
 
 
-class BatchPredictionJobs:
+class BatchPredictionJobs(jobs.Jobs):
     """Batch predictions run in the service's queue, beside training jobs, each with a process that holds the model."""
-
-    _local: Local
-    _operations: OperationPool
 
     def create_batch_prediction_job(self, request: types.CreateBatchPredictionJobRequest) -> types.BatchPredictionJob:
         """Check and keep a new batch prediction, and let it run when it is its turn."""
@@ -60,15 +56,11 @@ class BatchPredictionJobs:
 
     def cancel_batch_prediction_job(self, request: types.CancelBatchPredictionJobRequest) -> empty_pb2.Empty:
         """Ask a batch prediction to end; what it has written stays, its state tells when it has ended."""
-        from google.protobuf import empty_pb2
-
-        jobs.cancel(self._local, request.name)
-        return empty_pb2.Empty()
+        return self._cancel(request.name)
 
     def delete_batch_prediction_job(self, request: types.DeleteBatchPredictionJobRequest) -> operations_pb2.Operation:
         """Forget a batch prediction that is over; its files stay."""
-        jobs.forget(self._local, request.name)
-        return self._operations.finished(location_of(request.name), "DeleteOperationMetadata", None)
+        return self._delete(request.name)
 
 
 # ------------------------------------------------------------------ checks

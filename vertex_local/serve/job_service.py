@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from . import batch_service, jobs, lists, messages, persistent_resources, pipeline_jobs, runs
-from .local import Local, location_of
+from .local import Local
 from .operations import OperationPool
 
 if TYPE_CHECKING:
@@ -75,15 +75,3 @@ class JobService(batch_service.BatchPredictionJobs):
     def delete_hyperparameter_tuning_job(self, request: types.DeleteHyperparameterTuningJobRequest) -> operations_pb2.Operation:
         """Forget a tuning job that is over; its files stay."""
         return self._delete(request.name)
-
-    # ------------------------------------------------------------------ both
-
-    def _cancel(self, name: str) -> empty_pb2.Empty:
-        from google.protobuf import empty_pb2
-
-        jobs.cancel(self._local, name)
-        return empty_pb2.Empty()
-
-    def _delete(self, name: str) -> operations_pb2.Operation:
-        jobs.forget(self._local, name)
-        return self._operations.finished(location_of(name), "DeleteOperationMetadata", None)

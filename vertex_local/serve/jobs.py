@@ -15,7 +15,11 @@ from .local import Local, location_of
 from .rest import ApiError
 
 if TYPE_CHECKING:
+    from google.longrunning import operations_pb2
+    from google.protobuf import empty_pb2
     from google.protobuf.message import Message
+
+    from .operations import OperationPool
 
 STOPPED = "the local service was stopped while the job was under way; create the job again"
 CANCELED = {"code": 1, "message": "CANCELED"}
@@ -128,6 +132,28 @@ def forget(local: Local, name: str) -> None:
     if not job_record.is_over(document):
         raise ApiError("FAILED_PRECONDITION", f"{document['name']} is in {document['state']}; cancel it first.")
     local.records.remove(name)
+
+
+class Jobs:
+    """What a service's RPCs do alike for each of its kinds of job.
+
+    Attributes:
+        _local: the service's store and executors.
+        _operations: keeps the operation that deleting a job is answered with.
+    """
+
+    _local: Local
+    _operations: OperationPool
+
+    def _cancel(self, name: str) -> empty_pb2.Empty:
+        from google.protobuf import empty_pb2
+
+        cancel(self._local, name)
+        return empty_pb2.Empty()
+
+    def _delete(self, name: str) -> operations_pb2.Operation:
+        forget(self._local, name)
+        return self._operations.finished(location_of(name), "DeleteOperationMetadata", None)
 
 
 def settle(local: Local) -> int:

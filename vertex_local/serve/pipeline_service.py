@@ -27,7 +27,7 @@ _KIND = "trainingPipelines"
 _DEFINITION = re.compile(r"gs://google-cloud-aiplatform/schema/trainingjob/definition/(custom|hyperparameter_tuning)_task_1\.0\.0\.yaml")
 
 
-class PipelineService:
+class PipelineService(jobs.Jobs):
     """Training pipelines of custom jobs and of tuning jobs; pipeline jobs."""
 
     def __init__(self, local: Local, operations: OperationPool):
@@ -114,18 +114,6 @@ class PipelineService:
         shown = [messages.to_json(messages.read(each, "PipelineJob")) for each in found]
         response = ("BatchDeletePipelineJobsResponse", {"pipelineJobs": shown})
         return self._operations.finished(request.parent, "DeleteOperationMetadata", response)
-
-    # ------------------------------------------------------------------ both
-
-    def _cancel(self, name: str) -> empty_pb2.Empty:
-        from google.protobuf import empty_pb2
-
-        jobs.cancel(self._local, name)
-        return empty_pb2.Empty()
-
-    def _delete(self, name: str) -> operations_pb2.Operation:
-        jobs.forget(self._local, name)
-        return self._operations.finished(location_of(name), "DeleteOperationMetadata", None)
 
     # ------------------------------------------------------------------ how a training pipeline runs
 
