@@ -10,8 +10,10 @@ import argparse
 import dataclasses
 import difflib
 import math
+import os
+import sys
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeVar
 
@@ -28,10 +30,15 @@ STRATEGIES = ("auto", "one_device", "mirrored", "multi_worker", "tpu")
 
 
 def option(default: Any, help: str, **limits: Any) -> Any:
-    """A dataclass field that becomes a flag. `limits`: `choices`, `minimum` (inclusive), `above` (exclusive), `bare`."""
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": help, **limits})
-    return field(default=default, metadata={"help": help, **limits})
+    """A dataclass field that becomes a flag: a number, a text, true or false, or a tuple of numbers or of texts.
+
+    Args:
+        default: what the field is without the flag.
+        help: its line in `--help`.
+        limits: `choices`, `minimum`, `maximum` (both inclusive) and `above` (exclusive), of a tuple for each of its items;
+            `bare`: what the flag means without a value; `metavar`: how --help shows a value.
+    """
+    return field(default=tuple(default) if isinstance(default, list) else default, metadata={"help": help, **limits})
 
 
 @dataclass(frozen=True)
@@ -53,9 +60,9 @@ class CommonHyperparameters:
 class RunOptions:
     """Flags that every trainer has beside its hyperparameters; none of them changes what a given row teaches."""
 
-    train_data_path: tuple[str, ...] = option((), "files, wildcards or folders to train on [AIP_TRAINING_DATA_URI]")
-    eval_data_path: tuple[str, ...] = option((), "the same, to evaluate on [AIP_VALIDATION_DATA_URI]")
-    test_data_path: tuple[str, ...] = option((), "the same, for final test_* metrics [AIP_TEST_DATA_URI]")
+    train_data_path: tuple[str, ...] = option((), "files, wildcards or folders to train on [AIP_TRAINING_DATA_URI]", metavar="PATH")
+    eval_data_path: tuple[str, ...] = option((), "the same, to evaluate on [AIP_VALIDATION_DATA_URI]", metavar="PATH")
+    test_data_path: tuple[str, ...] = option((), "the same, for final test_* metrics [AIP_TEST_DATA_URI]", metavar="PATH")
     row_filter: str = option("", "of BigQuery tables (bq://…) read only the rows that meet this SQL condition, such as fare > 2.5")
     output_dir: str = option("", "D: writes D/model, D/checkpoints, D/logs [AIP_MODEL_DIR and its siblings]")
     bad_rows: str = option("error", "stop at the first bad row, or skip bad rows and count them", choices=("error", "skip"))
@@ -121,7 +128,23 @@ def integers(text: str) -> tuple[int, ...]:
     return sizes
 
 
+def numbers(text: str) -> tuple[float, ...]:
+    """Parse numbers such as "0.1 0.2" (or "0.1,0.2")."""
+    found = tuple(number(part) for part in text.replace(",", " ").split())
+    if not found:
+        raise argparse.ArgumentTypeError('needs one or more numbers, such as "0.1 0.2"')
+    return found
+
+
+def boolean(text: str) -> bool:
+    """Parse `true` or `false`, as a tuning job with these two values of a category sends it."""
+    if text.lower() not in ("true", "false"):
+        raise ValueError(text)
+    return text.lower() == "true"
+
+
 def number(text: str) -> float:
+    """Parse a finite number."""
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(text)
@@ -141,8 +164,15 @@ def step_range(text: str) -> tuple[int, int] | None:
     return first, last
 
 
-_KINDS: dict[Any, tuple[Callable[[str], Any], str]] = {
-    int: (integer, "N"), float: (number, "X"), str: (str, "TEXT"), tuple[int, ...]: (integers, '"N N"')
+# By the type of a field: how its value is read, how --help shows it, and what it must be.
+_KINDS: dict[Any, tuple[Callable[[str], Any], str, str]] = {
+    int: (integer, "N", "a whole number"),
+    float: (number, "X", "a finite number"),
+    str: (str, "TEXT", "a text"),
+    bool: (boolean, "true|false", "true or false"),
+    tuple[int, ...]: (integers, '"N N"', 'whole numbers such as "32 8"'),
+    tuple[float, ...]: (numbers, '"X X"', 'finite numbers such as "0.1 0.2"'),
+    tuple[str, ...]: (str, "TEXT", "texts"),  # several words of the command line
 }
 
 
@@ -151,8 +181,6 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}. See --help for all flags.")
 
     def parse_args(self, args=None, namespace=None):  # type: ignore[override]
-        import sys
-
         words = [_underscored(word) for word in (sys.argv[1:] if args is None else args)]
         values, unknown = self.parse_known_args(words, namespace)
         if unknown:
@@ -168,45 +196,64 @@ def _underscored(word: str) -> str:
     return name.replace("-", "_").replace("__", "--", 1) + equals + value if name.startswith("--") else word
 
 
-def _add_group(parser: argparse.ArgumentParser, title: str, kind: type) -> None:
+def _add_group(parser: _Parser, title: str, kind: type) -> None:
     group = parser.add_argument_group(title)
-    hints = typing.get_type_hints(kind)
+    where = os.path.relpath(sys.modules[kind.__module__].__file__ or kind.__module__)
+    if any(isinstance(value, dataclasses.Field) for value in vars(kind).values()):
+        raise UserError(f"{where}: {kind.__name__} is no dataclass. Write @dataclass(frozen=True) above it.")
+    try:
+        hints = typing.get_type_hints(kind)
+    except NameError as error:
+        raise UserError(f"{where}: {kind.__name__}: {error}. Correct the type of that field.") from None
     for entry in dataclasses.fields(kind):
         flag, hint, limits = f"--{entry.name}", hints[entry.name], entry.metadata
-        text = limits["help"].replace("%", "%%")
-        if hint is bool:
-            group.add_argument(flag, action="store_true", help=text)
-        elif hint == tuple[str, ...]:
-            group.add_argument(flag, nargs="+", default=(), metavar="PATH", help=text)
-        else:
-            parse_one, metavar = _KINDS[hint]
-            extra = {"nargs": "?", "const": limits["bare"]} if "bare" in limits else {}
-            shown = "{" + ",".join(limits["choices"]) + "}" if "choices" in limits else metavar
-            default: Any = entry.default
-            default = " ".join(map(str, default)) if hint == tuple[int, ...] else default
-            group.add_argument(flag, type=_checked(parse_one, limits), default=default, metavar=shown, help=text, **extra)
+        if hint not in _KINDS:
+            raise UserError(
+                f"{where}: the type of {entry.name} must be int, float, str, bool, or a tuple such as tuple[int, ...]; "
+                f"got {quoted(entry.type)}."
+            )
+        if entry.default is dataclasses.MISSING:
+            raise UserError(f'{where}: {entry.name} has no default value. Give it one, such as {entry.name}: … = option(1, "what it is").')
+        if flag in parser._option_string_actions:
+            raise UserError(f"{where}: {entry.name} is a flag of every trainer already. Give this field another name.")
+        parse_one, metavar, words = _KINDS[hint]
+        extra: dict[str, Any] = {"nargs": "?", "const": limits["bare"]} if "bare" in limits else {}
+        extra = {"nargs": "?", "const": True} if hint is bool else {"nargs": "+"} if hint == tuple[str, ...] else extra
+        shown = "{" + ",".join(map(str, limits["choices"])) + "}" if "choices" in limits else limits.get("metavar", metavar)
+        default = " ".join(map(str, entry.default)) if hint in (tuple[int, ...], tuple[float, ...]) else entry.default
+        text = limits.get("help", "").replace("%", "%%")
+        group.add_argument(flag, type=_checked(parse_one, words, limits), default=default, metavar=shown, help=text, **extra)
 
 
-def _checked(parse_one: Callable[[str], Any], limits: Any) -> Callable[[str], Any]:
+def _checked(parse_one: Callable[[str], Any], words: str, limits: Mapping[str, Any]) -> Callable[[str], Any]:
+    """Return a parser of a flag's value that also keeps to the field's limits; `words` say what the value must be."""
+
     def parse_checked(text: str) -> Any:
         try:
             value = parse_one(text)
         except (ValueError, OverflowError):
-            kind: dict[Any, str] = {integer: "a whole number", number: "a finite number", integers: 'whole numbers such as "32 8"'}
-            raise argparse.ArgumentTypeError(f"needs {kind[parse_one]}; got {quoted(text)}") from None
+            raise argparse.ArgumentTypeError(f"needs {words}; got {quoted(text)}") from None
         except argparse.ArgumentTypeError as error:
             raise argparse.ArgumentTypeError(f"{error}; got {quoted(text)}") from None
-        if "choices" in limits and value not in limits["choices"]:
-            raise argparse.ArgumentTypeError(f"must be one of {', '.join(limits['choices'])}; got {quoted(text)}")
-        if "minimum" in limits and value < limits["minimum"]:
-            raise argparse.ArgumentTypeError(f"must be at least {limits['minimum']}; got {quoted(text)}")
-        if "maximum" in limits and value > limits["maximum"]:
-            raise argparse.ArgumentTypeError(f"must be at most {limits['maximum']}; got {quoted(text)}")
-        if "above" in limits and value <= limits["above"]:
-            raise argparse.ArgumentTypeError(f"must be above {limits['above']}; got {quoted(text)}")
+        for item in value if isinstance(value, tuple) else (value,):
+            if problem := _beyond(item, limits):
+                raise argparse.ArgumentTypeError(f"must be {problem}; got {quoted(text)}")
         return value
 
     return parse_checked
+
+
+def _beyond(value: Any, limits: Mapping[str, Any]) -> str:
+    """Return which limit a value does not keep to; "" if it keeps to all."""
+    if "choices" in limits and value not in limits["choices"]:
+        return f"one of {', '.join(map(str, limits['choices']))}"
+    if "minimum" in limits and value < limits["minimum"]:
+        return f"at least {limits['minimum']}"
+    if "maximum" in limits and value > limits["maximum"]:
+        return f"at most {limits['maximum']}"
+    if "above" in limits and value <= limits["above"]:
+        return f"above {limits['above']}"
+    return ""
 
 
 def _take(kind: type, values: dict[str, Any]) -> Any:
