@@ -209,12 +209,12 @@ class TestRefusals:
     def test_start_over_moves_only_our_files(self, unbroken, tmp_path):
         output = tmp_path / "out"
         shutil.copytree(unbroken[1], output)
-        (output / "checkpoints" / "notes.txt").write_text("mine")
+        (output / "logs" / "notes.txt").write_text("mine")  # not in checkpoints, which must be left empty and still be there
         done = start("taxifare", output, "--lr=0.1", "--start_over")
         assert done.returncode == 0, done.stderr
         (aside,) = tmp_path.glob("out.before-*")
         assert (aside / "model" / "saved_model.pb").exists() and list((aside / "checkpoints").glob("ckpt-*.index"))
-        assert (output / "checkpoints" / "notes.txt").read_text() == "mine"
+        assert (output / "logs" / "notes.txt").read_text() == "mine"
         refused = start("taxifare", output, "--start_over", CLOUD_ML_JOB_ID="1")
         assert refused.returncode == 2 and "--start_over" in refused.stderr
 

@@ -92,7 +92,8 @@ def prepare(outputs: Outputs, start_over: bool, env: Environment) -> AbstractCon
     """
     if start_over and env.in_job:
         raise UserError("--start_over is refused in a job: a restart of the replica would repeat it. Use another output directory.")
-    for directory in dict.fromkeys((outputs.records, outputs.checkpoints, outputs.logs, outputs.model)):
+    directories = list(dict.fromkeys((outputs.records, outputs.checkpoints, outputs.logs, outputs.model)))
+    for directory in directories:
         _probe(directory)
     bucket = bucket_of(outputs.records)
     lock = BucketLock(bucket, describe_owner(env)) if bucket else _lock(outputs.records)
@@ -100,6 +101,8 @@ def prepare(outputs: Outputs, start_over: bool, env: Environment) -> AbstractCon
     try:
         if start_over:
             _move_aside(outputs.records)
+            for directory in directories:  # those that it emptied are gone
+                _probe(directory)
         _refuse_foreign_model(outputs)
     except BaseException:
         lock.close()
