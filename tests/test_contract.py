@@ -337,6 +337,14 @@ def test_a_run_that_is_out_of_time_exports_and_goes_on_later(made):
     assert json.loads((made.folder / "out" / "run.json").read_text())["step"] > run["step"]
 
 
+def test_the_metrics_of_a_run_that_is_out_of_time_are_those_of_the_averaged_weights_it_exports(made):
+    averaged = GOOD.replace("binary(keras.Model(x, dense(x)))", "binary(keras.Model(x, dense(x)), keras.optimizers.SGD(1.0, use_ema=True))")
+    averaged = averaged.replace("binary(", "binary(", 1).replace("use_ema=True", "use_ema=True, ema_momentum=0.999")
+    metrics = made(averaged.replace('"val_auc"', '"val_loss"'), "--num_examples_to_train_on=3200000", "--max_minutes=0.0001", "--export=last")
+    gate = json.loads((made.folder / "out" / "metrics.json").read_text())["skew_gate"]
+    assert gate["rows"] == 90 and metrics["val_loss"] == pytest.approx(gate["trained_metric"], rel=1e-5)
+
+
 @pytest.mark.slow
 def test_xla_is_off_unless_asked_for_and_a_choice_is_kept(made, capsys):
     made(GOOD)

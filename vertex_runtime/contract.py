@@ -266,7 +266,7 @@ def load(module: ModuleType, hyperparameters: type, resources: Sequence[Any] = (
     weight = _value(module, "WEIGHT", str, where)
     if weight is not None and weight not in {column.name for column in columns if isinstance(column, Number)}:
         raise UserError(f"{where}: WEIGHT names {quoted(weight)}, which is no Number column of COLUMNS. Add it there.")
-    defaults = Defaults(columns, labels, weight, objective, maximize)
+    defaults = Defaults(columns, labels, weight, objective, maximize)  # type: ignore[abstract]
     parts = {name: getattr(module, name, None) or getattr(defaults, name) for name in FUNCTIONS}
     samples = _value(module, "SAMPLE_FILES", Sequence, where) or ()
     name = _value(module, "NAME", str, where) or _package_name(module)
@@ -504,7 +504,7 @@ def example_rows(contract: Contract) -> data.Chunk | None:
 
 @dataclass(frozen=True)
 class Defaults(ModelModule):
-    """The parts that a module leaves out, by what it says in values; those that are not here return None."""
+    """The parts that a module leaves out, by what it says in values; those that are not here return None, as empty bodies do."""
 
     columns: Sequence[Column]
     labels: Sequence[str]

@@ -44,7 +44,7 @@ class Exporter:
     """
 
     def __init__(self, contract: Contract, network: keras.Model, prepare: Preparer):
-        self.contract, self.network, self.facts = contract, network, prepare.facts
+        self.contract, self.network, self.prepare, self.facts = contract, network, prepare, prepare.facts
         self.checksum: str | None = None  # of the files that were published
         self.module = tf.Module()
         with tf.device("/cpu:0"):
@@ -181,9 +181,8 @@ class Rehearsal:
 
 
 def publish(
-    exporter: Exporter, prepare: Preparer, sample: Chunk, outputs: Outputs, tolerance: float, events: Events, step: int,
-    extra: Mapping[str, str] | None = None,
-) -> dict[str, float]:  # fmt: skip
+    exporter: Exporter, sample: Chunk, outputs: Outputs, tolerance: float, events: Events, step: int, extra: Mapping[str, str]
+) -> dict[str, float]:
     """Export, check and publish the trained model.
 
     Args:
@@ -200,9 +199,9 @@ def publish(
     stage = tempfile.mkdtemp(prefix="model-") if is_remote(outputs.model) else f"{outputs.model}.part"
     shutil.rmtree(stage, ignore_errors=True)  # ours: what a killed export left
     exporter.save(stage)
-    put_beside(stage, extra or {})
+    put_beside(stage, extra)
     events.enter("export", step)
-    report, worst = compare(exporter, prepare, sample, stage)
+    report, worst = compare(exporter, sample, stage)
     if not report["largest_difference"] <= tolerance or not report["metric_difference"] <= tolerance:
         _publish(stage, outputs.rejected, outputs.records)
         for row in worst:
@@ -232,10 +231,10 @@ def ask(directory: str, instances: list[dict[str, Any]]) -> list[Any]:
         raise UserError(f"{text}. Mend INPUTS or the columns.", FAILED) from None
 
 
-def compare(exporter: Exporter, prepare: Preparer, sample: Chunk, directory: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def compare(exporter: Exporter, sample: Chunk, directory: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Ask both paths about the sample, and keep some answers beside the model; return (measurements, the worst rows)."""
     contract = exporter.contract
-    features, labels = prepare(sample)[:2]
+    features, labels = exporter.prepare(sample)[:2]
     count = rows_of(sample)
     forward = tf.function(exporter.expect, autograph=False)
     parts = [forward(tf.nest.map_structure(lambda t: t[i : i + 256], features)) for i in range(0, count, 256)]  # noqa: B023

@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from .errors import Preempted, UserError
+from .errors import UserError
 from .rows import AnyRows, Rows, Share, count_rows
 from .sparse import sum_all_at_once
 
@@ -167,12 +167,8 @@ class Steps:
         """Return the model's metrics by name; one of several values gives `name_0`, `name_1` and so on."""
         return {name: float(value) for name, value in _flat(self.results()).items()}
 
-    def evaluate(self, rows: AnyRows, stop: Callable[[], bool] = lambda: False) -> dict[str, float]:
-        """Return the model's metrics over every row, each counted once.
-
-        Raises:
-            Preempted: `stop` became true on the way.
-        """
+    def evaluate(self, rows: AnyRows, moved: Callable[[], None] = lambda: None) -> dict[str, float]:
+        """Return the model's metrics over every row, each counted once; `moved` is called every few batches, and may end it by raising."""
         self.model.reset_metrics()
         left: Rows | None = None
         for tensors in rows.chunks():
@@ -181,8 +177,7 @@ class Steps:
             count, left = count_rows(tensors), None
             whole = count // self.evaluation_batch
             for start in range(0, whole, EVALUATION_STEPS):
-                if stop():
-                    raise Preempted
+                moved()
                 batches = tf.constant(min(EVALUATION_STEPS, whole - start))
                 self.evaluate_batches(tensors, tf.constant(start * self.evaluation_batch), batches)
             if count % self.evaluation_batch:
