@@ -122,6 +122,29 @@ def test_a_step_that_returns_no_loss_is_refused(made):
         made(own + GOOD.replace("keras.Model(x", "Own(x").replace('OBJECTIVE = "val_auc"', ""))
 
 
+UNSAVED = {
+    "random numbers": ("x + tf.random.normal(tf.shape(x)) if training else x", "draws random numbers by RandomStandardNormal"),
+    "a table": ("(self.table.insert(tf.cast(x[:, 0], tf.int64), x[:, 0]), x)[1] if training else x", "writes into a lookup table"),
+}
+
+
+@pytest.mark.parametrize("case", UNSAVED)
+def test_a_step_with_state_that_no_checkpoint_holds_is_refused_before_it(case, made, monkeypatch):
+    call, message = UNSAVED[case]
+    layer = f"""
+class Own(keras.layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.table = tf.lookup.experimental.MutableHashTable(tf.int64, tf.float32, 0.0)
+    def call(self, x, training=False):
+        return tf.ensure_shape({call}, [None, 5])
+"""
+    monkeypatch.setenv("TRAINER_EVENTS", str(made.folder / "events"))
+    with pytest.raises(UserError, match=message):
+        made(layer + GOOD.replace("dense(x)", "dense(Own()(x))"))
+    assert '"phase": "step"' not in (made.folder / "events").read_text()
+
+
 # ------------------------------------------------------------------ what cannot be served is known before training
 
 
@@ -338,11 +361,11 @@ def test_a_run_that_is_out_of_time_exports_and_goes_on_later(made):
 
 
 def test_the_metrics_of_a_run_that_is_out_of_time_are_those_of_the_averaged_weights_it_exports(made):
-    averaged = GOOD.replace("binary(keras.Model(x, dense(x)))", "binary(keras.Model(x, dense(x)), keras.optimizers.SGD(1.0, use_ema=True))")
-    averaged = averaged.replace("binary(", "binary(", 1).replace("use_ema=True", "use_ema=True, ema_momentum=0.999")
-    metrics = made(averaged.replace('"val_auc"', '"val_loss"'), "--num_examples_to_train_on=3200000", "--max_minutes=0.0001", "--export=last")
+    averaged = GOOD.replace("dense(x)))", "dense(x)), keras.optimizers.SGD(0.5, use_ema=True, ema_momentum=0.99))")
+    flags = ["--num_examples_to_train_on=3200000", "--max_minutes=0.0001", "--export=last", "--steps_per_call=40"]
+    metrics = made(averaged, *flags)
     gate = json.loads((made.folder / "out" / "metrics.json").read_text())["skew_gate"]
-    assert gate["rows"] == 90 and metrics["val_loss"] == pytest.approx(gate["trained_metric"], rel=1e-5)
+    assert gate["rows"] == 90 and metrics["val_auc"] == pytest.approx(gate["trained_metric"], rel=1e-5)
 
 
 @pytest.mark.slow
@@ -444,6 +467,19 @@ def test_batch_normalisation_says_that_it_goes_by_replica(capsys):
     assert capsys.readouterr().err == ""
     see_that_replicas_can_train_it(plain, several)
     assert "norm: batch normalisation goes by each replica's own part" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["gradient_accumulation_steps", "ema_overwrite_frequency"])
+def test_what_an_optimizer_cannot_do_on_replicas_is_refused(name):
+    import keras
+
+    from vertex_runtime.run import see_that_replicas_can_train_it
+
+    several = type("Strategy", (), {"num_replicas_in_sync": 2})()
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(use_ema=True, **{name: 3})), "mse")
+    with pytest.raises(UserError, match=f"{name} does not work on 2 replicas"):
+        see_that_replicas_can_train_it(model, several)
 
 
 def test_bad_images_are_named(tmp_path):

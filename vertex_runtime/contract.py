@@ -189,7 +189,7 @@ def blame(module: ModuleType, part: str, but: tuple[type[Exception], ...] = ()) 
         where = _last_line(error, lambda path: os.path.dirname(path) == folder) or module.__name__
         plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # Keras writes in bold
         lines = [line.strip() for line in plain.splitlines() if line.strip()]
-        text = " ".join(lines[:3])[:400]
+        text = " ".join(lines[:3])[:400].rstrip(". ")
         if os.environ.get("TRAINER_TRACEBACK"):
             traceback.print_exc()
         raise UserError(

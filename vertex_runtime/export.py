@@ -28,6 +28,7 @@ from .errors import FAILED, UserError
 from .outputs import Outputs, is_remote, record
 from .reporting import Events, log
 from .rows import Preparer, rows_of
+from .steps import operations
 
 GATE_ROWS = 10_000
 REHEARSAL_ROWS = 8
@@ -93,13 +94,12 @@ class Exporter:
         return {name: tf.cast(t, tf.float32) if t.dtype in half else tf.identity(t) for name, t in found.items()}
 
     def _refuse_python(self) -> None:
-        for graph in [self.serve.graph, *(f.graph for f in self.serve.graph._functions.values() if hasattr(f, "graph"))]:
-            for op in graph.get_operations():
-                if op.type in PYTHON_OPS:
-                    raise UserError(
-                        f"the served graph calls Python ({op.name}), which no server has: write preprocess, outputs and the model's "
-                        "call in TensorFlow operations, without tf.py_function and tf.numpy_function."
-                    )
+        for op in operations(self.serve.graph):
+            if op.type in PYTHON_OPS:
+                raise UserError(
+                    f"the served graph calls Python ({op.name}), which no server has: write preprocess, outputs and the model's "
+                    "call in TensorFlow operations, without tf.py_function and tf.numpy_function."
+                )
 
     def signature(self) -> dict[str, dict[str, Any]]:
         """Return type and shape of each input and output that is served."""

@@ -43,6 +43,11 @@ from .tracking.record import Record
 from .training_profile import texts_of, training_profile
 
 Restored = tuple[dict[str, np.ndarray], dict[str, Any]]
+# What optimizers cannot do on several replicas, and what to do instead.
+IN_CONDITIONS = {
+    "gradient_accumulation_steps": "Leave it out and raise --batch_size by that factor",
+    "ema_overwrite_frequency": "Leave it out: the averages take the weights' place at the end of the training",
+}
 SAME = 1e-4  # relative: evaluations of one model by two sources that differ in nothing that counts
 
 
@@ -278,15 +283,17 @@ def see_that_replicas_can_train_it(network: keras.Model, strategy: tf.distribute
     """Say in one line that batch normalisation goes by each replica's own part of the batch, where it does.
 
     Raises:
-        UserError: an optimizer accumulates gradients, which Keras cannot do on several replicas.
+        UserError: an optimizer does what Keras cannot do on several replicas.
     """
     if strategy.num_replicas_in_sync == 1:
         return
-    if any(getattr(optimizer, "gradient_accumulation_steps", None) for optimizer in optimizers(network)):
-        raise UserError(
-            f"gradient_accumulation_steps does not work on {strategy.num_replicas_in_sync} replicas: Keras adds the gradients up inside a "
-            "condition, where replicas cannot meet. Leave it out and raise --batch_size by that factor."
-        )
+    for optimizer in optimizers(network):
+        for name, remedy in IN_CONDITIONS.items():
+            if getattr(getattr(optimizer, "inner_optimizer", optimizer), name, None):  # loss scaling wraps the one that updates
+                raise UserError(
+                    f"{name} does not work on {strategy.num_replicas_in_sync} replicas: Keras does it inside a condition, "
+                    f"where replicas cannot meet. {remedy}."
+                )
     kinds = keras.layers.BatchNormalization
     found = [layer.name for layer in network._flatten_layers() if isinstance(layer, kinds) and not layer.synchronized]
     if found:

@@ -6,7 +6,7 @@ One call gathers the rows of k steps from tensors that stay in memory and runs K
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,12 @@ from .sparse import sum_all_at_once
 EVALUATION_BATCH = 256
 EVALUATION_STEPS = 32
 LATE_GATHER = 1024
+# TensorFlow's operations whose state is nobody's variable: generators inside an operation, and tables that are written.
+RANDOM = {
+    "RandomStandardNormal", "RandomUniform", "RandomUniformInt", "TruncatedNormal", "ParameterizedTruncatedNormal", "RandomShuffle",
+    "Multinomial", "RandomGamma", "RandomPoisson", "RandomPoissonV2", "RandomCrop", "SampleDistortedBoundingBoxV2",
+}  # fmt: skip
+WRITTEN = {"LookupTableInsert", "LookupTableInsertV2", "LookupTableImportV2", "LookupTableRemoveV2"}
 
 
 @dataclass(frozen=True)
@@ -77,8 +83,24 @@ class Steps:
                     sum_all_at_once(optimizer)
 
     def trace(self) -> Sequence[tf.Variable]:
-        """Trace the training call and return every variable in it, those of nobody's layer among them."""
-        return self.train.get_concrete_function().graph.variables
+        """Trace the training call and return every variable in it, those of nobody's layer among them.
+
+        Raises:
+            UserError: a step depends on what no checkpoint can hold.
+        """
+        graph = self.train.get_concrete_function().graph
+        for op in operations(graph):
+            if op.type in RANDOM:
+                raise UserError(
+                    f"a training step draws random numbers by {op.type} ({op.name}), and no checkpoint holds how far they have got. "
+                    "Draw them by keras.random with a keras.random.SeedGenerator that the layer keeps, or by a tf.random.Generator."
+                )
+            if op.type in WRITTEN:
+                raise UserError(
+                    f"a training step writes into a lookup table ({op.name}), which no checkpoint holds. Count in a tf.Variable instead, "
+                    "or fill the table before training."
+                )
+        return graph.variables
 
     def metric_names(self) -> list[str]:
         """Return the names of what an evaluation measures."""
@@ -187,6 +209,12 @@ class Steps:
         metrics = self.metrics()
         self.model.reset_metrics()
         return metrics
+
+
+def operations(graph: Any) -> Iterator[tf.Operation]:
+    """Yield the operations of a graph and of all functions that it calls."""
+    for each in (graph, *(function.graph for function in graph._functions.values() if hasattr(function, "graph"))):
+        yield from each.get_operations()
 
 
 def optimizers(model: keras.Model) -> list[keras.optimizers.Optimizer]:
