@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import re
 import signal
@@ -120,6 +121,21 @@ def test_a_step_that_returns_no_loss_is_refused(made):
     own = "class Own(keras.Model):\n    def train_step(self, data):\n        return {'what': tf.constant(1.0)}\n"
     with pytest.raises(UserError, match="train_step returns no loss, only what"):
         made(own + GOOD.replace("keras.Model(x", "Own(x").replace('OBJECTIVE = "val_auc"', ""))
+
+
+def test_what_callbacks_hold_is_carried():
+    import keras
+
+    from vertex_runtime.callbacks import CallbackStates
+
+    held = {"wait": 3, "best": np.float32(0.5), "losses": [0.5, math.inf], "rates": {"a": (1, "x"), 7: {}}}
+    held |= {"weights": [np.arange(3), np.ones((2, 2))], "empty": [], "array": np.arange(2.0), "nothing": None}
+    one, other = keras.callbacks.Callback(), keras.callbacks.Callback()
+    vars(one).update(held, better=np.less, models=[one])
+    plain, arrays = CallbackStates([one]).read()
+    CallbackStates([other]).write(json.loads(json.dumps(plain)), arrays)
+    np.testing.assert_equal({name: getattr(other, name) for name in held}, held)
+    assert not hasattr(other, "better") and not hasattr(other, "models")
 
 
 UNSAVED = {

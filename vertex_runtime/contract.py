@@ -316,7 +316,7 @@ def _check_rows(module: ModuleType, where: str, given: set[str]) -> tuple[tuple[
     for name in labels if columns else ():
         if name not in names:
             hint = _nearest(name, names, f"there are {', '.join(names)}")
-            raise UserError(f"{where}: LABEL names {quoted(name)}, which is no column of COLUMNS; {hint}.")
+            raise UserError(f"{where}: LABEL names {quoted(name)}, which is no column of COLUMNS; {hint}. Mend the name.")
     return labels, columns
 
 
@@ -398,9 +398,9 @@ def _check_hyperparameters(module: ModuleType, hyperparameters: type) -> None:
     for path, tree in sources(module).values():
         for use in _uses_of_hp(tree):
             if use.attr not in known and not use.attr.startswith("__"):
-                hint = _nearest(use.attr, sorted(fields), f"add it to {where}")
+                hint = _nearest(use.attr, sorted(fields), f"its fields are in {where}")
                 line = f"{os.path.relpath(path)}, line {use.lineno}"
-                raise UserError(f"{line}: {hyperparameters.__name__} has no field {use.attr!r}; {hint}.")
+                raise UserError(f"{line}: {hyperparameters.__name__} has no field {use.attr!r}; {hint}. Mend the name, or add the field.")
 
 
 def _uses_of_hp(tree: ast.Module) -> Iterator[ast.Attribute]:
@@ -476,9 +476,12 @@ def check_metrics(contract: Contract, names: Sequence[str]) -> None:
     """
     found = [f"val_{name}" for name in names]
     if contract.objective not in found:
-        hint = _nearest(contract.objective, found, "give it to compile(metrics=…)")
+        hint = _nearest(contract.objective, found, "none is like it")
         where = os.path.relpath(contract.module.__file__ or contract.name)
-        raise UserError(f"{where}: OBJECTIVE is {quoted(contract.objective)}, and the model has {', '.join(found)}; {hint}.")
+        raise UserError(
+            f"{where}: OBJECTIVE is {quoted(contract.objective)}, and the model has {', '.join(found)}; {hint}. "
+            "Mend it, or give it to compile(metrics=…)."
+        )
 
 
 def example_rows(contract: Contract) -> data.Chunk | None:

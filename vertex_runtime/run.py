@@ -43,10 +43,10 @@ from .tracking.record import Record
 from .training_profile import texts_of, training_profile
 
 Restored = tuple[dict[str, np.ndarray], dict[str, Any]]
-# What optimizers cannot do on several replicas, and what to do instead.
+# What optimizers cannot do on several replicas, and what there is instead.
 IN_CONDITIONS = {
-    "gradient_accumulation_steps": "Leave it out and raise --batch_size by that factor",
-    "ema_overwrite_frequency": "Leave it out: the averages take the weights' place at the end of the training",
+    "gradient_accumulation_steps": "raise --batch_size by that factor",
+    "ema_overwrite_frequency": "the averages take the weights' place at the end of the training anyway",
 }
 SAME = 1e-4  # relative: evaluations of one model by two sources that differ in nothing that counts
 
@@ -288,11 +288,11 @@ def see_that_replicas_can_train_it(network: keras.Model, strategy: tf.distribute
     if strategy.num_replicas_in_sync == 1:
         return
     for optimizer in optimizers(network):
-        for name, remedy in IN_CONDITIONS.items():
+        for name, instead in IN_CONDITIONS.items():
             if getattr(getattr(optimizer, "inner_optimizer", optimizer), name, None):  # loss scaling wraps the one that updates
                 raise UserError(
                     f"{name} does not work on {strategy.num_replicas_in_sync} replicas: Keras does it inside a condition, "
-                    f"where replicas cannot meet. {remedy}."
+                    f"where replicas cannot meet. Leave it out; {instead}."
                 )
     kinds = keras.layers.BatchNormalization
     found = [layer.name for layer in network._flatten_layers() if isinstance(layer, kinds) and not layer.synchronized]
