@@ -44,7 +44,8 @@ def prepared(folder: Path, side: int) -> float:
     from vertex_runtime.sources import FolderSource
 
     columns = (Image("image_bytes"), Category("label"))
-    parts = {name: contract._default(name, columns, ("label",), None, "val_loss", False) for name in contract.FUNCTIONS}
+    defaults = contract.Defaults(columns, ("label",), None, "val_loss", False)
+    parts = {name: getattr(defaults, name) for name in contract.FUNCTIONS}
     parts["preprocess"] = lambda raw, hp, facts: images.decode(raw["image_bytes"], side, side)
     inputs = {"image_bytes": columns[0].spec()}
     given = frozenset({"COLUMNS"})

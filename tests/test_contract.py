@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import re
 import signal
@@ -120,6 +121,44 @@ def test_a_step_that_returns_no_loss_is_refused(made):
     own = "class Own(keras.Model):\n    def train_step(self, data):\n        return {'what': tf.constant(1.0)}\n"
     with pytest.raises(UserError, match="train_step returns no loss, only what"):
         made(own + GOOD.replace("keras.Model(x", "Own(x").replace('OBJECTIVE = "val_auc"', ""))
+
+
+def test_what_callbacks_hold_is_carried():
+    import keras
+
+    from vertex_runtime.callbacks import CallbackStates
+
+    held = {"wait": 3, "best": np.float32(0.5), "losses": [0.5, math.inf], "rates": {"a": (1, "x"), 7: {}}}
+    held |= {"weights": [np.arange(3), np.ones((2, 2))], "empty": [], "array": np.arange(2.0), "nothing": None}
+    one, other = keras.callbacks.Callback(), keras.callbacks.Callback()
+    vars(one).update(held, better=np.less, models=[one])
+    plain, arrays = CallbackStates([one]).read()
+    CallbackStates([other]).write(json.loads(json.dumps(plain)), arrays)
+    np.testing.assert_equal({name: getattr(other, name) for name in held}, held)
+    assert not hasattr(other, "better") and not hasattr(other, "models")
+
+
+UNSAVED = {
+    "random numbers": ("x + tf.random.normal(tf.shape(x)) if training else x", "draws random numbers by RandomStandardNormal"),
+    "a table": ("(self.table.insert(tf.cast(x[:, 0], tf.int64), x[:, 0]), x)[1] if training else x", "writes into a lookup table"),
+}
+
+
+@pytest.mark.parametrize("case", UNSAVED)
+def test_a_step_with_state_that_no_checkpoint_holds_is_refused_before_it(case, made, monkeypatch):
+    call, message = UNSAVED[case]
+    layer = f"""
+class Own(keras.layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.table = tf.lookup.experimental.MutableHashTable(tf.int64, tf.float32, 0.0)
+    def call(self, x, training=False):
+        return tf.ensure_shape({call}, [None, 5])
+"""
+    monkeypatch.setenv("TRAINER_EVENTS", str(made.folder / "events"))
+    with pytest.raises(UserError, match=message):
+        made(layer + GOOD.replace("dense(x)", "dense(Own()(x))"))
+    assert '"phase": "step"' not in (made.folder / "events").read_text()
 
 
 # ------------------------------------------------------------------ what cannot be served is known before training
@@ -337,6 +376,14 @@ def test_a_run_that_is_out_of_time_exports_and_goes_on_later(made):
     assert json.loads((made.folder / "out" / "run.json").read_text())["step"] > run["step"]
 
 
+def test_the_metrics_of_a_run_that_is_out_of_time_are_those_of_the_averaged_weights_it_exports(made):
+    averaged = GOOD.replace("dense(x)))", "dense(x)), keras.optimizers.SGD(0.5, use_ema=True, ema_momentum=0.99))")
+    flags = ["--num_examples_to_train_on=3200000", "--max_minutes=0.0001", "--export=last", "--steps_per_call=40"]
+    metrics = made(averaged, *flags)
+    gate = json.loads((made.folder / "out" / "metrics.json").read_text())["skew_gate"]
+    assert gate["rows"] == 90 and metrics["val_auc"] == pytest.approx(gate["trained_metric"], rel=1e-5)
+
+
 @pytest.mark.slow
 def test_xla_is_off_unless_asked_for_and_a_choice_is_kept(made, capsys):
     made(GOOD)
@@ -436,6 +483,19 @@ def test_batch_normalisation_says_that_it_goes_by_replica(capsys):
     assert capsys.readouterr().err == ""
     see_that_replicas_can_train_it(plain, several)
     assert "norm: batch normalisation goes by each replica's own part" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["gradient_accumulation_steps", "ema_overwrite_frequency"])
+def test_what_an_optimizer_cannot_do_on_replicas_is_refused(name):
+    import keras
+
+    from vertex_runtime.run import see_that_replicas_can_train_it
+
+    several = type("Strategy", (), {"num_replicas_in_sync": 2})()
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(use_ema=True, **{name: 3})), "mse")
+    with pytest.raises(UserError, match=f"{name} does not work on 2 replicas"):
+        see_that_replicas_can_train_it(model, several)
 
 
 def test_bad_images_are_named(tmp_path):

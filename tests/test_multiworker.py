@@ -113,7 +113,7 @@ def test_workers_write_nothing(tmp_path, monkeypatch):
     checkpointer = Checkpointer(str(tmp_path / "c"), str(tmp_path), Events({}), writes=False)
     checkpointer.save({}, {"step": 1}, wait=True)
     checkpointer.clean()
-    assert Scalars(None).write(1, {"loss": 1.0}) == []
+    Scalars(None).write(1, {"loss": 1.0})
     assert not list(tmp_path.iterdir())
 
 

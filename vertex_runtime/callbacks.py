@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -10,15 +10,16 @@ import numpy as np
 
 from .errors import UserError
 
+WRITERS = ("ModelCheckpoint", "BackupAndRestore", "OrbaxCheckpoint")
+KERAS_OWN = ("model", "_model", "params", "_params", "validation_data")
+
 
 class CallbackStates:
-    """The plain attributes of Keras callbacks, as part of a checkpoint."""
-
-    WRITERS = ("ModelCheckpoint", "BackupAndRestore", "OrbaxCheckpoint")
+    """The attributes of Keras callbacks that are data: numbers, texts, arrays, and lists, tuples and dicts of them."""
 
     def __init__(self, callbacks: Sequence[keras.callbacks.Callback]):
         for callback in callbacks:
-            if any(kind.__name__ in self.WRITERS for kind in type(callback).__mro__):
+            if any(kind.__name__ in WRITERS for kind in type(callback).__mro__):
                 raise UserError(
                     f"callback {type(callback).__name__} writes checkpoints of its own, which a resumed run would not fit: "
                     "leave it out, the runtime checkpoints (--checkpoint_steps)."
@@ -26,30 +27,57 @@ class CallbackStates:
         self.callbacks = list(callbacks)
 
     def read(self) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
-        """Return (plain attributes of each callback, arrays by name)."""
-        plain: list[dict[str, Any]] = []
+        """Return (attributes of each callback as JSON, the arrays in them by the names that stand for them there)."""
         arrays: dict[str, np.ndarray] = {}
-        for i, callback in enumerate(self.callbacks):
+
+        def keep(array: np.ndarray) -> str:
+            name = f"callbacks/{len(arrays)}"
+            arrays[name] = array
+            return name
+
+        plain: list[dict[str, Any]] = []
+        for callback in self.callbacks:
             plain.append({})
             for name, value in vars(callback).items():
-                if name in ("model", "_model", "params", "validation_data"):
-                    continue
-                if isinstance(value, (bool, int, float, str, type(None), np.floating, np.integer)):
-                    plain[i][name] = value.item() if isinstance(value, np.generic) else value
-                elif isinstance(value, np.ndarray):
-                    arrays[f"callbacks/{i}/{name}"] = value
-                elif isinstance(value, (list, tuple)) and value and all(isinstance(item, np.ndarray) for item in value):
-                    plain[i][name] = {"arrays": len(value)}
-                    arrays.update({f"callbacks/{i}/{name}/{j}": item for j, item in enumerate(value)})
+                if name not in KERAS_OWN and _is_data(value):
+                    plain[-1][name] = _packed(value, keep)
         return plain, arrays
 
     def write(self, plain: Sequence[dict[str, Any]], arrays: dict[str, np.ndarray]) -> None:
-        for i, (callback, attributes) in enumerate(zip(self.callbacks, plain)):
+        """Give the callbacks what `read` returned."""
+        for callback, attributes in zip(self.callbacks, plain):
             for name, value in attributes.items():
-                if isinstance(value, dict):
-                    value = [arrays[f"callbacks/{i}/{name}/{j}"] for j in range(value["arrays"])]
-                setattr(callback, name, value)
-            prefix = f"callbacks/{i}/"
-            for name, value in arrays.items():
-                if name.startswith(prefix) and "/" not in name[len(prefix) :]:
-                    setattr(callback, name[len(prefix) :], value)
+                setattr(callback, name, _unpacked(value, arrays))
+
+
+def _is_data(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_data, value))
+    if isinstance(value, dict):
+        return all(isinstance(key, (str, int)) for key in value) and all(map(_is_data, value.values()))
+    return isinstance(value, (bool, int, float, str, type(None), np.floating, np.integer, np.ndarray))
+
+
+def _packed(value: Any, keep: Callable[[np.ndarray], str]) -> Any:
+    """Return a value as JSON, what JSON does not know as {kind: content}."""
+    if isinstance(value, np.ndarray):
+        return {"array": keep(value)}
+    if isinstance(value, dict):
+        return {"dict": [[key, _packed(each, keep)] for key, each in value.items()]}
+    if isinstance(value, (list, tuple)):
+        items = [_packed(each, keep) for each in value]
+        return {"tuple": items} if isinstance(value, tuple) else items
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _unpacked(value: Any, arrays: dict[str, np.ndarray]) -> Any:
+    if isinstance(value, list):
+        return [_unpacked(each, arrays) for each in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "array":
+        return arrays[content]
+    if kind == "tuple":
+        return tuple(_unpacked(each, arrays) for each in content)
+    return {key: _unpacked(each, arrays) for key, each in content}

@@ -167,27 +167,31 @@ def _place(name: str) -> str:
     return "/".join(name.split("/", 2)[:2])
 
 
+SOURCE = "the trainer's source (model.py or what it imports)"
+LENGTHS = ("--num_examples_to_train_on", "--epochs")  # what decides how long a run trains, and nothing else
+
+
 def compare_fingerprints(
-    old: Mapping[str, Any], new: Mapping[str, Any], where: str, trained: bool = False
-) -> tuple[str | None, str | None]:
-    """Return (a remark where a run may go on with more examples, what of the source changed where that is to be proved harmless).
+    old: Mapping[str, Any], new: Mapping[str, Any], where: str, longer: bool, trained: bool = False
+) -> tuple[bool, str | None]:
+    """Return whether the run trains for longer than it was to, and what of the source changed where that is to be proved harmless.
 
     Args:
         old, new: {"hyperparameters": {...}, "source": sha256, "data": [file descriptions]}.
+        longer: the new total of steps is above the old one.
         trained: nothing is to be trained any more, so that another source may be admitted.
 
     Raises:
         UserError: anything else differs; the message names it, both values and the ways out.
     """
     differing = _differing(old, new)
-    source = "the trainer's source (model.py or what it imports)"
-    changed = source if trained and old["source"] != new["source"] else None
+    changed = SOURCE if trained and old["source"] != new["source"] else None
     differing = [entry for entry in differing if entry[0] != changed]
     if not differing:
-        return None, changed
+        return False, changed
+    if longer and changed is None and all(name in LENGTHS for name, _, _ in differing):
+        return True, None
     name, was, now = differing[0]
-    if len(differing) == 1 and name == "--num_examples_to_train_on" and was and now > was and changed is None:
-        return f"training goes on from {was} to {now} examples: the learning-rate schedule changes with it.", None
     others = f" (and {len(differing) - 1} more: {', '.join(entry[0] for entry in differing[1:4])})" if len(differing) > 1 else ""
     raise UserError(
         f"{where} holds a run that differs in {name}: it had {was}, this one has {now}{others}. "
@@ -197,13 +201,10 @@ def compare_fingerprints(
 
 def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     """Return (name, old value, new value) of all that differs."""
-    differing = [
-        (f"--{name}", old["hyperparameters"].get(name), value)
-        for name, value in new["hyperparameters"].items()
-        if old["hyperparameters"].get(name) != value
-    ]
+    before, after = old["hyperparameters"], new["hyperparameters"]
+    differing = [(f"--{name}", before.get(name), value) for name, value in after.items() if before.get(name) != value]
     if old["source"] != new["source"]:
-        differing.append(("the trainer's source (model.py or what it imports)", old["source"][:12], new["source"][:12]))
+        differing.append((SOURCE, old["source"][:12], new["source"][:12]))
     before, after = ({entry["path"]: entry for entry in described["data"]} for described in (old, new))
     for path in sorted(before.keys() | after.keys()):
         if before.get(path) != after.get(path):

@@ -11,8 +11,10 @@ import contextlib
 import dataclasses
 import difflib
 import functools
+import hashlib
 import importlib
 import inspect
+import json
 import keyword
 import os
 import re
@@ -184,16 +186,21 @@ def blame(module: ModuleType, part: str, but: tuple[type[Exception], ...] = ()) 
         if is_exhaustion(error) or isinstance(error, but):
             raise
         folder = os.path.dirname(module.__file__ or "")
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if os.path.dirname(frame.filename) == folder]
-        where = f"{os.path.relpath(frames[-1].filename)}, line {frames[-1].lineno}" if frames else module.__name__
+        where = _last_line(error, lambda path: os.path.dirname(path) == folder) or module.__name__
         plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # Keras writes in bold
         lines = [line.strip() for line in plain.splitlines() if line.strip()]
-        text = " ".join(lines[:3])[:400]
+        text = " ".join(lines[:3])[:400].rstrip(". ")
         if os.environ.get("TRAINER_TRACEBACK"):
             traceback.print_exc()
         raise UserError(
             f"{where}, in {part}: {type(error).__name__}: {text}. Mend it there; TRAINER_TRACEBACK=1 shows the whole traceback.", FAILED
         ) from error
+
+
+def _last_line(error: Exception, is_own: Callable[[str], bool]) -> str:
+    """Return the file and line of an exception's last frame in a file that `is_own`; nothing where there is none."""
+    found = [frame for frame in traceback.extract_tb(error.__traceback__) if is_own(frame.filename)]
+    return f"{os.path.relpath(found[-1].filename)}, line {found[-1].lineno}" if found else ""
 
 
 def _iterate(items: Iterator[Any], module: ModuleType, part: str) -> Iterator[Any]:
@@ -232,9 +239,7 @@ def load_module(name: str, hyperparameters: type, resources: Sequence[Any] = ())
     except UserError:
         raise
     except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        own = [frame for frame in frames if "importlib" not in frame.filename and not frame.filename.startswith("<")]
-        where = f"{os.path.relpath(own[-1].filename)}, line {own[-1].lineno}" if own else name
+        where = _last_line(error, lambda path: "importlib" not in path and not path.startswith("<")) or name
         if isinstance(error, SyntaxError) and error.filename:
             where = f"{os.path.relpath(error.filename)}, line {error.lineno}"
         if os.environ.get("TRAINER_TRACEBACK"):
@@ -261,16 +266,11 @@ def load(module: ModuleType, hyperparameters: type, resources: Sequence[Any] = (
     weight = _value(module, "WEIGHT", str, where)
     if weight is not None and weight not in {column.name for column in columns if isinstance(column, Number)}:
         raise UserError(f"{where}: WEIGHT names {quoted(weight)}, which is no Number column of COLUMNS. Add it there.")
-    parts = {name: getattr(module, name, None) or _default(name, columns, labels, weight, objective, maximize) for name in FUNCTIONS}
+    defaults = Defaults(columns, labels, weight, objective, maximize)  # type: ignore[abstract]
+    parts = {name: getattr(module, name, None) or getattr(defaults, name) for name in FUNCTIONS}
     samples = _value(module, "SAMPLE_FILES", Sequence, where) or ()
     name = _value(module, "NAME", str, where) or _package_name(module)
-    inputs = _check_inputs(module, where, columns, labels, weight)
-    for input_name in inputs or ():
-        if not (input_name.isidentifier() and input_name.isascii()) or keyword.iskeyword(input_name) or input_name == "self":
-            raise UserError(
-                f"{where}: the input {quoted(input_name)} cannot be the name of a served input, which must be a plain identifier. "
-                f"Give the column another name, and keep the file's: header={input_name!r}."
-            )
+    inputs = _check_inputs(module, where, columns, {*labels, weight})
     synthetic = _value(module, "SYNTHETIC_SAMPLES", bool, where) is not False
     return Contract(
         name, module, tuple(samples), columns, labels, weight, inputs, objective, maximize, frozenset(given), parts, synthetic, resources
@@ -296,8 +296,7 @@ def _check_rows(module: ModuleType, where: str, given: set[str]) -> tuple[tuple[
     columns = tuple(_value(module, "COLUMNS", Sequence, where) or ())
     for column in columns:
         if not isinstance(column, Column):
-            found = f"{type(column).__name__} {str(column)[:80]!r}"
-            raise UserError(f"{where}: COLUMNS must hold Number, Category, Text, Date or Image; got {found}.")
+            raise UserError(f"{where}: COLUMNS must hold Number, Category, Text, Date or Image; got {_described(column)}.")
     names = [column.name for column in columns]
     if doubled := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"{where}: COLUMNS names {doubled[0]} twice. Keep one.")
@@ -316,27 +315,30 @@ def _check_rows(module: ModuleType, where: str, given: set[str]) -> tuple[tuple[
         raise UserError(f"{where}: LABEL must be a column's name, or a tuple of names; got {quoted(label)}.")
     for name in labels if columns else ():
         if name not in names:
-            near = difflib.get_close_matches(name, names, 1, 0.5)
-            hint = f"; the nearest is {near[0]}" if near else f"; there are {', '.join(names)}"
-            raise UserError(f"{where}: LABEL names {quoted(name)}, which is no column of COLUMNS{hint}.")
+            hint = _nearest(name, names, f"there are {', '.join(names)}")
+            raise UserError(f"{where}: LABEL names {quoted(name)}, which is no column of COLUMNS; {hint}. Mend the name.")
     return labels, columns
 
 
-def _check_inputs(
-    module: ModuleType, where: str, columns: Sequence[Column], labels: Sequence[str], weight: str | None
-) -> dict[str, tf.TensorSpec] | None:
+def _check_inputs(module: ModuleType, where: str, columns: Sequence[Column], not_sent: set[str | None]) -> dict[str, tf.TensorSpec] | None:
+    """Return what a request holds: INPUTS, else the columns but those `not_sent`; None where the first row will tell."""
     given = _value(module, "INPUTS", Mapping, where)
+    if given is None and not columns:
+        if hasattr(module, "read") and not hasattr(module, "source") and not hasattr(module, "dataset"):
+            raise UserError(f"{where} has a read of its own and neither COLUMNS nor INPUTS: say what a request holds in INPUTS.")
+        return None
     if given is None:
-        if not columns:
-            if hasattr(module, "read") and not hasattr(module, "source") and not hasattr(module, "dataset"):
-                raise UserError(f"{where} has a read of its own and neither COLUMNS nor INPUTS: say what a request holds in INPUTS.")
-            return None
-        return {c.name: c.spec() for c in columns if c.required and c.name not in (*labels, weight)}
+        given = {column.name: column.spec() for column in columns if column.required and column.name not in not_sent}
+    elif not given:
+        raise UserError(f"{where}: INPUTS is empty: a request must hold something.")
     for name, spec in given.items():
         if not isinstance(spec, tf.TensorSpec) or spec.shape.rank is None or spec.shape.rank < 1 or spec.shape[0] is not None:
             raise UserError(f"{where}: INPUTS[{quoted(name)}] must be a tf.TensorSpec([None, ...], dtype); got {quoted(spec)}.")
-    if not given:
-        raise UserError(f"{where}: INPUTS is empty: a request must hold something.")
+        if not (name.isidentifier() and name.isascii()) or keyword.iskeyword(name) or name == "self":
+            raise UserError(
+                f"{where}: the input {quoted(name)} cannot be the name of a served input, which must be a plain identifier. "
+                f"Give the column another name, and keep the file's: header={name!r}."
+            )
     return {name: tf.TensorSpec(spec.shape, spec.dtype, name) for name, spec in given.items()}
 
 
@@ -358,15 +360,24 @@ def _value(module: ModuleType, name: str, kind: Any, where: str) -> Any:
     value = getattr(module, name, None)
     if value is not None and (not isinstance(value, kind) or (kind is Sequence and isinstance(value, str))):
         wanted = {"str": "a text", "bool": "True or False", "Sequence": "a tuple", "Mapping": "a dict"}[kind.__name__]
-        raise UserError(f"{where}: {name} must be {wanted}; got {type(value).__name__} {str(value)[:80]!r}.")
+        raise UserError(f"{where}: {name} must be {wanted}; got {_described(value)}.")
     return value
+
+
+def _described(value: Any) -> str:
+    return f"{type(value).__name__} {quoted(value)}"
+
+
+def _nearest(name: str, known: Sequence[str], otherwise: str) -> str:
+    """Return a message's hint at what a misspelt name stands for; `otherwise` where it is like none of those `known`."""
+    near = difflib.get_close_matches(name, known, 1, 0.5)
+    return f"the nearest is {near[0]}" if near else otherwise
 
 
 def _check_signature(function: Any, name: str, where: str) -> None:
     wanted = list(inspect.signature(FUNCTIONS[name]).parameters)[1:]
     if not callable(function):
-        found = f"{type(function).__name__} {str(function)[:80]!r}"
-        raise UserError(f"{where}: {name} must be a function {name}({', '.join(wanted)}); got {found}.")
+        raise UserError(f"{where}: {name} must be a function {name}({', '.join(wanted)}); got {_described(function)}.")
     try:
         inspect.signature(function).bind(*wanted)
     except TypeError:
@@ -384,28 +395,26 @@ def _check_hyperparameters(module: ModuleType, hyperparameters: type) -> None:
             f"class {hyperparameters.__name__}(CommonHyperparameters), from vertex_runtime.arguments."
         )
     known = fields | {name for name in dir(hyperparameters) if not name.startswith("__")}
-    for path, tree in own_sources(module).values():
-        for node in ast.walk(tree):
-            if not isinstance(node, ast.FunctionDef) or "hp" not in {argument.arg for argument in node.args.args}:
-                continue
+    for path, tree in sources(module).values():
+        for use in _uses_of_hp(tree):
+            if use.attr not in known and not use.attr.startswith("__"):
+                hint = _nearest(use.attr, sorted(fields), f"its fields are in {where}")
+                line = f"{os.path.relpath(path)}, line {use.lineno}"
+                raise UserError(f"{line}: {hyperparameters.__name__} has no field {use.attr!r}; {hint}. Mend the name, or add the field.")
+
+
+def _uses_of_hp(tree: ast.Module) -> Iterator[ast.Attribute]:
+    """Yield every `hp.…` inside a function that takes an `hp`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and "hp" in {argument.arg for argument in node.args.args}:
             for use in ast.walk(node):
-                if not (isinstance(use, ast.Attribute) and isinstance(use.value, ast.Name) and use.value.id == "hp"):
-                    continue
-                if use.attr not in known and not use.attr.startswith("__"):
-                    near = difflib.get_close_matches(use.attr, fields, 1, 0.6)
-                    hint = f"the nearest is {near[0]}" if near else f"add it to {where}"
-                    raise UserError(
-                        f"{os.path.relpath(path)}, line {use.lineno}: {hyperparameters.__name__} has no field {use.attr!r}; {hint}."
-                    )
+                if isinstance(use, ast.Attribute) and isinstance(use.value, ast.Name) and use.value.id == "hp":
+                    yield use
 
 
-def own_sources(module: ModuleType) -> dict[str, tuple[str, ast.Module]]:
-    """Return (path, syntax tree) of a trainer's module and of all that it imports from its own package, by module name."""
-    package = module.__name__.rpartition(".")[0]
-    return {name: found for name, found in _sources(module, {package}).items() if name.rpartition(".")[0] == package}
-
-
-def _sources(module: ModuleType, packages: set[str]) -> dict[str, tuple[str, ast.Module]]:
+def sources(module: ModuleType, *others: str) -> dict[str, tuple[str, ast.Module]]:
+    """Return (path, syntax tree) of a trainer's module and of all that it imports from its own package or `others`, by module name."""
+    packages = {module.__name__.rpartition(".")[0], *others}
     seen: dict[str, tuple[str, ast.Module]] = {}
     waiting = [module]
     while waiting:
@@ -413,23 +422,22 @@ def _sources(module: ModuleType, packages: set[str]) -> dict[str, tuple[str, ast
         with open(current.__file__ or "", encoding="utf-8") as file:
             tree = ast.parse(file.read())
         seen[current.__name__] = (current.__file__ or "", tree)
-        package = current.__name__.rpartition(".")[0]
-        for node in ast.walk(tree):
-            names = [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
-            if isinstance(node, ast.ImportFrom):
-                base = ".".join(filter(None, (package if node.level else "", node.module)))
-                names = [base, *(f"{base}.{name}" for name in names)]
-            for name in names:
-                if name.rpartition(".")[0] in packages and name not in seen and (found := _module(name)):
-                    waiting.append(found)
+        for name in _imported(tree, current.__name__.rpartition(".")[0]):
+            if name.rpartition(".")[0] in packages and name not in seen:
+                with contextlib.suppress(ModuleNotFoundError):  # a function or a class, say
+                    waiting.append(importlib.import_module(name))
     return seen
 
 
-def _module(name: str) -> ModuleType | None:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError:
-        return None
+def _imported(tree: ast.Module, package: str) -> Iterator[str]:
+    """Yield the whole names of what a module of a package imports: modules, and what is taken from them."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(filter(None, (package if node.level else "", node.module)))
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
 def source_fingerprint(module: ModuleType) -> str:
@@ -437,11 +445,7 @@ def source_fingerprint(module: ModuleType) -> str:
 
     Comments and layout do not count.
     """
-    import hashlib
-    import json
-
-    found = _sources(module, {module.__name__.rpartition(".")[0], __package__})
-    dumped = sorted((name.rpartition(".")[2], ast.dump(tree)) for name, (_, tree) in found.items())
+    dumped = sorted((name.rpartition(".")[2], ast.dump(tree)) for name, (_, tree) in sources(module, __package__).items())
     return hashlib.sha256(json.dumps(dumped).encode()).hexdigest()
 
 
@@ -458,7 +462,7 @@ def metric_is_mentioned(contract: Contract) -> bool:
 
 def mentions(contract: Contract, name: str) -> bool:
     """Tell whether a name stands somewhere in the trainer's source, as a text, a name or an attribute, however it is spelt."""
-    nodes = [node for _, tree in own_sources(contract.module).values() for node in ast.walk(tree)]
+    nodes = [node for _, tree in sources(contract.module).values() for node in ast.walk(tree)]
     words = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     words |= {node.attr for node in nodes if isinstance(node, ast.Attribute)} | {node.id for node in nodes if isinstance(node, ast.Name)}
     return name.replace("_", "").lower() in {word.replace("_", "").lower() for word in words}
@@ -472,10 +476,12 @@ def check_metrics(contract: Contract, names: Sequence[str]) -> None:
     """
     found = [f"val_{name}" for name in names]
     if contract.objective not in found:
-        near = difflib.get_close_matches(contract.objective, found, 1, 0.5)
-        hint = f"the nearest is {near[0]}" if near else "give it to compile(metrics=…)"
+        hint = _nearest(contract.objective, found, "none is like it")
         where = os.path.relpath(contract.module.__file__ or contract.name)
-        raise UserError(f"{where}: OBJECTIVE is {quoted(contract.objective)}, and the model has {', '.join(found)}; {hint}.")
+        raise UserError(
+            f"{where}: OBJECTIVE is {quoted(contract.objective)}, and the model has {', '.join(found)}; {hint}. "
+            "Mend it, or give it to compile(metrics=…)."
+        )
 
 
 def example_rows(contract: Contract) -> data.Chunk | None:
@@ -499,66 +505,52 @@ def example_rows(contract: Contract) -> data.Chunk | None:
 # ------------------------------------------------------------------ defaults
 
 
-def _default(
-    name: str, columns: Sequence[Column], labels: Sequence[str], weight: str | None, objective: str, maximize: bool
-) -> Callable[..., Any]:
-    """Return the default of a part: a function that closes over what the module says in values."""
-    kinds = {column.name: column for column in columns}
+@dataclass(frozen=True)
+class Defaults(ModelModule):
+    """The parts that a module leaves out, by what it says in values; those that are not here return None, as empty bodies do."""
 
-    def find(paths: Sequence[str], flag: str) -> list[str]:
-        return data.find(paths, flag, columns, labels)
+    columns: Sequence[Column]
+    labels: Sequence[str]
+    weight: str | None
+    objective: str
+    maximize: bool
 
-    def read(path: str, bad: data.BadRows, reading: Reading | None = None) -> Iterator[data.Chunk]:
-        return data.read(path, columns, labels, bad, reading)
+    def find(self, paths: Sequence[str], flag: str) -> list[str]:
+        return data.find(paths, flag, self.columns, self.labels)
 
-    def source(files: Sequence[str], hp: Any) -> None:
-        return None
+    def read(self, path: str, bad: data.BadRows, reading: Reading | None = None) -> Iterator[data.Chunk]:
+        return data.read(path, self.columns, self.labels, bad, reading)
 
-    def learn(chunks: Iterable[data.Chunk], hp: Any) -> dict[str, Any]:
+    def learn(self, chunks: Iterable[data.Chunk], hp: Any) -> Facts:
         return {}
 
-    def preprocess(raw: Mapping[str, tf.Tensor], hp: Any, facts: Facts) -> Features:
+    def preprocess(self, raw: Mapping[str, tf.Tensor], hp: Any, facts: Facts) -> Features:
         return next(iter(raw.values())) if len(raw) == 1 else dict(raw)
 
-    def encode_labels(chunk: data.Chunk, facts: Facts) -> Any:
-        found = {label: _encode(chunk[label], label, facts, len(labels) > 1) for label in labels}
-        return found if len(labels) > 1 else found[labels[0]]
+    def encode_labels(self, chunk: data.Chunk, facts: Facts) -> Any:
+        several = len(self.labels) > 1
+        found = {label: _encode(chunk[label], label, facts, several) for label in self.labels}
+        return found if several else found[self.labels[0]]
 
-    def weigh(chunk: data.Chunk, hp: Any, facts: Facts) -> np.ndarray | None:
-        return None if weight is None else chunk[weight]
+    def weigh(self, chunk: data.Chunk, hp: Any, facts: Facts) -> np.ndarray | None:
+        return None if self.weight is None else chunk[self.weight]
 
-    def class_weight(hp: Any, facts: Facts) -> None:
-        return None
-
-    def callbacks(hp: Any) -> list[keras.callbacks.Callback]:
-        mode, chosen = ("max" if maximize else "min"), []
+    def callbacks(self, hp: Any) -> list[keras.callbacks.Callback]:
+        mode, chosen = ("max" if self.maximize else "min"), []
         if hp.early_stopping:
-            chosen.append(keras.callbacks.EarlyStopping(objective, patience=hp.early_stopping, mode=mode, restore_best_weights=True))
+            chosen.append(keras.callbacks.EarlyStopping(self.objective, patience=hp.early_stopping, mode=mode, restore_best_weights=True))
         if hp.plateau:
-            chosen.append(keras.callbacks.ReduceLROnPlateau(objective, factor=0.5, patience=hp.plateau, mode=mode))
+            chosen.append(keras.callbacks.ReduceLROnPlateau(self.objective, factor=0.5, patience=hp.plateau, mode=mode))
         return chosen
 
-    def outputs(predictions: Any, facts: Facts) -> dict[str, tf.Tensor]:
-        return _as_they_are(predictions, facts, labels, kinds)
+    def outputs(self, predictions: Any, facts: Facts) -> dict[str, tf.Tensor]:
+        return _as_they_are(predictions, facts, self.labels, {column.name: column for column in self.columns})
 
-    def extra_files(facts: Facts) -> dict[str, str]:
+    def extra_files(self, facts: Facts) -> dict[str, str]:
         names = facts.get("class_names") if isinstance(facts, Mapping) else None
         several = {f"labels.{label}.txt": each for label, each in names.items()} if isinstance(names, Mapping) else {}
         texts = several if names is None or several else {"labels.txt": names}
         return {file: "".join(f"{name}\n" for name in each) for file, each in texts.items()}
-
-    def jit_compile(hp: Any, total_steps: int) -> bool:
-        return False
-
-    def none(*_: Any) -> None:
-        return None
-
-    parts: dict[str, Callable[..., Any]] = {
-        "find": find, "read": read, "source": source, "learn": learn, "preprocess": preprocess, "encode_labels": encode_labels,
-        "weigh": weigh, "class_weight": class_weight, "callbacks": callbacks, "outputs": outputs, "extra_files": extra_files,
-        "jit_compile": jit_compile,
-    }  # fmt: skip
-    return parts.get(name, none)
 
 
 def class_names(facts: Facts, label: str, several: bool) -> list[str]:

@@ -21,6 +21,23 @@ DATA_FORMATS = ("csv", "jsonl", "bigquery", "tfrecord", "parquet")
 HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+(?:%[0-9A-Za-z_.-]+)?\]|[^\s\[\]:/]{1,253}):([0-9]{1,5})")
 QUOTED = 120  # characters of a value that a message shows
 LARGEST_INDEX = 2**31 - 1
+# Variables that are taken as they are, by the field that holds them.
+TEXTS = {
+    "model_dir": "AIP_MODEL_DIR",
+    "checkpoint_dir": "AIP_CHECKPOINT_DIR",
+    "tensorboard_dir": "AIP_TENSORBOARD_LOG_DIR",
+    "data_format": "AIP_DATA_FORMAT",
+    "training_data": "AIP_TRAINING_DATA_URI",
+    "validation_data": "AIP_VALIDATION_DATA_URI",
+    "test_data": "AIP_TEST_DATA_URI",
+    "job": "CLOUD_ML_JOB_ID",
+    "metric_file": "CLOUD_ML_HP_METRIC_FILE",
+    "experiment": "AIP_EXPERIMENT_NAME",
+    "experiment_run": "AIP_EXPERIMENT_RUN_NAME",
+    "tensorboard": "AIP_TENSORBOARD_RESOURCE_NAME",
+    "pipeline": "TRAINER_PIPELINE_JOB",  # ours: a pipeline's step tells its trainer which pipeline it is
+    "debugged": "TRAINER_DEBUG",  # ours: the replica that somebody debugs (`vertex_local run --debug`), so that it may take its time
+}
 
 
 def quoted(value: object) -> str:
@@ -56,7 +73,7 @@ class Environment:
     experiment_run: str | None = None
     tensorboard: str | None = None
     pipeline: str | None = None
-    debugged: str | None = None  # the replica that somebody debugs (`vertex_local run --debug`), so that it may take its time
+    debugged: str | None = None
 
     @classmethod
     def from_mapping(cls, variables: Mapping[str, str]) -> Environment:
@@ -71,35 +88,21 @@ class Environment:
         cluster, role, index = _cluster(name, config if config.get("cluster") else pools)
         if role == "chief" and not cluster and config.get("task"):
             role, index = _task("TF_CONFIG", config["task"])
-        data_format = _text(variables, "AIP_DATA_FORMAT")
-        if data_format is not None and data_format not in DATA_FORMATS:
-            raise UserError(f"AIP_DATA_FORMAT must be one of {', '.join(DATA_FORMATS)}; got {quoted(data_format)}.")
-        reducers = len(cluster.pop("ps", ()))
+        texts = {kept: _text(variables, name) for kept, name in TEXTS.items()}
+        if texts["data_format"] not in (None, *DATA_FORMATS):
+            raise UserError(f"AIP_DATA_FORMAT must be one of {', '.join(DATA_FORMATS)}; got {quoted(texts['data_format'])}.")
         return cls(
-            model_dir=_text(variables, "AIP_MODEL_DIR"),
-            checkpoint_dir=_text(variables, "AIP_CHECKPOINT_DIR"),
-            tensorboard_dir=_text(variables, "AIP_TENSORBOARD_LOG_DIR"),
-            data_format=data_format,
-            training_data=_text(variables, "AIP_TRAINING_DATA_URI"),
-            validation_data=_text(variables, "AIP_VALIDATION_DATA_URI"),
-            test_data=_text(variables, "AIP_TEST_DATA_URI"),
+            **texts,
             role=role,
             index=index,
+            reduction_servers=len(cluster.pop("ps", ())),
             cluster=cluster,
-            reduction_servers=reducers,
-            job=_text(variables, "CLOUD_ML_JOB_ID"),
             trial=_trial(variables.get("CLOUD_ML_TRIAL_ID"), pools.get("task"), config.get("task")),
-            metric_file=_text(variables, "CLOUD_ML_HP_METRIC_FILE"),
             in_job=any(
                 value and (name in ("CLUSTER_SPEC", "TF_CONFIG") or name.startswith(("CLOUD_ML_", "AIP_")))
                 for name, value in variables.items()
             ),
             tpu=any(variables.get(name) for name in TPU_VARIABLES),
-            experiment=_text(variables, "AIP_EXPERIMENT_NAME"),
-            experiment_run=_text(variables, "AIP_EXPERIMENT_RUN_NAME"),
-            tensorboard=_text(variables, "AIP_TENSORBOARD_RESOURCE_NAME"),
-            pipeline=_text(variables, "TRAINER_PIPELINE_JOB"),  # ours: a pipeline's step tells its trainer which pipeline it is
-            debugged=_text(variables, "TRAINER_DEBUG"),
         )
 
     @property

@@ -11,7 +11,6 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
 
 USAGE = 2
 FAILED = 1
@@ -30,16 +29,11 @@ class UserError(Exception):
 
 
 class Preempted(Exception):
-    """The process was told to end (SIGTERM, or SIGINT) and its state is durable."""
+    """The process was told to end by `signal` (SIGTERM or SIGINT), and its state is durable."""
 
-    signal: signal.Signals | None = None
-
-    def end(self, end_by_sigterm: Callable[[], None]) -> NoReturn:
-        """End the process as its signal would have."""
-        if self.signal == signal.SIGINT:
-            raise KeyboardInterrupt
-        end_by_sigterm()
-        raise self
+    def __init__(self, signal: signal.Signals):
+        super().__init__(signal.name)
+        self.signal = signal
 
 
 def run_as_program(main: Callable[[Sequence[str] | None], object]) -> None:

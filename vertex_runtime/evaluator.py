@@ -15,7 +15,6 @@ from .contract import check_metrics
 from .errors import UserError
 from .inputs import Inputs
 from .reporting import Scalars, format_metrics, log
-from .rows import Share
 from .run import Run
 from .steps import Plan, Steps
 
@@ -59,7 +58,7 @@ def _build(run: Run, inputs: Inputs, total_steps: int) -> tuple[Steps, dict[str,
     """Return the network's evaluation and its variables by name; the training replicas' checkpoint says how long they train."""
     hp, options = run.hp, run.options
     # It takes every row of the evaluation data itself.
-    plan = Plan(total_steps, hp.batch_size, hp.num_evals, options.checkpoint_steps, options.steps_per_call, False, hp.seed, None, Share())
+    plan = Plan(total_steps, hp.batch_size, hp.num_evals, options.checkpoint_steps, options.steps_per_call, seed=hp.seed)
     network = run.contract.build_model(hp, inputs.facts, total_steps)
     steps = Steps(network, run.strategy, plan, inputs.example(), False)
     check_metrics(run.contract, steps.metric_names())

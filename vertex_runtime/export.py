@@ -28,6 +28,7 @@ from .errors import FAILED, UserError
 from .outputs import Outputs, is_remote, record
 from .reporting import Events, log
 from .rows import Preparer, rows_of
+from .steps import operations
 
 GATE_ROWS = 10_000
 REHEARSAL_ROWS = 8
@@ -44,7 +45,7 @@ class Exporter:
     """
 
     def __init__(self, contract: Contract, network: keras.Model, prepare: Preparer):
-        self.contract, self.network, self.facts = contract, network, prepare.facts
+        self.contract, self.network, self.prepare, self.facts = contract, network, prepare, prepare.facts
         self.checksum: str | None = None  # of the files that were published
         self.module = tf.Module()
         with tf.device("/cpu:0"):
@@ -93,13 +94,12 @@ class Exporter:
         return {name: tf.cast(t, tf.float32) if t.dtype in half else tf.identity(t) for name, t in found.items()}
 
     def _refuse_python(self) -> None:
-        for graph in [self.serve.graph, *(f.graph for f in self.serve.graph._functions.values() if hasattr(f, "graph"))]:
-            for op in graph.get_operations():
-                if op.type in PYTHON_OPS:
-                    raise UserError(
-                        f"the served graph calls Python ({op.name}), which no server has: write preprocess, outputs and the model's "
-                        "call in TensorFlow operations, without tf.py_function and tf.numpy_function."
-                    )
+        for op in operations(self.serve.graph):
+            if op.type in PYTHON_OPS:
+                raise UserError(
+                    f"the served graph calls Python ({op.name}), which no server has: write preprocess, outputs and the model's "
+                    "call in TensorFlow operations, without tf.py_function and tf.numpy_function."
+                )
 
     def signature(self) -> dict[str, dict[str, Any]]:
         """Return type and shape of each input and output that is served."""
@@ -181,9 +181,8 @@ class Rehearsal:
 
 
 def publish(
-    exporter: Exporter, prepare: Preparer, sample: Chunk, outputs: Outputs, tolerance: float, events: Events, step: int,
-    extra: Mapping[str, str] | None = None,
-) -> dict[str, float]:  # fmt: skip
+    exporter: Exporter, sample: Chunk, outputs: Outputs, tolerance: float, events: Events, step: int, extra: Mapping[str, str]
+) -> dict[str, float]:
     """Export, check and publish the trained model.
 
     Args:
@@ -200,9 +199,9 @@ def publish(
     stage = tempfile.mkdtemp(prefix="model-") if is_remote(outputs.model) else f"{outputs.model}.part"
     shutil.rmtree(stage, ignore_errors=True)  # ours: what a killed export left
     exporter.save(stage)
-    put_beside(stage, extra or {})
+    put_beside(stage, extra)
     events.enter("export", step)
-    report, worst = compare(exporter, prepare, sample, stage)
+    report, worst = compare(exporter, sample, stage)
     if not report["largest_difference"] <= tolerance or not report["metric_difference"] <= tolerance:
         _publish(stage, outputs.rejected, outputs.records)
         for row in worst:
@@ -232,10 +231,10 @@ def ask(directory: str, instances: list[dict[str, Any]]) -> list[Any]:
         raise UserError(f"{text}. Mend INPUTS or the columns.", FAILED) from None
 
 
-def compare(exporter: Exporter, prepare: Preparer, sample: Chunk, directory: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def compare(exporter: Exporter, sample: Chunk, directory: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Ask both paths about the sample, and keep some answers beside the model; return (measurements, the worst rows)."""
     contract = exporter.contract
-    features, labels = prepare(sample)[:2]
+    features, labels = exporter.prepare(sample)[:2]
     count = rows_of(sample)
     forward = tf.function(exporter.expect, autograph=False)
     parts = [forward(tf.nest.map_structure(lambda t: t[i : i + 256], features)) for i in range(0, count, 256)]  # noqa: B023

@@ -14,6 +14,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import keras
@@ -24,6 +25,7 @@ from .ahead import ahead
 from .callbacks import CallbackStates
 from .checkpoint import Checkpointer, assign, named_variables, parts, snapshot
 from .errors import FAILED, Preempted, UserError
+from .export import Rehearsal
 from .reporting import Events, Progress, log
 from .rows import AnyRows, CachedRows, Rows
 from .steps import Plan, Steps, optimizers
@@ -44,6 +46,11 @@ class StopSignal:
     def __exit__(self, *_: object) -> None:
         for kind, handler in zip(self.KINDS, self.before):
             signal.signal(kind, handler)
+
+    def check(self) -> None:
+        """Raise Preempted where a signal has come."""
+        if self.received:
+            raise Preempted(self.received)
 
     def _note(self, number: int, frame: object) -> None:
         self.received = signal.Signals(number)
@@ -75,7 +82,7 @@ class Trainer:
     events: Events
     progress: Progress
     on_evaluation: Callable[[int, dict[str, float]], None]
-    on_scalars: Callable[[int, dict[str, float]], None]
+    on_values: Callable[[int, dict[str, float]], None]  # of training
     profile_dir: str | None
     objective: str
     maximize: bool
@@ -83,8 +90,7 @@ class Trainer:
     agree: Callable[[int], int] = lambda value: value
     blame: Callable[[], Any] = contextlib.nullcontext
     deadline: float = math.inf  # by the monotonic clock, in seconds
-    exporter: Any = None
-    rehearsal: Any = None
+    rehearsal: Rehearsal | None = None
     ledger: Callable[[int, np.ndarray], None] | None = None
     state: dict[str, Any] = field(
         default_factory=lambda: {"step": 0, "evaluated": 0, "epoch": 0, "best": {}, "finished": False, "stopped": False, "metrics": {}}
@@ -94,6 +100,7 @@ class Trainer:
         self.model = self.steps.model
         self.states = CallbackStates(self.callbacks)
         counts = {"epochs": self.plan.num_evals, "steps": self.plan.total_steps}
+        self.evaluations = self.plan.evaluation_steps()
         self.hooks = keras.callbacks.CallbackList(list(self.callbacks), model=self.model, **counts)
         self.model.stop_training = False
         with self.blame():  # tracing runs the model's own code
@@ -150,14 +157,11 @@ class Trainer:
                 try:
                     self._train(stop)
                     self._finish(stop)
-                except Preempted as preempted:
-                    self.checkpointer.join()
-                    where = f"the state of step {self.state['step']} is saved in {self.checkpointer.directory}"
-                    log("WARNING", f"{stop.received.name}: {where}; the same command with the same --output_dir continues there.")
-                    preempted.signal = stop.received
-                    raise
-                except UserError:
-                    self.checkpointer.join()  # what the message calls the newest checkpoint is whole before the process ends
+                except (Preempted, UserError) as end:
+                    self.checkpointer.join()  # what is called the newest checkpoint is whole before the process ends
+                    if isinstance(end, Preempted):
+                        where = f"the state of step {self.state['step']} is saved in {self.checkpointer.directory}"
+                        log("WARNING", f"{end.signal.name}: {where}; the same command with the same --output_dir continues there.")
                     raise
                 finally:
                     self.progress.close()
@@ -165,13 +169,12 @@ class Trainer:
 
     def _train(self, stop: StopSignal) -> None:
         plan, state = self.plan, self.state
-        evaluations = plan.evaluation_steps()
         depth = 1 if isinstance(self.train_rows, CachedRows) else 2  # a window of cached rows takes 64 MiB
         feed = ahead(self.train_rows.feed(plan.batch_size, plan.seed, state["step"], plan.share), depth)
         rows, order = None, np.empty((0, 0), np.int32)
         while True:
             step = state["step"]
-            if step > state["evaluated"] and (step in evaluations or self.out_of_time):
+            if step > state["evaluated"] and (step in self.evaluations or self.out_of_time):
                 self._evaluate(stop)
             if step >= plan.total_steps or self.model.stop_training or self.out_of_time:
                 return
@@ -181,38 +184,42 @@ class Trainer:
                 start = time.perf_counter()
                 rows, order = next(feed)
                 self.progress.pace.waited(time.perf_counter() - start)
-            count = min(len(order), self._steps_to_boundary(step, evaluations))
+            count = min(len(order), self._steps_to_boundary(step))
             self._call(rows, order[:count])
             order = order[count:]
-            if stop.received:
-                self.checkpointer.save(*self._state(alone=plan.share.workers > 1), wait=True)
-                raise Preempted
-            if self.rehearsal is not None:
-                # Known before the first checkpoint; a run that is over by then exports anyway.
-                start = time.perf_counter()
-                self.rehearsal.check(wait=state["step"] in evaluations[:-1])
-                self.progress.pace.skipped(time.perf_counter() - start)
-            if state["step"] % plan.checkpoint_steps == 0 and state["step"] not in evaluations:
-                self.checkpointer.save(*self._state(), skip=True)
-            if plan.scalar_steps and state["step"] % plan.scalar_steps == 0 and state["step"] not in evaluations:
-                self._write_scalars()
-            self.checkpointer.check()
-            if self.deadline < math.inf and self.agree(int(time.monotonic() >= self.deadline)):
-                self.out_of_time = state["step"] < plan.total_steps
-                log("WARNING", f"--max_minutes: stopping at step {state['step']} of {plan.total_steps}; the same command continues there.")
+            self._between_calls(stop)
 
-    def _write_scalars(self) -> None:
-        """Write the training metrics so far, the loss first."""
-        metrics = self.steps.metrics()
-        loss = {"loss": metrics.pop("loss")} if "loss" in metrics else {}
-        self.on_scalars(self.state["step"], loss | metrics)
+    def _between_calls(self, stop: StopSignal) -> None:
+        """Heed a signal, a rehearsal that failed and the deadline; save, and write training values, where it is time to."""
+        plan, step = self.plan, self.state["step"]
+        if stop.received:
+            self.checkpointer.save(*self._state(alone=plan.share.workers > 1), wait=True)
+            stop.check()
+        if self.rehearsal is not None:
+            # Known before the first checkpoint; a run that is over by then exports anyway.
+            start = time.perf_counter()
+            self.rehearsal.check(wait=step in self.evaluations[:-1])
+            self.progress.pace.skipped(time.perf_counter() - start)
+        if step % plan.checkpoint_steps == 0 and step not in self.evaluations:
+            self.checkpointer.save(*self._state(), skip=True)
+        if plan.scalar_steps and step % plan.scalar_steps == 0 and step not in self.evaluations:
+            metrics = self.steps.metrics()
+            loss = {"loss": metrics.pop("loss")} if "loss" in metrics else {}
+            self.on_values(step, loss | metrics)
+        self.checkpointer.check()
+        if self.deadline < math.inf and self.agree(int(time.monotonic() >= self.deadline)):
+            self.out_of_time = step < plan.total_steps
+            log("WARNING", f"--max_minutes: stopping at step {step} of {plan.total_steps}; the same command continues there.")
 
-    def _steps_to_boundary(self, step: int, evaluations: Sequence[int]) -> int:
+    def _steps_to_boundary(self, step: int) -> int:
         plan = self.plan
-        edges = [plan.total_steps, (step // plan.checkpoint_steps + 1) * plan.checkpoint_steps, *evaluations]
-        edges += [edge - 1 for edge in (plan.profile or ())[:1]] + list((plan.profile or ())[1:])
-        edges += [(step // plan.scalar_steps + 1) * plan.scalar_steps] if plan.scalar_steps else []
-        edges += [self.events.kill_step] if self.events.kill_step else []
+        edges = [plan.total_steps, (step // plan.checkpoint_steps + 1) * plan.checkpoint_steps, *self.evaluations]
+        if plan.profile:
+            edges += [plan.profile[0] - 1, plan.profile[1]]
+        if plan.scalar_steps:
+            edges.append((step // plan.scalar_steps + 1) * plan.scalar_steps)
+        if self.events.kill_step:
+            edges.append(self.events.kill_step)
         return min(self._steps_this_call(), *(edge - step for edge in edges if edge > step))
 
     def _steps_this_call(self) -> int:
@@ -273,7 +280,7 @@ class Trainer:
         self.hooks.on_test_begin()
         try:
             with self.blame():
-                evaluated = self.steps.evaluate(self.eval_rows, lambda: self._moved(stop))
+                evaluated = self.steps.evaluate(self.eval_rows, partial(self._moved, stop))
         except Preempted:
             self.checkpointer.save(*pending, wait=True)
             raise
@@ -288,10 +295,10 @@ class Trainer:
         state["epoch"] += 1
         self.checkpointer.save(*self._state())
 
-    def _moved(self, stop: StopSignal) -> bool:
-        """Tell the watchdog that an evaluation goes on; return whether it is to stop."""
+    def _moved(self, stop: StopSignal) -> None:
+        """Tell the watchdog that an evaluation goes on, and end it where a signal has come."""
         self.events.beat("evaluation")
-        return stop.received is not None
+        stop.check()
 
     def _is_better(self, value: float) -> bool:
         best = self.state["best"]
@@ -309,14 +316,14 @@ class Trainer:
         averaged = [optimizer for optimizer in optimizers(self.model) if optimizer.use_ema]
         for optimizer in optimizers(self.model):
             optimizer.finalize_variable_values(self.model.trainable_variables)
-        if self.out_of_time:
-            return  # not finished: the checkpoint of the last evaluation is where the next start goes on
         if self.callbacks or averaged:
-            evaluated = self.steps.evaluate(self.eval_rows, lambda: self._moved(stop))
+            evaluated = self.steps.evaluate(self.eval_rows, partial(self._moved, stop))
             self.state["metrics"] |= {f"val_{name}": value for name, value in evaluated.items()}
             # The weights of this step are no longer those of its own evaluation, and take its place.
             if self.state["best"].get("step") == self.state["step"] or self._is_better(self.state["metrics"][self.objective]):
                 self._set_best(self.state["metrics"])
+        if self.out_of_time:
+            return  # not finished: the checkpoint of the last evaluation is where the next start goes on
         self.state["finished"] = True
         self.checkpointer.save(*self._state(), wait=True)
 

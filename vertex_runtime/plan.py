@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from .arguments import RunOptions
@@ -60,10 +59,7 @@ def look(contract: Contract, hp: Any, options: RunOptions, env: Environment) -> 
         kept = round(sum(counts) * hp.eval_fraction)
         eval_counts, counts, exact = [kept], [sum(counts) - kept], False
     replicas = env.worker_count * int(os.environ.get("TRAINER_DEVICES") or 1)
-    strategy = SimpleNamespace(num_replicas_in_sync=replicas)
-    wanted: Any = SimpleNamespace(contract=contract, hp=hp, options=options, env=env, strategy=strategy)
-    rows: Any = SimpleNamespace(train=SimpleNamespace(count=sum(counts)))
-    plan = run.make_plan(wanted, rows)
+    plan = run.make_plan(contract, hp, options, env, replicas, sum(counts))
     return {
         "files": train, "bytes": data.total_bytes(train), "rows": sum(counts), "evaluation_rows": sum(eval_counts), "exact": exact,
         "classes": {name.decode("utf-8", "replace"): number for name, number in sorted(labels.items())},

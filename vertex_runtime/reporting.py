@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from .environment import quoted
@@ -116,52 +116,57 @@ class Progress:
 
 
 class Scalars:
-    """TensorBoard scalars: training values under logs/train, evaluation under logs/validation."""
+    """TensorBoard scalars: training values under logs/train, evaluation under logs/validation; without a directory, nothing.
 
-    def __init__(self, directory: str | None):
-        self.directory, self.writers = directory, {}
+    Args:
+        note: is told the files that are made.
+    """
 
-    def write(self, step: int, metrics: Mapping[str, float], flush: bool = True) -> list[str]:
-        """Write some values; returns the files that this call made."""
+    def __init__(self, directory: str | None, note: Callable[..., None] = lambda *paths: None):
+        self.directory, self.note, self.writers = directory, note, {}
+
+    def write(self, step: int, metrics: Mapping[str, float], flush: bool = True) -> None:
+        """Write some values."""
+        if self.directory is None:
+            return
         import tensorflow as tf
 
-        if self.directory is None:
-            return []
-        written: list[str] = []
         for name, value in metrics.items():
             run = "validation" if name.startswith("val_") else "train"
             if run not in self.writers:
-                before = set(tf.io.gfile.glob(f"{self.directory}/{run}/*"))
-                self.writers[run] = tf.summary.create_file_writer(f"{self.directory}/{run}")
-                self.writers[run].flush()
-                written += [path for path in tf.io.gfile.glob(f"{self.directory}/{run}/*") if path not in before]
+                with self._noted(f"{self.directory}/{run}"):
+                    self.writers[run] = tf.summary.create_file_writer(f"{self.directory}/{run}")
+                    self.writers[run].flush()
             with self.writers[run].as_default():
                 tf.summary.scalar(name.removeprefix("val_"), value, step=step)
         for writer in self.writers.values() if flush else ():
             writer.flush()
-        return written
 
-    def hyperparameters(self, values: Mapping[str, object], objective: str, about: Mapping[str, object]) -> list[str]:
-        """Write the run's hyperparameters for TensorBoard's HParams page, and for its Text page what else is known `about` it.
-
-        Returns:
-            The files that this call made.
-        """
+    def hyperparameters(self, values: Mapping[str, object], objective: str, about: Mapping[str, object]) -> None:
+        """Write the run's hyperparameters for TensorBoard's HParams page, and for its Text page what else is known `about` it."""
+        if self.directory is None:
+            return
         import tensorflow as tf
         from tensorboard.plugins.hparams import summary_v2 as hparams
 
-        if self.directory is None:
-            return []
-        before = set(tf.io.gfile.glob(f"{self.directory}/*"))
         plain = {name: value if isinstance(value, (bool, int, float, str)) else str(value) for name, value in values.items()}
         kinds = [hparams.HParam(name) for name in plain]
         metric = hparams.Metric(objective.removeprefix("val_"), group="validation", display_name=objective)
-        with tf.summary.create_file_writer(self.directory).as_default():
+        with self._noted(self.directory), tf.summary.create_file_writer(self.directory).as_default():
             hparams.hparams_config(kinds, [metric])
             hparams.hparams(plain)
             tf.summary.text("run", f"```json\n{json.dumps(about, indent=1, default=str)}\n```", step=0)
             tf.summary.flush()
-        return [path for path in tf.io.gfile.glob(f"{self.directory}/*") if path not in before and not tf.io.gfile.isdir(path)]
+
+    @contextlib.contextmanager
+    def _noted(self, folder: str) -> Iterator[None]:
+        """Note the files that are made meanwhile in a folder."""
+        import tensorflow as tf
+
+        gfile = tf.io.gfile
+        before = set(gfile.glob(f"{folder}/*"))
+        yield
+        self.note(*(path for path in gfile.glob(f"{folder}/*") if path not in before and not gfile.isdir(path)))
 
 
 class Hypertune:

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -42,12 +43,17 @@ from .tracking.record import Record
 from .training_profile import texts_of, training_profile
 
 Restored = tuple[dict[str, np.ndarray], dict[str, Any]]
+# What optimizers cannot do on several replicas, and what there is instead.
+IN_CONDITIONS = {
+    "gradient_accumulation_steps": "raise --batch_size by that factor",
+    "ema_overwrite_frequency": "the averages take the weights' place at the end of the training anyway",
+}
 SAME = 1e-4  # relative: evaluations of one model by two sources that differ in nothing that counts
 
 
 @dataclass
 class Run:
-    """What the parts of a run share."""
+    """What the parts of a run share; `inputs`, `trainer` and `exporter` (the chief's alone) come as the run gets there."""
 
     contract: Contract
     hp: Any
@@ -55,13 +61,17 @@ class Run:
     env: Environment
     outputs: Outputs
     strategy: tf.distribute.Strategy
-    started: float = dataclasses.field(default_factory=time.monotonic)
-    beat: Callable[[str], None] = lambda phase: None
+    started: float
+    beat: Callable[[str], None]
+    inputs: Inputs = dataclasses.field(init=False)
+    trainer: Trainer = dataclasses.field(init=False)
+    exporter: export.Exporter | None = None
 
     def __post_init__(self) -> None:
         self.events = Events(os.environ, self.beat)
         self.tuning = Hypertune(self.contract.objective, self.env.trial, self.env.metric_file, quiet=not self.env.is_chief)
         self.checkpointer = Checkpointer(self.outputs.checkpoints, self.outputs.records, self.events, self.env.is_chief)
+        self.scalars = Scalars(self.outputs.logs if self.env.is_chief else None, partial(record, self.outputs.records))
         self.record = Record(self)
         self.reporter = experiment.Reporter(None, self.env)
 
@@ -79,45 +89,51 @@ def train_and_export(run: Run) -> dict[str, float]:
     Raises:
         UserError: anything that the user can mend.
     """
-    contract, options, env = run.contract, run.options, run.env
     gc.disable()  # until the first step: collecting while graphs are traced takes as long as the tracing
     with ExitStack() as held:
         held.callback(gc.enable)
         background = held.enter_context(ThreadPoolExecutor(1))
-        if env.is_chief:
-            held.enter_context(prepare(run.outputs, options.start_over, env))  # the lock
-        if not contracts.metric_is_mentioned(contract):
+        if run.env.is_chief:
+            held.enter_context(prepare(run.outputs, run.options.start_over, run.env))  # the lock
+        if not contracts.metric_is_mentioned(run.contract):
             try_on_example(run)
         run.events.enter("data", 0)
-        inputs = Inputs(contract, run.hp, options, env, background, held, lambda: run.beat("data"))
-        run.contract = inputs.contract
+        run.inputs = Inputs(run.contract, run.hp, run.options, run.env, background, held, lambda: run.beat("data"))
+        run.contract = run.inputs.contract
         restored = load(run)
-        plan = make_plan(run, inputs, restored)
-        trainer = build(run, inputs, plan)
-        changed = admit(run, inputs, trainer, restored)
-        if env.is_chief:
-            describe_run(run, inputs, plan, trainer)
+        build(run, restored)
+        changed = admit(run, restored)
+        if run.env.is_chief:
+            describe_run(run)
             begin_record(run, restored)
             held.callback(run.reporter.fail)
-            if options.only != "evaluate":  # which changes nothing of the run
-                write_run(run, inputs, trainer, "running")
-        if restored:
-            log("INFO", f"resuming from step {restored[1]['step']} of {plan.total_steps} ({run.outputs.checkpoints})")
-        try:
-            metrics = trainer.run(restored, train=options.only == "all")
-        except Preempted as stop:
-            if env.is_chief:
-                write_run(run, inputs, trainer, "interrupted")
-            stop.end(end_by_sigterm)
+            if run.options.only != "evaluate":  # which changes nothing of the run
+                write_run(run, "running")
+        metrics = train(run, restored)
         if changed:
-            see_that_nothing_changed(trainer, metrics, changed)
-        if inputs.test is not None and options.only != "export":
-            metrics |= {f"test_{name}": value for name, value in trainer.steps.evaluate(inputs.test).items()}
-        if env.is_chief:
-            finish(run, inputs, trainer, metrics)
+            see_that_nothing_changed(run.trainer, metrics, changed)
+        if run.inputs.test is not None and run.options.only != "export":
+            metrics |= {f"test_{name}": value for name, value in run.trainer.steps.evaluate(run.inputs.test).items()}
+        if run.env.is_chief:
+            finish(run, metrics)
         run.agree(0)  # a worker that left now would take the chief's export down with it
-        run.events.enter("end", trainer.state["step"])
+        run.events.enter("end", run.trainer.state["step"])
     return metrics
+
+
+def train(run: Run, restored: Restored | None) -> dict[str, float]:
+    """Train to the end, or only restore; return the metrics of the model to export. A signal ends the process, the state saved."""
+    if restored:
+        log("INFO", f"resuming from step {restored[1]['step']} of {run.trainer.plan.total_steps} ({run.outputs.checkpoints})")
+    try:
+        return run.trainer.run(restored, train=run.options.only == "all")
+    except Preempted as stop:
+        if run.env.is_chief:
+            write_run(run, "interrupted")
+        if stop.signal == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        end_by_sigterm()
+        raise
 
 
 def try_on_example(run: Run) -> None:
@@ -160,55 +176,63 @@ def load(run: Run) -> Restored | None:
     return restored
 
 
-def build(run: Run, inputs: Inputs, plan: Plan) -> Trainer:
-    """Build the network and the loop around it, with the reports that every run makes at each evaluation."""
-    contract, env, outputs, options = run.contract, run.env, run.outputs, run.options
-    run.events.enter("build", 0)
-    # Again: a thread of another library, such as a storage client that waits at random, may have drawn while data was read.
-    keras.utils.set_random_seed(run.hp.seed)
-    with run.strategy.scope():
-        network = contract.build_model(run.hp, inputs.facts, plan.total_steps)
-    if not isinstance(network, keras.Model):
-        raise UserError(f"build_model must return a compiled keras.Model; got {type(network).__name__}.")
-    if not network.compiled:
-        raise UserError("build_model returns a model that is not compiled. Call its compile(optimizer, loss, metrics=…) before.")
-    example = inputs.example()
-    see_that_replicas_can_train_it(network, run.strategy)
-    with blame(contract.module, "the model"):
-        if options.jit_compile == "auto" and plan.jit_compile is None:
-            plan = dataclasses.replace(plan, jit_compile=faster_with_xla(run, network, plan, inputs, example))
-        steps = Steps(network, run.strategy, plan, example, bool(options.ledger))
-        contracts.check_metrics(contract, steps.metric_names())
-    exporter = export.Exporter(contract, network, inputs.prepare) if env.is_chief else None
+def build(run: Run, restored: Restored | None) -> None:
+    """Build the network, its export, and the loop around it, with the reports that every run makes at each evaluation."""
+    contract, env, inputs, options, outputs = run.contract, run.env, run.inputs, run.options, run.outputs
+    plan = make_plan(contract, run.hp, options, env, run.strategy.num_replicas_in_sync, inputs.train.count, restored)
+    steps = build_steps(run, plan)
     progress = Progress(plan.total_steps, plan.batch_size, quiet=not env.is_chief)
-    scalars = Scalars(outputs.logs if env.is_chief else None)
-
-    def write(step: int, metrics: dict[str, float], flush: bool = False) -> None:
-        if written := scalars.write(step, metrics, flush):
-            record(outputs.records, *written)
 
     def on_evaluation(step: int, metrics: dict[str, float]) -> None:
         progress.evaluated(step, metrics)
-        write(step, metrics | rates(network, progress), flush=True)
+        run.scalars.write(step, metrics | rates(steps.model, progress))
         run.record.evaluated(step, metrics)
         run.reporter.evaluated(step, metrics)
         run.tuning.report(step, metrics[contract.objective])
 
+    rehearsal = None
+    if env.is_chief:
+        run.exporter = export.Exporter(contract, steps.model, inputs.prepare)
+        rehearsal = export.Rehearsal(run.exporter, inputs.sample) if options.only == "all" else None
     peers = (tf.errors.OpError,) if env.worker_count > 1 else ()  # it may be a peer's that went away
     fingerprint = inputs.fingerprint()
     run.record.source = fingerprint["source"]
     if env.is_chief and options.only == "all":
-        written = scalars.hyperparameters(dataclasses.asdict(run.hp), contract.objective, run.record.made_of(inputs))
-        record(outputs.records, *written)
-    return Trainer(
-        steps, plan, inputs.train, inputs.evaluation, run.checkpointer, contract.callbacks(run.hp), fingerprint,
-        run.events, progress, on_evaluation, write,
+        run.scalars.hyperparameters(dataclasses.asdict(run.hp), contract.objective, run.record.made_of())
+    run.trainer = Trainer(
+        steps, steps.plan, inputs.train, inputs.evaluation, run.checkpointer, contract.callbacks(run.hp), fingerprint,
+        run.events, progress, on_evaluation, partial(run.scalars.write, flush=False),
         profile_dir=outputs.logs if env.is_chief else None, objective=contract.objective, maximize=contract.maximize,
         keep=options.export, agree=run.agree, blame=lambda: blame(contract.module, "training", peers),
         deadline=run.started + 60 * options.max_minutes if options.max_minutes else math.inf,
-        exporter=exporter, rehearsal=export.Rehearsal(exporter, inputs.sample) if exporter and options.only == "all" else None,
-        ledger=partial(write_ledger, options.ledger, env.name, next_attempt(options.ledger, env.name)) if options.ledger else None,
+        rehearsal=rehearsal, ledger=ledger(options.ledger, env.name) if options.ledger else None,
     )  # fmt: skip
+
+
+def build_steps(run: Run, plan: Plan) -> Steps:
+    """Build the network and its compiled calls, with XLA where that is faster and asked for.
+
+    Raises:
+        UserError: it is no model that can be trained here, or lacks the objective's metric.
+    """
+    contract = run.contract
+    run.events.enter("build", 0)
+    # Again: a thread of another library, such as a storage client that waits at random, may have drawn while data was read.
+    keras.utils.set_random_seed(run.hp.seed)
+    with run.strategy.scope():
+        network = contract.build_model(run.hp, run.inputs.facts, plan.total_steps)
+    if not isinstance(network, keras.Model):
+        raise UserError(f"build_model must return a compiled keras.Model; got {type(network).__name__}.")
+    if not network.compiled:
+        raise UserError("build_model returns a model that is not compiled. Call its compile(optimizer, loss, metrics=…) before.")
+    see_that_replicas_can_train_it(network, run.strategy)
+    example = run.inputs.example()
+    with blame(contract.module, "the model"):
+        if plan.jit_compile is None:
+            plan = dataclasses.replace(plan, jit_compile=faster_with_xla(run, network, plan, example))
+        steps = Steps(network, run.strategy, plan, example, bool(run.options.ledger))
+        contracts.check_metrics(contract, steps.metric_names())
+    return steps
 
 
 def rates(network: keras.Model, progress: Progress) -> dict[str, float]:
@@ -221,11 +245,11 @@ def rates(network: keras.Model, progress: Progress) -> dict[str, float]:
     return found
 
 
-def faster_with_xla(run: Run, network: keras.Model, plan: Plan, inputs: Inputs, example: Any) -> bool:
+def faster_with_xla(run: Run, network: keras.Model, plan: Plan, example: Any) -> bool:
     """Time some calls with and without XLA (`--jit_compile=auto`) and put the weights back; say which won."""
-    rows, order = next(iter(inputs.train.feed(plan.batch_size, run.hp.seed, 0, plan.share)))
-    order = np.resize(order, (plan.call_steps, order.shape[1]))
-    seconds = {}
+    rows, order = next(iter(run.inputs.train.feed(plan.batch_size, run.hp.seed, 0, plan.share)))
+    order = tf.constant(np.resize(order, (plan.call_steps, order.shape[1])))
+    seconds = {True: math.inf}
     before: dict[str, np.ndarray] | None = None
     for jit in (False, True):
         steps = Steps(network, run.strategy, dataclasses.replace(plan, jit_compile=jit), example, False)
@@ -233,37 +257,43 @@ def faster_with_xla(run: Run, network: keras.Model, plan: Plan, inputs: Inputs, 
         variables = named_variables(model=network.variables, optimizer=owners, metrics=network.metrics_variables)
         before = before or {name: variable.numpy() for name, variable in variables.items()}
         try:
-            call = partial(steps.train, rows, tf.constant(order), tf.constant(plan.call_steps))
-            call()
-            start, calls = time.perf_counter(), 0
-            while calls < 3 or time.perf_counter() - start < 0.5:
-                int(call()[0])
-                calls += 1
-            seconds[jit] = (time.perf_counter() - start) / calls / plan.call_steps
+            seconds[jit] = seconds_a_step(lambda: int(steps.train(rows, order, tf.constant(plan.call_steps))[0]), plan.call_steps)  # noqa: B023
         except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
             log("INFO", f"--jit_compile=auto: XLA cannot compile this model ({first_line(error)})")
         for name, variable in variables.items():
             variable.assign(before[name])
-    wins = seconds.get(True, math.inf) < seconds[False]
-    with_xla = f"{1e3 * seconds[True]:.3g} ms a step with XLA" if True in seconds else "XLA fails"
+    wins = seconds[True] < seconds[False]
+    with_xla = f"{1e3 * seconds[True]:.3g} ms a step with XLA" if seconds[True] < math.inf else "XLA fails"
     won = "with it" if wins else "without it"
     log("INFO", f"--jit_compile=auto: {with_xla}, {1e3 * seconds[False]:.3g} ms without: {won}, and so will a resumed run")
     return wins
+
+
+def seconds_a_step(call: Callable[[], object], steps: int) -> float:
+    """Return how long a step takes in a call of so many, once it is traced."""
+    call()
+    start, calls = time.perf_counter(), 0
+    while calls < 3 or time.perf_counter() - start < 0.5:
+        call()
+        calls += 1
+    return (time.perf_counter() - start) / calls / steps
 
 
 def see_that_replicas_can_train_it(network: keras.Model, strategy: tf.distribute.Strategy) -> None:
     """Say in one line that batch normalisation goes by each replica's own part of the batch, where it does.
 
     Raises:
-        UserError: an optimizer accumulates gradients, which Keras cannot do on several replicas.
+        UserError: an optimizer does what Keras cannot do on several replicas.
     """
     if strategy.num_replicas_in_sync == 1:
         return
-    if any(getattr(optimizer, "gradient_accumulation_steps", None) for optimizer in optimizers(network)):
-        raise UserError(
-            f"gradient_accumulation_steps does not work on {strategy.num_replicas_in_sync} replicas: Keras adds the gradients up inside a "
-            "condition, where replicas cannot meet. Leave it out and raise --batch_size by that factor."
-        )
+    for optimizer in optimizers(network):
+        for name, instead in IN_CONDITIONS.items():
+            if getattr(getattr(optimizer, "inner_optimizer", optimizer), name, None):  # loss scaling wraps the one that updates
+                raise UserError(
+                    f"{name} does not work on {strategy.num_replicas_in_sync} replicas: Keras does it inside a condition, "
+                    f"where replicas cannot meet. Leave it out; {instead}."
+                )
     kinds = keras.layers.BatchNormalization
     found = [layer.name for layer in network._flatten_layers() if isinstance(layer, kinds) and not layer.synchronized]
     if found:
@@ -274,7 +304,7 @@ def see_that_replicas_can_train_it(network: keras.Model, strategy: tf.distribute
         )
 
 
-def admit(run: Run, inputs: Inputs, trainer: Trainer, restored: Restored | None) -> str | None:
+def admit(run: Run, restored: Restored | None) -> str | None:
     """See that a checkpoint belongs to this very run; return what may have changed since and is to be proved harmless.
 
     Raises:
@@ -282,12 +312,15 @@ def admit(run: Run, inputs: Inputs, trainer: Trainer, restored: Restored | None)
     """
     if not restored:
         return None
+    state, total = restored[1], run.trainer.plan.total_steps
     published = tf.io.gfile.exists(f"{run.outputs.model}/saved_model.pb")
-    tolerant = run.options.only != "all" or (restored[1]["finished"] and not published)  # an export that failed and is mended
-    remark, changed = compare_fingerprints(restored[1]["fingerprint"], trainer.fingerprint, run.outputs.records, tolerant)
-    if remark:
-        log("WARNING", remark)
-        restored[1].update(finished=False, stopped=False)
+    trained = run.options.only != "all" or (state["finished"] and not published)  # an export that failed and is mended
+    was = state["total_steps"]
+    longer, changed = compare_fingerprints(state["fingerprint"], run.trainer.fingerprint, run.outputs.records, total > was, trained)
+    if longer:
+        examples = [steps * run.hp.batch_size for steps in (was, total)]
+        log("WARNING", f"training goes on from {examples[0]} to {examples[1]} examples: the learning-rate schedule changes with it.")
+        state.update(finished=False, stopped=False)
     return changed
 
 
@@ -309,31 +342,36 @@ def see_that_nothing_changed(trainer: Trainer, metrics: dict[str, float], change
     log("WARNING", f"{changed} has changed since training; {same}, so it is exported.")
 
 
-def finish(run: Run, inputs: Inputs, trainer: Trainer, metrics: dict[str, float]) -> None:
+def finish(run: Run, metrics: dict[str, float]) -> None:
     """Export and check the model, write the final records, and say what was reached."""
-    records, state = run.outputs.records, trainer.state
+    records, inputs, trainer, exporter = run.outputs.records, run.inputs, run.trainer, run.exporter
+    state = trainer.state
     common = {"best": {k: v for k, v in state["best"].items() if k != "metrics"}, "exported_step": trainer.exported_step}
     common |= {"synthetic_sample_data": inputs.synthetic}
     if run.options.only == "evaluate":
         write_json(records, "evaluation.json", metrics | common)
         log("INFO", f"evaluated the checkpoint of step {trainer.exported_step}: {format_metrics(metrics)}")
         return
-    tolerance = run.options.skew_tolerance or (2e-2 if tf.config.list_physical_devices("GPU") else 1e-5)
-    tolerance = max(tolerance, 2e-2) if reduced_precision(trainer.model) and not run.options.skew_tolerance else tolerance
     if trainer.rehearsal is not None:
         trainer.rehearsal.check()
     profile = training_profile(inputs)
-    extra = texts_of(inputs, profile, trainer.exporter.serve.structured_outputs)
+    extra = texts_of(inputs, profile, exporter.serve.structured_outputs)
     with blame(run.contract.module, "the export"):
-        gate = export.publish(trainer.exporter, inputs.prepare, inputs.sample, run.outputs, tolerance, run.events, state["step"], extra)
+        gate = export.publish(exporter, inputs.sample, run.outputs, tolerance(run), run.events, state["step"], extra)
     if profile:
         write_json(records, PROFILE, profile)
     write_json(records, "metrics.json", metrics | {"skew_gate": gate} | common)
-    run.record.published(trainer.exporter, metrics)
-    write_run(run, inputs, trainer, "out of time" if trainer.out_of_time else "finished")
+    run.record.published(exporter, metrics)
+    write_run(run, "out of time" if trainer.out_of_time else "finished")
     seal(records)
-    say_end(run, inputs, metrics, gate)
+    say_end(run, metrics, gate)
     run.tuning.report(state["step"], metrics[run.contract.objective])  # what the exported model has
+
+
+def tolerance(run: Run) -> float:
+    """Return what served and trained answers may differ by: as --skew_tolerance says, else by what computes them."""
+    coarse = bool(tf.config.list_physical_devices("GPU")) or reduced_precision(run.trainer.model)
+    return run.options.skew_tolerance or (2e-2 if coarse else 1e-5)
 
 
 def reduced_precision(model: keras.Model) -> bool:
@@ -341,13 +379,14 @@ def reduced_precision(model: keras.Model) -> bool:
     return any(getattr(layer, "compute_dtype", "float32") in ("float16", "bfloat16") for layer in model._flatten_layers())
 
 
-def make_plan(run: Run, inputs: Inputs, restored: Restored | None = None) -> Plan:
+def make_plan(
+    contract: Contract, hp: Any, options: RunOptions, env: Environment, replicas: int, rows: int, restored: Restored | None = None
+) -> Plan:
     """Turn examples into steps; a resumed run keeps to what was chosen about XLA.
 
     Raises:
         UserError: the batch does not fit the data, the examples to train on, or the replicas.
     """
-    hp, options, replicas, rows = run.hp, run.options, run.strategy.num_replicas_in_sync, inputs.train.count
     total = hp.num_examples_to_train_on or round(hp.epochs * rows)
     batch = hp.batch_size
     if batch > rows:
@@ -359,56 +398,59 @@ def make_plan(run: Run, inputs: Inputs, restored: Restored | None = None) -> Pla
         listed = " and ".join(map(str, near))
         raise UserError(f"--batch_size {batch} must divide by the {replicas} replicas; the nearest that do are {listed}.")
     steps = total // batch
-    jit: bool | None = replicas == 1 and (
-        options.jit_compile == "yes" or (options.jit_compile == "model" and bool(run.contract.jit_compile(hp, steps)))
-    )
-    if options.jit_compile == "auto" and replicas == 1:
-        jit = None  # to be timed
-    if restored and options.jit_compile in ("auto", "model") and "jit_compile" in restored[1]:
+    jit: bool | None = {"yes": True, "no": False, "auto": None}.get(options.jit_compile)
+    if replicas > 1:
+        jit = False
+    elif restored and options.jit_compile in ("auto", "model"):
         jit = restored[1]["jit_compile"]
-    scalars = options.scalar_steps or max(1000, steps // 50)
+    elif options.jit_compile == "model":
+        jit = bool(contract.jit_compile(hp, steps))
     return Plan(
         steps, batch, hp.num_evals, options.checkpoint_steps, options.steps_per_call, jit, hp.seed,
-        step_range(options.profile), Share(run.env.worker_index, run.env.worker_count), scalars,
+        step_range(options.profile), Share(env.worker_index, env.worker_count), options.scalar_steps or max(1000, steps // 50),
     )
 
 
-def next_attempt(path: str, replica: str) -> int:
-    """Return the number of this process among those of the same replica that wrote to a ledger, from 1."""
+def ledger(path: str, replica: str) -> Callable[[int, np.ndarray], None]:
+    """Return what appends the hashes [steps, rows, 8] of the rows fed from a step on to a file, a line a step.
+
+    Each start of a replica is another attempt, from 1.
+    """
     try:
         with open(path) as file:
             lines = [json.loads(line) for line in file if line.endswith("}\n")]
     except FileNotFoundError:
         lines = []
-    return 1 + max((line["attempt"] for line in lines if line["replica"] == replica), default=0)
+    attempt = 1 + max((line["attempt"] for line in lines if line["replica"] == replica), default=0)
+
+    def write(step: int, hashes: np.ndarray) -> None:
+        text = ""
+        for i, rows in enumerate(hashes):
+            kept = [row.tobytes().hex() for row in rows]
+            text += json.dumps({"attempt": attempt, "replica": replica, "step": step + i + 1, "rows": kept}) + "\n"
+        with open(path, "ab", buffering=0) as file:  # one write, which the replicas of a job cannot tear apart
+            file.write(text.encode())
+
+    return write
 
 
-def write_ledger(path: str, replica: str, attempt: int, step: int, hashes: np.ndarray) -> None:
-    """Append the hashes [steps, rows, 8] of the rows fed from `step` on, a line a step."""
-    text = ""
-    for i, rows in enumerate(hashes):
-        kept = [row.tobytes().hex() for row in rows]
-        text += json.dumps({"attempt": attempt, "replica": replica, "step": step + i + 1, "rows": kept}) + "\n"
-    with open(path, "ab", buffering=0) as file:  # one write, which the replicas of a job cannot tear apart
-        file.write(text.encode())
-
-
-def describe_run(run: Run, inputs: Inputs, plan: Plan, trainer: Trainer) -> None:
+def describe_run(run: Run) -> None:
     """Say at the start what runs where on what."""
+    inputs, plan, outputs = run.inputs, run.trainer.plan, run.outputs
     found = ", ".join(f"{name} {version}" for name, version in versions().items())
     log("INFO", f"{run.contract.name}: {run.env.name} of {run.env.worker_count} worker(s); {found}")
     kinds = {MemoryRows: "in memory", CachedRows: "in a cache on disk"}
     kind = kinds.get(type(inputs.train), "prepared as needed")
     log("INFO", f"rows: {inputs.train.count} to train on ({kind}), {inputs.evaluation.count} to evaluate on")
     replicas = run.strategy.num_replicas_in_sync
-    compiled = ", compiled by XLA" if trainer.plan.jit_compile else ""
+    compiled = ", compiled by XLA" if plan.jit_compile else ""
     log("INFO", f"steps: {plan.total_steps} of global batch {plan.batch_size} ({plan.batch_size // replicas} per replica){compiled}")
     if plan.share.workers > 1:
         part = "its part of each batch, which are those of one process"
         takes = f"each of {plan.share.workers} workers takes {part}; {plan.total_steps} steps for all"
         for line in (*inputs.each_worker(plan.share.workers), takes):
             log("INFO", f"plan: {line}")
-    log("INFO", f"outputs: model {run.outputs.model}, checkpoints {run.outputs.checkpoints}, logs {run.outputs.logs}")
+    log("INFO", f"outputs: model {outputs.model}, checkpoints {outputs.checkpoints}, logs {outputs.logs}")
 
 
 def begin_record(run: Run, restored: Restored | None) -> None:
@@ -419,24 +461,24 @@ def begin_record(run: Run, restored: Restored | None) -> None:
     run.reporter = experiment.Reporter(run.record.experiment, run.env)
 
 
-def write_run(run: Run, inputs: Inputs, trainer: Trainer, state: str) -> None:
+def write_run(run: Run, state: str) -> None:
     """Write run.json, and tell the experiment that the run is in, if any, how it stands."""
-    run.record.write(inputs, trainer, state)
+    run.record.write(state)
     if state == "running":
         run.reporter.begin(run.record.written)
     else:
         run.reporter.end(run.record.written, AT_THE_END if state != "interrupted" else WHEN_STOPPED)
 
 
-def say_end(run: Run, inputs: Inputs, metrics: dict[str, float], gate: dict[str, Any]) -> None:
+def say_end(run: Run, metrics: dict[str, float], gate: dict[str, Any]) -> None:
     """Print what was reached and what to do next."""
-    outputs, on = run.outputs, " on synthetic sample data" if inputs.synthetic else ""
+    outputs, on = run.outputs, " on synthetic sample data" if run.inputs.synthetic else ""
     log("INFO", f"done{on}: {format_metrics({k: v for k, v in metrics.items() if not k.endswith('loss') or k == run.contract.objective})}")
     log("INFO", f"served and trained predictions agree on {gate['rows']} rows (largest difference {gate['largest_difference']:.1e})")
     log("INFO", f"model: {outputs.model}")
     python = sys.executable if not sys.executable.startswith(os.getcwd() + os.sep) else os.path.relpath(sys.executable)
     log("INFO", f"curves: {shlex.quote(python)} -m tensorboard.main --logdir {shlex.quote(outputs.logs)}")
-    instance = json.dumps(export.instances_of(run.contract, data.take(inputs.sample, slice(0, 1)))[0])
+    instance = json.dumps(export.instances_of(run.contract, data.take(run.inputs.sample, slice(0, 1)))[0])
     script = os.path.join(os.path.dirname(os.path.dirname(__file__)), "scripts", "predict")
     ask = os.path.relpath(script) if os.path.exists(script) else f"{python} {os.path.join(os.path.dirname(__file__), 'predict.py')}"
     given = f"echo {shlex.quote(instance)} | " if len(instance) <= 2000 else ""

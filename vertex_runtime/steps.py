@@ -6,20 +6,26 @@ One call gathers the rows of k steps from tensors that stay in memory and runs K
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from .errors import Preempted, UserError
+from .errors import UserError
 from .rows import AnyRows, Rows, Share, count_rows
 from .sparse import sum_all_at_once
 
 EVALUATION_BATCH = 256
 EVALUATION_STEPS = 32
 LATE_GATHER = 1024
+# TensorFlow's operations whose state is nobody's variable: generators inside an operation, and tables that are written.
+RANDOM = {
+    "RandomStandardNormal", "RandomUniform", "RandomUniformInt", "TruncatedNormal", "ParameterizedTruncatedNormal", "RandomShuffle",
+    "Multinomial", "RandomGamma", "RandomPoisson", "RandomPoissonV2", "RandomCrop", "SampleDistortedBoundingBoxV2",
+}  # fmt: skip
+WRITTEN = {"LookupTableInsert", "LookupTableInsertV2", "LookupTableImportV2", "LookupTableRemoveV2"}
 
 
 @dataclass(frozen=True)
@@ -77,8 +83,24 @@ class Steps:
                     sum_all_at_once(optimizer)
 
     def trace(self) -> Sequence[tf.Variable]:
-        """Trace the training call and return every variable in it, those of nobody's layer among them."""
-        return self.train.get_concrete_function().graph.variables
+        """Trace the training call and return every variable in it, those of nobody's layer among them.
+
+        Raises:
+            UserError: a step depends on what no checkpoint can hold.
+        """
+        graph = self.train.get_concrete_function().graph
+        for op in operations(graph):
+            if op.type in RANDOM:
+                raise UserError(
+                    f"a training step draws random numbers by {op.type} ({op.name}), and no checkpoint holds how far they have got. "
+                    "Draw them by keras.random with a keras.random.SeedGenerator that the layer keeps, or by a tf.random.Generator."
+                )
+            if op.type in WRITTEN:
+                raise UserError(
+                    f"a training step writes into a lookup table ({op.name}), which no checkpoint holds. Count in a tf.Variable instead, "
+                    "or fill the table before training."
+                )
+        return graph.variables
 
     def metric_names(self) -> list[str]:
         """Return the names of what an evaluation measures."""
@@ -167,12 +189,8 @@ class Steps:
         """Return the model's metrics by name; one of several values gives `name_0`, `name_1` and so on."""
         return {name: float(value) for name, value in _flat(self.results()).items()}
 
-    def evaluate(self, rows: AnyRows, stop: Callable[[], bool] = lambda: False) -> dict[str, float]:
-        """Return the model's metrics over every row, each counted once.
-
-        Raises:
-            Preempted: `stop` became true on the way.
-        """
+    def evaluate(self, rows: AnyRows, moved: Callable[[], None] = lambda: None) -> dict[str, float]:
+        """Return the model's metrics over every row, each counted once; `moved` is called every few batches, and may end it by raising."""
         self.model.reset_metrics()
         left: Rows | None = None
         for tensors in rows.chunks():
@@ -181,8 +199,7 @@ class Steps:
             count, left = count_rows(tensors), None
             whole = count // self.evaluation_batch
             for start in range(0, whole, EVALUATION_STEPS):
-                if stop():
-                    raise Preempted
+                moved()
                 batches = tf.constant(min(EVALUATION_STEPS, whole - start))
                 self.evaluate_batches(tensors, tf.constant(start * self.evaluation_batch), batches)
             if count % self.evaluation_batch:
@@ -192,6 +209,12 @@ class Steps:
         metrics = self.metrics()
         self.model.reset_metrics()
         return metrics
+
+
+def operations(graph: Any) -> Iterator[tf.Operation]:
+    """Yield the operations of a graph and of all functions that it calls."""
+    for each in (graph, *(function.graph for function in graph._functions.values() if hasattr(function, "graph"))):
+        yield from each.get_operations()
 
 
 def optimizers(model: keras.Model) -> list[keras.optimizers.Optimizer]:

@@ -20,7 +20,6 @@ from ..outputs import read_json, versions, write_json
 if TYPE_CHECKING:
     from ..export import Exporter
     from ..inputs import Inputs
-    from ..loop import Trainer
     from ..run import Run
 
 NAME = "run.json"
@@ -39,7 +38,7 @@ class Record:
         self.experiment: dict[str, str] | None = None  # name and run
         self.starts = 1
         self.source = ""  # what `source_fingerprint` returns, which takes a while
-        self._kept: dict[str, Any] = {}
+        self.written: dict[str, Any] = {}  # what was written last
 
     def resume(self, step: int) -> None:
         """Go on with the record of the run that has come to `step`."""
@@ -53,24 +52,19 @@ class Record:
         """Note an evaluation; one that was made again counts once."""
         self.evaluations = [each for each in self.evaluations if each["step"] < step] + [{"step": step, "metrics": dict(metrics)}]
 
-    def write(self, inputs: Inputs, trainer: Trainer, state: str) -> None:
+    def write(self, state: str) -> None:
         """Write what is known now."""
-        self._kept = self._made(inputs, trainer, state)
-        write_json(self.run.outputs.records, NAME, self._kept)
+        self.written = self._made(state)
+        write_json(self.run.outputs.records, NAME, self.written)
 
-    @property
-    def written(self) -> dict[str, Any]:
-        """What was written last."""
-        return self._kept
-
-    def _made(self, inputs: Inputs, trainer: Trainer, state: str) -> dict[str, Any]:
-        run = self.run
+    def _made(self, state: str) -> dict[str, Any]:
+        run, inputs, trainer = self.run, self.run.inputs, self.run.trainer
         seconds = round(time.monotonic() - run.started, 1)
         return {
             "id": self.id,
             "trainer": run.contract.name,
             "starts": self.starts,
-            **self.made_of(inputs),
+            **self.made_of(),
             "hyperparameters": dataclasses.asdict(run.hp),
             "options": dataclasses.asdict(run.options),
             "environment": dataclasses.asdict(run.env),
@@ -100,9 +94,9 @@ class Record:
         self.model = {"path": where, "uri": uri_of(where), "checksum": exporter.checksum, "signature": exporter.signature()}
         self.metrics = dict(metrics)
 
-    def made_of(self, inputs: Inputs) -> dict[str, Any]:
+    def made_of(self) -> dict[str, Any]:
         """Return what the run goes by: code, versions, machine, seed and data."""
-        return {**_code(self.run), "versions": versions(), "machine": _machine(), "seed": self.run.hp.seed, "data": _data(inputs)}
+        return {**_code(self.run), "versions": versions(), "machine": _machine(), "seed": self.run.hp.seed, "data": _data(self.run.inputs)}
 
 
 def _code(run: Run) -> dict[str, Any]:
