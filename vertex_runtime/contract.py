@@ -149,6 +149,8 @@ class Contract:
         def call(*args: Any) -> Any:
             with blame(self.module, part):
                 found = function(*args)
+            if part == "source" and hasattr(found, "__len__") and hasattr(found, "__getitem__"):
+                return _Rows(found, self.module)
             return _iterate(found, self.module, part) if inspect.isgenerator(found) else found
 
         return call
@@ -201,6 +203,24 @@ def _last_line(error: Exception, is_own: Callable[[str], bool]) -> str:
     """Return the file and line of an exception's last frame in a file that `is_own`; nothing where there is none."""
     found = [frame for frame in traceback.extract_tb(error.__traceback__) if is_own(frame.filename)]
     return f"{os.path.relpath(found[-1].filename)}, line {found[-1].lineno}" if found else ""
+
+
+class _Rows:
+    """The object that `source` returned: what fails in its own code is said in one line."""
+
+    def __init__(self, rows: Any, module: ModuleType):
+        self.rows, self.module = rows, module
+
+    def __len__(self) -> int:
+        with blame(self.module, "len() of what source returns"):
+            return len(self.rows)
+
+    def __getitem__(self, i: int) -> Any:
+        try:
+            return self.rows[i]
+        except Exception:
+            with blame(self.module, f"[{i}] of what source returns"):
+                raise
 
 
 def _iterate(items: Iterator[Any], module: ModuleType, part: str) -> Iterator[Any]:

@@ -225,6 +225,7 @@ def build_steps(run: Run, plan: Plan) -> Steps:
         raise UserError(f"build_model must return a compiled keras.Model; got {type(network).__name__}.")
     if not network.compiled:
         raise UserError("build_model returns a model that is not compiled. Call its compile(optimizer, loss, metrics=…) before.")
+    say_what_is_left_out(network)
     see_that_replicas_can_train_it(network, run.strategy)
     example = run.inputs.example()
     with blame(contract.module, "the model"):
@@ -277,6 +278,14 @@ def seconds_a_step(call: Callable[[], object], steps: int) -> float:
         call()
         calls += 1
     return (time.perf_counter() - start) / calls / steps
+
+
+def say_what_is_left_out(network: keras.Model) -> None:
+    """Name the arguments of `compile` that say how `fit` runs a step: here the loop does, by its flags."""
+    if network.run_eagerly:
+        log("WARNING", "compile(run_eagerly=True) is not looked at: steps are compiled. tf.print shows values in a step.")
+    if network.steps_per_execution not in (None, 1):
+        log("WARNING", f"compile(steps_per_execution={network.steps_per_execution}) is not looked at: --steps_per_call says it.")
 
 
 def see_that_replicas_can_train_it(network: keras.Model, strategy: tf.distribute.Strategy) -> None:
@@ -406,8 +415,16 @@ def make_plan(
     elif options.jit_compile == "model":
         jit = bool(contract.jit_compile(hp, steps))
     return Plan(
-        steps, batch, hp.num_evals, options.checkpoint_steps, options.steps_per_call, jit, hp.seed,
-        step_range(options.profile), Share(env.worker_index, env.worker_count), options.scalar_steps or max(1000, steps // 50),
+        steps,
+        batch,
+        hp.num_evals,
+        options.checkpoint_steps,
+        options.steps_per_call,
+        jit,
+        hp.seed,
+        step_range(options.profile),
+        Share(env.worker_index, env.worker_count),
+        options.scalar_steps or max(1000, steps // 50),
     )
 
 
@@ -474,7 +491,8 @@ def say_end(run: Run, metrics: dict[str, float], gate: dict[str, Any]) -> None:
     """Print what was reached and what to do next."""
     outputs, on = run.outputs, " on synthetic sample data" if run.inputs.synthetic else ""
     log("INFO", f"done{on}: {format_metrics({k: v for k, v in metrics.items() if not k.endswith('loss') or k == run.contract.objective})}")
-    log("INFO", f"served and trained predictions agree on {gate['rows']} rows (largest difference {gate['largest_difference']:.1e})")
+    if gate["compared"]:
+        log("INFO", f"served and trained predictions agree on {gate['rows']} rows (largest difference {gate['largest_difference']:.1e})")
     log("INFO", f"model: {outputs.model}")
     python = sys.executable if not sys.executable.startswith(os.getcwd() + os.sep) else os.path.relpath(sys.executable)
     log("INFO", f"curves: {shlex.quote(python)} -m tensorboard.main --logdir {shlex.quote(outputs.logs)}")
