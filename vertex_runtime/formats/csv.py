@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
+from pyarrow import csv as pacsv
 
 from .. import data
 from ..columns import Column, Number
@@ -78,8 +79,6 @@ def parse(text: bytes, names: Sequence[str], columns: Sequence[Column]) -> Chunk
     Args:
         names: the columns that the lines hold, in their order.
     """
-    from pyarrow import csv as pacsv
-
     wanted = [column for column in columns if column.required]
     try:
         table = pacsv.read_csv(
@@ -100,8 +99,6 @@ def parse(text: bytes, names: Sequence[str], columns: Sequence[Column]) -> Chunk
 
 def _as_binary(names: Sequence[str], wanted: Sequence[str]) -> Any:
     """Return Arrow's options for cells as they are."""
-    from pyarrow import csv as pacsv
-
     types = {name: pa.binary() for name in names}
     return pacsv.ConvertOptions(
         check_utf8=False, column_types=types, include_columns=list(wanted), null_values=[], strings_can_be_null=False
@@ -155,8 +152,6 @@ class _Table:
             yield self._raw(batch)
 
     def _open(self, stream: Stream) -> Any:
-        from pyarrow import csv as pacsv
-
         def set_aside(row: Any) -> str:
             reason = _width_reason(row.actual_columns, self.width)
             self.odd[reason] += 1
