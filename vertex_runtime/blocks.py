@@ -172,8 +172,6 @@ def csv_blocks(
         rows: how many to prepare at a time, about.
         name_fault: raises what is wrong with the files, after a row was found to be bad.
     """
-    renamed = {column.header: column.name for column in columns if column.header}
-    columns = [column.in_files() for column in columns]
     layouts = [csv.layout(path, columns) for path in paths]
     if None in layouts or len({tuple(names) for names, _ in layouts}) > 1:
         return None
@@ -186,7 +184,7 @@ def csv_blocks(
         if chunk is None or len(next(iter(chunk.values()))) != count:
             name_fault()
             raise UserError(f"{paths[0]}: a line of it, or of a file beside it, is not one row.")
-        return {renamed.get(name, name): values for name, values in chunk.items()}
+        return chunk
 
     return CsvBlocks(found, parse, prepare, rows)
 
