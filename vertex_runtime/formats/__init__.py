@@ -279,6 +279,6 @@ def block_bytes(path: str, rows: int) -> int:
     return round(data.BLOCK_BYTES * _streams.compression(path)) if module.SUFFIXES and not data.is_table(path) else data.BLOCK_BYTES
 
 
-def chunk(batch: pa.RecordBatch, columns: Sequence[Column]) -> Chunk:
+def chunk(batch: pa.RecordBatch) -> Chunk:
     """Return a checked batch as what trainers get: float32 [rows], or objects (bytes) [rows] for texts."""
     return {name: batch.column(i).to_numpy(zero_copy_only=False) for i, name in enumerate(batch.schema.names)}
