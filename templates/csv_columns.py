@@ -13,13 +13,20 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from json.encoder import encode_basestring
 from pathlib import Path
 from random import Random
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the runtime's own pattern of dates
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import csv as pacsv
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the runtime's own rules for numbers and dates
+
+from vertex_runtime.cells import parse_numbers  # noqa: E402
 from vertex_runtime.columns import Date  # noqa: E402
+from vertex_runtime.errors import UserError  # noqa: E402
 
 MOST_CATEGORIES = 1000
 ROWS_PER_CATEGORY = 5  # on average, at least; a column with fewer holds names or free text
@@ -28,10 +35,6 @@ MOST_SAMPLE_ROWS = 2000
 LARGEST = 1e37  # well within float32
 LABEL_NAMES = ("label", "target", "y")
 KEY_NAME = re.compile(r"(?i:(.*[_ .-])?(id|key|uuid|guid|index))|.*[a-z](Id|ID|Key)")
-
-
-class CsvError(Exception):
-    """No trainer can be made from this file: one line that says why, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -61,18 +64,25 @@ class Found:
             words += ["time=True"] * self.time + ['missing=""'] * self.missing
         words += [f"header={repr_of(self.header)}"] * bool(self.header)
         line = f"    {self.kind}({', '.join(words)}),"
-        return line if len(line) <= 140 else f"{line}  # noqa: E501"
+        return line if len(line) <= 140 else f"    {self.kind}(\n{one_a_line(words, 8)}    ),"
 
 
-def repr_of(text: str) -> str:
-    """Return a text as a Python literal, in double quotes if that needs no escapes."""
-    shown = repr(text)
-    return shown if shown.startswith('"') or '"' in shown else f'"{shown[1:-1]}"'
+def one_a_line(items: Sequence[str], indent: int) -> str:
+    """Return items of Python source with a line for each, the longest of which the linter is told to pass."""
+    lines = (f"{' ' * indent}{item}," for item in items)
+    return "".join(f"{line}{'  # noqa: E501' if len(line) > 140 else ''}\n" for line in lines)
+
+
+def repr_of(value: Any) -> str:
+    """Return a text or a number as a Python literal, spelt as a formatter would."""
+    if not isinstance(value, str):
+        return repr(value).replace("e+", "e")
+    return repr(value) if value.count('"') > value.count("'") else encode_basestring(value)
 
 
 def number_of(value: float) -> str:
     """Return a limit as a person would write it."""
-    return f"{int(value):_}" if value == int(value) and abs(value) < 1e12 else repr(value)
+    return f"{int(value):_}" if value == int(value) and abs(value) < 1e12 else repr_of(value)
 
 
 @dataclass(frozen=True)
@@ -88,116 +98,95 @@ def read(path: str) -> Table:
     """Read a CSV file with a header.
 
     Raises:
-        CsvError: there is no such file, it is not CSV with a header, or it has too few rows.
+        UserError: there is no such file, it is not CSV with a header, or it has too few rows.
     """
-    import pyarrow as pa
-    from pyarrow import csv as pacsv
-
-    names = _header(path)
+    names, before = _header(path)
     try:
         table = pacsv.read_csv(
             path,
-            read_options=pacsv.ReadOptions(column_names=names, skip_rows=1),
+            read_options=pacsv.ReadOptions(column_names=names, skip_rows_after_names=before),
             parse_options=pacsv.ParseOptions(newlines_in_values=True),
             convert_options=pacsv.ConvertOptions(column_types={name: pa.string() for name in names}, null_values=[]),
         )
     except (pa.ArrowInvalid, OSError) as error:
         problem = " ".join(str(error).split())[:200]
-        raise CsvError(f"{path}: {problem}. Correct the file: UTF-8, commas, the same number of cells in each row.") from None
+        raise UserError(f"{path}: {problem}. Correct the file: UTF-8, commas, the same number of cells in each row.") from None
     if table.num_rows < LEAST_ROWS:
-        raise CsvError(f"{path} has {table.num_rows} rows below its header: at least {LEAST_ROWS} are needed.")
+        raise UserError(f"{path} has {table.num_rows} rows below its header: at least {LEAST_ROWS} are needed.")
     cells = {name: table.column(name).combine_chunks() for name in names}
     _check_header(path, names, cells)
     return Table(path, cells, table.num_rows)
 
 
-def _header(path: str) -> list[str]:
+def _header(path: str) -> tuple[list[str], int]:
+    """Return the columns' names, and how many rows there are up to them: blank lines may stand above."""
     file = Path(path)
     if not file.is_file():
-        raise CsvError(f"{path} is {'a folder' if file.is_dir() else 'not there'}: give a CSV file with a header.")
+        raise UserError(f"{path} is {'a folder' if file.is_dir() else 'not there'}: give a CSV file with a header.")
     with open(file, "rb") as opened:
         head = opened.read(1 << 20)
     if not head.strip():
-        raise CsvError(f"{path} is empty: give a CSV file with a header and some rows.")
+        raise UserError(f"{path} is empty: give a CSV file with a header and some rows.")
     try:
         lines = io.StringIO(head[: head.rindex(b"\n") + 1 if b"\n" in head else None].decode("utf-8-sig"), newline="")
     except UnicodeDecodeError:
-        raise CsvError(f"{path} is not UTF-8: convert it, such as with iconv -f LATIN1 -t UTF-8.") from None
-    names = [cell.strip() for cell in next(csv.reader(lines), [])]
+        raise UserError(f"{path} is not UTF-8: convert it, such as with iconv -f LATIN1 -t UTF-8.") from None
+    before, first = next(((place, row) for place, row in enumerate(csv.reader(lines), 1) if row), (1, []))
+    names = [cell.strip() for cell in first]
     if len(names) < 2:
         other = next((sign for sign in (";", "\t", "|") if names and sign in names[0]), None)
         hint = f"its cells seem to be separated by {other!r}: write commas" if other else "a label and one to predict it from are needed"
-        raise CsvError(f"{path} has one column: {hint}.")
-    odd = next((name for name in names if not name or _is_number(name) or re.fullmatch(Date("x").pattern or "", name, re.ASCII)), None)
+        raise UserError(f"{path} has one column: {hint}.")
+    dates = Date("x").pattern or ""
+    numbers = _are_numbers(parse_numbers(pa.array(names, pa.string())))
+    odd = next((name for name, number in zip(names, numbers) if not name or number or re.fullmatch(dates, name, re.ASCII)), None)
     if odd is not None:
-        raise CsvError(f"{path} lacks a header: its first line must name the columns; got {odd[:100]!r} in it.")
+        raise UserError(f"{path} lacks a header: its first line must name the columns; got {odd[:100]!r} in it.")
     if doubled := [name for name, count in Counter(names).items() if count > 1]:
-        raise CsvError(f"{path}, line 1: two columns are named {doubled[0][:100]!r}; mend the header, or put one above the data.")
-    return names
+        raise UserError(f"{path}, line 1: two columns are named {doubled[0][:100]!r}; mend the header, or put one above the data.")
+    return names, before
 
 
 def _check_header(path: str, names: list[str], cells: dict[str, Any]) -> None:
     """Refuse a first line that is data: a column's name that is also one of its values."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     for name in names:
         if pc.sum(pc.equal(cells[name], pa.scalar(name))).as_py():
-            raise CsvError(f"{path} lacks a header: {name[:100]!r} of its first line stands below it, too. Put the columns' names first.")
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
+            raise UserError(f"{path} lacks a header: {name[:100]!r} of its first line stands below it, too. Put the columns' names first.")
 
 
 def look(name: str, cells: Any) -> Found:
     """Return what a column holds, judged by all its cells."""
-    import pyarrow.compute as pc
-
     given = cells.filter(pc.greater(pc.binary_length(cells), 0))
     missing, distinct = len(given) < len(cells), len(pc.unique(given))
     if not len(given):
         return Found(name, "Text", True, required=False, note="empty")
-    numbers = _numbers(given)
-    if numbers is not None:
+    numbers = parse_numbers(given)
+    are_numbers = _are_numbers(numbers)
+    if all(are_numbers) and pc.max(pc.abs(numbers)).as_py() < LARGEST:
         if KEY_NAME.fullmatch(name) and distinct == len(given):
             return Found(name, "Text", missing, required=False, distinct=distinct, note="a key, not used")
-        return Found(name, "Number", missing, True, distinct, *limits(*numbers))
+        return Found(name, "Number", missing, True, distinct, *limits(*pc.min_max(numbers).as_py().values()))
     for time in (True, False):
         if pc.all(pc.match_substring_regex(given, f"^(?:{Date('x', time=time).pattern})$")).as_py():
             return Found(name, "Date", missing, time=time, distinct=distinct)
     length = float(pc.mean(pc.utf8_length(given)).as_py())
-    note = _nearly_numbers(given)
+    note = _nearly_numbers(Counter(text for text, number in zip(given.to_pylist(), are_numbers) if not number), len(given))
     if distinct <= MOST_CATEGORIES and distinct * ROWS_PER_CATEGORY <= len(given):
         return Found(name, "Category", missing, distinct=distinct, length=length, note=note)
     return Found(name, "Text", missing, required=False, distinct=distinct, length=length, note=note or "not used")
 
 
-def _numbers(given: Any) -> tuple[float, float] | None:
-    """Return (smallest, largest) of texts that are all numbers; None if any is not."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    try:
-        values = pc.cast(given, pa.float64())
-    except pa.ArrowInvalid:
-        return None
-    if not pc.all(pc.is_finite(values)).as_py():
-        return None
-    low, high = (float(found) for found in pc.min_max(values).as_py().values())
-    return (low, high) if max(abs(low), abs(high)) < LARGEST else None
+def _are_numbers(values: Any) -> list[bool]:
+    """Return which of the values that `parse_numbers` found are finite numbers."""
+    return pc.is_finite(values).fill_null(False).to_pylist()
 
 
-def _nearly_numbers(given: Any) -> str:
-    """Return a note on the few words that keep a column from being numbers; "" if there are many."""
-    counts = Counter(text for text in given.to_pylist() if not _is_number(text))
-    if len(counts) > 3 or sum(counts.values()) > len(given) / 2:
+def _nearly_numbers(words: Counter[str], cells: int) -> str:
+    """Return a note on the few words that keep a column of so many cells from being numbers; "" if there are many, or none."""
+    if not 0 < len(words) <= 3 or words.total() > cells / 2:
         return ""
-    words = ", ".join(repr(word) for word in counts)
-    return f"numbers but for {words} in {sum(counts.values())} rows: leave such cells empty to have a Number"
+    listed = ", ".join(repr(word) for word in words)
+    return f"numbers but for {listed} in {words.total()} rows: leave such cells empty to have a Number"
 
 
 def limits(low: float, high: float) -> tuple[float, float]:
@@ -226,7 +215,7 @@ def choose(table: Table, kind: str, label: str | None) -> Choice:
     """Choose the label and decide what each column holds.
 
     Raises:
-        CsvError: there is no such label, it cannot be predicted, or no other column can be used to predict it.
+        UserError: there is no such label, it cannot be predicted, or no other column can be used to predict it.
     """
     columns = [look(name, cells) for name, cells in table.cells.items()]
     text = None
@@ -234,7 +223,7 @@ def choose(table: Table, kind: str, label: str | None) -> Choice:
         texts = [found for found in columns if found.kind in ("Text", "Category") and found.name != label and found.note != "empty"]
         text = max((found for found in texts if found.name.lower() not in LABEL_NAMES), key=lambda found: found.length, default=None)
         if text is None:
-            raise CsvError(f"{table.path} has no column of texts to read: use --kind=tabular for numbers, dates and categories.")
+            raise UserError(f"{table.path} has no column of texts to read: use --kind=tabular for numbers, dates and categories.")
     name = _label(table, label, columns, text)
     found = _as_label(table, next(found for found in columns if found.name == name), kind)
     chosen = []
@@ -247,7 +236,7 @@ def choose(table: Table, kind: str, label: str | None) -> Choice:
             column = text = Found(column.name, "Text", column.missing, distinct=column.distinct, length=column.length)
         chosen.append(column)
     if not [column for column in chosen if column.required and column.name != name]:
-        raise CsvError(f"{table.path}: nothing to predict {name[:100]!r} by: add a column of numbers, dates or categories.")
+        raise UserError(f"{table.path}: nothing to predict {name[:100]!r} by: add a column of numbers, dates or categories.")
     headers = _headers(chosen, name)
     plain = {header: name for name, header in headers.items()}
     chosen = [replace(column, name=plain[column.name], header=column.name) if column.name in plain else column for column in chosen]
@@ -287,7 +276,7 @@ def _label(table: Table, label: str | None, columns: list[Found], text: Found | 
     if label not in names:
         near = difflib.get_close_matches(label, names, 1, 0.4)
         hint = f"the nearest is {near[0]!r}" if near else f"there are {', '.join(names)[:200]}"
-        raise CsvError(f"--label: {table.path} has no column {label[:100]!r}; {hint}.")
+        raise UserError(f"--label: {table.path} has no column {label[:100]!r}; {hint}.")
     return label
 
 
@@ -295,13 +284,13 @@ def _as_label(table: Table, found: Found, kind: str) -> Found:
     """Return the label's column: a number if it has more than two values, else classes."""
     where = f"{table.path}: {found.name!r} cannot be predicted"
     if found.distinct < 2:
-        raise CsvError(f"{where}: it has {'one value' if found.distinct else 'no value'} only. Name another column: --label.")
+        raise UserError(f"{where}: it has {'one value' if found.distinct else 'no value'} only. Name another column: --label.")
     if found.kind == "Date":
-        raise CsvError(f"{where}: it holds dates. Name another column: --label.")
+        raise UserError(f"{where}: it holds dates. Name another column: --label.")
     if found.kind == "Number" and found.distinct > 2 and kind == "tabular":
         return Found(found.name, "Number", False, True, found.distinct, found.low, found.high)
     if found.distinct > MOST_CATEGORIES or 2 * found.distinct > table.rows:
-        raise CsvError(f"{where}: {found.distinct} different texts in {table.rows} rows are too many classes. Name another: --label.")
+        raise UserError(f"{where}: {found.distinct} different texts in {table.rows} rows are too many classes. Name another: --label.")
     return Found(found.name, "Category", distinct=found.distinct)
 
 
@@ -312,12 +301,12 @@ def split(table: Table, choice: Choice, seed: int = 0) -> tuple[list[list[str]],
         The rows to train on, those to evaluate on (a fifth of each class), and how many rows of the file lack a label.
 
     Raises:
-        CsvError: too few rows have a label, or no class has five rows.
+        UserError: too few rows have a label, or no class has five rows.
     """
     labels = table.cells[choice.label.name].to_pylist()
     usable = [place for place, label in enumerate(labels) if label]
     if len(usable) < LEAST_ROWS:
-        raise CsvError(f"{table.path}: {choice.label.name[:100]!r} is given in {len(usable)} rows: needed are {LEAST_ROWS} at least.")
+        raise UserError(f"{table.path}: {choice.label.name[:100]!r} is given in {len(usable)} rows: needed are {LEAST_ROWS} at least.")
     rng = Random(seed)
     drawn = sorted(rng.sample(usable, min(MOST_SAMPLE_ROWS, len(usable))))
     groups: dict[str, list[int]] = {}
@@ -327,7 +316,7 @@ def split(table: Table, choice: Choice, seed: int = 0) -> tuple[list[list[str]],
     for group in groups.values():  # a class with fewer than five rows is only trained on
         valid.update(rng.sample(group, len(group) // 5))
     if not valid:
-        raise CsvError(f"{table.path}: no class of {choice.label.name[:100]!r} has five rows, none to evaluate on. Add rows.")
+        raise UserError(f"{table.path}: no class of {choice.label.name[:100]!r} has five rows, none to evaluate on. Add rows.")
     columns = [cells.take(drawn).to_pylist() for cells in table.cells.values()]
     rows = [list(row) for row in zip(*columns)]
     train = [row for place, row in zip(drawn, rows) if place not in valid]

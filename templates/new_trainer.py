@@ -21,16 +21,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+import csv_columns  # it also lets Python find the runtime
+from csv_columns import one_a_line, repr_of
+
+from vertex_runtime.errors import FAILED, UserError, run_as_program
+
 TEMPLATES = Path(__file__).resolve().parent
 ROOT = TEMPLATES.parent
 KINDS = ("tabular", "image", "text")
+STEPS = 8  # of an epoch, at least
 JOBS = ("", "-2-workers", "-gpu", "-tuning")
 # Names of modules that a trainer's package would hide, even if they are not installed here.
 TAKEN = ("trainer", "keras", "tensorflow", "numpy", "pyarrow", "tensorboard", "google", "hypertune", "optuna", "pytest", "build", "dist")
-
-
-class UserError(Exception):
-    """A mistake that the user can correct, in one line."""
 
 
 @dataclass
@@ -89,7 +91,7 @@ def _is_installed(name: str) -> bool:
 
 def plan_sample(name: str, kind: str) -> Plan:
     """Plan a trainer on made-up data."""
-    values = {"NAME": name, "SAMPLES": ""}
+    values = {"NAME": name, "SAMPLES": "", "BATCH_SIZE": ""}
     if kind == "image":
         return Plan(values | _evaluated("val_accuracy", 0.9, classes=True) | _places("train", "valid"), None)
     values |= {"COLUMNS": _template(kind, "columns")}
@@ -109,23 +111,17 @@ def plan_from(path: str, name: str, kind: str, label: str | None) -> Plan:
     Raises:
         UserError: the file cannot be used.
     """
-    try:
-        import csv_columns as columns
-    except ImportError as error:
-        raise UserError(f"--from needs {error.name}: pip install {error.name}, or run scripts/train once.") from None
-    try:
-        table = columns.read(path)
-        choice = columns.choose(table, kind, label)
-        train, valid, without = columns.split(table, choice)
-    except columns.CsvError as error:
-        raise UserError(str(error)) from None
+    table = csv_columns.read(path)
+    choice = csv_columns.choose(table, kind, label)
+    train, valid, without = csv_columns.split(table, choice)
     names = list(table.cells)
     own = "SYNTHETIC_SAMPLES = False  # it is rows of a file of yours\n"
     source = "\n".join(found.source() for found in choice.columns)
-    values = {"NAME": name, "COLUMNS": source, "SAMPLES": own} | _places("train.csv", "valid.csv")
-    label_source = columns.repr_of(choice.label.name)
+    values = {"NAME": name, "COLUMNS": source, "SAMPLES": own, "BATCH_SIZE": _batch_size(len(train))}
+    values |= _places("train.csv", "valid.csv")
+    label_source = repr_of(choice.label.name)
     if choice.text:
-        values |= {"TEXT": columns.repr_of(choice.text.name), "LABEL": label_source} | _evaluated("val_accuracy", None, classes=True)
+        values |= {"TEXT": repr_of(choice.text.name), "LABEL": label_source} | _evaluated("val_accuracy", None, classes=True)
     else:
         head = "number" if choice.is_regression else "two_classes" if choice.label.distinct == 2 else "classes"
         objective = {"number": "val_rmse", "two_classes": "val_auc", "classes": "val_accuracy"}[head]
@@ -135,7 +131,13 @@ def plan_from(path: str, name: str, kind: str, label: str | None) -> Plan:
         said.append(f"left out {without} rows without {choice.label.name!r}")
     said.append(f"sample data: {len(train)} rows to train on, {len(valid)} to evaluate on, of {table.rows} in {path}")
     rows = {"train": [names, *train], "valid": [names, *valid]}
-    return Plan(values, columns.instance(choice, names, valid[0]), rows, said)
+    return Plan(values, csv_columns.instance(choice, names, valid[0]), rows, said)
+
+
+def _batch_size(rows: int) -> str:
+    """Return the line of a batch size for few rows, which leaves an epoch some steps; "" where the runtime's own does."""
+    size = 2 ** ((rows // STEPS).bit_length() - 1)
+    return "" if size >= 64 else f'    batch_size: int = option({size}, "examples per step, over all replicas", minimum=1)\n'
 
 
 def _described(choice: Any, chosen_by_user: bool) -> list[str]:
@@ -165,7 +167,7 @@ def _tabular(head: str, label: str, columns: str) -> dict[str, str]:
     if number:
         facts = '{"mean": mean[:-1], "scale": scale[:-1], "label_mean": mean[-1], "label_scale": scale[-1], "words": known}'
     return {
-        "LABEL": label,
+        "LABEL": label + "  # noqa: E501" * (len(label) > 132),
         "LABEL_HINT": "" if number else "; for a number instead of classes see `head`",
         "MATH": "import math\n" if "math.nan" in columns else "",
         "MORE_COLUMNS": ", Text" if re.search(r"^    Text\(", columns, re.MULTILINE) else "",
@@ -217,16 +219,11 @@ def write(folder: Path, name: str, kind: str, plan: Plan) -> None:
 
 def _literal(instance: Mapping[str, Any] | None) -> str:
     """Return a request as a Python literal, with a line for each value if it is long."""
-    from json.encoder import encode_basestring
-
-    items = [
-        f"{encode_basestring(name)}: {encode_basestring(value) if isinstance(value, str) else repr(value)}"
-        for name, value in (instance or {}).items()
-    ]
+    items = [f"{repr_of(name)}: {repr_of(value)}" for name, value in (instance or {}).items()]
     line = f"{{{', '.join(items)}}}"
     if len(line) <= 120:
         return line
-    return "{\n" + "".join(f"    {item},{'  # noqa: E501' if len(item) > 134 else ''}\n" for item in items) + "}"
+    return f"{{\n{one_a_line(items, 4)}}}"
 
 
 def move(folder: Path, paths: Sequence[str]) -> None:
@@ -308,29 +305,28 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}. See scripts/new_trainer --help.")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return the exit code."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command.
+
+    Raises:
+        UserError: a flag is wrong, or the trainer cannot be made.
+    """
     what = "Write a trainer of your own: package, job files, sample data, test."
     parser = _Parser(prog="scripts/new_trainer", description=what, allow_abbrev=False)
     parser.add_argument("name", metavar="NAME", help="the package's name, such as churn")
     parser.add_argument("--kind", required=True, choices=KINDS, help="what a row holds")
     parser.add_argument("--from", dest="path", metavar="CSV", help="take columns and sample data from this file, which has a header")
     parser.add_argument("--label", metavar="COLUMN", help="the column to predict (default: label, target or y, else the last one)")
+    args = parser.parse_args(argv)
+    if args.path is not None and args.kind == "image":
+        raise UserError("--from is for tabular and text. Images are read from a folder per label: give it to --train_data_path later.")
+    if args.label is not None and args.path is None:
+        raise UserError("--label names a column of the file that --from gives: give that, too.")
     try:
-        args = parser.parse_args(argv)
-        if args.path is not None and args.kind == "image":
-            raise UserError("--from is for tabular and text. Images are read from a folder per label: give it to --train_data_path later.")
-        if args.label is not None and args.path is None:
-            raise UserError("--label names a column of the file that --from gives: give that, too.")
         print("\n".join(make(args.name, args.kind, args.path, args.label)))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except OSError as error:
-        print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
-        return 1
-    return 0
+        raise UserError(f"{error.filename or ROOT}: {error.strerror or error}. Make room or mend its permissions.", FAILED) from None
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_as_program(main)

@@ -24,6 +24,7 @@ from conftest import ROOT
 pytest.importorskip("google.cloud.bigquery_storage_v1", reason="google-cloud-bigquery-storage is not installed")
 from bigquery_stand_in import Behaviour, StandIn  # noqa: E402
 
+from vertex_runtime import data, formats  # noqa: E402
 from vertex_runtime.arguments import CommonHyperparameters, parse  # noqa: E402
 from vertex_runtime.columns import Category, Date, Image, Number, Text  # noqa: E402
 from vertex_runtime.errors import UserError  # noqa: E402
@@ -161,10 +162,13 @@ def test_a_table_that_changes_meanwhile_is_noticed(service, monkeypatch, capsys)
 
 def test_places_count_rows_in_that_order(service, monkeypatch):
     monkeypatch.setattr(_by_content, "BLOCK_BYTES", 4000)
-    raws = list(bigquery.read(TABLE, COLUMNS, None, Reading()))
-    assert len(raws) > 5
-    assert raws[0].place(0) == f"{TABLE}, row 1"
-    assert raws[-1].place(raws[-1].batch.num_rows - 1) == f"{TABLE}, row {ROWS}"
+    batches = list(formats.record_batches(TABLE, (Number("fare", missing=0), Date("pickup", time=True)), (), data.BadRows("collect")))
+    assert len(batches) > 5
+    assert [row for batch in batches for row in batch.column(data.ROW).to_pylist()] == list(range(1, ROWS + 1))
+    bad = data.BadRows("collect")
+    for _ in formats.record_batches(TABLE, (Number("fare", low=1e6),), (), bad):
+        pass
+    assert bad.kept[0][0] == f"{TABLE}, row 1" and bad.kept[-1][0] == f"{TABLE}, row {len(bad.kept)}"
 
 
 def test_a_second_pass_asks_for_nothing_and_finds_the_same(service, monkeypatch, tmp_path):
@@ -174,7 +178,7 @@ def test_a_second_pass_asks_for_nothing_and_finds_the_same(service, monkeypatch,
     service.tables["p", "taxi", "trips"] = trips(seed=1)
     again = list(bigquery.read(TABLE, COLUMNS, None, Reading()))
     assert [tuple(row.values()) for raw in again for row in raw.batch.to_pylist()] == first
-    assert again[-1].place(again[-1].batch.num_rows - 1) == f"{TABLE}, row {ROWS}"
+    assert sum(raw.batch.num_rows for raw in again) == ROWS
     assert len(service.sessions) == 1 and not list(tmp_path.iterdir())
     assert sum(raw.batch.num_rows for raw in bigquery.read(TABLE, COLUMNS, None, Reading(row_filter="fare > 10"))) < ROWS
     assert [raw.batch.schema.names for raw in bigquery.read(TABLE, COLUMNS[:2], None, Reading())] == [["fare"]]

@@ -118,7 +118,7 @@ def found(path: Path, columns: tuple[Column, ...], policy: str) -> tuple[list[li
     bad, rows = data.BadRows(policy), []
     try:
         for batch in formats.record_batches(str(path), columns, (), bad):
-            arrays = [formats.chunk(batch, columns)[column.name] for column in columns if column.required]
+            arrays = [formats.chunk(batch)[column.name] for column in columns if column.required]
             rows += [list(row) for row in zip(*arrays)]
     except UserError as error:
         return rows, bad.reasons, str(error)

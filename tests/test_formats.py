@@ -493,7 +493,7 @@ def test_the_services_lines_of_text(tmp_path, monkeypatch):
     path = write(tmp_path, "f.jsonl", "".join(lines))
     assert read(path, TEXTS, ("label",)).to_pydict() == {"text": [b"one", b"from afar", b"from near"], "label": [b"a", b"b", b"a"]}
     (raw,) = text_jsonl.read(str(path), TEXTS, data.BadRows(), Reading(labels=("label",)))
-    assert raw.batch.column(2).to_pylist() == ["training", "test", None]
+    assert raw.batch.column(2).cast(pa.string()).to_pylist() == ["training", "test", None]
     wrong = [
         line("two", labels=["a", "b"]),
         line(uri="gs://bucket/none.txt", labels=["b"]),
@@ -528,6 +528,13 @@ def test_a_column_may_be_called_otherwise_in_files(kind, tmp_path):
     plain = write(tmp_path, f"h.{kind}", writer([[1.5, "a"]], ["area", "label"]))
     with pytest.raises(UserError, match=r"Living area \(m²\)"):
         read(plain, columns, ("label",))
+
+
+def test_a_files_column_called_as_the_runtimes_own_is_a_column(tmp_path):
+    path = write(tmp_path, "f.csv", "_path,_row\n1,a\n2,b\n")
+    columns = (Number("path", header="_path"), Category("row", header="_row"))
+    assert read(path, columns, ("row",)).to_pydict() == {"path": [1.0, 2.0], "row": [b"a", b"b"]}
+    assert read(path, columns, ("row",), "collect").column("_row").to_pylist() == [1, 2]
 
 
 def test_blocks_of_csv_files_know_such_columns_too(tmp_path):

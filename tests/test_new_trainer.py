@@ -199,6 +199,26 @@ def test_a_column_is_nearly_one_of_numbers(root, tmp_path):
     assert "numbers but for 'NA' in 34 rows: leave such cells empty" in said
 
 
+def test_numbers_are_what_the_runtime_reads_as_numbers(root, tmp_path):
+    rows = [[" width ", "weight", "y"], *([f" {i} ", 10 ** (38 + i % 2), "yes" if i % 2 else "no"] for i in range(300))]
+    said = new_trainer(root, NAME, "--kind=tabular", "--from", write_csv(tmp_path / "given.csv", rows))
+    assert 'Number("width", low=0, high=600)\n' in said and "numbers but for" not in said
+
+
+def test_blank_lines_may_stand_above_the_header(root, tmp_path):
+    (tmp_path / "given.csv").write_text('\n\n"a\nb",y\n' + "".join(f"{i},{'no' if i % 3 else 'yes'}\n" for i in range(60)))
+    said = new_trainer(root, NAME, "--kind=tabular", "--from", tmp_path / "given.csv")
+    assert 'Number("a_b", low=0, high=120, header="a\\nb")\n' in said and "of 60 in" in said
+
+
+@pytest.mark.parametrize("rows, size", [(20, 2), (60, 4), (200, 16), (640, None)])
+def test_few_rows_are_several_steps(root, tmp_path, rows, size):
+    given = write_csv(tmp_path / "given.csv", [["x", "y"], *([i, "no" if i % 3 else "yes"] for i in range(rows))])
+    new_trainer(root, NAME, "--kind=tabular", "--from", given)
+    written = (root / NAME / "trainer" / "hyperparameters.py").read_text()
+    assert (f"    batch_size: int = option({size}, " in written) if size else ("batch_size" not in written)
+
+
 @pytest.mark.parametrize(
     "names, label",
     [(["a", "label", "b"], "label"), (["Target", "a", "b"], "Target"), (["a", "y", "target"], "target"), (["a", "b", "c"], "c")],
@@ -263,6 +283,22 @@ def test_the_texts_of_a_file_are_the_longest_ones(root, tmp_path):
 # ------------------------------------------------------------------ what is written
 
 
+def look_at_style(root: Path) -> None:
+    for words in (["check", "."], ["format", "--check", NAME, f"tests/test_{NAME}.py"]):
+        command = [sys.executable, "-m", "ruff", *words, "--no-cache", "--config", ROOT / "pyproject.toml"]
+        assert not subprocess.run(command, cwd=root).returncode, words
+
+
+def test_names_and_cells_with_quotes_are_written_in_style(root, tmp_path):
+    names = ['a "quoted" name', "it's cold", "a tab\there", "back\\slash", "Größe in cm", "大小", f"long {'x' * 150}", "far", "y" * 150]
+    texts = ['a "b" c', "it's", 'it\'s "so"', "tab\there"]
+    rows = [names, *([*(texts[(i + j) % 4] for j in range(7)), f"{i}e30", "no" if i % 3 else "yes"] for i in range(60))]
+    said = new_trainer(root, NAME, "--kind=tabular", "--from", write_csv(tmp_path / "given.csv", rows))
+    assert f"header={names[0]!r}" in said and 'header="it\'s cold"' in said
+    if importlib.util.find_spec("ruff"):  # not in the environments of other versions
+        look_at_style(root)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_written(root, kind):
     before = files(root)
@@ -281,8 +317,7 @@ def test_what_is_written(root, kind):
     for command in ("trainer.task --output_dir", "scripts/predict", "check", "tune", "2-workers", "build_package"):
         assert command in said, command
     if importlib.util.find_spec("ruff"):  # not in the environments of other versions
-        done = subprocess.run([sys.executable, "-m", "ruff", "check", "--no-cache", "--config", ROOT / "pyproject.toml", "."], cwd=root)
-        assert not done.returncode
+        look_at_style(root)
     # The same command makes the same files, and so does the script that the trainer brings.
     for path in WRITTEN:
         shutil.rmtree(root / path) if (root / path).is_dir() else (root / path).unlink()
@@ -294,7 +329,7 @@ def test_what_is_written(root, kind):
 
 def test_it_needs_no_tensorflow(root):
     code = (
-        "import runpy, sys; sys.modules.update(tensorflow=None, keras=None); sys.argv = sys.argv[1:]; "
+        "import runpy, sys; sys.modules.update(tensorflow=None, keras=None); sys.argv = sys.argv[1:]; sys.path.insert(0, 'templates'); "
         "runpy.run_path(sys.argv[0], run_name='__main__')"
     )
     command = [sys.executable, "-B", "-c", code, "templates/new_trainer.py", NAME, "--kind=tabular"]

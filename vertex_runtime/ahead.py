@@ -69,6 +69,42 @@ def one_after_another(read: Callable[[Item], Iterator[Made]], files: Sequence[It
             yield from waiting.popleft()
 
 
+def merged(jobs: Sequence[Callable[[], Iterable[Item]]], threads: int, stop: threading.Event) -> Iterator[Item]:
+    """Yield what the jobs give, as it comes, so many of them going on at a time; few items wait. An error in one ends all.
+
+    Args:
+        stop: set once nobody takes items any more, for the jobs to see.
+    """
+    waiting, results = queue.SimpleQueue(), queue.Queue(threads)
+    for job in jobs:
+        waiting.put(job)
+
+    def work() -> None:
+        try:
+            while not stop.is_set():
+                for item in waiting.get_nowait()():
+                    _put(results, (item, None), stop)
+        except queue.Empty:
+            _put(results, (None, StopIteration()), stop)
+        except BaseException as error:  # noqa: BLE001 - raised again where the items are taken
+            _put(results, (None, error), stop)
+
+    running = min(threads, len(jobs))
+    try:
+        for _ in range(running):
+            threading.Thread(target=work, daemon=True).start()
+        while running:
+            item, error = results.get()
+            if error is None:
+                yield item
+            elif isinstance(error, StopIteration):
+                running -= 1
+            else:
+                raise error
+    finally:
+        stop.set()
+
+
 def ahead(items: Iterator[Item], depth: int = 2) -> Iterator[Item]:
     """Iterate in a thread of its own, `depth` items ahead. An exception is raised where the item would have been taken.
 

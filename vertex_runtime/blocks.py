@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -16,12 +17,11 @@ import numpy as np
 
 from .ahead import in_threads
 from .columns import Column
-from .data import Chunk
+from .data import Chunk, rows_of
 from .errors import UserError
 from .formats import csv, partition_of
 
 READ_BYTES = 8 << 20
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def index(paths: Sequence[str], headers: Sequence[bool], block_rows: int, beat: 
 def _add(found: Index, path: str, header: bool, beat: Callable[[], None]) -> bool:
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
-        start = len(BYTE_ORDER_MARK) if file.read(3) == BYTE_ORDER_MARK else 0
+        start = len(BOM_UTF8) if file.read(3) == BOM_UTF8 else 0
         file.seek(start)
         if header:
             line = file.readline(READ_BYTES)
@@ -172,8 +172,6 @@ def csv_blocks(
         rows: how many to prepare at a time, about.
         name_fault: raises what is wrong with the files, after a row was found to be bad.
     """
-    renamed = {column.header: column.name for column in columns if column.header}
-    columns = [column.in_files() for column in columns]
     layouts = [csv.layout(path, columns) for path in paths]
     if None in layouts or len({tuple(names) for names, _ in layouts}) > 1:
         return None
@@ -183,10 +181,10 @@ def csv_blocks(
 
     def parse(text: bytes, count: int) -> Chunk:
         chunk = csv.parse(text, layouts[0][0], columns)
-        if chunk is None or len(next(iter(chunk.values()))) != count:
+        if chunk is None or rows_of(chunk) != count:
             name_fault()
             raise UserError(f"{paths[0]}: a line of it, or of a file beside it, is not one row.")
-        return {renamed.get(name, name): values for name, values in chunk.items()}
+        return chunk
 
     return CsvBlocks(found, parse, prepare, rows)
 

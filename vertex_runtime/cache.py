@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import glob
 import hashlib
 import json
@@ -22,7 +21,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -124,9 +123,9 @@ class Cache:
         self.untold: list[int] = []  # blocks in our own file that nobody has heard of
         self.own, self.end, self.finished = "", 0, False
         self.indexed: set[str] = set()  # the files that the index names
-        self.claims: Claims | None = None
         if name is None:
             self._start_file()
+            self.claims = Claims(self._path(self.own))
             os.unlink(self._path(self.own))
             return
         try:
@@ -167,15 +166,6 @@ class Cache:
         return sum(size for _, _, size in self.places.values())
 
     # -------------------------------------------------------------- what others have done
-
-    def take(self, piece: int) -> bool:
-        """Take a piece of the work, unless another process has it."""
-        return self.claims is None or self.claims.take(piece)
-
-    def give_back(self, piece: int) -> None:
-        """Let others take a piece of the work."""
-        if self.claims is not None:
-            self.claims.give_back(piece)
 
     def refresh(self) -> None:
         """Find the blocks that others have finished meanwhile, or left behind."""
@@ -327,8 +317,7 @@ class Cache:
         """Close the files, and remove our own where nobody else can use it."""
         for handle in self.files.values():
             os.close(handle)
-        if self.claims is not None:
-            self.claims.close()
+        self.claims.close()
         said = f"{self.own}.blocks"
         if self.name is None or not self.own or self.own in self.indexed or (os.path.exists(self._path(said)) and not self.finished):
             return
@@ -347,27 +336,20 @@ def room(folder: str) -> int:
 @contextlib.contextmanager
 def only_one(folder: str, name: str, beat: Callable[[], None]) -> Iterator[None]:
     """Let one process at a time make the cache of a name; the others wait, and find it made. A killed one holds nobody up."""
-    with _lock_file(folder, name) as lock:
-        said = False
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not said:
-                    log("INFO", f"cache: another process prepares the same rows in {folder}; waiting for it")
-                    said = True
-                beat()
-                time.sleep(0.2)
-        yield
-
-
-def _lock_file(folder: str, name: str) -> IO[str]:
     try:
         os.makedirs(folder, exist_ok=True)
-        return open(os.path.join(folder, f"{name}.lock"), "w")
+        claims = Claims(os.path.join(folder, f"{name}.lock"))
     except OSError as error:
         raise _not_writable(folder, error) from None
+    with contextlib.closing(claims):
+        said = False
+        while not claims.take(0):
+            if not said:
+                log("INFO", f"cache: another process prepares the same rows in {folder}; waiting for it")
+                said = True
+            beat()
+            time.sleep(0.2)
+        yield
 
 
 def _not_writable(folder: str, error: OSError) -> UserError:

@@ -6,14 +6,15 @@ import math
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import types
 
 _SLICE = 8192  # rows whose letters stay in the processor's cache, in memory that need not be asked of the system each time
 
 
 def is_text(kind: Any) -> bool:
     """Tell whether an Arrow type is text or bytes, dictionaries of such included."""
-    from pyarrow import types
-
     if types.is_dictionary(kind):
         return is_text(kind.value_type)
     return any(is_kind(kind) for is_kind in (types.is_binary, types.is_string, types.is_large_binary, types.is_large_string))
@@ -21,9 +22,6 @@ def is_text(kind: Any) -> bool:
 
 def plain(values: Any) -> Any:
     """Return an array without dictionary, nor 64-bit offsets of texts."""
-    import pyarrow as pa
-    from pyarrow import types
-
     if types.is_dictionary(values.type):
         values = values.dictionary_decode()
     if types.is_large_binary(values.type) or types.is_large_string(values.type):
@@ -37,9 +35,6 @@ def as_floats(values: Any) -> Any:
     Raises:
         TypeError: the array holds no numbers.
     """
-    import pyarrow as pa
-    from pyarrow import types
-
     values = plain(values)
     kind = values.type
     if types.is_float16(kind):
@@ -57,9 +52,6 @@ _PLAIN_NUMBER = r"\A-?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\z"
 
 def parse_numbers(values: Any) -> Any:
     """Return texts as float64: null where the cell is missing, NaN where it is no number."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     texts = plain(values).view(pa.string())
     given = pc.greater(pc.binary_length(texts), 0)
     cells = texts if pc.all(given, min_count=0).as_py() and not texts.null_count else pc.if_else(given, texts, pa.scalar(None, pa.string()))
@@ -91,10 +83,6 @@ def as_texts(values: Any) -> Any:
     Raises:
         TypeError: its type is nested.
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    from pyarrow import types
-
     values = plain(values)
     kind = values.type
     if types.is_nested(kind):
@@ -154,9 +142,6 @@ def _is_ascii(values: Any) -> bool:
 
 def valid_texts(values: Any) -> tuple[Any, np.ndarray]:
     """Return (binary cells as texts, which of them are UTF-8, [rows] bool); the others are replaced by an empty text."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     good = np.ones(len(values), bool)
     if _is_ascii(values):  # Arrow looks at cell by cell, which takes ten times as long
         return values.view(pa.string()), good

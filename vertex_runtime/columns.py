@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from .cells import as_floats, as_texts, dates_like, is_text, offsets_of, parse_numbers, valid_texts
 from .environment import quoted
@@ -99,9 +101,6 @@ class Column:
         Raises:
             TypeError: the array's type can hold no such column, such as a list.
         """
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
         if pa.types.is_dictionary(values.type):
             return self._check_distinct(values)
         texts, valid = valid_texts(as_texts(values))
@@ -117,8 +116,6 @@ class Column:
 
     def _check_distinct(self, values: Any) -> tuple[Any, np.ndarray]:
         """Check each distinct text of a dictionary array once."""
-        import pyarrow as pa
-
         distinct = values.dictionary
         texts, good = self.check(pa.concat_arrays([distinct, pa.nulls(1, distinct.type)]))
         places = values.indices.cast(pa.int32()).fill_null(len(distinct))
@@ -126,8 +123,6 @@ class Column:
 
     def _matching(self, texts: Any) -> np.ndarray | None:
         """Return which texts match the pattern whole, [rows] bool; None: there is no pattern."""
-        import pyarrow.compute as pc
-
         if self.pattern is None:
             return None
         return pc.match_substring_regex(texts, pattern=rf"\A(?:{self.pattern})\z").to_numpy(zero_copy_only=False)
@@ -173,8 +168,6 @@ class Number(Column):
 
     def check(self, values: Any) -> tuple[Any, np.ndarray]:
         """See `Column.check`; the array is float32 without nulls. Texts are read as Python's `float` reads them."""
-        import pyarrow as pa
-
         texts = is_text(values.type)
         wide = parse_numbers(values) if texts else as_floats(values)
         numbers = wide.cast(pa.float32(), safe=False).to_numpy(zero_copy_only=False)
@@ -221,9 +214,6 @@ class Category(Column):
         return "|".join(re.escape(value) for value in self.values) if self.values else None
 
     def _matching(self, texts: Any) -> np.ndarray | None:
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
         return pc.is_in(texts, pa.array(self.values, pa.string())).to_numpy(zero_copy_only=False) if self.values else None
 
 
@@ -258,8 +248,6 @@ class Date(Column):
 
     def _matching(self, texts: Any) -> np.ndarray | None:
         """See `Column._matching`. Dates that are spelt as the first one is are looked at all at once; the pattern judges the others."""
-        import pyarrow as pa
-
         first = texts[0].as_py() if len(texts) else ""
         like_first = dates_like(texts, first) if re.fullmatch(self.pattern, first, re.ASCII) else None
         if like_first is None:
@@ -298,8 +286,6 @@ class Image(Column):
         return values, tf.equal(head, b"\x89PN") | tf.equal(head, b"\xff\xd8\xff")
 
     def check(self, values: Any) -> tuple[Any, np.ndarray]:
-        import pyarrow as pa
-
         images = values.cast(pa.binary()).fill_null(b"")
         good = [not self.problem_bytes(content.as_buffer().to_pybytes()) for content in images]
         return images, np.array(good, bool)

@@ -13,7 +13,7 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -167,11 +167,8 @@ class Watch:
                 raise UserError(f"{path} is gone since the run began to read it. Put it back; {before}.", FAILED)
             if found != known:
                 how = f"{known[1]:,} bytes then, {found[1]:,} now" if known[1] != found[1] else "written to meanwhile"
-                raise UserError(
-                    f"{path} has changed since the run began to read it ({how}). Train on files that nobody writes to; "
-                    f"{before}.",
-                    FAILED,
-                )
+                what = f"{path} has changed since the run began to read it ({how}). Train on files that nobody writes to; {before}."
+                raise UserError(what, FAILED)
 
 
 def total_bytes(paths: Iterable[str]) -> int:
@@ -191,7 +188,7 @@ def read(path: str, columns: Sequence[Column], labels: Sequence[str], bad: BadRo
     from . import formats
 
     for batch in formats.record_batches(path, columns, labels, bad, reading):
-        yield formats.chunk(batch, columns)
+        yield formats.chunk(batch)
 
 
 def find(paths: Sequence[str], flag: str, columns: Sequence[Column], labels: Sequence[str]) -> list[str]:
@@ -258,6 +255,11 @@ def concatenate(chunks: Iterable[Chunk]) -> Chunk:
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]} if chunks else {}
 
 
+def rows_of(chunk: Mapping[str, Any]) -> int:
+    """Return how many rows a chunk has."""
+    return len(next(iter(chunk.values())))
+
+
 def take(chunk: Chunk, rows: Any) -> Chunk:
     """Return the given rows (a slice, mask or indices) of every column."""
     return {name: values[rows] for name, values in chunk.items()}
@@ -269,7 +271,7 @@ def rechunk(chunks: Iterable[Chunk], rows: int) -> Iterator[Chunk]:
     size = 0
     for chunk in chunks:
         held.append(chunk)
-        size += len(next(iter(chunk.values())))
+        size += rows_of(chunk)
         if size >= rows:
             joined = concatenate(held)
             for start in range(0, size - rows + 1, rows):
@@ -322,7 +324,7 @@ def count(
         rows.append(round(sum(rows) * size / seen) if seen and late else 0)
         block = 0
         for blocks, chunk in enumerate(() if seen and late else read(path), 1):
-            rows[-1] += len(next(iter(chunk.values())))
+            rows[-1] += rows_of(chunk)
             block = block or block_bytes(path, rows[-1])
             labels.update(chunk[label] if label in chunk and chunk[label].dtype == object else ())
             if time.monotonic() > end and blocks * block < size:

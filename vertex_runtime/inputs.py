@@ -8,9 +8,9 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from typing import Any
 
 import numpy as np
@@ -45,7 +45,6 @@ from .rows import (
     fill,
     flat,
     prepared_bytes,
-    rows_of,
 )  # fmt: skip
 from .shares import Filling, Part
 from .splits import Split, make_split
@@ -89,8 +88,8 @@ class Inputs:
         if hp.eval_fraction and not evaluation:
             self.split = make_split(hp.eval_fraction, hp.split_by, hp.seed, self._read("training"))
         self._infer_inputs()
-        images = any(isinstance(column, Image) for column in self.contract.columns)
-        rows = LEARN_IMAGES if images else LEARN_ROWS
+        self.of_images = any(isinstance(column, Image) for column in self.contract.columns)  # large, and decoded one by one
+        rows = LEARN_IMAGES if self.of_images else LEARN_ROWS
         self.facts = self._facts(lambda: data.rechunk(self._part("training"), rows))
         self.prepare = Preparer(self.contract, hp, self.facts, self.bad)
         sampler = export.Sampler(hp.seed, self.contract.inputs)
@@ -109,25 +108,15 @@ class Inputs:
         """Return the random-access source, or the dataset, of a part of the data; None where files are read in order."""
         part = "training" if name == "evaluation" and self.split else name
         if part not in self.sources:
-            self.sources[part] = self._made_source(part)
+            training = part == "training"
+            self.sources[part] = sources.source_of(self.contract, self.paths[part], self.hp, training, self.bad)
         return self.sources[part]
-
-    def _made_source(self, part: str) -> Any:
-        contract, files = self.contract, self.paths[part]
-        if "dataset" in contract.given:
-            return sources.DatasetSource(lambda epoch: contract.dataset(files, self.hp, epoch), part == "training")
-        if "source" in contract.given:
-            return sources.IndexedSource(contract.source(files, self.hp))
-        image = next((column for column in contract.columns if isinstance(column, Image)), None)
-        if image is not None and "read" not in contract.given and all(os.path.isdir(path) for path in files):
-            return sources.FolderSource(files, image, contract.labels[0], self.bad)
-        return None
 
     def _paths(self, name: str) -> list[str]:
         """Return the files that a part's rows come from."""
         return self.paths["training" if name == "evaluation" and self.split else name]
 
-    def _read(self, name: str, first: int = 0) -> Iterator[data.Chunk]:
+    def _read(self, name: str, first: int = 0) -> Generator[data.Chunk, None, None]:
         """Yield the raw chunks of a part, before any split, of files from the `first` on."""
         source, paths, rows = self._source(name), self._paths(name)[first:], 0
         bad = self.bad if source is not None else data.BadRows(self.options.bad_rows)
@@ -135,7 +124,7 @@ class Inputs:
         read = one_after_another(lambda path: self.contract.read(path, bad), paths, threads)
         for chunk in source.chunks() if source is not None else read:
             self.beat()
-            rows += rows_of(chunk)
+            rows += data.rows_of(chunk)
             yield chunk
         where = paths[0] + (f" and {len(paths) - 1} more files" if len(paths) > 1 else "") if paths else ""
         if paths and not rows and not first:
@@ -156,7 +145,7 @@ class Inputs:
             chunk = next(self._read("training"), None)
             if chunk is None:
                 raise UserError("the training data has no rows. Name files with rows: --train_data_path.")
-            self.contract = self.contract.with_inputs(sources.input_specs(chunk, (*self.contract.labels, self.contract.weight)))
+            self.contract = sources.with_inferred_inputs(self.contract, chunk)
         if "dataset" in self.contract.given:
             own: dict[str, Callable[..., Any]] = {"encode_labels": sources.dataset_labels, "weigh": sources.dataset_weights}
             kept = {name: part for name, part in own.items() if name not in self.contract.given}
@@ -206,8 +195,8 @@ class Inputs:
         Where a row lies in a chunk may decide the last bit of a feature: vectorised and single operations round differently.
         """
         chunks = self._sampled(self._part(name), self.profile if name == "training" else sampler)
-        if any(isinstance(column, Image) for column in self.contract.columns):
-            return chunks  # large, and decoded one by one
+        if self.of_images:
+            return chunks
         block = block_rows(each)
         return data.rechunk(chunks, block * -(-PREPARED_ROWS // block))
 
@@ -265,8 +254,7 @@ class Inputs:
     def _fill(self, cache: Cache, name: str, each: float) -> None:
         """Prepare the rows of a part, but for those that other processes prepare in the same folder."""
         block, training = block_rows(each), name == "training"
-        images = any(isinstance(column, Image) for column in self.contract.columns)  # large, and decoded one by one
-        chunk = block * -(-(LEARN_IMAGES if images else PREPARED_ROWS) // block)
+        chunk = block * -(-(LEARN_IMAGES if self.of_images else PREPARED_ROWS) // block)
         piece = chunk * max(1, int(PIECE_BYTES // (chunk * max(1.0, each))))
 
         def prepare(chunks: Iterable[data.Chunk]) -> Iterator[list[np.ndarray]]:
@@ -308,7 +296,7 @@ class Inputs:
                 break
             row, file = row - count, file + 1
         for chunk in self._part(name, file):
-            rows = rows_of(chunk)
+            rows = data.rows_of(chunk)
             if row < rows:
                 yield data.take(chunk, slice(row, None)) if row else chunk
             row = max(0, row - rows)
@@ -377,12 +365,34 @@ class Inputs:
         """Look at the first rows of what is not read whole beforehand."""
         for chunk in chunks if sampler is not None else ():
             sampler.add(chunk)
-            if sum(rows_of(kept) for _, kept in sampler.kept) >= 1000:
+            if sum(data.rows_of(kept) for _, kept in sampler.kept) >= 1000:
                 return
 
     def _prepared_size(self, name: str, source: Any) -> tuple[float, float]:
-        """Estimate, from the first rows, the bytes of a prepared row and of all rows of a part."""
-        return prepared_size(self.contract, self.prepare, self._read(name), source, self._paths(name), self.reading)
+        """Estimate the memory of a prepared row, and of all rows of a part of the data, from its first rows.
+
+        The former is a pure function of the rows, which the order of training rests on; the latter may go by the size of files.
+        """
+        held: list[data.Chunk] = []
+        with closing(self._read(name)) as chunks:
+            for chunk in chunks:
+                held.append(chunk)
+                if sum(map(data.rows_of, held)) >= SIZE_ROWS:
+                    break
+        if not held:
+            return 1.0, 0.0
+        chunk, paths = data.concatenate(held), self._paths(name)
+        rows = self.prepare(data.take(chunk, slice(0, SIZE_ROWS)))
+        each = prepared_bytes(rows) / max(1, count_rows(rows))
+        if source is not None:
+            return each, each * source.count
+        if tables := [path for path in paths if data.is_table(path)]:
+            counts = [formats.table(path).count(path, self.reading) for path in tables]
+            return each, each * max(data.rows_of(chunk), sum(count or 0 for count in counts))
+        total = data.total_bytes(paths)
+        own = "read" in self.contract.given
+        block = sum(export.bytes_of(values) for values in chunk.values()) if own else data.block_bytes(paths[0], data.rows_of(held[0]))
+        return each, each * data.rows_of(held[0]) * max(1.0, total / max(1, min(total, block)))
 
     def _too_large(self, name: str, size: float) -> bool:
         if isinstance(self._source(name), sources.DatasetSource) and name == "training":
@@ -412,33 +422,3 @@ class Inputs:
     def example(self, chunk: data.Chunk | None = None) -> Rows:
         """Return a prepared row, for its shapes."""
         return self.prepare(data.take(self.sample if chunk is None else chunk, slice(0, 1)))
-
-
-def prepared_size(
-    contract: Contract, prepare: Preparer, chunks: Iterator[data.Chunk], source: Any, paths: Sequence[str], reading: Reading
-) -> tuple[float, float]:
-    """Estimate the memory of a prepared row, and of all rows of a part of the data, from its first rows.
-
-    The former is a pure function of the rows, which the order of training rests on; the latter may go by the size of files.
-    """
-    held: list[data.Chunk] = []
-    for chunk in chunks:
-        held.append(chunk)
-        if sum(map(rows_of, held)) >= SIZE_ROWS:
-            break
-    if isinstance(chunks, Generator):
-        chunks.close()
-    if not held:
-        return 1.0, 0.0
-    chunk = data.concatenate(held)
-    rows = prepare(data.take(chunk, slice(0, SIZE_ROWS)))
-    each = prepared_bytes(rows) / max(1, count_rows(rows))
-    if source is not None:
-        return each, each * source.count
-    if tables := [path for path in paths if data.is_table(path)]:
-        counts = [formats.table(path).count(path, reading) for path in tables]
-        return each, each * max(rows_of(chunk), sum(count or 0 for count in counts))
-    total = data.total_bytes(paths)
-    own = "read" in contract.given
-    block = sum(export.bytes_of(values) for values in chunk.values()) if own else data.block_bytes(paths[0], rows_of(held[0]))
-    return each, each * rows_of(held[0]) * max(1.0, total / max(1, min(total, block)))

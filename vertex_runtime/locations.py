@@ -130,12 +130,7 @@ def sample_instances(package: str, count: int) -> list[dict[str, Any]]:
     hyperparameters = importlib.import_module(f"{package}.hyperparameters").Hyperparameters
     contract, hp = load_module(f"{package}.model", hyperparameters), hyperparameters()
     paths = sample_paths(contract)[0]
-    if "source" in contract.given:
-        chunk = sources.IndexedSource(contract.source(paths, hp)).take(range(count))
-    elif "dataset" in contract.given:
-        chunk = next(sources.DatasetSource(lambda epoch: contract.dataset(paths, hp, epoch), True).chunks())
-    else:
-        chunk = next(contract.read(paths[0], data.BadRows()))
-    if contract.inputs is None:
-        contract = contract.with_inputs(sources.input_specs(chunk, (*contract.labels, contract.weight)))
+    source = sources.source_of(contract, paths, hp, True, data.BadRows(), counted=False)
+    chunk = next(source.chunks() if source is not None else contract.read(paths[0], data.BadRows()))
+    contract = sources.with_inferred_inputs(contract, chunk)
     return export.instances_of(contract, data.take(chunk, slice(0, count)))

@@ -10,17 +10,18 @@ import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from .ahead import CORES, in_threads
 from .arguments import RunOptions
+from .blocks import CsvBlocks
 from .cache import Cache
 from .columns import Image
 from .contract import Contract
-from .data import PATH, BadRows, Chunk, concatenate, take
+from .data import PATH, BadRows, Chunk, concatenate, rows_of, take
 from .errors import UserError
 from .order import WINDOW_BLOCKS, Order
 from .reporting import log
@@ -122,11 +123,6 @@ class Preparer:
         size = max(1, -(-rows_of(chunk) // parts))
         for start in range(0, rows_of(chunk), size):
             yield take(chunk, slice(start, start + size))
-
-
-def rows_of(chunk: Mapping[str, Any]) -> int:
-    """Return how many rows a chunk has."""
-    return len(next(iter(chunk.values())))
 
 
 def count_rows(rows: Rows) -> int:
@@ -304,7 +300,7 @@ class CachedRows:
     """
 
     def __init__(
-        self, cache: Cache, count: int, row_bytes: float, source: BlockSource | None = None, see: Callable[[], None] = lambda: None,
+        self, cache: Cache, count: int, row_bytes: float, source: CsvBlocks | None = None, see: Callable[[], None] = lambda: None,
         part: Part | None = None,
     ):  # fmt: skip
         self.cache, self.count, self.row_bytes = cache, count, row_bytes
@@ -350,13 +346,6 @@ class CachedRows:
 
 
 AnyRows = MemoryRows | IndexedRows | DatasetRows | CachedRows
-
-
-class BlockSource(Protocol):
-    """Prepares blocks of rows in any order."""
-
-    def prepared(self, blocks: Sequence[int]) -> Iterator[tuple[int, list[np.ndarray]]]:
-        """Yield (block, its rows: one array for each tensor) for the blocks asked for, in their order."""
 
 
 def fill(cache: Cache, prepared: Iterable[Rows], block_rows: int) -> None:

@@ -15,11 +15,14 @@ import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .data import Chunk, rechunk
+from .data import Chunk, rechunk, rows_of
+
+if TYPE_CHECKING:
+    from .cache import Cache
 
 
 class Claims:
@@ -78,18 +81,7 @@ class Part:
     wait: Callable[[], None] = lambda: None  # called where all that is left is in other hands
 
 
-class Shared(Protocol):
-    """A store of blocks that several processes fill; see `cache.Cache`."""
-
-    def __contains__(self, block: int) -> bool: ...
-    def refresh(self) -> None: ...
-    def take(self, piece: int) -> bool: ...
-    def give_back(self, piece: int) -> None: ...
-    def write(self, block: int, values: Sequence[np.ndarray]) -> None: ...
-    def publish(self) -> None: ...
-
-
-def complete(cache: Shared, blocks: Sequence[int], prepared: Callable[[Sequence[int]], Iterable[tuple[int, Any]]], part: Part) -> None:
+def complete(cache: Cache, blocks: Sequence[int], prepared: Callable[[Sequence[int]], Iterable[tuple[int, Any]]], part: Part) -> None:
     """See that blocks are in the cache: prepare those that nobody prepares, some at a time, and wait for the others.
 
     Args:
@@ -103,7 +95,7 @@ def complete(cache: Shared, blocks: Sequence[int], prepared: Callable[[Sequence[
         start = part.worker * len(missing) // part.workers
         turned, worked = missing[start:] + missing[:start], False
         for i in range(0, len(turned), size):
-            mine = [block for block in turned[i : i + size] if cache.take(block)]
+            mine = [block for block in turned[i : i + size] if cache.claims.take(block)]
             try:
                 if mine:
                     cache.refresh()  # whoever had one before may have finished it
@@ -113,7 +105,7 @@ def complete(cache: Shared, blocks: Sequence[int], prepared: Callable[[Sequence[
                     worked = True
             finally:
                 for block in mine:
-                    cache.give_back(block)
+                    cache.claims.give_back(block)
         missing = [block for block in missing if block not in cache]
         if missing and not worked:
             part.wait()
@@ -131,7 +123,7 @@ class Filling:
     """
 
     def __init__(
-        self, cache: Shared, rows: Callable[[int], Iterator[Chunk]], prepare: Callable[[Iterable[Chunk]], Iterator[list[np.ndarray]]],
+        self, cache: Cache, rows: Callable[[int], Iterator[Chunk]], prepare: Callable[[Iterable[Chunk]], Iterator[list[np.ndarray]]],
         count: int | None, block: int, chunk: int, piece: int, part: Part,
     ):  # fmt: skip
         self.cache, self.rows, self.prepare, self.count, self.part = cache, rows, prepare, count, part
@@ -172,7 +164,7 @@ class Filling:
         """Take a piece that is not there, if nobody else has."""
         if piece in self.taken:
             return True
-        if self._is_there(piece) or not self.cache.take(piece):
+        if self._is_there(piece) or not self.cache.claims.take(piece):
             return False
         self.taken.add(piece)
         self.cache.refresh()
@@ -183,7 +175,7 @@ class Filling:
 
     def _give_back(self, piece: int) -> None:
         self.taken.discard(piece)
-        self.cache.give_back(piece)
+        self.cache.claims.give_back(piece)
 
     def _read_on(self, piece: int) -> None:
         """Prepare a piece, and those after it as long as they are to be had."""
@@ -217,7 +209,7 @@ class Filling:
             if mine:
                 numbers.append(number)
                 yield chunk
-            number, total = number + 1, total + len(next(iter(chunk.values())))
+            number, total = number + 1, total + rows_of(chunk)
         else:
             self.count = total if self.count is None else self.count
         if hasattr(rows, "close"):

@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
 
-from .columns import Column, Text
+from .columns import Column, Image, Text
 from .data import PATH, BadRows, Chunk, objects, read
 from .environment import quoted
 from .errors import UserError
-from .formats.folder import label_files
+from .formats.folder import label_files, read_files
 from .reporting import log
+
+if TYPE_CHECKING:
+    from .contract import Contract
 
 LABEL, WEIGHT = "_label", "_weight"  # the columns of a dataset's labels and weights
 CHUNK_ROWS = 1024
@@ -55,13 +58,14 @@ def _column(values: Sequence[Any], name: str) -> np.ndarray:
     return np.stack(arrays)
 
 
-def input_specs(chunk: Chunk, without: Sequence[str | None]) -> dict[str, tf.TensorSpec]:
-    """Return what a request must hold, going by some rows: all columns but labels and weight."""
-    return {
-        name: tf.TensorSpec([None, *values.shape[1:]], tf.string if values.dtype == object else tf.as_dtype(values.dtype), name)
-        for name, values in chunk.items()
-        if name not in without and not name.startswith("_")
-    }
+def with_inferred_inputs(contract: Contract, chunk: Chunk) -> Contract:
+    """Return the contract with what a request must hold where the module does not say it: all columns but labels and weight."""
+    if contract.inputs is not None:
+        return contract
+    without = (*contract.labels, contract.weight)
+    kinds = {name: tf.string if values.dtype == object else tf.as_dtype(values.dtype) for name, values in chunk.items()}
+    named = [name for name in chunk if name not in without and not name.startswith("_")]
+    return contract.with_inputs({name: tf.TensorSpec([None, *chunk[name].shape[1:]], kinds[name], name) for name in named})
 
 
 class DatasetSource:
@@ -132,10 +136,7 @@ class FolderSource:
     def take(self, places: Sequence[int] | np.ndarray) -> Chunk:
         """Return the rows at some places as a chunk."""
         found = [self.files[int(place)] for place in places]
-        contents = []
-        for _, path in found:
-            with open(path, "rb") as file:
-                contents.append(file.read())
+        contents = [content for _, _, content in read_files(found)]
         names = [label.encode() for label, _ in found]
         return {self.column.name: objects(contents), self.label: objects(names), PATH: objects([os.fsencode(path) for _, path in found])}
 
@@ -146,3 +147,22 @@ class FolderSource:
     def labels(self) -> Chunk:
         """Return the label column of all rows, without reading a file."""
         return {self.label: objects([label.encode() for label, _ in self.files])}
+
+
+def source_of(
+    contract: Contract, files: Sequence[str], hp: Any, training: bool, bad: BadRows, counted: bool = True
+) -> IndexedSource | DatasetSource | FolderSource | None:
+    """Return where the rows come from that are not read file by file: the trainer's own source or dataset, or folders of images.
+
+    Args:
+        training: whether they are trained on: a dataset is then told which epoch it is.
+        counted: whether the length of a dataset is wanted.
+    """
+    if "dataset" in contract.given:
+        return DatasetSource(lambda epoch: contract.dataset(files, hp, epoch), training, counted)
+    if "source" in contract.given:
+        return IndexedSource(contract.source(files, hp))
+    image = next((column for column in contract.columns if isinstance(column, Image)), None)
+    if image is not None and "read" not in contract.given and all(map(os.path.isdir, files)):
+        return FolderSource(files, image, contract.labels[0], bad)
+    return None

@@ -18,9 +18,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import itertools
 import os
 import pkgutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -38,6 +39,7 @@ from ..shares import Part
 from . import _streams
 
 _NEAR = 50_000  # rows of a file, up to which the line of a bad row is looked for though nobody stops at it
+_BLOCK_ROWS = 50_000  # of rows that Python reads one by one
 _without_rows: set[str] = set()  # files that were reported to have none
 
 
@@ -47,11 +49,45 @@ class Raw:
 
     Args:
         batch: cells by the name of their column, texts (binary or string) or typed.
-        place: names row i of the batch for messages: "file, line 7" in files of text, "file, row 7" in others.
+        place: names row i of the batch for messages, such as "file, line 7"; None: by its number, "file, row 7".
     """
 
     batch: pa.RecordBatch
-    place: Callable[[int], str]
+    place: Callable[[int], str] | None = None
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What `BadRows.add` is told of a row that cannot even be told apart."""
+
+    place: str
+    reason: str
+    value: object
+
+
+def in_blocks(
+    rows: Iterable[tuple[Any, Sequence[Any]] | Fault], names: Sequence[str], bad: BadRows, place: Callable[[Any], str] = str
+) -> Iterator[Raw]:
+    """Put rows that were read one by one together, into blocks of about 4 MiB.
+
+    A fault goes to `bad` once the rows before it have been taken, for one of them may be bad as well.
+
+    Args:
+        rows: what `place` makes a row's place of, and its cells, bytes or texts, in the order of `names`.
+    """
+    kept: list[tuple[Any, Sequence[Any]]] = []
+    size = 0
+    for row in itertools.chain(rows, [None]):
+        if isinstance(row, tuple):
+            kept.append(row)
+            size += sum(map(len, filter(None, row[1])))
+        if kept and (not isinstance(row, tuple) or size >= data.BLOCK_BYTES or len(kept) >= _BLOCK_ROWS):
+            keys, cells = zip(*kept)
+            batch = pa.RecordBatch.from_arrays([pa.array(column, pa.binary()) for column in zip(*cells)], list(names))
+            yield Raw(batch, lambda i, keys=keys: place(keys[i]))
+            kept, size = [], 0
+        if isinstance(row, Fault):
+            bad.add(row.place, row.reason, row.value)
 
 
 @dataclass(frozen=True)
@@ -150,20 +186,16 @@ def record_batches(
     Raises:
         UserError: the file is not of its format or lacks a column, or (policy "error") a row is bad.
     """
-    renamed = {column.header: column.name for column in columns if column.header}
-    headers = {name: header for header, name in renamed.items()}
-    columns = [column.in_files() for column in columns]
-    reading = dataclasses.replace(reading or Reading(), labels=tuple(headers.get(label, label) for label in labels))
+    named = {column.name: column.in_files() for column in columns}
+    reading = dataclasses.replace(reading or Reading(), labels=tuple(named[label].name for label in labels))
     module = choose(path, reading)
     if reading.row_filter and not hasattr(module, "SCHEMES"):
         raise UserError(f"{path}: rows of {module.NAMES[0]} files take no --row_filter, only tables do; got {reading.row_filter[:60]!r}.")
     wanted = [column for column in columns if column.required]
     rows = 0
-    for raw in ahead(module.read(path, columns, bad, reading)):  # a core reads while another checks
+    for raw in ahead(module.read(path, list(named.values()), bad, reading)):  # a core reads while another checks
         batch = _check(path, raw, wanted, bad, rows)
         rows += raw.batch.num_rows
-        if batch.num_rows and renamed:
-            batch = pa.RecordBatch.from_arrays(batch.columns, [renamed.get(name, name) for name in batch.schema.names])
         if batch.num_rows:
             yield batch
     if not rows and path not in _without_rows and not bad.reasons:
@@ -175,7 +207,8 @@ def _check(path: str, raw: Raw, columns: Sequence[Column], bad: BadRows, before:
     """Return the good rows of a batch, which `before` rows of the file precede; the first fault of each other row goes to `bad`."""
     names, partition = raw.batch.schema.names, partition_of(path)
     arrays, masks, cells = [], [], []
-    for column in columns:
+    in_files = [column.in_files() for column in columns]
+    for column in in_files:
         if column.name in names:
             cells.append(raw.batch.column(names.index(column.name)))
         else:
@@ -192,10 +225,10 @@ def _check(path: str, raw: Raw, columns: Sequence[Column], bad: BadRows, before:
     for i in np.flatnonzero(~kept).tolist():
         first = next(place for place, good in enumerate(masks) if not good[i])
         cell = cells[first][i].as_py()
-        is_near = bad.policy != "collect" or before + i < _NEAR
-        where = functools.partial(raw.place, i) if is_near else f"{path}, row {before + i + 1}"
-        bad.add(where, columns[first].reason(cell), shown(cell))
-    own = [name for name in names if name == PATH]
+        place = raw.place if bad.policy != "collect" or before + i < _NEAR else None
+        where = functools.partial(place, i) if place else (lambda: f"{path}, row {before + i + 1}")
+        bad.add(where, in_files[first].reason(cell), shown(cell))
+    own = [PATH] if PATH in names and all(column.name != PATH for column in in_files) else []
     arrays += [raw.batch.column(names.index(name)) for name in own]
     if bad.policy == "collect" and not own:
         own.append(ROW)
@@ -246,6 +279,6 @@ def block_bytes(path: str, rows: int) -> int:
     return round(data.BLOCK_BYTES * _streams.compression(path)) if module.SUFFIXES and not data.is_table(path) else data.BLOCK_BYTES
 
 
-def chunk(batch: pa.RecordBatch, columns: Sequence[Column]) -> Chunk:
+def chunk(batch: pa.RecordBatch) -> Chunk:
     """Return a checked batch as what trainers get: float32 [rows], or objects (bytes) [rows] for texts."""
     return {name: batch.column(i).to_numpy(zero_copy_only=False) for i, name in enumerate(batch.schema.names)}

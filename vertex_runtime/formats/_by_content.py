@@ -69,28 +69,38 @@ def _blocks(table: pa.Table) -> Iterator[pa.RecordBatch]:
     yield from table.combine_chunks().to_batches(max_chunksize=rows)
 
 
+def in_buckets(batches: Iterable[pa.RecordBatch], size: int, used: int, bits: int) -> Iterator[tuple[int, pa.Table]]:
+    """Yield (bucket, some of its rows): about `size` bytes of rows at a time, dealt by `bits` bits of their hash after the first `used`."""
+    batches = iter(batches)
+    while held := list(_up_to(batches, size)):
+        table = pa.Table.from_batches(held)
+        buckets = bucket_of(table.column(HASH).to_numpy(), used, bits)
+        order = np.argsort(buckets, kind="stable")
+        table, buckets = table.take(order).combine_chunks(), buckets[order]
+        edges = [0, *(np.flatnonzero(np.diff(buckets)) + 1).tolist(), len(buckets)]
+        for start, end in itertools.pairwise(edges):
+            yield int(buckets[start]), table.slice(start, end - start)
+
+
+def bucket_of(hashes: np.ndarray, used: int, bits: int) -> np.ndarray:
+    """Return the number that `bits` bits of each hash after the first `used` make: [rows] int64."""
+    shift = np.uint64(max(0, min(63, 64 - bits - used)))
+    return ((hashes >> shift) & np.uint64((1 << bits) - 1)).astype(np.int64)
+
+
 def _deal(rows: Iterator[pa.RecordBatch], folder: str, limit: int, used: int) -> list[tuple[str, bool]]:
     """Write rows to a file per bucket; return (file, whether all its hashes are equal) in the order of hashes."""
-    shift = np.uint64(max(0, 64 - BUCKET_BITS - used))
-    lows, highs, said = {}, {}, time.monotonic()
+    lows, highs, dealt, said = {}, {}, 0, time.monotonic()
     with contextlib.ExitStack() as stack:
         writers: dict[int, Any] = {}
-        dealt = 0
-        while held := list(_up_to(rows, max(1, limit // 4))):
-            table = pa.Table.from_batches(held)
-            hashes = table.column(HASH).to_numpy()
-            order = np.argsort(hashes)
-            table, hashes = table.take(order), hashes[order]
-            buckets = (hashes >> shift) & np.uint64((1 << BUCKET_BITS) - 1)
-            edges = [0, *(np.flatnonzero(np.diff(buckets)) + 1).tolist(), len(buckets)]
-            for start, end in itertools.pairwise(edges):
-                bucket = int(buckets[start])
-                if bucket not in writers:
-                    file = stack.enter_context(pa.OSFile(os.path.join(folder, f"{bucket:02}"), "wb"))
-                    writers[bucket] = stack.enter_context(pa.ipc.new_stream(file, table.schema))
-                writers[bucket].write_table(table.slice(start, end - start))
-                lows[bucket] = min(lows.get(bucket, hashes[start]), hashes[start])
-                highs[bucket] = max(highs.get(bucket, hashes[start]), hashes[end - 1])
+        for bucket, part in in_buckets(rows, max(1, limit // 4), used, BUCKET_BITS):
+            if bucket not in writers:
+                file = stack.enter_context(pa.OSFile(os.path.join(folder, f"{bucket:02}"), "wb"))
+                writers[bucket] = stack.enter_context(pa.ipc.new_stream(file, part.schema))
+            writers[bucket].write_table(part)
+            hashes = part.column(HASH).to_numpy()
+            lows[bucket] = min(lows.get(bucket, hashes[0]), hashes.min())
+            highs[bucket] = max(highs.get(bucket, hashes[0]), hashes.max())
             dealt += len(hashes)
             if time.monotonic() - said > 10:
                 log("INFO", f"{dealt:,} rows are in files, to be sorted")

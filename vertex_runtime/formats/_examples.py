@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from ..columns import Column
 from ..data import BadRows
-from . import Raw, present
+from . import Fault, Raw, in_blocks, present
 
 ALIKE = 256  # records of one length from which it pays to look for a common layout
 LAYOUTS = 8  # of records of one length
@@ -122,28 +122,18 @@ class Parser:
         """
         import tensorflow as tf
 
-        rows: list[list[bytes | None]] = []
-        places: list[int] = []
-        for i in range(len(block)):
-            try:
-                features = tf.train.Example.FromString(block.record(i)).features.feature
-                rows.append([_cell(features, name) for name in self.kinds])
-                places.append(first + i + 1)
-                continue
-            except _Several as error:
-                fault = (f"{error} holds several values", "")
-            except Exception:  # DecodeError, see above
-                fault = ("is no tf.train.Example", repr(block.record(i)[:16]))
-            if rows:  # they come first, for one of them may be bad as well
-                yield self._texts(rows, places)
-                rows, places = [], []
-            bad.add(f"{self.path}, row {first + i + 1}", *fault)
-        if rows:
-            yield self._texts(rows, places)
+        def rows() -> Iterator[tuple[str, list[bytes | None]] | Fault]:
+            for i in range(len(block)):
+                place = f"{self.path}, row {first + i + 1}"
+                try:
+                    features = tf.train.Example.FromString(block.record(i)).features.feature
+                    yield place, [_cell(features, name) for name in self.kinds]
+                except _Several as error:
+                    yield Fault(place, f"{error} holds several values", "")
+                except Exception:  # DecodeError, see above
+                    yield Fault(place, "is no tf.train.Example", repr(block.record(i)[:16]))
 
-    def _texts(self, rows: Sequence[Sequence[bytes | None]], places: Sequence[int]) -> Raw:
-        arrays = [pa.array(cells, pa.binary()) for cells in zip(*rows)]
-        return Raw(pa.RecordBatch.from_arrays(arrays, list(self.kinds)), lambda i: f"{self.path}, row {places[i]}")
+        return in_blocks(rows(), list(self.kinds), bad)
 
 
 class _Several(Exception):

@@ -16,12 +16,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from ..ahead import CORES
 from ..shares import Claims, Part
-from ._by_content import HASH, in_order
+from ._by_content import HASH, bucket_of, in_buckets, in_order
 
 GROUP_BYTES = 64 << 20  # dealt to buckets at a time
 BUCKET_BYTES = 64 << 20  # of a bucket, about
@@ -58,7 +57,7 @@ def in_shares(
             work = _Work(claims, part, stop, lambda: _all_there(buckets))
             session = work.session(folder, begin)
             streams = [os.path.join(folder, f"{session['name']}-{i:05}.arrow") for i in range(len(session["streams"]))]
-            work.each_once(streams, 0, lambda i, path: _deal(path, read(session, i), bits), -(-len(streams) // part.workers))
+            work.each_once(streams, 0, lambda i, path: _write(path, _dealt(read(session, i), bits)), -(-len(streams) // part.workers))
             work.each_once(buckets, BUCKETS, lambda i, path: _sort(path, streams, i, bits, limit), 1 if size > limit else CORES)
         for path in streams:
             with contextlib.suppress(FileNotFoundError):
@@ -174,41 +173,17 @@ def _batches(path: str) -> Iterator[pa.RecordBatch]:
                 yield reader.get_batch(i)
 
 
-def _bucket(hashes: np.ndarray, bits: int) -> np.ndarray:
-    return (hashes >> np.uint64(64 - bits)).astype(np.int64) if bits else np.zeros(len(hashes), np.int64)
-
-
-def _deal(path: str, rows: Iterator[pa.RecordBatch], bits: int) -> None:
-    """Write rows so that no batch has rows of two buckets."""
-
-    def dealt() -> Iterator[pa.RecordBatch]:
-        held: list[pa.RecordBatch] = []
-        size = 0
-        for batch in rows:
-            held.append(batch)
-            size += batch.nbytes
-            if size >= GROUP_BYTES:
-                yield from parts(held)
-                held, size = [], 0
-        yield from parts(held) if held else ()
-
-    def parts(held: list[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        table = pa.Table.from_batches(held)
-        buckets = _bucket(table.column(HASH).to_numpy(), bits)
-        order = np.argsort(buckets, kind="stable")
-        table, buckets = table.take(order).combine_chunks(), buckets[order]
-        edges = [0, *(np.flatnonzero(np.diff(buckets)) + 1).tolist(), len(buckets)]
-        for start, end in zip(edges, edges[1:]):
-            yield from table.slice(start, end - start).to_batches()
-
-    _write(path, dealt())
+def _dealt(rows: Iterator[pa.RecordBatch], bits: int) -> Iterator[pa.RecordBatch]:
+    """Yield rows so that no batch has rows of two buckets."""
+    for _, part in in_buckets(rows, GROUP_BYTES, 0, bits):
+        yield from part.to_batches()
 
 
 def _sort(path: str, streams: Sequence[str], bucket: int, bits: int, limit: int) -> None:
     def rows() -> Iterator[pa.RecordBatch]:
         for stream in streams:
             for batch in _batches(stream):
-                if _bucket(batch.column(batch.num_columns - 1)[:1].to_numpy(), bits)[0] == bucket:
+                if bucket_of(batch.column(HASH)[:1].to_numpy(), 0, bits)[0] == bucket:
                     yield batch
 
     _write(path, in_order(rows(), limit, bits))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -23,16 +24,15 @@ def plain_name(path: str) -> str:
     return next((name[: -len(ending)] for ending in _ENDINGS if name.endswith(ending) and not name.endswith(".tar" + ending)), name)
 
 
-class Stream:
-    """A file's bytes, decompressed, with a way to hand some back; `pa.PythonFile` takes it.
+class Stream(io.RawIOBase):
+    """A file's bytes, decompressed, with a way to hand some back.
 
     Raises (while reading):
         UserError: the compressed data is cut off or broken.
     """
 
-    closed = False
-
     def __init__(self, path: str):
+        super().__init__()
         self.path, self._kept = path, b""
         self._error: UserError | None = None  # what ended the data, once all before it is read
         self._file: BinaryIO = open_binary(path)
@@ -97,18 +97,23 @@ class Stream:
         """Hand back bytes, which the next `read` returns first."""
         self._kept = data + self._kept
 
+    def skip(self, start: bytes) -> None:
+        """Pass over what the rest starts with, if it does."""
+        found = self.read(len(start))
+        self.unread(b"" if found == start else found)
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer, as the io module wants it; return how many bytes were there."""
+        found = self.read(len(buffer))
+        buffer[: len(found)] = found
+        return len(found)
+
     def readable(self) -> bool:
         return True
 
     def close(self) -> None:
-        self.closed = True
         self._file.close()
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.close()
+        super().close()
 
 
 class _Joined:

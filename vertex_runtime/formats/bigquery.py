@@ -21,7 +21,6 @@ import hashlib
 import json
 import mmap
 import os
-import queue
 import re
 import tempfile
 import threading
@@ -35,6 +34,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..ahead import merged
 from ..columns import Column, Date, Image, Number
 from ..environment import quoted
 from ..errors import FAILED, UserError
@@ -100,12 +100,12 @@ def read(path: str, columns: Sequence[Column], bad: object, reading: Reading) ->
     """
     wanted = [column for column in columns if column.required]
     key = (path, reading.row_filter, _project(reading), tuple((column.name, isinstance(column, Number)) for column in wanted))
-    first = 0
+    some = False
     with _explained(path, reading):
         for batch in _kept[key]() if key in _kept else _rows(path, key, wanted, reading):
-            yield Raw(batch, lambda i, first=first: f"{path}, row {first + i + 1}")
-            first += batch.num_rows
-    if not first and reading.row_filter:
+            some = True
+            yield Raw(batch)
+    if not some and reading.row_filter:
         log("WARNING", f"{path}: no row meets --row_filter={quoted(reading.row_filter)}: mend the condition")
 
 
@@ -429,7 +429,7 @@ def _download(
 
     jobs = [functools.partial(read, *stream) for stream in streams]
     rows, said = 0, time.monotonic()
-    for batch in _in_threads(jobs, MOST_STREAMS, stop):
+    for batch in merged(jobs, MOST_STREAMS, stop):
         rows += batch.num_rows
         if time.monotonic() - said > 10:
             log("INFO", f"{path}: {rows:,}{of} rows read in {len(streams)} streams")
@@ -524,44 +524,6 @@ def _stream(client: Any, table: _Table, schema: bytes, name: str, stop: threadin
                 raise
             log("WARNING", f"{table}: a stream was cut after {offset:,} rows ({_line(error)[:80]}); it goes on from there")
         stop.wait(WAIT * min(32, 2 ** (failures - 1)))
-
-
-def _in_threads(jobs: Sequence[Callable[[], Iterable[Any]]], threads: int, stop: threading.Event) -> Iterator[Any]:
-    """Yield what the jobs give, as it comes; at most a few items wait. An error in one ends all."""
-    waiting, results = queue.SimpleQueue(), queue.Queue(threads)
-    for job in jobs:
-        waiting.put(job)
-
-    def put(kind: str, value: object = None) -> None:
-        while not stop.is_set():
-            with contextlib.suppress(queue.Full):
-                return results.put((kind, value), timeout=0.2)
-
-    def work() -> None:
-        try:
-            while not stop.is_set():
-                for item in waiting.get_nowait()():
-                    put("item", item)
-        except queue.Empty:
-            put("end")
-        except BaseException as error:
-            put("error", error)
-
-    started = [threading.Thread(target=work, daemon=True) for _ in range(min(threads, len(jobs)))]
-    try:
-        for thread in started:
-            thread.start()
-        running = len(started)
-        while running:
-            kind, value = results.get()
-            if kind == "item":
-                yield value
-            elif kind == "end":
-                running -= 1
-            else:
-                raise value
-    finally:
-        stop.set()
 
 
 # ------------------------------------------------------------------ cells

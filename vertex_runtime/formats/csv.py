@@ -10,19 +10,22 @@ import codecs
 import csv
 import functools
 import io
+import itertools
 import json
 import sys
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
+from pyarrow import csv as pacsv
 
 from .. import data
 from ..columns import Column, Number
 from ..data import KEPT, BadRows, Chunk
 from ..errors import UserError
-from . import Raw, Reading, partition_of
+from . import Fault, Raw, Reading, in_blocks, partition_of
 from ._streams import Stream, open_stream
 
 NAMES = ("csv",)
@@ -30,14 +33,12 @@ SUFFIXES = (".csv",)
 PRECEDENCE = -1  # nearly any text may be CSV
 LARGEST_ROW = 1 << 30
 _HEAD_LIMIT = 64 << 20
-_MARK = b"\xef\xbb\xbf"  # of byte order
-_ROWS = 50_000  # of a block that Python splits
 _NUL = "\ufffe"  # stands for NUL where the csv module refuses it (Python 3.10); no byte decodes to it
 
 
 def recognises(head: bytes) -> bool:
     """Tell whether a file that starts so may be CSV: text that is no JSON."""
-    first = head.removeprefix(_MARK).lstrip()
+    first = head.removeprefix(BOM_UTF8).lstrip()
     if not first or b"\0" in head:
         return False
     try:
@@ -69,7 +70,7 @@ def layout(path: str, columns: Sequence[Column]) -> tuple[list[str], bool] | Non
         UserError: the file is not of these columns.
     """
     with open_stream(path) as stream:
-        return _layout(path, stream, columns)
+        return _layout(path, stream, [column.in_files() for column in columns])
 
 
 def parse(text: bytes, names: Sequence[str], columns: Sequence[Column]) -> Chunk | None:
@@ -78,14 +79,12 @@ def parse(text: bytes, names: Sequence[str], columns: Sequence[Column]) -> Chunk
     Args:
         names: the columns that the lines hold, in their order.
     """
-    from pyarrow import csv as pacsv
-
     wanted = [column for column in columns if column.required]
     try:
         table = pacsv.read_csv(
             pa.BufferReader(b"\n" + text),  # so that a byte-order mark is a cell's own
             read_options=pacsv.ReadOptions(use_threads=False, column_names=list(names), block_size=len(text) + 2),
-            convert_options=_as_binary(names, [column.name for column in wanted]),
+            convert_options=_as_binary(names, [column.in_files().name for column in wanted]),
         )
     except (pa.ArrowInvalid, pa.ArrowKeyError):
         return None
@@ -100,8 +99,6 @@ def parse(text: bytes, names: Sequence[str], columns: Sequence[Column]) -> Chunk
 
 def _as_binary(names: Sequence[str], wanted: Sequence[str]) -> Any:
     """Return Arrow's options for cells as they are."""
-    from pyarrow import csv as pacsv
-
     types = {name: pa.binary() for name in names}
     return pacsv.ConvertOptions(
         check_utf8=False, column_types=types, include_columns=list(wanted), null_values=[], strings_can_be_null=False
@@ -132,15 +129,14 @@ class _Table:
 
     def read(self, stream: Stream) -> Iterator[Raw]:
         """Yield the rows after the header, where the stream stands."""
-        first_odd: tuple[int, str, str, str] | None = None
-        reader = self._open(stream)
+        first_odd: tuple[int, Fault] | None = None
+        batches = self._by_arrow(stream)
         while True:
             try:
-                batch = reader.read_next_batch() if reader is not None else None
-            except StopIteration:
-                batch = None
+                batch = next(batches, None)
             except (pa.ArrowInvalid, _NotUtf8):
-                yield from self._split_rest()
+                # About 0.5 million rows/s, but rarely needed.
+                yield from in_blocks(self._left(), self.names, self.bad)
                 return
             if self.odd and self.bad.policy == "error":
                 first_odd = first_odd or self._first_odd()
@@ -148,15 +144,13 @@ class _Table:
                     # What stands before it comes first, for it may be bad as well.
                     if batch is not None:
                         yield self._raw(batch.slice(0, first_odd[0] - self.rows))
-                    self.bad.add(*first_odd[1:])
+                    self.bad.add(first_odd[1].place, first_odd[1].reason, first_odd[1].value)
             if batch is None:
                 self._count_odd()
                 return
             yield self._raw(batch)
 
-    def _open(self, stream: Stream) -> Any:
-        from pyarrow import csv as pacsv
-
+    def _by_arrow(self, stream: Stream) -> Iterator[pa.RecordBatch]:
         def set_aside(row: Any) -> str:
             reason = _width_reason(row.actual_columns, self.width)
             self.odd[reason] += 1
@@ -165,21 +159,18 @@ class _Table:
             return "skip"
 
         every, wanted = [str(i) for i in range(self.width)], [str(i) for i in self.places]
-        start = stream.read(len(_MARK))
+        start = stream.read(len(BOM_UTF8))
         if not start:
-            return None
+            return
         # Arrow would drop a mark that is a cell of the first row; it ignores the blank line before it.
-        stream.unread(b"\n" + start if start == _MARK else start)
-        try:
-            return pacsv.open_csv(
-                pa.PythonFile(_Utf8(stream), mode="r"),
-                read_options=pacsv.ReadOptions(column_names=every, block_size=data.BLOCK_BYTES),
-                # Without newlines_in_values Arrow takes a quoted line break at the edge of a block for the end of a row.
-                parse_options=pacsv.ParseOptions(newlines_in_values=True, invalid_row_handler=set_aside),
-                convert_options=_as_binary(every, wanted),
-            )
-        except (pa.ArrowInvalid, _NotUtf8):  # of the first block
-            return _Failed()
+        stream.unread(b"\n" + start if start == BOM_UTF8 else start)
+        yield from pacsv.open_csv(
+            pa.PythonFile(_Utf8(stream), mode="r"),
+            read_options=pacsv.ReadOptions(column_names=every, block_size=data.BLOCK_BYTES),
+            # Without newlines_in_values Arrow takes a quoted line break at the edge of a block for the end of a row.
+            parse_options=pacsv.ParseOptions(newlines_in_values=True, invalid_row_handler=set_aside),
+            convert_options=_as_binary(every, wanted),
+        )
 
     def _count_odd(self) -> None:
         """Hand over the rows of another width; where they stand Arrow does not say."""
@@ -196,57 +187,34 @@ class _Table:
         return Raw(pa.RecordBatch.from_arrays(batch.columns, self.names), functools.partial(self._place, first))
 
     def _place(self, first: int, i: int) -> str:
-        return f"{self.path}, line {next(line for place, line, _ in self._scan(True) if place == first + i)}"
+        lines = (line for line, cells in self._split() if len(cells) == self.width)
+        return f"{self.path}, line {next(itertools.islice(lines, first + i, None))}"
 
-    def _scan(self, right: bool) -> Iterator[tuple[int, int, list[str]]]:
-        """Split the file from its start: yield (rows of the right width before, last line, cells) of rows of that width, or of another."""
+    def _split(self) -> Iterator[tuple[int, list[str]]]:
+        """Split the file from its start: yield (last line, cells) of the rows after the header."""
         with open_stream(self.path) as stream:
-            rows = _rows(stream)
-            if self.header:
-                next(rows)
-            count = 0
-            for line, cells in rows:
-                if (len(cells) == self.width) == right:
-                    yield count, line, cells
-                count += len(cells) == self.width
+            yield from itertools.islice(_rows(stream), int(self.header), None)
 
-    def _first_odd(self) -> tuple[int, str, str, str] | None:
-        """Return (rows of the right width before it, place, reason, text) of the first row of another width."""
-        for before, line, cells in self._scan(False):
-            return before, f"{self.path}, line {line}", _width_reason(len(cells), self.width), _readable(",".join(cells))
-        return None
+    def _first_odd(self) -> tuple[int, Fault] | None:
+        """Return (rows of the right width before it, what is wrong with it) of the first row of another width."""
+        rows = enumerate(self._split())
+        return next(((before, self._odd(line, cells)) for before, (line, cells) in rows if len(cells) != self.width), None)
 
-    def _split_rest(self) -> Iterator[Raw]:
-        """Yield what Arrow left; about 0.5 million rows/s, but rarely needed."""
-        self.odd.clear()  # this meets them all again
+    def _odd(self, line: int, cells: Sequence[str]) -> Fault:
+        return Fault(f"{self.path}, line {line}", _width_reason(len(cells), self.width), _readable(",".join(cells)))
+
+    def _left(self) -> Iterator[tuple[str, list[bytes]] | Fault]:
+        """Yield the rows that Arrow left, and all of another width: where those stand that it has met, it did not say."""
+        self.odd.clear()
         self.odd_rows.clear()
         skip = self.rows
-        with open_stream(self.path) as stream:
-            rows = _rows(stream)
-            if self.header:
-                next(rows)
-            kept: list[list[str]] = []
-            size = 0
-            for line, cells in rows:
-                if len(cells) != self.width:
-                    if kept:
-                        yield self._cells(kept)
-                        kept, size = [], 0
-                    self.bad.add(f"{self.path}, line {line}", _width_reason(len(cells), self.width), _readable(",".join(cells)))
-                elif skip:
-                    skip -= 1
-                else:
-                    kept.append(cells)
-                    size += sum(map(len, cells))
-                    if len(kept) >= _ROWS or size >= data.BLOCK_BYTES:
-                        yield self._cells(kept)
-                        kept, size = [], 0
-            if kept:
-                yield self._cells(kept)
-
-    def _cells(self, rows: Sequence[Sequence[str]]) -> Raw:
-        columns = [pa.array([_as_bytes(row[place]) for row in rows], pa.binary()) for place in self.places]
-        return self._raw(pa.RecordBatch.from_arrays(columns, [str(place) for place in self.places]))
+        for line, cells in self._split():
+            if len(cells) != self.width:
+                yield self._odd(line, cells)
+            elif skip:
+                skip -= 1
+            else:
+                yield f"{self.path}, line {line}", [_as_bytes(cells[place]) for place in self.places]
 
 
 class _NotUtf8(Exception):
@@ -280,22 +248,13 @@ class _Utf8:
         self.closed = True
 
 
-class _Failed:
-    """Stands for a reader of Arrow that could not begin."""
-
-    def read_next_batch(self) -> Any:
-        raise pa.ArrowInvalid("the first block")
-
-
 def _width_reason(found: int, width: int) -> str:
     return f"has {found} columns, not {width}"
 
 
 def _rows(stream: Stream) -> Iterator[tuple[int, list[str]]]:
     """Split a file from its start with Python's csv module: yield (last line, cells), byte for byte a letter each."""
-    start = stream.read(3)
-    if start != _MARK:
-        stream.unread(start)
+    stream.skip(BOM_UTF8)
     csv.field_size_limit(LARGEST_ROW)
     reader = csv.reader(_lines(stream))
     try:
@@ -307,23 +266,11 @@ def _rows(stream: Stream) -> Iterator[tuple[int, list[str]]]:
 
 
 def _lines(stream: Stream) -> Iterator[str]:
-    lines = io.TextIOWrapper(io.BufferedReader(_RawStream(stream), 1 << 18), encoding="latin-1", newline="")
-    return lines if sys.version_info >= (3, 11) else (line.replace("\0", _NUL) for line in lines)
+    return _without_nul(io.TextIOWrapper(io.BufferedReader(stream, 1 << 18), encoding="latin-1", newline=""))
 
 
-class _RawStream(io.RawIOBase):
-    """A `Stream` as the io module wants it."""
-
-    def __init__(self, stream: Stream):
-        self.stream = stream
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = self.stream.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
+def _without_nul(lines: Iterable[str]) -> Iterator[str]:
+    return iter(lines) if sys.version_info >= (3, 11) else (line.replace("\0", _NUL) for line in lines)
 
 
 def _as_bytes(cell: str) -> bytes:
@@ -378,17 +325,17 @@ def _first_row(stream: Stream) -> tuple[list[str], bytes, int, int] | None:
     while not ended:
         more = stream.read(size - len(content))
         content, ended = content + more, len(more) < size - len(content) or size >= _HEAD_LIMIT
-        plain = content.removeprefix(_MARK)
+        plain = content.removeprefix(BOM_UTF8)
         taken = 0
 
         def lines(text: Iterable[str]) -> Iterator[str]:
             nonlocal taken
             for line in text:
                 taken += len(line)
-                yield line if sys.version_info >= (3, 11) else line.replace("\0", _NUL)
+                yield line
 
         csv.field_size_limit(LARGEST_ROW)
-        reader = csv.reader(lines(io.StringIO(plain.decode("latin-1"), newline="")))
+        reader = csv.reader(_without_nul(lines(io.StringIO(plain.decode("latin-1"), newline=""))))
         row = next((cells for cells in reader if cells), None)
         if row is not None and (ended or taken < len(plain)):
             return [_as_bytes(cell).decode("utf-8", "replace") for cell in row], plain, taken, reader.line_num

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-import pyarrow as pa
-
-from .. import data
 from ..columns import Column, Image
 from ..data import PATH, BadRows, file_column
 from ..environment import quoted
 from ..errors import UserError
-from . import Raw, Reading
+from . import Fault, Raw, Reading, in_blocks
 
 NAMES = ("folder per label",)
 SUFFIXES = ()
@@ -70,38 +67,24 @@ def endings(column: Column) -> tuple[str, ...]:
     return column.suffixes if isinstance(column, Image) else (".txt",)
 
 
-def blocks(files: Iterator[tuple[str, str, bytes]], column: Column, label: str, bad: BadRows) -> Iterator[Raw]:
+def blocks(files: Iterable[tuple[str, str, bytes]], column: Column, label: str, bad: BadRows) -> Iterator[Raw]:
     """Yield files, (label, path, content) each, as rows in blocks of about 4 MiB."""
     names = [column.name, label, *([PATH] if isinstance(column, Image) or bad.policy == "collect" else [])]
-    rows: list[tuple[bytes, bytes, bytes]] = []
-    size = 0
-    for name, path, content in files:
-        if fault := _fault(path, content, column):
-            if rows:
-                yield _raw(rows, names)
-                rows, size = [], 0
-            bad.add(*fault)
-            continue
-        rows.append((content, name.encode("utf-8", "surrogateescape"), os.fsencode(path)))
-        size += len(content)
-        if size >= data.BLOCK_BYTES:
-            yield _raw(rows, names)
-            rows, size = [], 0
-    if rows:
-        yield _raw(rows, names)
+
+    def rows() -> Iterator[tuple[str, Sequence[bytes]] | Fault]:
+        for name, path, content in files:
+            cells = (content, name.encode("utf-8", "surrogateescape"), os.fsencode(path))
+            yield _fault(path, content, column) or (path, cells[: len(names)])
+
+    return in_blocks(rows(), names, bad)
 
 
-def _raw(rows: Sequence[tuple[bytes, bytes, bytes]], names: Sequence[str]) -> Raw:
-    arrays = [pa.array(values, pa.binary()) for values in zip(*rows)]
-    return Raw(pa.RecordBatch.from_arrays(arrays[: len(names)], names), lambda i: os.fsdecode(rows[i][2]))
-
-
-def _fault(path: str, content: bytes, column: Column) -> tuple[str, str, object] | None:
-    """Return (place, reason, value) of what is wrong with a file, the line in it with the place."""
+def _fault(path: str, content: bytes, column: Column) -> Fault | None:
+    """Return what is wrong with a file, the line in it with its place."""
     if isinstance(column, Image):
-        return (path, "is no whole PNG or JPEG file", content[:16]) if column.problem_bytes(content) else None
+        return Fault(path, "is no whole PNG or JPEG file", content[:16]) if column.problem_bytes(content) else None
     try:
-        return None if content.decode("utf-8").strip() else (path, "the text is empty", "")
+        return None if content.decode("utf-8").strip() else Fault(path, "the text is empty", "")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        return f"{path}, line {line}", "the text is not UTF-8", content[error.start : error.start + 8]
+        return Fault(f"{path}, line {line}", "the text is not UTF-8", content[error.start : error.start + 8])

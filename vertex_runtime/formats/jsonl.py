@@ -6,6 +6,7 @@ a line is read by Python's json module, line by line, into texts that are checke
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -18,7 +19,7 @@ from ..ahead import THREADS, in_threads
 from ..columns import Column, Image
 from ..data import BadRows
 from ..errors import UserError
-from . import Raw, Reading, partition_of
+from . import Fault, Raw, Reading, in_blocks, partition_of
 from ._streams import open_stream
 
 NAMES = ("jsonl",)
@@ -35,7 +36,7 @@ def recognises(head: bytes) -> bool:
 
 def first_object(head: bytes) -> dict[str, Any] | None:
     """Return the object in the first line of some text that is not blank; None: there is none, or it does not end."""
-    lines = head.removeprefix(b"\xef\xbb\xbf").lstrip().splitlines()
+    lines = head.removeprefix(codecs.BOM_UTF8).lstrip().splitlines()
     try:
         value = json.loads(lines[0], parse_int=_Literal, parse_float=_Literal) if lines else None
     except (ValueError, RecursionError):
@@ -94,6 +95,7 @@ def read_objects(
         flat: makes cells of that by the names of their columns; None sends the block to Python.
         cells: makes the same of one object, numbers as they are written: cells by name.
     """
+
     def read(block: memoryview) -> tuple[memoryview, int, pa.RecordBatch | None]:
         starts = _starts(block)
         found = _by_arrow(block, starts, schema)
@@ -101,15 +103,13 @@ def read_objects(
 
     line = 0
     with open_stream(path) as stream:
-        start = stream.read(3)
-        if start != b"\xef\xbb\xbf":
-            stream.unread(start)
+        stream.skip(codecs.BOM_UTF8)
         # Whole blocks side by side: what Arrow does for one by itself keeps a core waiting at each block's ends.
         for block, lines, batch in in_threads(read, _blocks(stream), THREADS):
             if batch is not None:
                 yield Raw(batch, lambda i, line=line: f"{path}, line {line + i + 1}")
             else:
-                yield from _by_line(path, block, line, cells, bad)
+                yield from in_blocks(_by_line(path, block, line, cells), list(cells({})), bad)
             line += lines
 
 
@@ -169,14 +169,12 @@ def _by_arrow(block: memoryview, starts: np.ndarray, schema: pa.Schema) -> pa.Re
     return batches[0] if len(batches) == 1 else None
 
 
-def _by_line(path: str, block: memoryview, line: int, cells: Convert, bad: BadRows) -> Iterator[Raw]:
-    rows: list[dict[str, Any]] = []
-    places: list[int] = []
-    for text in block.tobytes().split(b"\n"):
-        line += 1
+def _by_line(path: str, block: memoryview, before: int, cells: Convert) -> Iterator[tuple[str, list[bytes | None]] | Fault]:
+    """Yield the rows of a block that `before` lines of the file precede."""
+    for line, text in enumerate(block.tobytes().split(b"\n"), before + 1):
         if not text.strip():
             continue
-        fault, row = None, {}
+        place, fault, row = f"{path}, line {line}", None, {}
         try:
             value = json.loads(text, parse_int=str, parse_float=str, parse_constant=str)
             row = cells(value) if isinstance(value, dict) else {}
@@ -188,21 +186,7 @@ def _by_line(path: str, block: memoryview, line: int, cells: Convert, bad: BadRo
             fault = "the line is not UTF-8"
         except (ValueError, RecursionError):
             fault = "the line is no JSON object"
-        if fault is None:
-            rows.append(row)
-            places.append(line)
-            continue
-        if rows:  # they come first, for one of them may be bad as well
-            yield _texts(path, rows, places)
-            rows, places = [], []
-        bad.add(f"{path}, line {line}", fault, text[:100].decode("utf-8", "replace"))
-    if rows:
-        yield _texts(path, rows, places)
-
-
-def _texts(path: str, rows: Sequence[dict[str, Any]], places: Sequence[int]) -> Raw:
-    columns = [pa.array([_text(row[name]) for row in rows], pa.binary()) for name in rows[0]]
-    return Raw(pa.RecordBatch.from_arrays(columns, list(rows[0])), lambda i: f"{path}, line {places[i]}")
+        yield Fault(place, fault, text[:100].decode("utf-8", "replace")) if fault else (place, [_text(cell) for cell in row.values()])
 
 
 def _text(cell: Any) -> bytes | None:

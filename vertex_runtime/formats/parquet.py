@@ -34,14 +34,12 @@ def read(path: str, columns: Sequence[Column], bad: BadRows, reading: Reading) -
         try:
             file = parquet.ParquetFile(source if "://" in path else path, pre_buffer=True)
             wanted = present(path, columns, file.schema_arrow.names)
-            first = 0
             # Nothing is wanted where the folders' names give all; then the first column says how many rows there are.
             names = [column.name for column in wanted] or file.schema_arrow.names[:1]
             if few := _repeated_texts(file, names):
                 file = parquet.ParquetFile(source if "://" in path else path, pre_buffer=True, read_dictionary=few)
             for batch in file.iter_batches(_ROWS, columns=names):
-                yield Raw(batch.select(names), lambda i, first=first: f"{path}, row {first + i + 1}")
-                first += batch.num_rows
+                yield Raw(batch.select(names))
         except (pa.ArrowException, OSError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
             raise UserError(f"{path} is no whole Parquet file: {reason[:200]}. Write or copy it again.") from None

@@ -9,7 +9,6 @@ Several labels (`classificationAnnotations`) are a bad row: the trainers here pr
 
 from __future__ import annotations
 
-import functools
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -23,7 +22,7 @@ from ..columns import Column
 from ..data import BadRows, file_column, open_binary, split_part
 from ..environment import resolve_uri
 from ..errors import UserError
-from . import Raw, Reading, jsonl, shown
+from . import Fault, Raw, Reading, in_blocks, jsonl, shown
 
 NAMES = ("jsonl",)
 SUFFIXES = (".jsonl",)
@@ -104,32 +103,26 @@ def _of_use(raw: Raw, use: str) -> Raw:
 
 def _resolved(raw: Raw, bad: BadRows) -> Iterator[Raw]:
     """Yield a block with the texts that other files hold, without the rows of several labels and those whose file cannot be read."""
-    texts, labels, uses, uris, *several = raw.batch.columns
+    uris, *several = raw.batch.columns[3:]
     names = raw.batch.schema.names[:3]
     if uris.null_count == len(uris) and all(array.null_count == len(array) for array in several):
         yield Raw(raw.batch.select(names), raw.place)
         return
-    values, start = texts.to_pylist(), 0
-    values = [value.encode() if isinstance(value, str) else value for value in values]
-    for i, uri in enumerate(uris.to_pylist()):
-        fault = None
-        if several and several[0][i].is_valid:
-            fault = (_SEVERAL, shown(several[0][i].as_py()))
-        elif values[i] is None and uri is not None:
-            name = shown(uri)
-            try:
-                with open_binary(resolve_uri(name)) as file:
-                    values[i] = file.read()
-            except Exception as error:  # each file system has its own
-                fault = (f"textGcsUri cannot be read ({type(error).__name__})", name)
-        if fault:  # what stands before it comes first, for it may be bad as well
-            yield _part(values, labels, uses, names, slice(start, i), raw)
-            bad.add(functools.partial(raw.place, i), *fault)
-            start = i + 1
-    yield _part(values, labels, uses, names, slice(start, len(values)), raw)
+    columns = [column.to_pylist() for column in raw.batch.columns]
 
+    def rows() -> Iterator[tuple[int, list[Any]] | Fault]:
+        for i, (text, label, use, uri, *several) in enumerate(zip(*columns)):
+            if several and several[0] is not None:
+                yield Fault(raw.place(i), _SEVERAL, shown(several[0]))
+                continue
+            if text is None and uri is not None:
+                name = shown(uri)
+                try:
+                    with open_binary(resolve_uri(name)) as file:
+                        text = file.read()
+                except Exception as error:  # each file system has its own
+                    yield Fault(raw.place(i), f"textGcsUri cannot be read ({type(error).__name__})", name)
+                    continue
+            yield i, [text, label, use]
 
-def _part(values: list[Any], labels: pa.Array, uses: pa.Array, names: list[str], rows: slice, raw: Raw) -> Raw:
-    count = rows.stop - rows.start
-    arrays = [pa.array(values[rows], pa.binary()), labels.slice(rows.start, count), uses.slice(rows.start, count)]
-    return Raw(pa.RecordBatch.from_arrays(arrays, names), lambda i: raw.place(rows.start + i))
+    yield from in_blocks(rows(), names, bad, raw.place)
