@@ -14,6 +14,22 @@ WRITERS = ("ModelCheckpoint", "BackupAndRestore", "OrbaxCheckpoint")
 KERAS_OWN = ("model", "_model", "params", "_params", "validation_data")
 
 
+class Hooks:
+    """Keras's list of callbacks, by the names of its hooks: `hooks.on_epoch_end(0, logs)`. What one raises is its own code's fault."""
+
+    def __init__(self, callbacks: keras.callbacks.CallbackList, blame: Callable[[str], Any]):
+        self._callbacks, self._blame = callbacks, blame
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        hook = getattr(self._callbacks, name)
+
+        def call(*args: Any) -> None:
+            with self._blame(f"{name} of a callback"):
+                hook(*args)
+
+        return call
+
+
 class CallbackStates:
     """The attributes of Keras callbacks that are data: numbers, texts, arrays, and lists, tuples and dicts of them."""
 

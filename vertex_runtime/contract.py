@@ -32,7 +32,7 @@ from . import data
 from .arguments import CommonHyperparameters
 from .columns import Category, Column, Number
 from .environment import quoted
-from .errors import FAILED, Preempted, UserError, first_line, is_exhaustion
+from .errors import FAILED, Preempted, UserError, cause, first_line, frames_in, is_exhaustion
 from .formats import Reading
 
 Facts = Any  # whatever `learn` returns: most often a dict of arrays and texts
@@ -151,7 +151,7 @@ class Contract:
                 found = function(*args)
             if part == "source" and hasattr(found, "__len__") and hasattr(found, "__getitem__"):
                 return _Rows(found, self.module)
-            return _iterate(found, self.module, part) if inspect.isgenerator(found) else found
+            return iterate(found, self.module, part) if inspect.isgenerator(found) else found
 
         return call
 
@@ -188,10 +188,10 @@ def blame(module: ModuleType, part: str, but: tuple[type[Exception], ...] = ()) 
         if is_exhaustion(error) or isinstance(error, but):
             raise
         folder = os.path.dirname(module.__file__ or "")
-        where = _last_line(error, lambda path: os.path.dirname(path) == folder) or module.__name__
-        plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # Keras writes in bold
-        lines = [line.strip() for line in plain.splitlines() if line.strip()]
-        text = " ".join(lines[:3])[:400].rstrip(". ")
+        # task.py is on the way to everything.
+        where = _last_line(error, lambda path: os.path.dirname(path) == folder and os.path.basename(path) != "task.py")
+        where = where or os.path.relpath(module.__file__ or module.__name__)
+        text = cause(error, 400)
         if os.environ.get("TRAINER_TRACEBACK"):
             traceback.print_exc()
         raise UserError(
@@ -200,9 +200,10 @@ def blame(module: ModuleType, part: str, but: tuple[type[Exception], ...] = ()) 
 
 
 def _last_line(error: Exception, is_own: Callable[[str], bool]) -> str:
-    """Return the file and line of an exception's last frame in a file that `is_own`; nothing where there is none."""
-    found = [frame for frame in traceback.extract_tb(error.__traceback__) if is_own(frame.filename)]
-    return f"{os.path.relpath(found[-1].filename)}, line {found[-1].lineno}" if found else ""
+    """Return the file and line of an exception's last frame in a file that `is_own`, else of the last such place in its text."""
+    frames = [*frames_in(error), *((frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__))]
+    found = [(path, line) for path, line in frames if is_own(path)]
+    return f"{os.path.relpath(found[-1][0])}, line {found[-1][1]}" if found else ""
 
 
 class _Rows:
@@ -223,7 +224,8 @@ class _Rows:
                 raise
 
 
-def _iterate(items: Iterator[Any], module: ModuleType, part: str) -> Iterator[Any]:
+def iterate(items: Iterator[Any], module: ModuleType, part: str) -> Iterator[Any]:
+    """Yield items that a trainer's code makes one after another; see `blame`."""
     while True:
         with blame(module, part):
             item = next(items, items)

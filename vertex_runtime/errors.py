@@ -16,7 +16,12 @@ USAGE = 2
 FAILED = 1
 # How libraries say that there is no memory left.
 EXHAUSTION = (
-    "ResourceExhausted", "Cannot allocate memory", "OOM when allocating", "bad_alloc", "malloc of size", "failed to map segment",
+    "ResourceExhausted",
+    "Cannot allocate memory",
+    "OOM when allocating",
+    "bad_alloc",
+    "malloc of size",
+    "failed to map segment",
 )
 
 
@@ -68,6 +73,27 @@ def first_line(error: BaseException, most: int = 200) -> str:
     """Return what an exception says, for a message: its first line, without the names of TensorFlow's operations."""
     lines = re.sub(r"\{\{.*?\}\} *| *\[Op:.*?\].*", "", str(error)).strip().splitlines()
     return (lines[0].strip()[:most] if lines else "").rstrip(".;") or type(error).__name__
+
+
+FRAME = re.compile(r'^\s+File "(.+)", line (\d+)', re.MULTILINE)
+
+
+def cause(error: BaseException, most: int = 300) -> str:
+    """Return what an exception of Keras or TensorFlow says went wrong.
+
+    They put the place where an operation was made before it, arguments and the operation's name behind it.
+    """
+    text = re.sub(r"\x1b\[[0-9;]*m|\{\{.*?\}\} *| *\[Op:.*", "", str(error))  # Keras writes in bold
+    operation = re.search(r"Detected at node (\S+) defined", text)
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith((" ", "\t"))]
+    told = [line.strip() for line in lines if not line.startswith(("Graph execution error", "Detected at node", "Traceback (most"))]
+    said = " ".join(list(dict.fromkeys(told))[:3])[:most].rstrip(". ") or first_line(error, most)
+    return f"{said} (operation {operation[1][-80:]})" if operation else said
+
+
+def frames_in(error: BaseException) -> list[tuple[str, int]]:
+    """Return (file, line) of each place that the text of an exception names: where a failing operation was made."""
+    return [(path, int(line)) for path, line in FRAME.findall(str(error))]
 
 
 def is_exhaustion(error: Exception) -> bool:

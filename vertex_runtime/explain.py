@@ -285,9 +285,7 @@ class _Picture:
         pixels = self.pixels.copy()
         for unit, is_in in enumerate(present):
             if not is_in:
-                (top, bottom), (left, right) = (
-                    self.edges[axis][place : place + 2] for axis, place in enumerate(divmod(unit, GRID))
-                )
+                (top, bottom), (left, right) = (self.edges[axis][place : place + 2] for axis, place in enumerate(divmod(unit, GRID)))
                 pixels[top:bottom, left:right] = self.mean
         return tf.io.encode_png(pixels, compression=1).numpy()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import inspect
 import json
 import math
 import os
@@ -24,6 +25,7 @@ import tensorflow as tf
 from . import bucket_manifest, checksums, columns, predict, sample_predictions
 from .contract import Contract, blame
 from .data import Chunk, concatenate, take
+from .environment import quoted
 from .errors import FAILED, UserError
 from .outputs import Outputs, is_remote, record
 from .reporting import Events, log
@@ -47,6 +49,8 @@ class Exporter:
     def __init__(self, contract: Contract, network: keras.Model, prepare: Preparer):
         self.contract, self.network, self.prepare, self.facts = contract, network, prepare, prepare.facts
         self.checksum: str | None = None  # of the files that were published
+        # A call of one's own need not take `training`; Keras's own steps leave it out then, too.
+        self.how = {"training": False} if "training" in inspect.signature(network.call).parameters else {}
         self.module = tf.Module()
         with tf.device("/cpu:0"):
             state = network.trainable_variables + network.non_trainable_variables
@@ -57,7 +61,7 @@ class Exporter:
             def serve(**raw: tf.Tensor) -> dict[str, tf.Tensor]:
                 checked = columns.guard(raw, contract.served_columns())
                 features = prepare.run([checked[name] for name in prepare.names])  # the very graph that training rows went through
-                found, _ = network.stateless_call(copies[:count], copies[count:], features, training=False)
+                found, _ = network.stateless_call(copies[:count], copies[count:], features, **self.how)
                 return self._named(contract.outputs(found, self.facts))
 
             with blame(contract.module, "the exported graph"):
@@ -112,7 +116,7 @@ class Exporter:
 
     def expect(self, features: Any) -> dict[str, tf.Tensor]:
         """Return what the trained network answers on prepared features, by the path that training takes."""
-        return self._named(self.contract.outputs(self.network(features, training=False), self.facts))
+        return self._named(self.contract.outputs(self.network(features, **self.how), self.facts))
 
     def save(self, directory: str) -> None:
         """Write the SavedModel with the weights that the network has now."""
@@ -124,14 +128,25 @@ class Exporter:
         """Write the SavedModel with the copies as they are."""
         with tf.device("/cpu:0"):
             tf.saved_model.save(self.module, directory, signatures={"serving_default": self.serve})
-        put_beside(directory, self.contract.extra_files(self.facts))
+        put_beside(directory, self._extra_files())
+
+    def _extra_files(self) -> dict[str, str]:
+        texts = self.contract.extra_files(self.facts)
+        for name, text in texts.items() if isinstance(texts, Mapping) else [("", texts)]:
+            if not isinstance(text, str) or not name or os.path.isabs(name) or ".." in name.split("/"):
+                raise UserError(
+                    f"extra_files(facts) must return texts by the names of files in assets.extra; got {quoted(str(name))}: "
+                    f"{type(text).__name__}. Correct it in {os.path.relpath(self.contract.module.__file__ or '')}."
+                )
+        return dict(texts)
 
 
 def put_beside(directory: str, texts: Mapping[str, str]) -> None:
     """Write texts into `assets.extra` of a SavedModel, by name."""
     for name, text in texts.items():
-        os.makedirs(f"{directory}/assets.extra", exist_ok=True)
-        with open(f"{directory}/assets.extra/{name}", "w", encoding="utf-8") as file:
+        path = f"{directory}/assets.extra/{name}"
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "w", encoding="utf-8") as file:
             file.write(text)
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 from .ahead import ahead
-from .callbacks import CallbackStates
+from .callbacks import CallbackStates, Hooks
 from .checkpoint import Checkpointer, assign, named_variables, parts, snapshot
 from .errors import FAILED, Preempted, UserError
 from .export import Rehearsal
@@ -88,7 +88,7 @@ class Trainer:
     maximize: bool
     keep: str  # which model to end with: of the "best" evaluation, or the "last"
     agree: Callable[[int], int] = lambda value: value
-    blame: Callable[[], Any] = contextlib.nullcontext
+    blame: Callable[[str], Any] = contextlib.nullcontext  # around what runs a part of the trainer's code, which is named
     deadline: float = math.inf  # by the monotonic clock, in seconds
     rehearsal: Rehearsal | None = None
     ledger: Callable[[int, np.ndarray], None] | None = None
@@ -101,9 +101,9 @@ class Trainer:
         self.states = CallbackStates(self.callbacks)
         counts = {"epochs": self.plan.num_evals, "steps": self.plan.total_steps}
         self.evaluations = self.plan.evaluation_steps()
-        self.hooks = keras.callbacks.CallbackList(list(self.callbacks), model=self.model, **counts)
+        self.hooks = Hooks(keras.callbacks.CallbackList(list(self.callbacks), model=self.model, **counts), self.blame)
         self.model.stop_training = False
-        with self.blame():  # tracing runs the model's own code
+        with self.blame("training"):  # tracing runs the model's own code
             captured = self.steps.trace()
         owned = [variable for optimizer in optimizers(self.model) for variable in optimizer.variables]
         self.variables = named_variables(model=self.model.variables, optimizer=owned, metrics=self.model.metrics_variables)
@@ -134,9 +134,13 @@ class Trainer:
         numpy_state: Any = np.random.get_state()
         kind, keys, *rest = numpy_state
         extra = {
-            "callbacks": plain, "random": random.getstate(), "numpy_random": [kind, keys.tolist(), *rest],
+            "callbacks": plain,
+            "random": random.getstate(),
+            "numpy_random": [kind, keys.tolist(), *rest],
             "total_steps": self.plan.total_steps,
-            "fingerprint": self.fingerprint, "stopped": bool(self.model.stop_training), "jit_compile": bool(self.plan.jit_compile),
+            "fingerprint": self.fingerprint,
+            "stopped": bool(self.model.stop_training),
+            "jit_compile": bool(self.plan.jit_compile),
         }
         tensors = snapshot(variables) | {name: tf.constant(value) for name, value in arrays.items()}
         return tensors, self.state | extra
@@ -241,7 +245,7 @@ class Trainer:
         if count < plan.call_steps:
             order = np.concatenate([order, np.zeros((plan.call_steps - count, order.shape[1]), np.int32)])
         start = time.perf_counter()
-        with self.blame():
+        with self.blame("training"):
             bad, loss, hashes = self.steps.train(rows, tf.constant(order), tf.constant(count))
             bad, loss = int(bad), float(loss)
         if self.calls:  # the first one traces
@@ -279,7 +283,7 @@ class Trainer:
         metrics = self.steps.metrics()
         self.hooks.on_test_begin()
         try:
-            with self.blame():
+            with self.blame("training"):
                 evaluated = self.steps.evaluate(self.eval_rows, partial(self._moved, stop))
         except Preempted:
             self.checkpointer.save(*pending, wait=True)

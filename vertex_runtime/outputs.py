@@ -56,8 +56,8 @@ def resolve_outputs(output_dir: str, env: Environment, trainer: str) -> Outputs:
         log("WARNING", f"--output_dir {output_dir} overrides AIP_MODEL_DIR={env.model_dir}, where the service looks: leave it out.")
     if env.in_job and not given:
         log(
-            "WARNING", "no --output_dir and no AIP_MODEL_DIR (the job has no baseOutputDirectory): "
-            f"{root} is lost with the machine. Give one."
+            "WARNING",
+            f"no --output_dir and no AIP_MODEL_DIR (the job has no baseOutputDirectory): {root} is lost with the machine. Give one.",
         )
     model, checkpoints, logs = (
         resolve_uri(path.rstrip("/")) if path and not output_dir else f"{root}/{name}"

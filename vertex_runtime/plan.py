@@ -71,15 +71,13 @@ def look(contract: Contract, hp: Any, options: RunOptions, env: Environment) -> 
 
 def _lengths(contract: Contract, hp: Any, train: list[str], evaluation: list[str]) -> tuple[list[int], list[int]]:
     """Return the rows of a source or dataset, as lists of one."""
-    from . import sources
+    from . import data, sources
 
     counts = []
-    for files, epoch in ((train, 0), (evaluation, None)):
+    for files, training in ((train, True), (evaluation, False)):
         if not files:
             counts.append([0])
-        elif "source" in contract.given:
-            counts.append([sources.IndexedSource(contract.source(files, hp)).count])
         else:
-            made = lambda _, files=files, epoch=epoch: contract.dataset(files, hp, epoch)  # noqa: E731
-            counts.append([sources.DatasetSource(made, epoch is not None).count])
+            source = sources.source_of(contract, files, hp, training, data.BadRows())
+            counts.append([source.count if source is not None else 0])
     return counts[0], counts[1]

@@ -22,7 +22,7 @@ from .cache import Cache
 from .columns import Image
 from .contract import Contract
 from .data import PATH, BadRows, Chunk, concatenate, rows_of, take
-from .errors import UserError
+from .errors import UserError, cause
 from .order import WINDOW_BLOCKS, Order
 from .reporting import log
 from .shares import Part, complete
@@ -76,6 +76,7 @@ class Preparer:
                 features = self._features(chunk)
             labels = self.contract.encode_labels(chunk, self.facts)
             weights = self.contract.weigh(chunk, self.hp, self.facts)
+            self._check_rows(chunk, preprocess=features, encode_labels=labels, weigh=[] if weights is None else np.asarray(weights))
             if self.class_weight is not None:
                 weights = self._class_weights(labels, weights, training)
             labels = tf.nest.map_structure(tf.convert_to_tensor, labels)
@@ -83,6 +84,18 @@ class Preparer:
 
     def _features(self, chunk: Chunk) -> Any:
         return self.run([tf.convert_to_tensor(chunk[name], self.contract.inputs[name].dtype) for name in self.names])
+
+    def _check_rows(self, chunk: Chunk, **found: Any) -> None:
+        """Refuse what a part of the trainer made of a chunk, if it is not row by row: rows would be trained on with others' values."""
+        count = rows_of(chunk)
+        for part, values in found.items():
+            for each in tf.nest.flatten(values):
+                shape = tuple(np.shape(each))
+                if not shape or shape[0] != count:
+                    raise UserError(
+                        f"{part} must return a value for each row, [{count}, ...] for these {count} rows; got the shape {shape}. "
+                        f"Correct it in {os.path.relpath(self.contract.module.__file__ or '')}."
+                    )
 
     def _class_weights(self, labels: Any, weights: Any, training: bool) -> np.ndarray:
         if isinstance(labels, Mapping) or np.ndim(labels) != 1:
@@ -100,12 +113,13 @@ class Preparer:
                 self._features(take(chunk, slice(i, i + 1)))
                 good.append(i)
             except tf.errors.InvalidArgumentError as fault:
-                text = " ".join(str(fault.message).split())[:120]
+                text = cause(fault, 120)
                 where = os.fsdecode(chunk[PATH][i]) if PATH in chunk else "a row"
-                self.bad.add(where, f"preprocess cannot take it ({text})", {name: chunk[name][i] for name in self.names})
+                self.bad.add(
+                    where, f"preprocess cannot take it ({text})", {name: chunk[name][i : i + 1].tolist()[0] for name in self.names}
+                )
         if not good or len(good) == count:
-            text = " ".join(str(error).split())[:200]
-            raise UserError(f"preprocess cannot take rows of the training data: {text}.")
+            raise UserError(f"preprocess cannot take rows of the training data: {cause(error, 200)}. Correct preprocess in model.py.")
         return take(chunk, good)
 
     def ahead(self, chunks: Iterable[Chunk], training: bool = False, whole: bool = False) -> Iterator[Rows]:

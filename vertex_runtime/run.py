@@ -203,7 +203,7 @@ def build(run: Run, restored: Restored | None) -> None:
         steps, steps.plan, inputs.train, inputs.evaluation, run.checkpointer, contract.callbacks(run.hp), fingerprint,
         run.events, progress, on_evaluation, partial(run.scalars.write, flush=False),
         profile_dir=outputs.logs if env.is_chief else None, objective=contract.objective, maximize=contract.maximize,
-        keep=options.export, agree=run.agree, blame=lambda: blame(contract.module, "training", peers),
+        keep=options.export, agree=run.agree, blame=lambda part: blame(contract.module, part, peers),
         deadline=run.started + 60 * options.max_minutes if options.max_minutes else math.inf,
         rehearsal=rehearsal, ledger=ledger(options.ledger, env.name) if options.ledger else None,
     )  # fmt: skip

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from .columns import Column, Image, Text
+from .contract import Contract, blame, iterate
 from .data import PATH, BadRows, Chunk, objects, read
 from .environment import quoted
 from .errors import UserError
 from .formats.folder import label_files, read_files
 from .reporting import log
-
-if TYPE_CHECKING:
-    from .contract import Contract
 
 LABEL, WEIGHT = "_label", "_weight"  # the columns of a dataset's labels and weights
 CHUNK_ROWS = 1024
@@ -69,17 +67,18 @@ def with_inferred_inputs(contract: Contract, chunk: Chunk) -> Contract:
 
 
 class DatasetSource:
-    """A `tf.data.Dataset` of single examples, made anew for each epoch; read in its own order."""
+    """The `tf.data.Dataset` of single examples that a trainer makes anew for each epoch; read in its own order."""
 
-    def __init__(self, make: Callable[[int | None], tf.data.Dataset], training: bool, counted: bool = True):
-        self.make, self.training, self.count = make, training, 0
+    def __init__(self, contract: Contract, files: Sequence[str], hp: Any, training: bool, counted: bool = True):
+        self.contract, self.files, self.hp, self.training, self.count = contract, files, hp, training, 0
         if not counted:
             return
         made = self._made(0)
         count = int(made.cardinality())
         if count < 0:
             start = time.monotonic()
-            count = int(made.reduce(np.int64(0), lambda total, *_: total + 1))
+            with blame(self.contract.module, "dataset"):
+                count = int(made.reduce(np.int64(0), lambda total, *_: total + 1))
             took = f"{time.monotonic() - start:.1f} s"
             log("INFO", f"dataset: its length is not known, so it was run through once to count {count} examples ({took})")
         if not count:
@@ -87,7 +86,7 @@ class DatasetSource:
         self.count = count
 
     def _made(self, epoch: int) -> tf.data.Dataset:
-        made = self.make(epoch if self.training else None)
+        made = self.contract.dataset(self.files, self.hp, epoch if self.training else None)
         spec = getattr(made, "element_spec", None)
         if not isinstance(made, tf.data.Dataset) or not isinstance(spec, tuple) or len(spec) not in (2, 3):
             found = str(spec or made)[:120]
@@ -102,7 +101,7 @@ class DatasetSource:
         made = self._made(epoch)
         if skip:
             made = made.skip(skip)
-        for features, label, *weight in made.batch(CHUNK_ROWS).as_numpy_iterator():
+        for features, label, *weight in iterate(made.batch(CHUNK_ROWS).as_numpy_iterator(), self.contract.module, "dataset"):
             chunk = dict(features) if isinstance(features, Mapping) else {"inputs": features}
             if isinstance(label, Mapping):
                 chunk |= {f"{LABEL}/{name}": values for name, values in label.items()}
@@ -159,7 +158,7 @@ def source_of(
         counted: whether the length of a dataset is wanted.
     """
     if "dataset" in contract.given:
-        return DatasetSource(lambda epoch: contract.dataset(files, hp, epoch), training, counted)
+        return DatasetSource(contract, files, hp, training, counted)
     if "source" in contract.given:
         return IndexedSource(contract.source(files, hp))
     image = next((column for column in contract.columns if isinstance(column, Image)), None)

@@ -35,8 +35,9 @@ def _bad_rows(report: Report) -> Iterator[Finding]:
             reasons = "; ".join(f"{count:,} x {reason}" for reason, count in list(bad["reasons"].items())[:5])
             first = f"; the first: {bad['first'][0]['place']}, got {bad['first'][0]['value']!r}" if bad["first"] else ""
             yield Finding(
-                WARNING, "bad rows", f"{name}: {bad['count']:,} bad {_rows(bad['count'])} ({reasons}){first}. Mend them, "
-                "or train with --bad_rows=skip."
+                WARNING,
+                "bad rows",
+                f"{name}: {bad['count']:,} bad {_rows(bad['count'])} ({reasons}){first}. Mend them, or train with --bad_rows=skip.",
             )
         if not part["rows"]:
             yield Finding(WARNING, "rows", f"{name} has no good rows: mend them.")

@@ -114,11 +114,9 @@ def _chunks(contract: Contract, hp: Any, files: Sequence[str], training: bool, b
     """Yield the raw chunks of some files, with each row's place; missing cells stay missing where the reader is the runtime's."""
     from .. import sources
 
-    if "dataset" in contract.given:
-        yield from sources.DatasetSource(lambda epoch: contract.dataset(files, hp, epoch), training, False).chunks() if files else ()
-        return
-    if "source" in contract.given:
-        yield from sources.IndexedSource(contract.source(files, hp)).chunks() if files else ()
+    if contract.given & {"dataset", "source"}:
+        source = sources.source_of(contract, files, hp, training, bad, counted=False) if files else None
+        yield from source.chunks() if source is not None else ()
         return
     columns = [column.keeping_gaps() for column in contract.columns]
     for path in files:

@@ -1,7 +1,7 @@
 """`scripts/evaluate`: find the trainer that a model is of, and let it evaluate the model.
 
-    scripts/evaluate taxifare-run-1/model rows.csv --output report                     # report/evaluation.html and .json
-    scripts/evaluate new/model 'rows-*.parquet' --against old/model --trainer taxifare
+scripts/evaluate taxifare-run-1/model rows.csv --output report                     # report/evaluation.html and .json
+scripts/evaluate new/model 'rows-*.parquet' --against old/model --trainer taxifare
 """
 
 from __future__ import annotations

@@ -183,8 +183,8 @@ class Judging:
         name, maximize = USUAL[problem.kind]
         if problem.output:
             log(
-                "WARNING", f"{problem.objective} is not measured here, and model.py has no score(outputs, labels): "
-                f"{name} stands for it. Write score."
+                "WARNING",
+                f"{problem.objective} is not measured here, and model.py has no score(outputs, labels): {name} stands for it. Write score.",
             )
         return dataclasses.replace(problem, objective=name, maximize=maximize)
 

@@ -15,7 +15,9 @@ from .run import KIND, verdict
 from .slices import Bucketing, by_bucket
 
 SHOWN = 20  # slices in the table; the others are folded away
-STYLE = charts.STYLE + """
+STYLE = (
+    charts.STYLE
+    + """
 .two { display: flex; flex-wrap: wrap; gap: 1rem 3rem; align-items: flex-start; } .two > * { max-width: 100%; }
 .swatch { display: inline-block; width: .9em; height: .7em; margin-right: .4em; border-radius: 2px; }
 .matrix td, .matrix th { padding: .25rem .5rem; text-align: right; border: 1px solid var(--line); min-width: 2.6rem; }
@@ -27,6 +29,7 @@ STYLE = charts.STYLE + """
 td.span { white-space: nowrap; } td.text { text-align: left; min-width: 18rem; max-width: 46rem; overflow-wrap: anywhere; }
 mark { color: inherit; border-radius: 3px; }
 """
+)
 
 
 def page(report: Mapping[str, Any], plots: Mapping[str, Any]) -> str:

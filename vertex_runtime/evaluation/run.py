@@ -161,10 +161,8 @@ def rows_to_judge(contract: Any, hp: Any, options: RunOptions, env: Environment)
     bad = data.BadRows(options.bad_rows)
 
     def read() -> Iterator[Any]:
-        if "dataset" in contract.given:
-            return sources.DatasetSource(lambda epoch: contract.dataset(files, hp, epoch), False, counted=False).chunks()
-        if "source" in contract.given:
-            return sources.IndexedSource(contract.source(files, hp)).chunks()
+        if (source := sources.source_of(contract, files, hp, False, bad, counted=False)) is not None:
+            return source.chunks()
         threads = 1 if "read" in contract.given or any(map(data.is_table, files)) else FILES
         return one_after_another(lambda path: contract.read(path, bad), files, threads)
 
