@@ -12,6 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from starlette.datastructures import QueryParams
 from test_local_support import wait_for
 from test_serve_support import job_spec, pool
 
@@ -69,7 +70,7 @@ class House:
 
     def http(self, verb: str, path: str, body: object = None, **query: str) -> dict:
         data = b"" if body is None else json.dumps(body).encode()
-        return self.rest.handle(Request(verb, f"/v1/{path}", query, {}, len(data), io.BytesIO(data)))
+        return self.rest.handle(Request(verb, f"/v1/{path}", QueryParams(query), {}, len(data), io.BytesIO(data)))
 
     def create(self, source: str, name: str = "x", **fields):
         job = messages.parse({"displayName": name, "jobSpec": job_spec(source), **fields}, messages.new("CustomJob"))

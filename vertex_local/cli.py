@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -32,12 +33,12 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message.rstrip('.')}{f'; the nearest flag is {near[0]}' if near else ''}. See {self.prog} --help.\n")
 
 
-def whole(least: int) -> Callable[[str], int]:
-    """Return the type of a flag that takes whole numbers from `least` on."""
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """Return the type of a flag that takes whole numbers from `least` on, or to `most`."""
 
     def read(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"takes a whole number from {least} on; got {quoted(text)}.")
+        if not re.fullmatch("[0-9]{1,18}", text) or not least <= int(text) <= (most or int(text)):
+            raise argparse.ArgumentTypeError(f"takes a whole number from {least} {f'to {most}' if most else 'on'}; got {quoted(text)}.")
         return int(text)
 
     return read

@@ -26,7 +26,7 @@ from typing import Any
 
 from .. import cli
 from ..console.app import Console
-from ..errors import UserError, quoted
+from ..errors import UserError
 from ..job import schema, settings
 from ..local import job_record
 from ..local.store import FILE, Store
@@ -51,8 +51,8 @@ class ServeError(UserError):
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
     serve = cli.Parser(prog="python -m vertex_local serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    serve.add_argument("--port", type=_port, default=PORT, help="port on 127.0.0.1; 0 takes any free one (default: %(default)s)")
-    serve.add_argument("--grpc_port", metavar="PORT", type=_port, help="port for gRPC (default: the one after --port)")
+    serve.add_argument("--port", type=cli.whole(0, 65535), default=PORT, help="port on 127.0.0.1; 0: any free one (default: %(default)s)")
+    serve.add_argument("--grpc_port", metavar="PORT", type=cli.whole(0, 65535), help="port for gRPC (default: the one after --port)")
     cli.add_place_flags(serve)
     serve.add_argument("--parallel_jobs", metavar="N", type=cli.whole(1), default=4, help="jobs at once, at most (default: %(default)s)")
     serve.add_argument("--no_token", action="store_true", help="answer without a token everybody who can reach 127.0.0.1")
@@ -64,12 +64,6 @@ def build_parser() -> argparse.ArgumentParser:
     for name in ("project", "region"):
         serve.add_argument(f"--{name}", help="for the lines to export (default: jobs/settings.yaml's); every other one is answered, too")
     return serve
-
-
-def _port(text: str) -> int:
-    if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"takes 0 to 65535; got {quoted(text)}.")
-    return int(text)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -205,7 +199,7 @@ def _listen_grpc(
 ) -> grpc_server.GrpcServer:  # fmt: skip
     port = args.grpc_port if args.grpc_port is not None else args.port and args.port + 1
     try:
-        return grpc_server.start(methods, port, token, (files.certificate, files.key), note)
+        return grpc_server.start(methods, port, token, files, note)
     except OSError:
         raise ServeError(f"--grpc_port: 127.0.0.1:{port} cannot be used; choose another, or 0 for any free one.") from None
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from google.protobuf import timestamp_pb2
+
 from ..errors import quoted
 
 Lookup = Callable[[Mapping[str, Any], str], Any]
@@ -304,8 +306,6 @@ def _sortable(text: str) -> tuple[int, Any]:
     if _NUMBER.fullmatch(text):
         return 1, float(text)
     if _TIME.fullmatch(text):
-        from google.protobuf import timestamp_pb2
-
         moment = timestamp_pb2.Timestamp()
         try:
             moment.FromJsonString(text)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from google.protobuf import timestamp_pb2
+
 from . import filters, lists, log_index
 from .local import Local
 from .rest import ApiError, Request
@@ -153,8 +155,6 @@ def _position(log: _Log, query: _Query) -> tuple[int, int] | None:
 def _microseconds(text: str | None) -> int | None:
     if text is None:
         return None
-    from google.protobuf import timestamp_pb2
-
     moment = timestamp_pb2.Timestamp()
     try:
         moment.FromJsonString(text)

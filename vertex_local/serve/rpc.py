@@ -11,14 +11,14 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from google.longrunning import operations_pb2
+from google.protobuf.message import Message
 
 from ..local import store
 from . import messages
 from .rest import ApiError
-
-if TYPE_CHECKING:
-    from google.protobuf.message import Message
 
 OPERATIONS = "Operations"  # google.longrunning's service, which every service of the API also offers
 VERSIONS = ("v1", "v1beta1")  # both have the same messages on the wire, as far as v1 has the fields
@@ -68,8 +68,6 @@ class Method:
 
 def methods(services: Iterable[Any]) -> Iterator[Method]:
     """Yield the RPCs that objects of the services' classes answer."""
-    from google.longrunning import operations_pb2
-
     for service in services:
         for attribute, handler in inspect.getmembers(service, inspect.ismethod):
             if attribute.startswith("_"):

@@ -9,7 +9,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from google.protobuf.message import Message
 
 from ..job import buckets, job_file
 from ..job.job_file import JobFile
@@ -21,9 +23,6 @@ from . import messages, tensorboards
 from .jobs import End, Work
 from .local import Local
 from .rest import ApiError
-
-if TYPE_CHECKING:
-    from google.protobuf.message import Message
 
 
 def custom(local: Local, job: Message, field: str, variables: Mapping[str, str] | None = None) -> Work:

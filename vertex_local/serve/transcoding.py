@@ -6,15 +6,14 @@ import functools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from google.protobuf.message import Message
 
 from ..errors import quoted
 from . import messages, rpc
 from .filters import camel
 from .rest import Answer, ApiError, Request
-
-if TYPE_CHECKING:
-    from google.protobuf.message import Message
 
 _VARIABLE = re.compile(r"\{([\w.]+)=([^{}]+)\}")
 _INTEGER = re.compile("-?[0-9]{1,19}")
@@ -64,7 +63,7 @@ class Rest:
                 answered = rule.method.call(_request(rule, match, request))
                 if isinstance(answered, rpc.WithHeaders):
                     return _http_body(answered)
-                return _answer(answered, "v1beta1" if version == "v1beta1" else "v1")
+                return _answer(answered, version)
         raise _missing(request.method, path)
 
 
@@ -121,7 +120,7 @@ def _request(rule: _Rule, match: re.Match[str], request: Request) -> Message:
         messages.parse(body, _member(message, rule.body))
     elif body:
         messages.parse(body, message)
-    for name, text in request.parameters or request.query.items():
+    for name, text in request.query.multi_items():
         if name not in _SYSTEM:
             _set(message, name, text)
     for name, text in zip(rule.fields, match.groups(), strict=True):
@@ -168,21 +167,16 @@ def _set(message: Message, name: str, text: str) -> None:
 
 
 def _answer(message: Message, version: str) -> dict[str, Any]:
+    """Return a message as JSON; an operation names its types as in the client's version of the API."""
     document = messages.to_json(message)
     if message.DESCRIPTOR.name == "Operation":
         document.setdefault("done", False)
-    if version != "v1":
+    if version == "v1beta1":
         for operation in (document, *document.get("operations", ())):
-            _speak(operation, version)
+            for part in (operation.get("metadata"), operation.get("response")):
+                if isinstance(part, dict) and "@type" in part:
+                    part["@type"] = part["@type"].replace(".v1.", ".v1beta1.")
     return document
-
-
-def _speak(operation: dict[str, Any], version: str) -> None:
-    """Name an operation's types as in the client's version of the API."""
-    for key in ("metadata", "response"):
-        content = operation.get(key)
-        if isinstance(content, dict) and "@type" in content:
-            content["@type"] = content["@type"].replace(".v1.", f".{version}.")
 
 
 # ------------------------------------------------------------------ what is not answered
