@@ -24,7 +24,10 @@ FAULT = 70  # the exit code for a fault of this program, as sysexits.h has it
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose mistakes are one line, with the nearest flag that there is."""
+    """A parser whose description keeps its lines, and whose mistakes are one line, with the nearest flag that there is."""
+
+    def __init__(self, *, formatter_class: Any = argparse.RawDescriptionHelpFormatter, **options: Any):
+        super().__init__(formatter_class=formatter_class, **options)
 
     def error(self, message: str) -> NoReturn:
         _, found, unknown = message.partition("unrecognized arguments: ")

@@ -27,7 +27,7 @@ class CopyError(UserError):
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    parser = cli.Parser(prog="python -m vertex_local copy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(prog="python -m vertex_local copy", description=__doc__)
     parser.add_argument("source", help="a file or folder, or gs://BUCKET/X")
     parser.add_argument("target", help="gs://BUCKET/X, or a folder; of one file: its place, or a folder with / at its end")
     parser.add_argument("--overwrite", action="store_true", help="replace what has the name and other bytes")

@@ -38,7 +38,7 @@ class DeployError(UserError):
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    parser = cli.Parser(prog="scripts/deploy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(prog="scripts/deploy", description=__doc__)
     parser.add_argument("spec", help="the job's file: its output directory, its trainer, and its settings")
     parser.add_argument("--model", metavar="ID[@VERSION]", help="a registered model (default: upload the job's output)")
     parser.add_argument("--artifact_uri", metavar="gs://…", help="folder of the SavedModel (default: model/ in the job's output directory)")

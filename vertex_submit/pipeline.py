@@ -35,7 +35,7 @@ class PipelineError(UserError):
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    parser = cli.Parser(prog="scripts/submit_training_pipeline", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(prog="scripts/submit_training_pipeline", description=__doc__)
     parser.add_argument("spec", help="a custom job's file: machines, image, arguments, output directory and scheduling")
     parser.add_argument(
         "--kind", choices=("container", "package", "script"),

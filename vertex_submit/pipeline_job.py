@@ -30,7 +30,7 @@ from . import checkout, cloud, jobs, sdk, submission
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    parser = cli.Parser(prog="scripts/submit_pipeline", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(prog="scripts/submit_pipeline", description=__doc__)
     parser.add_argument("spec", help="the compiled pipeline, YAML or JSON")
     parser.add_argument(
         "--parameter", metavar="NAME=VALUE", type=cli.pair, action="append", default=[], help="of the pipeline; repeatable"

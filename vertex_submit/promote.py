@@ -44,7 +44,7 @@ class Step:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    parser = cli.Parser(prog="scripts/promote", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(prog="scripts/promote", description=__doc__)
     parser.add_argument("model", metavar="MODEL[@VERSION]", help="id, full name or display name, and a version's number or alias")
     parser.add_argument("--evaluation", metavar="FILE", help="evaluation.json of that version, made with --against the champion")
     parser.add_argument("--threshold", metavar="X", type=float, help="what the objective must reach: at most X if it is minimized")

@@ -30,7 +30,7 @@ def build_parser(which: str) -> argparse.ArgumentParser:
     """Return the parser of `scripts/submit_job` or `scripts/submit_tuning`."""
     script, kind = SCRIPTS[which]
     parser = cli.Parser(
-        prog=script, formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog=script,
         description=f"Send a {kind.title}'s file to Vertex AI; returns at once, unless --wait is given.\n"
         "Arguments after -- are appended to the trainer's.",
     )  # fmt: skip

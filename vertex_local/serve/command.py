@@ -44,13 +44,9 @@ LOG_BYTES = 10 << 20  # bytes of the access log before a new one begins
 LOG_LINE = 2000  # characters
 
 
-class ServeError(UserError):
-    """A service that cannot be started as asked."""
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    serve = cli.Parser(prog="python -m vertex_local serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    serve = cli.Parser(prog="python -m vertex_local serve", description=__doc__)
     serve.add_argument("--port", type=cli.whole(0, 65535), default=PORT, help="port on 127.0.0.1; 0: any free one (default: %(default)s)")
     serve.add_argument("--grpc_port", metavar="PORT", type=cli.whole(0, 65535), help="port for gRPC (default: the one after --port)")
     cli.add_place_flags(serve)
@@ -86,9 +82,9 @@ def _serve(args: argparse.Namespace, cancel: threading.Event) -> int:
         console = Console(local, methods, everybody=args.no_token)
         table += console.routes()
         with _access_log(own) as note, contextlib.ExitStack() as stack:
-            server = _listen(args, table, files, note, token or None, key)
+            server = _listen(args, table, files, note, token, key)
             local.address = f"{ADDRESS}:{server.port}"
-            grpc = _listen_grpc(args, methods, token or None, files, note)
+            grpc = _listen_grpc(args, methods, token, files, note)
             stack.callback(_stop, server, grpc, local, pool, own)
             lost = jobs.settle(local)
             operations.settle(local.records)
@@ -111,11 +107,11 @@ def _folders(args: argparse.Namespace) -> tuple[Path, Path]:
         state.mkdir(parents=True, exist_ok=True)
         for folder in (own, own / "uploads"):
             if folder.is_symlink():
-                raise ServeError(f"--state_dir: {folder} must be a folder of the service's own, not a link; remove it.")
+                raise UserError(f"--state_dir: {folder} must be a folder of the service's own, not a link; remove it.")
             folder.mkdir(exist_ok=True)
             folder.chmod(0o700)
     except OSError as error:
-        raise ServeError(f"--state_dir: cannot make {own}: {error.strerror}. Name another folder.") from None
+        raise UserError(f"--state_dir: cannot make {own}: {error.strerror}. Name another folder.") from None
     return state, own
 
 
@@ -126,27 +122,27 @@ def _locked(name: str, state: Path) -> Iterator[None]:
             yield
     except job_record.InUse as error:
         text = f"--state_dir: another service (process {error.process}) uses {name}; end it, or choose another folder."
-        raise ServeError(text) from None
+        raise UserError(text) from None
 
 
 def _local(args: argparse.Namespace, state: Path, own: Path) -> Local:
     project = Path(os.path.abspath(args.project_dir))
     if not project.is_dir():
-        raise ServeError(f"--project_dir: there is no folder {project}. Name the checkout.")
+        raise UserError(f"--project_dir: there is no folder {project}. Name the checkout.")
     if args.python and not shutil.which(args.python):
-        raise ServeError(f"--python: {args.python} is not a program that can be run. Name an interpreter.")
+        raise UserError(f"--python: {args.python} is not a program that can be run. Name an interpreter.")
     try:
         schema.api_types()
     except ImportError as error:
-        raise ServeError(f"serve checks requests with the package google-cloud-aiplatform: install it ({error}).") from None
+        raise UserError(f"serve checks requests with the package google-cloud-aiplatform: install it ({error}).") from None
     buckets = Path(os.path.realpath(args.bucket_root or state / "buckets"))
     try:
         buckets.mkdir(parents=True, exist_ok=True)
         records = Store(state)
     except OSError as error:
-        raise ServeError(f"--bucket_root: cannot make {buckets}: {error.strerror}. Name another folder.") from None
+        raise UserError(f"--bucket_root: cannot make {buckets}: {error.strerror}. Name another folder.") from None
     except sqlite3.DatabaseError as error:
-        raise ServeError(f"{state / FILE}: cannot be read ({error}); move it away to start without records.") from None
+        raise UserError(f"{state / FILE}: cannot be read ({error}); move it away to start without records.") from None
     return Local(
         state=state, buckets=buckets, project_dir=project, options=cli.run_options(args), records=records,
         executor=Executor(args.parallel_jobs), pipelines=Executor(args.parallel_jobs), predictors=Predictors(args.python, own / "models"),
@@ -162,11 +158,7 @@ def _say(text: str) -> None:
 def _api(local: Local, pool: operations.OperationPool, testing: bool) -> tuple[list[Method], list[Route]]:
     """Return the RPCs of the API, and all routes of the server; `testing` adds the route that empties it."""
     methods = routes.methods(local, pool)
-    try:
-        table = routes.table(local, methods)
-    except ImportError as error:
-        raise ServeError(str(error)) from None
-    return methods, [*table, *[route("POST", "/reset", lambda request: _reset(local))] * testing]
+    return methods, [*routes.table(local, methods), *[route("POST", "/reset", lambda request: _reset(local))] * testing]
 
 
 @contextlib.contextmanager
@@ -185,23 +177,23 @@ def _access_log(own: Path) -> Iterator[Callable[[str], None]]:
 
 
 def _listen(
-    args: argparse.Namespace, table: Sequence[Route], files: tls.Files, note: Callable[[str], None], token: str | None, key: str
+    args: argparse.Namespace, table: Sequence[Route], files: tls.Files, note: Callable[[str], None], token: str, key: str
 ) -> Server:  # fmt: skip
     try:
         return Server(args.port, table, files.context(), note, token, key)
     except OSError as error:
         text = f"--port: 127.0.0.1:{args.port} cannot be used: {error.strerror}; choose another, or 0 for any free one."
-        raise ServeError(text) from None
+        raise UserError(text) from None
 
 
 def _listen_grpc(
-    args: argparse.Namespace, methods: Sequence[Method], token: str | None, files: tls.Files, note: Callable[[str], None]
+    args: argparse.Namespace, methods: Sequence[Method], token: str, files: tls.Files, note: Callable[[str], None]
 ) -> grpc_server.GrpcServer:  # fmt: skip
     port = args.grpc_port if args.grpc_port is not None else args.port and args.port + 1
     try:
         return grpc_server.start(methods, port, token, files, note)
     except OSError:
-        raise ServeError(f"--grpc_port: 127.0.0.1:{port} cannot be used; choose another, or 0 for any free one.") from None
+        raise UserError(f"--grpc_port: 127.0.0.1:{port} cannot be used; choose another, or 0 for any free one.") from None
 
 
 def _reset(local: Local) -> dict[str, Any]:

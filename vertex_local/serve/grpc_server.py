@@ -38,12 +38,12 @@ class GrpcServer:
         self._threads.shutdown(wait=False)
 
 
-def start(methods: Iterable[rpc.Method], port: int, token: str | None, files: tls.Files, log: Callable[[str], None]) -> GrpcServer:
+def start(methods: Iterable[rpc.Method], port: int, token: str, files: tls.Files, log: Callable[[str], None]) -> GrpcServer:
     """Serve RPCs on loopback and return the server.
 
     Args:
         port: 0 takes any free one.
-        token: what clients must send; None to answer everybody on this machine.
+        token: what clients must send; "" to answer everybody on this machine.
         files: the certificate and its key.
         log: called with a line for each call.
 
@@ -68,7 +68,7 @@ def start(methods: Iterable[rpc.Method], port: int, token: str | None, files: tl
 class _Handlers(grpc.GenericRpcHandler):
     """Finds what answers a call."""
 
-    def __init__(self, methods: Iterable[rpc.Method], token: str | None, log: Callable[[str], None]):
+    def __init__(self, methods: Iterable[rpc.Method], token: str, log: Callable[[str], None]):
         self._methods = {name: method for method in methods for name in method.full_names()}
         self._token, self._log = token, log
 

@@ -31,10 +31,10 @@ _JSON = re.compile(r"application/json\s*(;.*)?", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Access:
-    """Who gets answers: a client sends `token` in its Authorization header (None: everybody), or `key` in a storage URL's path."""
+    """Who gets answers: a client sends `token` in its Authorization header ("": everybody), or `key` in a storage URL's path."""
 
     port: int
-    token: str | None = None
+    token: str = ""
     key: str = ""
 
 
@@ -75,9 +75,9 @@ def admit(method: str, path: str, headers: Headers, length: int, access: Access,
         check_token(headers.getlist("Authorization"), access.token)
 
 
-def check_token(given: Sequence[str], token: str | None) -> None:
-    """Raise UNAUTHENTICATED unless the Authorization headers `given` are one with the token; with None, nobody needs any."""
-    if token is not None and not (len(given) == 1 and hmac.compare_digest(given[0].encode(), f"Bearer {token}".encode())):
+def check_token(given: Sequence[str], token: str) -> None:
+    """Raise UNAUTHENTICATED unless the Authorization headers `given` are one with the token; with "", nobody needs any."""
+    if token and not (len(given) == 1 and hmac.compare_digest(given[0].encode(), f"Bearer {token}".encode())):
         raise ApiError("UNAUTHENTICATED", "send 'Authorization: Bearer TOKEN' with the token of this start of the service.")
 
 

@@ -71,10 +71,8 @@ class LogIndex:
 
     def _updated(self, index: Path, log: Path) -> int:
         """Add a log's new lines to the index and return the file's id there."""
-        known = self._base.execute("SELECT id, read, at, count FROM files WHERE path = ?", (str(index),)).fetchone()
-        file, read, at, count = known or (None, 0, 0, 0)
-        if file is None:
-            file = self._base.execute("INSERT INTO files (path, read, at, count) VALUES (?, 0, 0, 0)", (str(index),)).lastrowid
+        self._base.execute("INSERT OR IGNORE INTO files (path, read, at, count) VALUES (?, 0, 0, 0)", (str(index),))
+        file, read, at, count = self._base.execute("SELECT id, read, at, count FROM files WHERE path = ?", (str(index),)).fetchone()
         self._base.execute("BEGIN")
         try:
             with open(index, "rb") as lines, open(log, "rb") as content:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import datetime
 import heapq
 import json
@@ -11,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from google.protobuf import timestamp_pb2
-
+from ..job import times
 from . import filters, lists, log_index
 from .local import Local
 from .rest import ApiError, Request
@@ -131,12 +131,10 @@ def _query(body: Mapping[str, Any]) -> _Query:
 
 
 def _decoded(token: Any) -> tuple[int, str]:
-    try:
+    with contextlib.suppress(ValueError, TypeError):
         time, place = json.loads(base64.urlsafe_b64decode(token))
         if type(time) is int and abs(time) < 1 << 62 and isinstance(place, str):
             return time, place
-    except (ValueError, TypeError):
-        pass
     raise ApiError("INVALID_ARGUMENT", f"pageToken {str(token)[:80]!r} is not one of this list's; start from the first page.", "pageToken")
 
 
@@ -153,14 +151,9 @@ def _position(log: _Log, query: _Query) -> tuple[int, int] | None:
 
 
 def _microseconds(text: str | None) -> int | None:
-    if text is None:
-        return None
-    moment = timestamp_pb2.Timestamp()
-    try:
-        moment.FromJsonString(text)
-    except ValueError:
-        return None
-    return moment.ToMicroseconds()
+    with contextlib.suppress(ValueError):
+        return None if text is None else round(times.seconds(text) * 1e6)
+    return None
 
 
 def _entry(log: _Log, line: log_index.Line) -> dict[str, Any] | None:

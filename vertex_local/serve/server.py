@@ -61,7 +61,7 @@ class Server:
     """
 
     def __init__(
-        self, port: int, routes: Sequence[Route], tls: ssl.SSLContext | None, log: Callable[[str], None], token: str | None = None,
+        self, port: int, routes: Sequence[Route], tls: ssl.SSLContext | None, log: Callable[[str], None], token: str = "",
         key: str = "",
     ):  # fmt: skip
         most = min(connections.MOST_CONNECTIONS, connections.raise_file_limit() // 2)
