@@ -223,6 +223,17 @@ def test_gclouds_failure_and_its_absence_are_one_line(tmp_path, fake_gcloud, gcl
     assert last_error(done).startswith("error: gcloud is not on PATH: install it, or give --dry_run")
 
 
+def test_the_lines_of_the_build_stand_before_gclouds_answer(tmp_path, fake_gcloud, gcloud):
+    """`gcloud ai custom-jobs create` streams what `docker build` says to its own stdout."""
+    answer = json.dumps({"name": "projects/1/locations/r/customJobs/4711", "jobSpec": {"workerPoolSpecs": [{}]}}, indent=2)
+    words, env = ("job", JOBS / "taxifare.yaml", *REAL, "--no_check", "--autopackage"), {**gcloud, **fake_gcloud}
+    for build in ("", "Step 1/9 : FROM python\n", "{\n  no JSON\n{}\nSuccessfully built 0123\n"):
+        done = call(submit.main, *words, cwd=tmp_path, env={**env, "GCLOUD_SAYS": build + answer})
+        assert "submitted custom job projects/1/locations/r/customJobs/4711\n  state   PENDING\n" in done.stdout
+    done = call(submit.main, *words, cwd=tmp_path, env={**env, "GCLOUD_SAYS": "Done."}, code=1)
+    assert "see `gcloud ai custom-jobs list` before you send it again" in last_error(done)
+
+
 # ------------------------------------------------------------------ following a job
 
 

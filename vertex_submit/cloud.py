@@ -156,11 +156,6 @@ def run(words: Sequence[str], *, show: bool = True) -> str:
     return done.stdout
 
 
-def console(values: Mapping[str, str], number: str) -> str:
-    """Return the console's page of a training job, tuning job or pipeline."""
-    return f"https://console.cloud.google.com/agent-platform/locations/{values['region']}/training/{number}?project={values['project']}"
-
-
 def plain_state(job: Mapping[str, Any]) -> str:
     """Return a job's state without the enum's prefix, such as RUNNING."""
     return str(job.get("state", "PENDING")).removeprefix("JOB_STATE_").removeprefix("PIPELINE_STATE_") or "PENDING"

@@ -68,9 +68,8 @@ def main(argv: Sequence[str]) -> int:
 def _deploy(args: argparse.Namespace) -> int:
     refuse_contradictions(args)
     job = jobs.read(jobs.CUSTOM, args.spec, settings.from_flags(args))
-    stays_here = args.dry_run or cloud.is_local(args.api_endpoint)
     needed = ("project", "region", "bucket", "serving")
-    values = cloud.load_settings(Path(args.spec).parent, settings.from_flags(args), needed, stays_here)
+    values = cloud.load_settings(Path(args.spec).parent, settings.from_flags(args), needed, submission.stays_here(args))
     trainer = checkout.trainer_of(job.pools[0], args.spec)
     instances = read_instances(args.instances) if args.instances else sample_instances(trainer)
     upload = None if args.model else upload_options(args, job, trainer, values)

@@ -97,23 +97,15 @@ def _submit(args: argparse.Namespace, extra: Sequence[str], cancel: threading.Ev
         pipeline = build(job, args, extra, values)
         images = {job.pools[0].image, *([] if args.no_model else [values["serving"]])}
         submission.warn_about_images(images)
-        service = sdk.connect(values, args)
         if args.dry_run:
-            submission.show(pipeline, args, submission.by_hand(pipeline, service))
-            return 0
-        path = submission.keep_and_check(pipeline, args, values)
+            return submission.show(pipeline, args, sdk.connect(values, args))
+        path, service = submission.keep_and_connect(pipeline, args, values)
         if sdist:
             _upload(sdist, args, values, cancel)
     if args.dataset or args.dataset_csv:
         _provide_dataset(pipeline, args, service, values)
         path.write_text(pipeline.file()[0], encoding="utf-8")
-    name, state = submission.send(pipeline, args, service, path)
-    submission.report(pipeline, service, name, state)
-    return _follow(pipeline, args, service, name, cancel) if args.wait else 0
-
-
-def _follow(pipeline: jobs.Job, args: argparse.Namespace, service: sdk.Service, name: str, cancel: threading.Event) -> int:
-    code, last = submission.follow(pipeline, args, service, name, cancel)
+    code, last = submission.send(pipeline, args, service, path, cancel)
     if code == 0 and (model := last.get("modelToUpload", {}).get("name")):
         print(f"model {model}\n  deploy  $ scripts/deploy {shlex.quote(args.spec)} --model={model}")
     return code

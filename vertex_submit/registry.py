@@ -50,7 +50,7 @@ class Registry:
     """
 
     def __init__(self, service: sdk.Service, name: str):
-        self.service, self.client = service, sdk.client(service, "ModelServiceClient")
+        self.service, self.client = service, sdk.client(service, "ModelService")
         self.name = sdk.find(service, self.client, "model", name, "MODEL")
 
     @property

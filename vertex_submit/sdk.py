@@ -10,11 +10,17 @@ import os
 import re
 import shutil
 import sys
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import google.auth
+from google.api_core import exceptions
+from google.auth.credentials import AnonymousCredentials
+from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, InvalidOperation, RefreshError
+from google.oauth2.credentials import Credentials
+from requests.exceptions import ConnectionError, RequestException, Timeout
 
 from vertex_local.errors import UserError, quoted
 from vertex_local.job import schema, settings
@@ -81,17 +87,16 @@ class Service:
 def connect(values: Mapping[str, str], args: argparse.Namespace) -> Service:
     """Return the service that flags and settings name; nothing is sent yet, and a dry run needs no credentials."""
     url = args.api_endpoint or f"https://{values['region']}-aiplatform.googleapis.com"
-    found = _anonymous() if args.dry_run else credentials(args.token_file, local=cloud.is_local(args.api_endpoint))
-    if url.startswith("http://") and not cloud.is_local(url) and not isinstance(found, type(_anonymous())):
+    found = AnonymousCredentials() if args.dry_run else credentials(args.token_file, local=cloud.is_local(args.api_endpoint))
+    if url.startswith("http://") and not cloud.is_local(url) and not isinstance(found, AnonymousCredentials):
         raise CloudError(f"{url}: an access token is not sent over plain HTTP; use https://.")
     return Service(values["project"], values["region"], url, bool(args.api_endpoint), found)
 
 
 def start(service: Service, bucket: str, dry_run: bool = False) -> Any:
     """Return the SDK's high-level module, set up for a service; in a dry run so that it asks nobody for anything."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of Google's, about the Python at hand
-        from google.cloud import aiplatform
+    from google.cloud import aiplatform
+
     for name in [name for name in logging.root.manager.loggerDict if name.startswith("google.cloud.aiplatform")]:
         logging.getLogger(name).setLevel(logging.WARNING)  # what it would say is said by us
     options = {"api_transport": "rest", **service.options} if dry_run else service.options
@@ -102,20 +107,17 @@ def start(service: Service, bucket: str, dry_run: bool = False) -> Any:
 # ------------------------------------------------------------------ jobs
 
 
-def create(service: Service, job: jobs.Job, options: Mapping[str, Any] | None = None) -> Any:
+def create(service: Service, job: jobs.Job, options: Mapping[str, Any]) -> Any:
     """Create a job and return the service's message of it. It is sent once: whether a lost answer was a yes, nobody knows.
 
     Args:
         options: other fields of the request, such as an id of one's own.
     """
-    from google.api_core import exceptions
-    from requests.exceptions import ConnectionError, Timeout
-
-    field = _field(job.kind)
+    field = job.kind.field
     try:
         with errors(service.project):
-            send = getattr(_client(service, job.kind), f"create_{field}")
-            return send(parent=service.parent, **{field: jobs.wrap(job)}, retry=None, timeout=CREATE_SECONDS, **(options or {}))
+            send = getattr(client(service, job.kind.service), f"create_{field}")
+            return send(parent=service.parent, **{field: jobs.wrap(job)}, retry=None, timeout=CREATE_SECONDS, **options)
     except CloudError as error:
         lost = (exceptions.ServerError, exceptions.RetryError, ConnectionError, Timeout)
         if isinstance(error.__cause__, lost):
@@ -126,25 +128,15 @@ def create(service: Service, job: jobs.Job, options: Mapping[str, Any] | None = 
 def get(service: Service, kind: jobs.Kind, name: str) -> dict[str, Any]:
     """Return a job in the API's JSON form."""
     with errors(service.project):
-        return schema.to_fields(getattr(_client(service, kind), f"get_{_field(kind)}")(name=name)._pb)
-
-
-def _field(kind: jobs.Kind) -> str:
-    return re.sub("(?<!^)([A-Z])", r"_\1", kind.type).lower()
-
-
-def _client(service: Service, kind: jobs.Kind) -> Any:
-    names = {jobs.PIPELINE: "Pipeline", jobs.PIPELINE_JOB: "Pipeline", jobs.SCHEDULE: "Schedule"}
-    return client(service, f"{names.get(kind, 'Job')}ServiceClient")
+        return schema.to_fields(getattr(client(service, kind.service), f"get_{kind.field}")(name=name)._pb)
 
 
 def client(service: Service, name: str) -> Any:
-    """Return a client of one of the API's services, such as ModelServiceClient, set up as `start` sets up the SDK."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        from google.cloud import aiplatform_v1
+    """Return a client of one of the API's services, such as ModelService, set up as `start` sets up the SDK."""
+    from google.cloud import aiplatform_v1
+
     endpoint = {"api_endpoint": service.options.get("api_endpoint") or service.url.removeprefix("https://")}
-    made = getattr(aiplatform_v1, name)
+    made = getattr(aiplatform_v1, f"{name}Client")
     return made(credentials=service.credentials, client_options=endpoint, transport="rest" if service.redirected else None)
 
 
@@ -160,15 +152,13 @@ def find(service: Service, made: Any, kind: str, name: str, flag: str) -> str:
     Raises:
         UserError: there is none. CloudError: the service refused.
     """
-    from google.api_core.exceptions import InvalidArgument, NotFound
-
     with errors(service.project):
         if re.fullmatch(rf"projects/.+/{kind}s/[\w-]+|[\w-]{{1,63}}", name):
             full = name if "/" in name else f"{service.parent}/{kind}s/{name}"
             try:
                 getattr(made, f"get_{kind}")(name=full)
                 return full
-            except (NotFound, InvalidArgument):
+            except (exceptions.NotFound, exceptions.InvalidArgument):
                 pass  # said below, or it is a display name
         wanted = {"parent": service.parent, "filter": f'display_name="{name}"'}
         found = [] if '"' in name else list(getattr(made, f"list_{kind}s")(request=wanted))
@@ -190,10 +180,6 @@ def credentials(token_file: str | None, local: bool = False) -> Any:
     Raises:
         SettingsError: the file cannot be read. CloudError: there are none.
     """
-    import google.auth
-    from google.auth.exceptions import DefaultCredentialsError
-    from google.oauth2.credentials import Credentials
-
     if token_file:
         try:
             return Credentials(Path(token_file).read_text(encoding="utf-8").strip())
@@ -202,11 +188,9 @@ def credentials(token_file: str | None, local: bool = False) -> Any:
                 f"--token_file: {token_file}: cannot be read: {error}. Name a file with an access token."
             ) from None
     if local or os.environ.get("CLOUDSDK_AUTH_DISABLE_CREDENTIALS", "").lower() in ("1", "true", "yes", "on"):
-        return _anonymous()
+        return AnonymousCredentials()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # about a quota project: an error names the remedy where it matters
-            return google.auth.default([SCOPE])[0]
+        return google.auth.default([SCOPE])[0]
     except DefaultCredentialsError as error:
         if shutil.which("gcloud") is None:
             raise CloudError(f"no credentials are found: {LOGIN}.") from error
@@ -223,29 +207,19 @@ def _gcloud_token(request: object, scopes: object) -> tuple[str, datetime.dateti
     return token, now + datetime.timedelta(minutes=TOKEN_MINUTES)
 
 
-def _anonymous() -> Any:
-    from google.auth.credentials import AnonymousCredentials
-
-    return AnonymousCredentials()
-
-
 # ------------------------------------------------------------------ errors
 
 
 @contextlib.contextmanager
 def errors(project: str) -> Iterator[None]:
     """Turn what the SDK and its transports raise into a CloudError of one line, which names the command that helps."""
-    from google.api_core.exceptions import GoogleAPIError
-    from google.auth.exceptions import GoogleAuthError, InvalidOperation, RefreshError
-    from requests.exceptions import RequestException
-
     try:
         yield
     except (RefreshError, InvalidOperation) as error:  # after a 401: it would be asked again with fresh ones
         raise CloudError(f"the service refuses the credentials ({reason(error).rstrip('.')}): {LOGIN}.") from error
     except RequestException as error:
         raise CloudError(f"the service does not answer: {reason(error)}. See --region and the network, then start again.") from error
-    except (GoogleAPIError, GoogleAuthError, RuntimeError) as error:
+    except (exceptions.GoogleAPIError, GoogleAuthError, RuntimeError) as error:
         raise CloudError(" ".join(filter(None, (f"the service answered: {reason(error)}", remedy(error, project))))) from error
 
 
@@ -273,8 +247,6 @@ def _violations(error: Exception) -> Iterator[tuple[str, str]]:
 
 def remedy(error: Exception, project: str) -> str:
     """Return what to do about a permission, an API that is off, or a quota; empty for any other error."""
-    from google.api_core import exceptions
-
     if getattr(error, "reason", None) == "SERVICE_DISABLED":
         return f"Enable it: gcloud services enable aiplatform.googleapis.com --project={project}"
     if isinstance(error, exceptions.Forbidden) and "quota project" in str(error):

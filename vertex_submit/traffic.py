@@ -27,7 +27,7 @@ class Traffic:
 
     def __init__(self, service: sdk.Service, endpoint: str, model: str, machine_type: str | None = None):
         self.service, self.model, self.machine_type = service, model, machine_type
-        self.client = sdk.client(service, "EndpointServiceClient")
+        self.client = sdk.client(service, "EndpointService")
         self.name = sdk.find(service, self.client, "endpoint", endpoint, "--endpoint")
 
     @property
