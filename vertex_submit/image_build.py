@@ -30,10 +30,9 @@ def image_commands(args: argparse.Namespace, values: Mapping[str, str], root: Pa
     tensorflow = args.tensorflow or dockerfile_default("TENSORFLOW", root)
     if args.gpu and not args.tensorflow:
         tensorflow = "tensorflow[and-cuda]" + re.sub(r"^[\w-]+", "", tensorflow)
-    base = values["prebuilt"] if args.base == "prebuilt" else args.base
-    if base and images.find(base) and not args.tensorflow:
+    if args.base and images.find(args.base) and not args.tensorflow:
         tensorflow = "tensorflow"  # what the image brings does
-    build_args = {"TRAINER": args.trainer, "TENSORFLOW": tensorflow, **({"BASE_IMAGE": base} if base else {})}
+    build_args = {"TRAINER": args.trainer, "TENSORFLOW": tensorflow, **({"BASE_IMAGE": args.base} if args.base else {})}
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True)
     if commit.returncode == 0:
         build_args["REVISION"] = commit.stdout.strip()
@@ -61,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
 def _image(args: argparse.Namespace) -> int:
     needed = ("project", "region", "repository", "tag", *(("prebuilt",) if args.base == "prebuilt" else ()))
     values = cloud.load_settings(SETTINGS, settings.from_flags(args), needed, args.dry_run or not args.push)
-    base = values["prebuilt"] if args.base == "prebuilt" else args.base
+    base = args.base = values["prebuilt"] if args.base == "prebuilt" else args.base
     if base and (warning := images.warning(base, date.today())):
         print(f"warning: {warning}", file=sys.stderr)
     if base and args.gpu and (found := images.find(base)) and found.accelerator != "gpu":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import filecmp
 import hashlib
 import os
 import shutil
@@ -23,8 +24,8 @@ from .checkout import ROOT, SETTINGS
 
 def store_locally(path: Path, uri: str, root: str | Path, overwrite: bool) -> str:
     """Copy a file to where `uri` lies under a local bucket root, and return what was done."""
-    target, data = Path(buckets.to_path(uri, root)), path.read_bytes()
-    if target.is_file() and target.read_bytes() == data:
+    target = Path(buckets.to_path(uri, root))
+    if target.is_file() and filecmp.cmp(path, target, shallow=False):
         return f"{target} is there already, the same bytes"
     if target.exists() and not overwrite:
         raise UserError(f"{target} holds something else: raise the version, or give --overwrite.")
@@ -32,8 +33,6 @@ def store_locally(path: Path, uri: str, root: str | Path, overwrite: bool) -> st
     part = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         shutil.copyfile(path, part)
-        if part.read_bytes() != data:
-            raise cloud.CloudError(f"{part}: differs from {path} after copying; is the disk full? Make room, then start again.")
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from google.protobuf import json_format, struct_pb2
+
 from . import sdk, transfer
 from .cloud import CloudError
 
@@ -149,8 +151,6 @@ def _slice(each: Mapping[str, Any], schema: str) -> Any:
 
 
 def _value(content: Any) -> Any:
-    from google.protobuf import json_format, struct_pb2
-
     return json_format.ParseDict(content, struct_pb2.Value())
 
 

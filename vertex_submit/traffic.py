@@ -5,6 +5,8 @@ from __future__ import annotations
 import concurrent.futures
 from typing import Any
 
+from google.protobuf import field_mask_pb2
+
 from vertex_local.errors import UserError
 
 from . import sdk
@@ -100,7 +102,6 @@ class Traffic:
     def move(self, version: str) -> None:
         """Give a deployed version all of the model's traffic, in one step; refused if the endpoint was changed meanwhile."""
         from google.cloud.aiplatform_v1 import types
-        from google.protobuf import field_mask_pb2
 
         endpoint = self.read()
         number = self.deployed(version, endpoint)

@@ -108,8 +108,9 @@ class _Damaged(Exception):
     """What arrived has another checksum than what was sent."""
 
 
-# What another attempt at a whole file may help with: a damaged one, and a session that broke.
-_TRANSIENT = (DataCorruption, InvalidResponse, ServerError, RequestException, _Damaged)
+# What another attempt at a whole file may help with: a damaged one, a session that broke, an answer to our own upload that was
+# lost or somebody else's upload that came in between.
+_TRANSIENT = (DataCorruption, InvalidResponse, PreconditionFailed, ServerError, RequestException, _Damaged)
 
 
 def _attempts(what: str, once: Callable[[], Any]) -> Any:
@@ -184,14 +185,8 @@ def _upload_one(client: Any, path: Path, uri: str, overwrite: bool, progress: Pr
             raise _Damaged(f"it arrived with crc32c {blob.crc32c} and {blob.size} bytes, sent were {own} and {size}")
         return f"uploaded to {uri}, crc32c {own} on both sides"
 
-    def again() -> str:
-        try:
-            return once()
-        except PreconditionFailed:  # the answer to our own upload was lost, or somebody else's came in between: look again
-            return once()
-
     with _one_line(f"{uri}: not uploaded"):
-        return _attempts(f"{uri}: not uploaded", again)
+        return _attempts(f"{uri}: not uploaded", once)
 
 
 def files_of(folder: Path, uri: str) -> dict[Path, str]:
