@@ -592,6 +592,23 @@ def test_what_cannot_be_deployed(tmp_path, flags, expected):
     assert expected in last_error(done)
 
 
+def test_names_that_the_sdk_refuses_are_the_users_mistakes(tmp_path, service, gcloud):
+    (tmp_path / "ask.jsonl").write_text("{}\n")
+    flags = (JOBS / "taxifare.yaml", *REAL, "--instances=ask.jsonl")
+    for model in ("a b", "projects/x/y"):
+        done = call(deploy.main, *flags, f"--model={model}", cwd=tmp_path, env=gcloud, code=2)
+        assert re.match(f"error: --model: '{model}': .*; give the id or the full name of a Model", done.stderr)
+    done = call(deploy.main, *flags, "--model_display_name=" + "x" * 200, cwd=tmp_path, env=gcloud, code=2)
+    assert "the SDK refuses it before it is sent: Display name needs to be less than 128 characters; give" in last_error(done)
+    words = (JOBS / "taxifare.yaml", *REAL, "--no_check", "--dataset=a b")
+    done = call(pipeline.main, *words, cwd=tmp_path, env=gcloud, code=2)
+    assert "error: --dataset: 'a b': " in last_error(done) and "of a TabularDataset" in last_error(done)
+    assert not service.requests
+    (tmp_path / "ask.jsonl").write_text("[" * 100_000)
+    done = call(deploy.main, *flags, "--dry_run", cwd=tmp_path, code=2)
+    assert "ask.jsonl:1: must be JSON" in last_error(done)
+
+
 # ------------------------------------------------------------------ all of them
 
 

@@ -6,6 +6,7 @@ import argparse
 import difflib
 import os
 import re
+import shutil
 import signal
 import sys
 import tempfile
@@ -57,6 +58,12 @@ def add_place_flags(parser: argparse._ActionsContainer, installs: bool = True) -
         parser.add_argument("--with_index", action="store_true", help="install what a job's packages require and is missing")
         add_container_flags(parser)
         parser.add_argument("--cloud_credentials", action="store_true", help="let replicas use your credentials and reach the cloud")
+
+
+def check_interpreter(path: str | None) -> None:
+    """Raise a UserError if the flag --python was given and names nothing that can be run."""
+    if path and not shutil.which(path):
+        raise UserError(f"--python: {path} is not a program that can be run. Name an interpreter.")
 
 
 def add_container_flags(parser: argparse._ActionsContainer) -> None:

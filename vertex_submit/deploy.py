@@ -83,7 +83,7 @@ def _deploy(args: argparse.Namespace) -> int:
         upload |= explanation.options(spec, args.explain_method or explanation.METHODS[0])
     aiplatform = sdk.start(service, values["bucket"])
     with sdk.errors(service.project):
-        model = aiplatform.Model.upload(**upload) if upload else aiplatform.Model(args.model)
+        model = aiplatform.Model.upload(**upload) if upload else sdk.existing(aiplatform.Model, "--model", args.model)
         print(f"model {model.versioned_resource_name}", flush=True)
         endpoint = find_endpoint(aiplatform, name)
         show("Model.deploy", deployment(args), "takes ten minutes or more: ")
@@ -162,7 +162,7 @@ def read_instances(path: str) -> list[Any]:
     for number, line in enumerate(lines, 1):
         try:
             found += [json.loads(line)] if line.strip() else []
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}:{number}: must be JSON: {error}.") from None
     if not found:
         raise UserError(f"--instances: {path} is empty; it takes one JSON value a line.")

@@ -233,7 +233,7 @@ def _provide_dataset(pipeline: jobs.Job, args: argparse.Namespace, service: sdk.
             found = aiplatform.TabularDataset.create(display_name=name, gcs_source=args.dataset_csv)
             print(f"dataset {found.resource_name}", flush=True)
         else:
-            found = getattr(aiplatform, DATASETS[args.dataset_kind])(args.dataset)
+            found = sdk.existing(getattr(aiplatform, DATASETS[args.dataset_kind]), "--dataset", args.dataset)
     pipeline.message.input_data_config.dataset_id = found.name
 
 

@@ -170,6 +170,15 @@ def find(service: Service, made: Any, kind: str, name: str, flag: str) -> str:
     raise UserError(f"{flag}: there is no {kind} {quoted(name)} in {service.parent}; see `gcloud ai {kind}s list`.")
 
 
+def existing(kind: Any, flag: str, name: str) -> Any:
+    """Return the SDK's object of an id or a full name; `kind` is the SDK's class, and errors begin with `flag`."""
+    try:
+        return kind(name)
+    except ValueError as error:  # it is no name, or that of another kind of resource
+        remedy = f"give the id or the full name of a {kind.__name__} in this project and region"
+        raise UserError(f"{flag}: {quoted(name)}: {reason(error).rstrip('.')}; {remedy}.") from None
+
+
 # ------------------------------------------------------------------ credentials
 
 
@@ -212,13 +221,20 @@ def _gcloud_token(request: object, scopes: object) -> tuple[str, datetime.dateti
 
 @contextlib.contextmanager
 def errors(project: str) -> Iterator[None]:
-    """Turn what the SDK and its transports raise into a CloudError of one line, which names the command that helps."""
+    """Turn what the SDK and its transports raise into a CloudError of one line, which names the command that helps.
+
+    What the SDK itself refuses, such as a name that is too long, becomes a UserError.
+    """
     try:
         yield
     except (RefreshError, InvalidOperation) as error:  # after a 401: it would be asked again with fresh ones
         raise CloudError(f"the service refuses the credentials ({reason(error).rstrip('.')}): {LOGIN}.") from error
     except RequestException as error:
         raise CloudError(f"the service does not answer: {reason(error)}. See --region and the network, then start again.") from error
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"the SDK refuses it before it is sent: {reason(error).rstrip('.')}; give another value.") from error
     except (exceptions.GoogleAPIError, GoogleAuthError, RuntimeError) as error:
         raise CloudError(" ".join(filter(None, (f"the service answered: {reason(error)}", remedy(error, project))))) from error
 

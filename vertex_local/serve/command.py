@@ -129,8 +129,7 @@ def _local(args: argparse.Namespace, state: Path, own: Path) -> Local:
     project = Path(os.path.abspath(args.project_dir))
     if not project.is_dir():
         raise UserError(f"--project_dir: there is no folder {project}. Name the checkout.")
-    if args.python and not shutil.which(args.python):
-        raise UserError(f"--python: {args.python} is not a program that can be run. Name an interpreter.")
+    cli.check_interpreter(args.python)
     try:
         schema.api_types()
     except ImportError as error:
@@ -167,6 +166,8 @@ def _access_log(own: Path) -> Iterator[Callable[[str], None]]:
     file = logging.handlers.RotatingFileHandler(
         own / "access.log", maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8", errors="backslashreplace"
     )
+
+    file.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk is no reason to fill the terminal
 
     def note(text: str) -> None:
         line = "".join(letter if letter.isprintable() else "?" for letter in text[:LOG_LINE])
