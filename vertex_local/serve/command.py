@@ -193,7 +193,7 @@ def _listen_grpc(
     port = args.grpc_port if args.grpc_port is not None else args.port and args.port + 1
     try:
         return grpc_server.start(methods, port, token, files, note)
-    except OSError:
+    except RuntimeError:
         raise UserError(f"--grpc_port: 127.0.0.1:{port} cannot be used; choose another, or 0 for any free one.") from None
 
 

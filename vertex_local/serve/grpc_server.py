@@ -48,7 +48,7 @@ def start(methods: Iterable[rpc.Method], port: int, token: str, files: tls.Files
         log: called with a line for each call.
 
     Raises:
-        OSError: the port cannot be used.
+        RuntimeError: the port cannot be used.
     """
     threads = ThreadPoolExecutor(THREADS, thread_name_prefix="grpc")
     options = [
@@ -57,10 +57,7 @@ def start(methods: Iterable[rpc.Method], port: int, token: str, files: tls.Files
     ]  # fmt: skip
     server = grpc.server(threads, [_Handlers(methods, token, log)], options=options, maximum_concurrent_rpcs=MOST_AT_ONCE)
     credentials = grpc.ssl_server_credentials([(files.key.read_bytes(), files.certificate.read_bytes())])
-    try:
-        bound = server.add_secure_port(f"{guards.ADDRESS}:{port}", credentials)
-    except RuntimeError as error:
-        raise OSError(f"{guards.ADDRESS}:{port} cannot be used: {error}") from None
+    bound = server.add_secure_port(f"{guards.ADDRESS}:{port}", credentials)
     server.start()
     return GrpcServer(bound, server, threads)
 
