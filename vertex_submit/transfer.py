@@ -191,8 +191,8 @@ def _upload_one(client: Any, path: Path, uri: str, overwrite: bool, progress: Pr
 
 def files_of(folder: Path, uri: str) -> dict[Path, str]:
     """Return where each file of a folder goes; unfinished downloads and a lock stay."""
-    paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in LEFT_OUT and not _is_part(path.name))
-    return {path: f"{uri.rstrip('/')}/{path.relative_to(folder).as_posix()}" for path in paths}
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in LEFT_OUT)
+    return {path: f"{uri.rstrip('/')}/{path.relative_to(folder).as_posix()}" for path in paths if not path.match(".*.part")}
 
 
 # ------------------------------------------------------------------ down
@@ -244,8 +244,8 @@ def _verify_manifests(uri: str, blobs: Mapping[str, Any]) -> None:
         try:
             read = functools.partial(blobs[name].download_as_bytes, if_generation_match=blobs[name].generation, retry=_retry())
             manifest = json.loads(_attempts(f"{uri}: {name} cannot be read", read))
-            files = dict(manifest["files"]) if "complete" in manifest else {}
-        except (KeyError, TypeError, ValueError):
+            files = {file: dict(wanted) for file, wanted in manifest["files"].items()} if "complete" in manifest else {}
+        except (AttributeError, KeyError, TypeError, ValueError):
             continue  # somebody else's file of that name
         remedy = "let it finish, or give --unfinished to take what is there"
         if not manifest.get("complete", True):
@@ -262,14 +262,6 @@ def _verify_manifests(uri: str, blobs: Mapping[str, Any]) -> None:
                 raise TransferError(f"{uri}: {path} is not what the manifest says ({what}). Start the run again, or give --unfinished.")
 
 
-def _part_of(target: Path, generation: int) -> Path:
-    return target.with_name(f".{target.name}.{generation}.part")
-
-
-def _is_part(name: str) -> bool:
-    return name.startswith(".") and name.endswith(".part")
-
-
 def _download_one(blob: Any, target: Path, overwrite: bool, progress: Progress) -> str:
     uri = f"gs://{blob.bucket.name}/{blob.name}"
     if target.exists() and not target.is_dir() and (target.stat().st_size, crc32c(target)) == (blob.size, blob.crc32c):
@@ -277,7 +269,7 @@ def _download_one(blob: Any, target: Path, overwrite: bool, progress: Progress) 
         return f"{target} is there already, the same bytes"
     if target.is_dir() or (target.exists() and not overwrite):
         raise NotReplaced(f"{target} holds something else than {uri}: choose another folder, or give --overwrite.")
-    part = _part_of(target, blob.generation)
+    part = target.with_name(f".{target.name}.{blob.generation}.part")
 
     def once() -> str:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -302,12 +294,7 @@ def _download_one(blob: Any, target: Path, overwrite: bool, progress: Progress) 
 
     with _one_line(f"{uri}: not downloaded to {target}"):
         done = _attempts(f"{uri}: not downloaded", once)
-    _forget_older_parts(target)
-    return done
-
-
-def _forget_older_parts(target: Path) -> None:
-    """Remove what came of other generations of the object."""
-    for path in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
+    for path in target.parent.glob(f".{glob.escape(target.name)}.*.part"):  # what came of other generations of the object
         if path.name.split(".")[-2].isdecimal():
             path.unlink(missing_ok=True)
+    return done

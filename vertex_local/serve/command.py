@@ -78,9 +78,11 @@ def _serve(args: argparse.Namespace, cancel: threading.Event) -> int:
         token, key = ("", "") if args.no_token else (secrets.token_urlsafe(32), secrets.token_urlsafe(32))
         tls.write_private(own / "token", token.encode())
         pool = operations.OperationPool(local)
-        methods, table = _api(local, pool, args.testing)
+        methods = routes.methods(local, pool)
         console = Console(local, methods, everybody=args.no_token)
-        table += console.routes()
+        table = [*routes.table(local, methods), *console.routes()]
+        if args.testing:
+            table.append(route("POST", "/reset", lambda request: _reset(local)))
         with _access_log(own) as note, contextlib.ExitStack() as stack:
             server = _listen(args, table, files, note, token, key)
             local.address = f"{ADDRESS}:{server.port}"
@@ -152,12 +154,6 @@ def _local(args: argparse.Namespace, state: Path, own: Path) -> Local:
 def _say(text: str) -> None:
     with contextlib.suppress(OSError, ValueError):  # a closed terminal must not make a job fail
         print(text, flush=True)
-
-
-def _api(local: Local, pool: operations.OperationPool, testing: bool) -> tuple[list[Method], list[Route]]:
-    """Return the RPCs of the API, and all routes of the server; `testing` adds the route that empties it."""
-    methods = routes.methods(local, pool)
-    return methods, [*routes.table(local, methods), *[route("POST", "/reset", lambda request: _reset(local))] * testing]
 
 
 @contextlib.contextmanager

@@ -113,7 +113,7 @@ class Operations:
 
     def wait_operation(self, request: operations_pb2.WaitOperationRequest) -> operations_pb2.Operation:
         """Return an operation once it is done, or after `timeout`, at most a minute; at once if too many calls wait already."""
-        seconds = request.timeout.ToTimedelta().total_seconds() if request.HasField("timeout") else 30.0
+        seconds = times.duration(request.timeout) if request.HasField("timeout") else 30.0
         if self._waiters.acquire(blocking=False):
             try:
                 self._pool.wait(request.name, min(seconds, LONGEST_WAIT))

@@ -27,7 +27,6 @@ import uvicorn
 from starlette.datastructures import Headers, QueryParams
 from starlette.responses import Response, StreamingResponse
 
-from ..local.store import Taken
 from . import connections, guards
 from .rest import Answer, ApiError, Request
 
@@ -64,8 +63,7 @@ class Server:
         self, port: int, routes: Sequence[Route], tls: ssl.SSLContext | None, log: Callable[[str], None], token: str = "",
         key: str = "",
     ):  # fmt: skip
-        most = min(connections.MOST_CONNECTIONS, connections.raise_file_limit() // 2)
-        self._listener = connections.Listener(guards.ADDRESS, port, most)
+        self._listener = connections.Listener(guards.ADDRESS, port)
         self.port: int = self._listener.getsockname()[1]
         self._app = App(routes, guards.Access(self.port, token, key), log)
         protocol: Any = partial(connections.Protocol, self._listener)
@@ -157,8 +155,6 @@ class App:
             return await self._answer(call)
         except ApiError as error:
             return Answer(error.code, error.body(), {"Retry-After": "1"} if error.code == 503 else {})
-        except Taken as error:
-            return Answer(409, ApiError("ALREADY_EXISTS", f"{error} exists already.").body())
         except ConnectionError:
             return None
         except Exception as error:  # a bug of ours must reach the client as an answer, not as a broken connection
