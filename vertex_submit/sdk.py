@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import functools
 import logging
 import os
 import re
@@ -83,6 +84,16 @@ class Service:
         # REST takes http:// in an endpoint, and what has no scheme is https://.
         return {"credentials": self.credentials, "api_transport": "rest", "api_endpoint": self.url.removeprefix("https://")}
 
+    def ask(self, api: str, method: str, **request: Any) -> Any:
+        """Return what a method of one of the API's services, such as ModelService, answers; a list is read to its end.
+
+        Raises:
+            CloudError: the service refused.
+        """
+        with errors(self.project):
+            answer = getattr(client(self, api), method)(**request)
+            return list(answer) if hasattr(answer, "pages") else answer
+
 
 def connect(values: Mapping[str, str], args: argparse.Namespace) -> Service:
     """Return the service that flags and settings name; nothing is sent yet, and a dry run needs no credentials."""
@@ -113,11 +124,9 @@ def create(service: Service, job: jobs.Job, options: Mapping[str, Any]) -> Any:
     Args:
         options: other fields of the request, such as an id of one's own.
     """
-    field = job.kind.field
+    field, limits = job.kind.field, {"retry": None, "timeout": CREATE_SECONDS}
     try:
-        with errors(service.project):
-            send = getattr(client(service, job.kind.service), f"create_{field}")
-            return send(parent=service.parent, **{field: jobs.wrap(job)}, retry=None, timeout=CREATE_SECONDS, **options)
+        return service.ask(job.kind.service, f"create_{field}", parent=service.parent, **{field: jobs.wrap(job)}, **limits, **options)
     except CloudError as error:
         lost = (exceptions.ServerError, exceptions.RetryError, ConnectionError, Timeout)
         if isinstance(error.__cause__, lost):
@@ -127,10 +136,10 @@ def create(service: Service, job: jobs.Job, options: Mapping[str, Any]) -> Any:
 
 def get(service: Service, kind: jobs.Kind, name: str) -> dict[str, Any]:
     """Return a job in the API's JSON form."""
-    with errors(service.project):
-        return schema.to_fields(getattr(client(service, kind.service), f"get_{kind.field}")(name=name)._pb)
+    return schema.to_fields(service.ask(kind.service, f"get_{kind.field}", name=name)._pb)
 
 
+@functools.cache
 def client(service: Service, name: str) -> Any:
     """Return a client of one of the API's services, such as ModelService, set up as `start` sets up the SDK."""
     from google.cloud import aiplatform_v1
@@ -140,11 +149,10 @@ def client(service: Service, name: str) -> Any:
     return made(credentials=service.credentials, client_options=endpoint, transport="rest" if service.redirected else None)
 
 
-def find(service: Service, made: Any, kind: str, name: str, flag: str) -> str:
-    """Return the full name of a model or an endpoint.
+class Named:
+    """A model or an endpoint.
 
     Args:
-        made: the client that has `get_<kind>` and `list_<kind>s`.
         kind: model or endpoint.
         name: its id, its full name, or its display name if no other has that.
         flag: what errors begin with.
@@ -152,22 +160,41 @@ def find(service: Service, made: Any, kind: str, name: str, flag: str) -> str:
     Raises:
         UserError: there is none. CloudError: the service refused.
     """
-    with errors(service.project):
-        if re.fullmatch(rf"projects/.+/{kind}s/[\w-]+|[\w-]{{1,63}}", name):
-            full = name if "/" in name else f"{service.parent}/{kind}s/{name}"
-            try:
-                getattr(made, f"get_{kind}")(name=full)
-                return full
-            except (exceptions.NotFound, exceptions.InvalidArgument):
-                pass  # said below, or it is a display name
-        wanted = {"parent": service.parent, "filter": f'display_name="{name}"'}
-        found = [] if '"' in name else list(getattr(made, f"list_{kind}s")(request=wanted))
-    numbers = [each.name.partition("@")[0].rpartition("/")[2] for each in found]
-    if len(found) == 1:
-        return f"{service.parent}/{kind}s/{numbers[0]}"
-    if found:
-        raise UserError(f"{flag}: several {kind}s are called {quoted(name)}; give the id: {', '.join(numbers)}.")
-    raise UserError(f"{flag}: there is no {kind} {quoted(name)} in {service.parent}; see `gcloud ai {kind}s list`.")
+
+    def __init__(self, service: Service, kind: str, name: str, flag: str):
+        self.service, self._api = service, f"{kind.capitalize()}Service"
+        self.name = self._full_name(kind, name) or self._by_display_name(kind, name, flag)
+
+    @property
+    def number(self) -> str:
+        """Its id."""
+        return self.name.rpartition("/")[2]
+
+    def ask(self, method: str, **request: Any) -> Any:
+        """Return what the service answers to one of the methods about its kind."""
+        return self.service.ask(self._api, method, **request)
+
+    def _full_name(self, kind: str, name: str) -> str | None:
+        if not re.fullmatch(rf"projects/.+/{kind}s/[\w-]+|[\w-]{{1,63}}", name):
+            return None
+        full = name if "/" in name else f"{self.service.parent}/{kind}s/{name}"
+        try:
+            self.ask(f"get_{kind}", name=full)
+            return full
+        except CloudError as error:
+            if not isinstance(error.__cause__, (exceptions.NotFound, exceptions.InvalidArgument)):
+                raise
+            return None  # it is a display name, or there is none
+
+    def _by_display_name(self, kind: str, name: str, flag: str) -> str:
+        wanted = {"parent": self.service.parent, "filter": f'display_name="{name}"'}
+        found = [] if '"' in name else self.ask(f"list_{kind}s", request=wanted)
+        numbers = [each.name.partition("@")[0].rpartition("/")[2] for each in found]
+        if len(found) == 1:
+            return f"{self.service.parent}/{kind}s/{numbers[0]}"
+        if found:
+            raise UserError(f"{flag}: several {kind}s are called {quoted(name)}; give the id: {', '.join(numbers)}.")
+        raise UserError(f"{flag}: there is no {kind} {quoted(name)} in {self.service.parent}; see `gcloud ai {kind}s list`.")
 
 
 def existing(kind: Any, flag: str, name: str) -> Any:
