@@ -117,3 +117,9 @@ def test_functions_that_a_list_names():
     for wrong in ('in_context("a"', "in_context()", "in_context", 'other("a")'):
         with pytest.raises(filters.FilterError):
             filters.parse(wrong, look, ["in_context"])
+
+
+def test_names_and_values_in_quotes_are_the_texts_in_them():
+    item = {"a": {"b c": {"d": "AND"}}, "AND": "x", "labels": {"it's": "y"}}
+    for text in ('a."b c".d=AND', '"a"."b c".d="AND"', '"AND"=x', 'labels."it\\\'s"=y', "labels.'it\\'s'='y'"):
+        assert filters.parse(text, filters.lookup)(item), text

@@ -752,6 +752,7 @@ def test_a_start_that_cannot_be_is_one_line(service, tmp_path, monkeypatch, caps
     for flags, says in (
         ([f"--state_dir={service.state}"], f"process {service.process.pid}"),
         ([f"--port={service.port}"], f"127.0.0.1:{service.port}"),
+        (["--port=0", f"--grpc_port={service.endpoint.grpc.rpartition(':')[2]}"], f"--grpc_port: {service.endpoint.grpc} cannot be used"),
         (["--project_dir=none"], "--project_dir"),
         (["--python=no-such-python"], "--python"),
         (["--state_dir=file"], "--state_dir"),

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -16,6 +17,7 @@ from test_local_support import environ
 from test_serve_support import PARENT, Service, job_spec
 
 from vertex_local.__main__ import main
+from vertex_local.errors import UserError
 from vertex_local.serve import endpoint, tls
 from vertex_local.testing import service, service_process  # noqa: F401 - fixtures
 
@@ -129,6 +131,14 @@ def test_a_second_start_does_not_grow_what_is_trusted(tmp_path, monkeypatch):
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "ca-bundle.pem"))
     second = tls.make(tmp_path).bundle.read_text()
     assert first.count("BEGIN CERTIFICATE") == second.count("BEGIN CERTIFICATE") > 2 and first != second
+
+
+def test_what_is_trusted_and_cannot_be_read_is_named(tmp_path, monkeypatch):
+    (tmp_path / "mine.pem").write_text("x")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "mine.pem"))
+    monkeypatch.setattr(Path, "read_bytes", lambda path: open(tmp_path / "none", "rb"))  # a mode would not stop root
+    with pytest.raises(UserError, match="REQUESTS_CA_BUNDLE: .*mine.pem cannot be read: No such file.* Name a file of certificates"):
+        tls.make(tmp_path)
 
 
 def test_readiness_needs_no_token(service):  # noqa: F811

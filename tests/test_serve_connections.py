@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import resource
+import shutil
 import socket
 import threading
 from functools import partial
@@ -239,3 +240,15 @@ def test_the_access_log_is_rotated(tmp_path, monkeypatch):
     files = sorted(path.name for path in tmp_path.iterdir())
     assert files == ["access.log", "access.log.1"] and all(path.stat().st_size <= 10_000 for path in tmp_path.iterdir())
     assert all(line.isprintable() for path in tmp_path.iterdir() for line in path.read_text().splitlines())
+
+
+def test_a_log_that_cannot_be_written_leaves_the_terminal_alone(tmp_path, monkeypatch, capfd):
+    from vertex_local.serve import command
+
+    monkeypatch.setattr(command, "LOG_BYTES", 100)
+    (tmp_path / "own").mkdir()
+    with command._access_log(tmp_path / "own") as note:
+        note("GET /")
+        shutil.rmtree(tmp_path / "own")  # as a full disk: the next file cannot be begun
+        note("GET /" + "x" * 100)
+    assert capfd.readouterr() == ("", "")

@@ -7,6 +7,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from starlette.datastructures import QueryParams
 
 from vertex_local.local import store
 from vertex_local.serve import log_index, logging_api
@@ -38,7 +39,7 @@ class Logs:
 
     def ask(self, **body) -> dict:
         data = json.dumps({"resourceNames": ["projects/p"], **body}).encode()
-        return self.reader.entries(Request("POST", "/v2/entries:list", {}, {}, len(data), io.BytesIO(data)))
+        return self.reader.entries(Request("POST", "/v2/entries:list", QueryParams(), {}, len(data), io.BytesIO(data)))
 
     def texts(self, **body) -> list[str]:
         return [entry["jsonPayload"]["message"] for entry in self.ask(**body).get("entries", [])]

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from starlette.datastructures import QueryParams
 
 pytest.importorskip("google.cloud.aiplatform", reason="google-cloud-aiplatform is not installed")
 pytest.importorskip("cryptography", reason="without cryptography the service has no TLS")
@@ -91,7 +92,7 @@ def test_over_http_the_body_and_the_answer_are_the_containers(house, endpoint): 
     for verb in ("rawPredict", "streamRawPredict"):
         data = b'{"instances": [null, "\\u00e9"]}'
         kind = {"content-type": "application/json"}
-        answer = house.rest.handle(Request("POST", f"/v1/{endpoint}:{verb}", {}, kind, len(data), io.BytesIO(data)))
+        answer = house.rest.handle(Request("POST", f"/v1/{endpoint}:{verb}", QueryParams(), kind, len(data), io.BytesIO(data)))
         assert answer.code == 200 and json.loads(answer.content) == {"predictions": [None, "é"]}
         assert answer.headers["Content-Type"] == "application/json" and answer.headers["X-Vertex-AI-Deployed-Model-Id"] == "1"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import fcntl
 import io
 import json
@@ -12,6 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from starlette.datastructures import QueryParams
 from test_local_support import wait_for
 from test_serve_support import job_spec, pool
 
@@ -69,7 +71,7 @@ class House:
 
     def http(self, verb: str, path: str, body: object = None, **query: str) -> dict:
         data = b"" if body is None else json.dumps(body).encode()
-        return self.rest.handle(Request(verb, f"/v1/{path}", query, {}, len(data), io.BytesIO(data)))
+        return self.rest.handle(Request(verb, f"/v1/{path}", QueryParams(query), {}, len(data), io.BytesIO(data)))
 
     def create(self, source: str, name: str = "x", **fields):
         job = messages.parse({"displayName": name, "jobSpec": job_spec(source), **fields}, messages.new("CustomJob"))
@@ -232,6 +234,13 @@ def test_a_parameter_that_does_not_fit_is_named(house, query, field):
     refused(lambda: house.http("GET", f"{PARENT}/customJobs", **query), "INVALID_ARGUMENT", field)
 
 
+@pytest.mark.parametrize("name", ["customJob.labels.a", "customJob.jobSpec.workerPoolSpecs.replicaCount", "parent.x", "customJob.name.x"])
+def test_a_parameter_for_a_part_of_what_has_none_is_refused(house, name):
+    body = {"displayName": "x", "jobSpec": job_spec("pass")}
+    told = refused(lambda: house.http("POST", f"{PARENT}/customJobs", body, **{name: "1"}), "INVALID_ARGUMENT")
+    assert "no parameter sets a part of" in told and not house.local.records.list("customJobs")
+
+
 def test_parameters_of_every_google_api_say_nothing(house):
     system = {"$alt": "json;enum-encoding=int", "prettyPrint": "false", "key": "k", "fields": "*"}
     assert house.http("GET", f"{PARENT}/customJobs", **{"page_size": "5", **system}) == {}
@@ -366,6 +375,14 @@ def test_whoever_waits_for_an_operation_is_told_at_once(house):
     assert not operation.done and operation.metadata.type_url.endswith(".v1.ExportDataOperationMetadata")
     early = operations_pb2.WaitOperationRequest(name=operation.name, timeout={"nanos": 1000})
     assert not house.methods["WaitOperation"].call(early).done
+    with ThreadPoolExecutor(1) as threads:  # more seconds than a datetime holds, which gRPC lets through
+        long = operations_pb2.WaitOperationRequest(name=operation.name, timeout={"seconds": 1 << 62})
+        waiting = threads.submit(house.methods["WaitOperation"].call, long)
+        assert concurrent.futures.wait([waiting], 0.2).not_done
+        go.set()
+        assert waiting.result().done
+    go.clear()
+    operation = house.pool.begin(PARENT, "ExportDataOperationMetadata", work)
     refused(lambda: house.call("DeleteOperation", name=operation.name), "FAILED_PRECONDITION")
     with ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(house.call, "WaitOperation", name=operation.name)

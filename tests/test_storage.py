@@ -190,6 +190,8 @@ def test_a_run_that_is_not_whole_is_not_taken_for_whole(bucket, tmp_path, capsys
     assert copy(run, tmp_path / "down") == 1 and f"instead of {crc}" in capsys.readouterr().err
     assert not (tmp_path / "down").exists()
     bucket.blob("run/model/other").upload_from_string("other")
+    for other in ("7", '{"complete": true, "files": [1]}', '{"complete": true, "files": {"x": 7}}'):
+        bucket.blob("run/model/manifest.json").upload_from_string(other)  # somebody else's file of that name
     assert copy(run, tmp_path / "down") == 0 and (tmp_path / "down" / "model" / "other").read_text() == "other"
 
 

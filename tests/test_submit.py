@@ -223,6 +223,17 @@ def test_gclouds_failure_and_its_absence_are_one_line(tmp_path, fake_gcloud, gcl
     assert last_error(done).startswith("error: gcloud is not on PATH: install it, or give --dry_run")
 
 
+def test_the_lines_of_the_build_stand_before_gclouds_answer(tmp_path, fake_gcloud, gcloud):
+    """`gcloud ai custom-jobs create` streams what `docker build` says to its own stdout."""
+    answer = json.dumps({"name": "projects/1/locations/r/customJobs/4711", "jobSpec": {"workerPoolSpecs": [{}]}}, indent=2)
+    words, env = ("job", JOBS / "taxifare.yaml", *REAL, "--no_check", "--autopackage"), {**gcloud, **fake_gcloud}
+    for build in ("", "Step 1/9 : FROM python\n", "{\n  no JSON\n{}\nSuccessfully built 0123\n"):
+        done = call(submit.main, *words, cwd=tmp_path, env={**env, "GCLOUD_SAYS": build + answer})
+        assert "submitted custom job projects/1/locations/r/customJobs/4711\n  state   PENDING\n" in done.stdout
+    done = call(submit.main, *words, cwd=tmp_path, env={**env, "GCLOUD_SAYS": "Done."}, code=1)
+    assert "see `gcloud ai custom-jobs list` before you send it again" in last_error(done)
+
+
 # ------------------------------------------------------------------ following a job
 
 
@@ -579,6 +590,23 @@ def test_what_cannot_be_deployed(tmp_path, flags, expected):
     (tmp_path / "empty.jsonl").write_text("\n")
     done = call(deploy.main, JOBS / "taxifare.yaml", "--dry_run", *flags, cwd=tmp_path, code=2)
     assert expected in last_error(done)
+
+
+def test_names_that_the_sdk_refuses_are_the_users_mistakes(tmp_path, service, gcloud):
+    (tmp_path / "ask.jsonl").write_text("{}\n")
+    flags = (JOBS / "taxifare.yaml", *REAL, "--instances=ask.jsonl")
+    for model in ("a b", "projects/x/y"):
+        done = call(deploy.main, *flags, f"--model={model}", cwd=tmp_path, env=gcloud, code=2)
+        assert re.match(f"error: --model: '{model}': .*; give the id or the full name of a Model", done.stderr)
+    done = call(deploy.main, *flags, "--model_display_name=" + "x" * 200, cwd=tmp_path, env=gcloud, code=2)
+    assert "the SDK refuses it before it is sent: Display name needs to be less than 128 characters; give" in last_error(done)
+    words = (JOBS / "taxifare.yaml", *REAL, "--no_check", "--dataset=a b")
+    done = call(pipeline.main, *words, cwd=tmp_path, env=gcloud, code=2)
+    assert "error: --dataset: 'a b': " in last_error(done) and "of a TabularDataset" in last_error(done)
+    assert not service.requests
+    (tmp_path / "ask.jsonl").write_text("[" * 100_000)
+    done = call(deploy.main, *flags, "--dry_run", cwd=tmp_path, code=2)
+    assert "ask.jsonl:1: must be JSON" in last_error(done)
 
 
 # ------------------------------------------------------------------ all of them

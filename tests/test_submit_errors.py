@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -123,6 +124,14 @@ def test_without_any_credentials_the_remedy_is_named(tmp_path, nobody):
     said = error_of(tmp_path, {"PATH": str(tmp_path / "bin")})
     assert said.startswith("error: no credentials are found: run `gcloud auth application-default login`")
     assert not (tmp_path / ".vertex_local").exists(), "nothing was kept, for nothing could be sent"
+
+
+def test_a_job_is_checked_before_credentials_are_asked_for(tmp_path, nobody, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", lambda words, **_: subprocess.CompletedProcess(words, 1))  # the check, which fails
+    (tmp_path / "bin").mkdir()
+    done = call(submit.main, *JOB[:-1], cwd=tmp_path, env={"PATH": str(tmp_path / "bin")}, code=2)
+    assert done.stdout.startswith("$ python -m vertex_local check .vertex_local/submitted/")
+    assert done.stderr.startswith("error: not submitted, for the reasons above") and "credentials" not in done.stderr
 
 
 def test_a_token_does_not_go_over_plain_http(tmp_path):

@@ -207,6 +207,7 @@ def test_the_sample_is_bounded(tmp_path, monkeypatch):
     (["x", "--state_dir=nowhere"], "--state_dir: no service has run in nowhere"), (["gone"], "ENDPOINT: there is no endpoint 'gone'"),
     (["x", "--threshold=2"], "takes a distance from 0 to 1; got '2'"), (["x", "--run=a", "--pipeline=b"], "--run: give it or --pipeline"),
     (["x", "--parameter=a=b"], "--parameter: is for --pipeline"), (["x", "--pipeline=gone.yaml"], "--pipeline: there is no file gone.yaml"),
+    (["x", "--python=/no/such"], "--python: /no/such is not a program that can be run. Name an interpreter."),
 ])  # fmt: skip
 def test_mistakes_are_one_line(service, flags, text):
     done = look(service, *flags, code=2)

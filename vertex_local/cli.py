@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import re
+import shutil
 import signal
 import sys
 import tempfile
@@ -23,7 +25,10 @@ FAULT = 70  # the exit code for a fault of this program, as sysexits.h has it
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose mistakes are one line, with the nearest flag that there is."""
+    """A parser whose description keeps its lines, and whose mistakes are one line, with the nearest flag that there is."""
+
+    def __init__(self, *, formatter_class: Any = argparse.RawDescriptionHelpFormatter, **options: Any):
+        super().__init__(formatter_class=formatter_class, **options)
 
     def error(self, message: str) -> NoReturn:
         _, found, unknown = message.partition("unrecognized arguments: ")
@@ -32,12 +37,12 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message.rstrip('.')}{f'; the nearest flag is {near[0]}' if near else ''}. See {self.prog} --help.\n")
 
 
-def whole(least: int) -> Callable[[str], int]:
-    """Return the type of a flag that takes whole numbers from `least` on."""
+def whole(least: int, most: int | None = None) -> Callable[[str], int]:
+    """Return the type of a flag that takes whole numbers from `least` on, or to `most`."""
 
     def read(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"takes a whole number from {least} on; got {quoted(text)}.")
+        if not re.fullmatch("[0-9]{1,18}", text) or not least <= int(text) <= (most or int(text)):
+            raise argparse.ArgumentTypeError(f"takes a whole number from {least} {f'to {most}' if most else 'on'}; got {quoted(text)}.")
         return int(text)
 
     return read
@@ -53,6 +58,12 @@ def add_place_flags(parser: argparse._ActionsContainer, installs: bool = True) -
         parser.add_argument("--with_index", action="store_true", help="install what a job's packages require and is missing")
         add_container_flags(parser)
         parser.add_argument("--cloud_credentials", action="store_true", help="let replicas use your credentials and reach the cloud")
+
+
+def check_interpreter(path: str | None) -> None:
+    """Raise a UserError if the flag --python was given and names nothing that can be run."""
+    if path and not shutil.which(path):
+        raise UserError(f"--python: {path} is not a program that can be run. Name an interpreter.")
 
 
 def add_container_flags(parser: argparse._ActionsContainer) -> None:

@@ -13,16 +13,12 @@ ROOT = Path(__file__).resolve().parents[1]
 SETTINGS = ROOT / "jobs"
 
 
-class BuildError(UserError):
-    """What cannot be built or stored as asked, and the remedy."""
-
-
 def trainer_of(pool: Pool, name: str, root: Path = ROOT) -> str:
-    """Return which trainer a worker pool runs, by its module or its image; raise a BuildError naming the job file `name`."""
+    """Return which trainer a worker pool runs, by its module or its image; raise a UserError naming the job file `name`."""
     known = trainers(root)
     found = trainer_in(pool.module.partition(".")[0] if pool.module else pool.image, known)
     if found is None:
-        raise BuildError(f"{name}: {(pool.module or pool.image)[:100]} names none of the trainers here: give one of {', '.join(known)}.")
+        raise UserError(f"{name}: {(pool.module or pool.image)[:100]} names none of the trainers here: give one of {', '.join(known)}.")
     return found
 
 
@@ -30,5 +26,5 @@ def dockerfile_default(name: str, root: Path = ROOT) -> str:
     """Return the default of one of the Dockerfile's ARGs."""
     found = re.search(rf'^ARG {name}="?([^"\s]+)"?$', (root / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
     if not found:
-        raise BuildError(f"{root / 'Dockerfile'}: there is no line ARG {name}=…: add it.")
+        raise UserError(f"{root / 'Dockerfile'}: there is no line ARG {name}=…: add it.")
     return found[1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import itertools
+import contextlib
 import os
 import shlex
 import shutil
@@ -16,8 +16,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vertex_local import cli
 from vertex_local.errors import UserError, quoted
 from vertex_local.job import buckets, settings
+
+from .checkout import ROOT
 
 DONE = ("SUCCEEDED", "FAILED", "CANCELLED", "EXPIRED", "PARTIALLY_SUCCEEDED")  # after JOB_STATE_ or PIPELINE_STATE_
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -51,10 +54,7 @@ def folder(text: str) -> str:
 
 def labels(text: str) -> dict[str, str]:
     """Parse labels for argparse."""
-    pairs = [part.partition("=") for part in text.split(",") if part]
-    if not pairs or any(not (name and equals) for name, equals, _ in pairs):
-        raise argparse.ArgumentTypeError(f"takes key=value,key=value; got {text[:100]!r}.")
-    return {name.strip(): value.strip() for name, _, value in pairs}
+    return {name.strip(): value.strip() for name, value in map(cli.pair, text.strip(",").split(","))}
 
 
 def positive(text: str) -> float:
@@ -112,7 +112,7 @@ def check(file: Path, values: Mapping[str, str]) -> None:
         values: the settings, which are those of the user's file: none lie beside this one.
     """
     given = [f"--{name}={values[name]}" for name in settings.NAMES if name in values]
-    words = ["check", str(file), f"--project_dir={Path(__file__).resolve().parents[1]}", *given]
+    words = ["check", str(file), f"--project_dir={ROOT}", *given]
     print(command(["python", "-m", "vertex_local", *words]), flush=True)
     if subprocess.run([sys.executable, "-m", "vertex_local", *words], stdin=subprocess.DEVNULL).returncode:
         raise UserError("not submitted, for the reasons above; mend them, or give --no_check to send it all the same.")
@@ -120,17 +120,14 @@ def check(file: Path, values: Mapping[str, str]) -> None:
 
 def keep(text: str, name: str, state_dir: str | Path) -> Path:
     """Write what is sent to `<state_dir>/submitted/<time>-<name>`, a new file each time, and return its path."""
-    folder, stamp = Path(state_dir) / "submitted", time.strftime("%Y%m%d-%H%M%S")
+    folder, stamp, number = Path(state_dir) / "submitted", time.strftime("%Y%m%d-%H%M%S"), 1
     folder.mkdir(parents=True, exist_ok=True)
-    for number in itertools.count(1):
+    while True:
         path = folder / f"{stamp}{f'-{number}' if number > 1 else ''}-{name}"
-        try:
-            with path.open("x", encoding="utf-8") as file:
-                file.write(text)
+        with contextlib.suppress(FileExistsError), path.open("x", encoding="utf-8") as file:  # of the same second
+            file.write(text)
             return path
-        except FileExistsError:
-            pass  # of the same second
-    raise AssertionError("there is always another number")
+        number += 1
 
 
 def command(words: Sequence[str]) -> str:
@@ -154,11 +151,6 @@ def run(words: Sequence[str], *, show: bool = True) -> str:
         first = next((i for i, line in enumerate(lines) if line.startswith("ERROR")), max(0, len(lines) - 3))
         raise CloudError(f"{words[0]} ended with {done.returncode}: {' '.join(lines[first:]) or 'it said nothing.'}")
     return done.stdout
-
-
-def console(values: Mapping[str, str], number: str) -> str:
-    """Return the console's page of a training job, tuning job or pipeline."""
-    return f"https://console.cloud.google.com/agent-platform/locations/{values['region']}/training/{number}?project={values['project']}"
 
 
 def plain_state(job: Mapping[str, Any]) -> str:

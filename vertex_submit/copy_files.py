@@ -21,13 +21,9 @@ from vertex_local.job import buckets
 from . import transfer
 
 
-class CopyError(UserError):
-    """A source or target that cannot be copied from or to, and the remedy."""
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    parser = cli.Parser(prog="python -m vertex_local copy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(prog="python -m vertex_local copy", description=__doc__)
     parser.add_argument("source", help="a file or folder, or gs://BUCKET/X")
     parser.add_argument("target", help="gs://BUCKET/X, or a folder; of one file: its place, or a folder with / at its end")
     parser.add_argument("--overwrite", action="store_true", help="replace what has the name and other bytes")
@@ -46,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
 def _copy(args: argparse.Namespace, cancel: threading.Event) -> int:
     remote = [text for text in (args.source, args.target) if text.startswith("gs://")]
     if len(remote) != 1:
-        raise CopyError(f"give one gs://… and one local path; got {args.source} and {args.target}.")
+        raise UserError(f"give one gs://… and one local path; got {args.source} and {args.target}.")
     buckets.check_name(remote[0][len("gs://") :].partition("/")[0])
     local = Path(args.target if args.source in remote else args.source)
     options = transfer.Options(args.overwrite, args.unfinished, args.workers, cancel)
@@ -72,5 +68,5 @@ def _to_upload(local: Path, target: str) -> dict[Path, str]:
         return {local: f"{target.rstrip('/')}/{local.name}" if in_folder else target}
     files = transfer.files_of(local, target) if local.is_dir() else {}
     if not files:
-        raise CopyError(f"{local}: there is no such file, nor a folder with files. Name one.")
+        raise UserError(f"{local}: there is no such file, nor a folder with files. Name one.")
     return files

@@ -32,13 +32,9 @@ print(json.dumps(sample_instances(sys.argv[1] + ".trainer", 2)))
 """
 
 
-class DeployError(UserError):
-    """What cannot be deployed so, and the remedy."""
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    parser = cli.Parser(prog="scripts/deploy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(prog="scripts/deploy", description=__doc__)
     parser.add_argument("spec", help="the job's file: its output directory, its trainer, and its settings")
     parser.add_argument("--model", metavar="ID[@VERSION]", help="a registered model (default: upload the job's output)")
     parser.add_argument("--artifact_uri", metavar="gs://…", help="folder of the SavedModel (default: model/ in the job's output directory)")
@@ -68,9 +64,8 @@ def main(argv: Sequence[str]) -> int:
 def _deploy(args: argparse.Namespace) -> int:
     refuse_contradictions(args)
     job = jobs.read(jobs.CUSTOM, args.spec, settings.from_flags(args))
-    stays_here = args.dry_run or cloud.is_local(args.api_endpoint)
     needed = ("project", "region", "bucket", "serving")
-    values = cloud.load_settings(Path(args.spec).parent, settings.from_flags(args), needed, stays_here)
+    values = cloud.load_settings(Path(args.spec).parent, settings.from_flags(args), needed, submission.stays_here(args))
     trainer = checkout.trainer_of(job.pools[0], args.spec)
     instances = read_instances(args.instances) if args.instances else sample_instances(trainer)
     upload = None if args.model else upload_options(args, job, trainer, values)
@@ -88,7 +83,7 @@ def _deploy(args: argparse.Namespace) -> int:
         upload |= explanation.options(spec, args.explain_method or explanation.METHODS[0])
     aiplatform = sdk.start(service, values["bucket"])
     with sdk.errors(service.project):
-        model = aiplatform.Model.upload(**upload) if upload else aiplatform.Model(args.model)
+        model = aiplatform.Model.upload(**upload) if upload else sdk.existing(aiplatform.Model, "--model", args.model)
         print(f"model {model.versioned_resource_name}", flush=True)
         endpoint = find_endpoint(aiplatform, name)
         show("Model.deploy", deployment(args), "takes ten minutes or more: ")
@@ -127,18 +122,18 @@ def show(call: str, options: Mapping[str, Any], before: str = "") -> None:
 
 
 def refuse_contradictions(args: argparse.Namespace) -> None:
-    """Raise a DeployError for numbers that the service would refuse after minutes, and for flags that say nothing together."""
+    """Raise a UserError for numbers that the service would refuse after minutes, and for flags that say nothing together."""
     if not 0 <= args.traffic <= 100:
-        raise DeployError(f"--traffic: takes a percentage from 0 to 100; got {args.traffic}.")
+        raise UserError(f"--traffic: takes a percentage from 0 to 100; got {args.traffic}.")
     if args.replicas < 1:
-        raise DeployError(f"--replicas: takes 1 or more; got {args.replicas}.")
+        raise UserError(f"--replicas: takes 1 or more; got {args.replicas}.")
     if args.max_replicas is not None and args.max_replicas < args.replicas:
-        raise DeployError(f"--max_replicas: takes {args.replicas} (--replicas) or more; got {args.max_replicas}.")
+        raise UserError(f"--max_replicas: takes {args.replicas} (--replicas) or more; got {args.max_replicas}.")
     for name in ("artifact_uri", "parent_model", "version_aliases", "model_display_name", "explain"):
         if args.model and getattr(args, name):
-            raise DeployError(f"--{name}: is for an upload; leave it or --model out.")
+            raise UserError(f"--{name}: is for an upload; leave it or --model out.")
     if args.explain_method and not args.explain:
-        raise DeployError("--explain_method: is for explanations; give --explain, too, or leave it out.")
+        raise UserError("--explain_method: is for explanations; give --explain, too, or leave it out.")
 
 
 def upload_options(args: argparse.Namespace, job: jobs.Job, trainer: str, values: Mapping[str, str]) -> dict[str, Any]:
@@ -146,7 +141,7 @@ def upload_options(args: argparse.Namespace, job: jobs.Job, trainer: str, values
     output = job.spec.base_output_directory.output_uri_prefix
     uri = args.artifact_uri or (output and f"{output.rstrip('/')}/model")
     if not uri:
-        raise DeployError(f"{args.spec}: has no baseOutputDirectory: give --artifact_uri, or --model.")
+        raise UserError(f"{args.spec}: has no baseOutputDirectory: give --artifact_uri, or --model.")
     options = {
         "display_name": args.model_display_name or trainer,
         "artifact_uri": uri,
@@ -162,15 +157,15 @@ def read_instances(path: str) -> list[Any]:
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DeployError(f"--instances: {path}: cannot be read: {error}. Name a file of JSON lines.") from None
+        raise UserError(f"--instances: {path}: cannot be read: {error}. Name a file of JSON lines.") from None
     found = []
     for number, line in enumerate(lines, 1):
         try:
             found += [json.loads(line)] if line.strip() else []
-        except ValueError as error:
-            raise DeployError(f"{path}:{number}: must be JSON: {error}.") from None
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}:{number}: must be JSON: {error}.") from None
     if not found:
-        raise DeployError(f"--instances: {path} is empty; it takes one JSON value a line.")
+        raise UserError(f"--instances: {path} is empty; it takes one JSON value a line.")
     return found
 
 
@@ -181,7 +176,7 @@ def sample_instances(trainer: str) -> list[Any]:
     done = subprocess.run([sys.executable, "-c", SAMPLE, trainer], env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise DeployError(f"--instances: the sample data of {trainer} cannot be read here ({reason}); give a file of JSON lines.")
+        raise UserError(f"--instances: the sample data of {trainer} cannot be read here ({reason}); give a file of JSON lines.")
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -6,8 +6,9 @@ Until when Vertex AI has them is in vertex_local/job/deprecations.py.
 from __future__ import annotations
 
 import json
-import warnings
 from typing import Any
+
+from google.api_core import exceptions
 
 from vertex_local.errors import UserError
 
@@ -28,8 +29,6 @@ def read(uri: str, project: str, token_file: str | None) -> dict[str, Any]:
     Raises:
         ExplanationError: there is none.
     """
-    from google.api_core import exceptions
-
     bucket, _, folder = uri.removeprefix("gs://").partition("/")
     name = f"{folder.rstrip('/')}/{FILE}"
     try:
@@ -50,9 +49,8 @@ def options(spec: dict[str, Any], method: str) -> dict[str, Any]:
     Args:
         method: one of METHODS. Integrated gradients are of the inputs whose modality is numeric; others are left out.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        from google.cloud.aiplatform import explain
+    from google.cloud.aiplatform import explain
+
     parameters, metadata = spec["parameters"], spec["metadata"]
     if method == "integrated_gradients":
         parameters = {"integratedGradientsAttribution": {"stepCount": STEPS}}

@@ -14,12 +14,13 @@ from datetime import date
 from pathlib import Path
 
 from vertex_local import cli
+from vertex_local.errors import UserError
 from vertex_local.job import images, schema, settings
 from vertex_local.job.pools import Pool
 from vertex_local.local.commands import trainers
 
 from . import checkout, cloud, jobs
-from .checkout import ROOT, SETTINGS, BuildError, dockerfile_default
+from .checkout import ROOT, SETTINGS, dockerfile_default
 
 _SEPARATORS = ";|~#"  # of gcloud's --args, in whose own form a comma parts arguments
 
@@ -29,10 +30,9 @@ def image_commands(args: argparse.Namespace, values: Mapping[str, str], root: Pa
     tensorflow = args.tensorflow or dockerfile_default("TENSORFLOW", root)
     if args.gpu and not args.tensorflow:
         tensorflow = "tensorflow[and-cuda]" + re.sub(r"^[\w-]+", "", tensorflow)
-    base = values["prebuilt"] if args.base == "prebuilt" else args.base
-    if base and images.find(base) and not args.tensorflow:
+    if args.base and images.find(args.base) and not args.tensorflow:
         tensorflow = "tensorflow"  # what the image brings does
-    build_args = {"TRAINER": args.trainer, "TENSORFLOW": tensorflow, **({"BASE_IMAGE": base} if base else {})}
+    build_args = {"TRAINER": args.trainer, "TENSORFLOW": tensorflow, **({"BASE_IMAGE": args.base} if args.base else {})}
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True)
     if commit.returncode == 0:
         build_args["REVISION"] = commit.stdout.strip()
@@ -60,11 +60,11 @@ def main(argv: Sequence[str]) -> int:
 def _image(args: argparse.Namespace) -> int:
     needed = ("project", "region", "repository", "tag", *(("prebuilt",) if args.base == "prebuilt" else ()))
     values = cloud.load_settings(SETTINGS, settings.from_flags(args), needed, args.dry_run or not args.push)
-    base = values["prebuilt"] if args.base == "prebuilt" else args.base
+    base = args.base = values["prebuilt"] if args.base == "prebuilt" else args.base
     if base and (warning := images.warning(base, date.today())):
         print(f"warning: {warning}", file=sys.stderr)
     if base and args.gpu and (found := images.find(base)) and found.accelerator != "gpu":
-        raise BuildError(f"--gpu: {base} is for the {found.accelerator}; give its tf-gpu sibling as --base.")
+        raise UserError(f"--gpu: {base} is for the {found.accelerator}; give its tf-gpu sibling as --base.")
     for words in image_commands(args, values):
         print(cloud.command(words), flush=True)
         if args.dry_run:
@@ -83,12 +83,12 @@ def autopackage(job: jobs.Job, base: str | None, values: Mapping[str, str], root
     They replace the file's pools; what else the file says stays. gcloud has no flags for disks and variables.
 
     Raises:
-        BuildError: gcloud's flags cannot say what the file says.
+        UserError: gcloud's flags cannot say what the file says.
     """
     used = [pool for pool in job.pools if pool.replicas]
     arguments = used[0].args
     if any(not pool.trains or pool.args != arguments for pool in used):
-        raise BuildError(f"{job.path}: --autopackage gives all pools one image and one list of arguments; build an image instead.")
+        raise UserError(f"{job.path}: --autopackage gives all pools one image and one list of arguments; build an image instead.")
     software = _software(job, base, values, root)
     words = []
     for pool in job.pools:
@@ -97,7 +97,7 @@ def autopackage(job: jobs.Job, base: str | None, values: Mapping[str, str], root
     if arguments:
         separator = next((mark for mark in _SEPARATORS if not any(mark in argument for argument in arguments)), None)
         if separator is None or len(set(arguments)) < len(arguments):
-            raise BuildError(f"{job.path}: --autopackage: gcloud's --args takes no argument twice; write them as --name=value.")
+            raise UserError(f"{job.path}: --autopackage: gcloud's --args takes no argument twice; write them as --name=value.")
         words.append(f"--args=^{separator}^{separator.join(arguments)}")
     return words
 
@@ -121,7 +121,7 @@ def _machine(job: jobs.Job, pool: Pool) -> list[str]:
     unsupported += [key for key in machine if key not in ("machineType", "acceleratorType", "acceleratorCount")]
     unsupported = sorted(unsupported) + (["env"] if pool.env else [])
     if unsupported:
-        raise BuildError(f"{job.path}: --autopackage: gcloud has no flag for {', '.join(unsupported)}; build an image instead.")
+        raise UserError(f"{job.path}: --autopackage: gcloud has no flag for {', '.join(unsupported)}; build an image instead.")
     found = [f"replica-count={document.get('replicaCount', 1)}", f"machine-type={machine.get('machineType', '')}"]
     if "acceleratorType" in machine:
         found += [f"accelerator-type={machine['acceleratorType']}", f"accelerator-count={machine.get('acceleratorCount', 1)}"]

@@ -6,6 +6,7 @@ This is the only module here that reads job files.
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,33 +22,44 @@ from vertex_local.tuning import study
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of job: its name for people, the API's type, its collection, and gcloud's group of commands, if there is one."""
+    """A kind of job: its name for people, the API's type, collection and service, the console's page, and gcloud's group of
+    commands, if there is one."""
 
     title: str
     type: str
     collection: str
+    service: str
+    page: str
     group: str = ""
 
+    @property
+    def field(self) -> str:
+        """The type's name in requests, such as custom_job."""
+        return re.sub("(?<!^)([A-Z])", r"_\1", self.type).lower()
 
-CUSTOM = Kind("custom job", "CustomJob", "customJobs", "custom-jobs")
-TUNING = Kind("hyperparameter tuning job", "HyperparameterTuningJob", "hyperparameterTuningJobs", "hp-tuning-jobs")
-PIPELINE = Kind("training pipeline", "TrainingPipeline", "trainingPipelines")
-PIPELINE_JOB = Kind("pipeline job", "PipelineJob", "pipelineJobs")
-SCHEDULE = Kind("schedule", "Schedule", "schedules")
+
+_TRAINING, _PIPELINES = "agent-platform/locations/{}/training/{}", "vertex-ai/pipelines/locations/{}"
+CUSTOM = Kind("custom job", "CustomJob", "customJobs", "JobService", _TRAINING, "custom-jobs")
+TUNING = Kind(
+    "hyperparameter tuning job", "HyperparameterTuningJob", "hyperparameterTuningJobs", "JobService", _TRAINING, "hp-tuning-jobs"
+)  # fmt: skip
+PIPELINE = Kind("training pipeline", "TrainingPipeline", "trainingPipelines", "PipelineService", _TRAINING)
+PIPELINE_JOB = Kind("pipeline job", "PipelineJob", "pipelineJobs", "PipelineService", f"{_PIPELINES}/runs/{{}}")
+SCHEDULE = Kind("schedule", "Schedule", "schedules", "ScheduleService", f"{_PIPELINES}/schedules/{{}}")
 
 
 @dataclass
 class Job:
     """A job of one kind; `path` is the user's file, `text` what it says with its settings filled in, `message` the API's.
 
-    An `autopackaged` job's pools are replaced by gcloud's flags, so that --config may say anything of them.
+    With `flags`, gcloud builds the image and sends the job itself: they replace its pools.
     """
 
     kind: Kind
     path: str
     text: str
     message: Any
-    autopackaged: bool = False
+    flags: Sequence[str] = ()
 
     @property
     def name(self) -> str:
@@ -72,7 +84,7 @@ class Job:
     @property
     def gcloud_takes_it(self) -> bool:
         """Whether gcloud can send the job: it has no command for training pipelines, and --config refuses an empty pool."""
-        return bool(self.kind.group) and (self.autopackaged or all(pool.replicas for pool in self.pools))
+        return bool(self.kind.group) and (bool(self.flags) or all(pool.replicas for pool in self.pools))
 
     def file(self) -> tuple[str, str]:
         """Return the text by which the job can be sent by hand, and its file's name: gcloud's --config, or a request's body."""
@@ -158,7 +170,7 @@ def gcloud_command(job: Job, file: str | Path, project: str, region: str) -> lis
         words.append("--labels=" + ",".join(f"{key}={value}" for key, value in sorted(job.message.labels.items())))
     if key := job.message.encryption_spec.kms_key_name:
         words.append(f"--kms-key={key}")
-    return words
+    return [*words, *job.flags]
 
 
 def curl_command(url: str, file: str | Path | None = None) -> str:

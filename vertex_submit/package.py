@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import filecmp
 import hashlib
 import os
 import shutil
@@ -12,28 +13,26 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vertex_local import cli
-from vertex_local.errors import quoted
+from vertex_local.errors import UserError, quoted
 from vertex_local.job import buckets, settings
 from vertex_local.local import packages
 from vertex_local.local.commands import trainers
 
 from . import cloud, transfer
-from .checkout import ROOT, SETTINGS, BuildError
+from .checkout import ROOT, SETTINGS
 
 
 def store_locally(path: Path, uri: str, root: str | Path, overwrite: bool) -> str:
     """Copy a file to where `uri` lies under a local bucket root, and return what was done."""
-    target, data = Path(buckets.to_path(uri, root)), path.read_bytes()
-    if target.is_file() and target.read_bytes() == data:
+    target = Path(buckets.to_path(uri, root))
+    if target.is_file() and filecmp.cmp(path, target, shallow=False):
         return f"{target} is there already, the same bytes"
     if target.exists() and not overwrite:
-        raise BuildError(f"{target} holds something else: raise the version, or give --overwrite.")
+        raise UserError(f"{target} holds something else: raise the version, or give --overwrite.")
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         shutil.copyfile(path, part)
-        if part.read_bytes() != data:
-            raise cloud.CloudError(f"{part}: differs from {path} after copying; is the disk full? Make room, then start again.")
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)
@@ -61,13 +60,13 @@ def main(argv: Sequence[str]) -> int:
 def _package(args: argparse.Namespace, cancel: threading.Event) -> int:
     local = args.dry_run or args.bucket_root or not args.upload or cloud.is_local(os.environ.get("STORAGE_EMULATOR_HOST"))
     if args.sample_data and not (args.trainer and (args.upload or args.bucket_root)):
-        raise BuildError("--sample_data: give --trainer, and --upload or --bucket_root, too.")
+        raise UserError("--sample_data: give --trainer, and --upload or --bucket_root, too.")
     needed = ("project", "bucket") if (args.upload or args.bucket_root) and (args.sample_data or not args.to) else ()
     values = cloud.load_settings(SETTINGS, settings.from_flags(args), needed, bool(local))
     parts = [args.trainer] if args.trainer else []
     to = args.to or "/".join((f"gs://{values.get('bucket')}/packages", *parts))
     if not to.startswith("gs://"):
-        raise BuildError(f"--to: takes gs://bucket/folder; got {quoted(to)}.")
+        raise UserError(f"--to: takes gs://bucket/folder; got {quoted(to)}.")
     folder = Path(args.dist_dir, *parts)
     print(f"$ cd {ROOT} && {f'VERTEX_TRAINER={args.trainer} ' if args.trainer else ''}python setup.py sdist --formats=gztar")
     wanted = _sample_data(args.trainer, values["bucket"]) if args.sample_data else {}

@@ -29,13 +29,9 @@ NEW_DATASET = "NEW_DATASET"  # stands for the dataset's number until it is made
 PARTS = ("training", "validation", "test")
 
 
-class PipelineError(UserError):
-    """A job file or flags that no training pipeline can be made of, and the remedy."""
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    parser = cli.Parser(prog="scripts/submit_training_pipeline", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(prog="scripts/submit_training_pipeline", description=__doc__)
     parser.add_argument("spec", help="a custom job's file: machines, image, arguments, output directory and scheduling")
     parser.add_argument(
         "--kind", choices=("container", "package", "script"),
@@ -97,23 +93,15 @@ def _submit(args: argparse.Namespace, extra: Sequence[str], cancel: threading.Ev
         pipeline = build(job, args, extra, values)
         images = {job.pools[0].image, *([] if args.no_model else [values["serving"]])}
         submission.warn_about_images(images)
-        service = sdk.connect(values, args)
         if args.dry_run:
-            submission.show(pipeline, args, submission.by_hand(pipeline, service))
-            return 0
-        path = submission.keep_and_check(pipeline, args, values)
+            return submission.show(pipeline, args, sdk.connect(values, args))
+        path, service = submission.keep_and_connect(pipeline, args, values)
         if sdist:
             _upload(sdist, args, values, cancel)
     if args.dataset or args.dataset_csv:
         _provide_dataset(pipeline, args, service, values)
         path.write_text(pipeline.file()[0], encoding="utf-8")
-    name, state = submission.send(pipeline, args, service, path)
-    submission.report(pipeline, service, name, state)
-    return _follow(pipeline, args, service, name, cancel) if args.wait else 0
-
-
-def _follow(pipeline: jobs.Job, args: argparse.Namespace, service: sdk.Service, name: str, cancel: threading.Event) -> int:
-    code, last = submission.follow(pipeline, args, service, name, cancel)
+    code, last = submission.send(pipeline, args, service, path, cancel)
     if code == 0 and (model := last.get("modelToUpload", {}).get("name")):
         print(f"model {model}\n  deploy  $ scripts/deploy {shlex.quote(args.spec)} --model={model}")
     return code
@@ -182,29 +170,29 @@ def model(args: argparse.Namespace, trainer: str, values: Mapping[str, str]) -> 
 
 
 def refuse_contradictions(args: argparse.Namespace) -> None:
-    """Raise a PipelineError for flags that say nothing together: no dataset to split, two kinds of split, no model to name."""
+    """Raise a UserError for flags that say nothing together: no dataset to split, two kinds of split, no model to name."""
     splits = [name for name in ("predefined_split", "filter_split", "timestamp_split", "split") if getattr(args, name)]
     if args.dataset and args.dataset_csv:
-        raise PipelineError("--dataset_csv: makes a dataset; leave --dataset out.")
+        raise UserError("--dataset_csv: makes a dataset; leave --dataset out.")
     others = [name for name in ("annotation_schema", "bigquery_destination") if getattr(args, name)]
     if splits + others and not (args.dataset or args.dataset_csv):
-        raise PipelineError(f"--{(splits + others)[0]}: is about a managed dataset; give --dataset or --dataset_csv.")
+        raise UserError(f"--{(splits + others)[0]}: is about a managed dataset; give --dataset or --dataset_csv.")
     if len(splits) > 1 and splits != ["timestamp_split", "split"]:
-        raise PipelineError(f"--{splits[1]}: cannot stand beside --{splits[0]}; keep one of them.")
+        raise UserError(f"--{splits[1]}: cannot stand beside --{splits[0]}; keep one of them.")
     if args.timestamp_split and not args.split:
-        raise PipelineError("--timestamp_split: needs the fractions, too: --split=0.8,0.1,0.1.")
+        raise UserError("--timestamp_split: needs the fractions, too: --split=0.8,0.1,0.1.")
     about_model = [name for name in ("model_display_name", "parent_model", "version_aliases", "version_description") if getattr(args, name)]
     if args.no_model and about_model:
-        raise PipelineError(f"--{about_model[0]}: there will be no model; leave --no_model out.")
+        raise UserError(f"--{about_model[0]}: there will be no model; leave --no_model out.")
 
 
 def refuse_other_kind(job: jobs.Job, kind: str | None) -> None:
-    """Raise a PipelineError where --kind says something else than the file."""
+    """Raise a UserError where --kind says something else than the file."""
     is_package = job.pools[0].is_package
     if kind == "container" and is_package:
-        raise PipelineError(f"--kind: {job.path} runs a Python package, not a container; give package or script.")
+        raise UserError(f"--kind: {job.path} runs a Python package, not a container; give package or script.")
     if kind == "package" and not is_package:
-        raise PipelineError(f"--kind: {job.path} runs a container, not a Python package; give container or script.")
+        raise UserError(f"--kind: {job.path} runs a container, not a Python package; give container or script.")
 
 
 # ------------------------------------------------------------------ what the service needs beside the message
@@ -221,7 +209,7 @@ def pack(job: jobs.Job, args: argparse.Namespace, values: Mapping[str, str], fol
     for pool in job.trainer_pools:
         image = pool.image if pool.is_package else values.get("prebuilt", "")
         if not image:
-            raise PipelineError("--prebuilt: not set: give it, --kind=script runs the trainer in a prebuilt image.")
+            raise UserError("--prebuilt: not set: give it, --kind=script runs the trainer in a prebuilt image.")
         kind = type(pool.message.python_package_spec)
         packed = kind(executor_image_uri=image, python_module=f"{trainer}.trainer.task", package_uris=[uri])
         packed.args.extend(pool.args)
@@ -245,7 +233,7 @@ def _provide_dataset(pipeline: jobs.Job, args: argparse.Namespace, service: sdk.
             found = aiplatform.TabularDataset.create(display_name=name, gcs_source=args.dataset_csv)
             print(f"dataset {found.resource_name}", flush=True)
         else:
-            found = getattr(aiplatform, DATASETS[args.dataset_kind])(args.dataset)
+            found = sdk.existing(getattr(aiplatform, DATASETS[args.dataset_kind]), "--dataset", args.dataset)
     pipeline.message.input_data_config.dataset_id = found.name
 
 

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from . import checkout, cloud, jobs, sdk, submission
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    parser = cli.Parser(prog="scripts/submit_pipeline", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(prog="scripts/submit_pipeline", description=__doc__)
     parser.add_argument("spec", help="the compiled pipeline, YAML or JSON")
     parser.add_argument(
         "--parameter", metavar="NAME=VALUE", type=cli.pair, action="append", default=[], help="of the pipeline; repeatable"
@@ -88,7 +88,7 @@ def _submit(args: argparse.Namespace, cancel: threading.Event) -> int:
         _use_local(args)
     folder = Path(args.spec).parent
     folder = folder if (folder / "settings.yaml").is_file() else checkout.SETTINGS
-    stays_here = args.dry_run or cloud.is_local(args.api_endpoint)
+    stays_here = submission.stays_here(args)
     values = cloud.load_settings(folder, settings.from_flags(args), ("project", "region", "bucket"), stays_here)
     job = build(pipeline, args, values)
     for warning in pipeline_spec.warnings(pipeline, date.today()):
@@ -101,22 +101,16 @@ def _submit(args: argparse.Namespace, cancel: threading.Event) -> int:
     job_id = args.job_id or f"{_plain(pipeline.name)}-{time.strftime('%Y%m%d%H%M%S')}"
     options = {} if args.schedule else {"pipeline_job_id": job_id}
     if args.dry_run:
-        _show(job, args, submission.by_hand(job, service, options))
-        return 0
-    path = cloud.keep(*job.file(), args.state_dir)
-    name, state = submission.send(job, args, service, path, options)
-    submission.report(job, service, name, state)
-    return submission.follow(job, args, service, name, cancel)[0] if args.wait else 0
+        return submission.show(job, args, service, options, _without_spec(job, args.caching))
+    return submission.send(job, args, service, cloud.keep(*job.file(), args.state_dir), cancel, options)[0]
 
 
-def _show(job: jobs.Job, args: argparse.Namespace, command: Callable[[Path], str]) -> None:
-    """Print what a dry run would send, but for the spec, which is the user's file, and the command that sends it by hand."""
-    text, name = job.file()
-    document = json.loads(text)
+def _without_spec(job: jobs.Job, caching: bool | None) -> str:
+    """Return what would be sent, but for the spec, which is the user's file."""
+    document = json.loads(job.file()[0])
     inner = document.get("createPipelineJobRequest", {}).get("pipelineJob", document)
-    inner["pipelineSpec"] = f"what {job.path} says" + ("" if args.caching is None else f", caching {'on' if args.caching else 'off'}")
-    path = Path(args.state_dir) / "submitted" / f"TIME-{name}"
-    print(f"# {path}\n{json.dumps(document, indent=2, ensure_ascii=False)}\n{command(path)}")
+    inner["pipelineSpec"] = f"what {job.path} says" + ("" if caching is None else f", caching {'on' if caching else 'off'}")
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
 def refuse_contradictions(args: argparse.Namespace) -> None:

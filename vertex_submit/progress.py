@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from typing import Any, BinaryIO
+
+from tqdm import tqdm
+from tqdm.utils import CallbackIOWrapper
 
 
 class Cancelled(OSError):
@@ -15,30 +17,22 @@ class Progress:
     """A bar of bytes on a terminal, nothing elsewhere; a file that begins anew takes back what it had counted."""
 
     def __init__(self, what: str, total: int, cancel: threading.Event | None = None):
-        self.bar, self.lock, self.positions, self.cancel = None, threading.Lock(), {}, cancel
-        if sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self.bar = tqdm(total=total, desc=what, unit="B", unit_scale=True, unit_divisor=1024, dynamic_ncols=True)
+        self.lock, self.positions, self.cancel = threading.Lock(), {}, cancel
+        # disable=None: only where stderr is no terminal
+        self.bar = tqdm(total=total, desc=what, unit="B", unit_scale=True, unit_divisor=1024, dynamic_ncols=True, disable=None)
 
     def reach(self, key: object, position: int) -> None:
         """Note how many bytes of one file are through; raise Cancelled where no more are wanted."""
         if self.cancel is not None and self.cancel.is_set():
             raise Cancelled("stopped: the same command goes on from here.")
-        if self.bar is not None:
-            with self.lock:
-                self.bar.update(position - self.positions.get(key, 0))
-                self.positions[key] = position
+        with self.lock:
+            self.bar.update(position - self.positions.get(key, 0))
+            self.positions[key] = position
 
     def watch(self, file: BinaryIO, method: str, key: object) -> Any:
         """Return the file with a `read` or a `write` that notes how far it has come."""
-        from tqdm.utils import CallbackIOWrapper
-
         return CallbackIOWrapper(lambda count: self.reach(key, file.tell()), file, method)
 
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.close()
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        self.bar.close()

@@ -44,7 +44,7 @@ class Step:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    parser = cli.Parser(prog="scripts/promote", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(prog="scripts/promote", description=__doc__)
     parser.add_argument("model", metavar="MODEL[@VERSION]", help="id, full name or display name, and a version's number or alias")
     parser.add_argument("--evaluation", metavar="FILE", help="evaluation.json of that version, made with --against the champion")
     parser.add_argument("--threshold", metavar="X", type=float, help="what the objective must reach: at most X if it is minimized")
@@ -76,14 +76,15 @@ def _main(args: argparse.Namespace) -> int:
     traffic = Traffic(service, args.endpoint, model.name, args.machine_type) if args.endpoint else None
     if evaluation is None:
         version = _former(model, versions, wanted)
-        steps = _rollback(model, versions, version)
+        steps = _make_champion(model, versions, version, ROLLED_BACK, (PREVIOUS, ROLLED_BACK))
     else:
         version = _find(versions, wanted or CHALLENGER, model)
         reasons = _reasons(args, evaluation, model, versions, version)
         if reasons:
             print(f"error: {model.name}@{version.number} is not promoted: {'; '.join(reasons)}.", file=sys.stderr)
             return REFUSED
-        steps = [*_import(model, version, evaluation), *_promotion(model, versions, version)]
+        steps = _import(model, version, evaluation)
+        steps += _make_champion(model, versions, version, PREVIOUS, (CHALLENGER, PREVIOUS, ROLLED_BACK))
     steps = [*(_moves(traffic, version) if traffic else []), *steps]
     return _carry_out(steps, model, version, traffic, args.dry_run)
 
@@ -181,14 +182,6 @@ def _import(model: Registry, version: Version, evaluation: Mapping[str, Any]) ->
         return []
     what = f"import the evaluation into version {version.number}"
     return [Step(what, lambda: model.import_evaluation(version.number, evaluation))]
-
-
-def _promotion(model: Registry, versions: Mapping[str, Version], version: Version) -> list[Step]:
-    return _make_champion(model, versions, version, PREVIOUS, (CHALLENGER, PREVIOUS, ROLLED_BACK))
-
-
-def _rollback(model: Registry, versions: Mapping[str, Version], version: Version) -> list[Step]:
-    return _make_champion(model, versions, version, ROLLED_BACK, (PREVIOUS, ROLLED_BACK))
 
 
 def _make_champion(model: Registry, versions: Mapping[str, Version], version: Version, left: str, lost: Sequence[str]) -> list[Step]:

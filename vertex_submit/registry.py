@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from google.protobuf import json_format, struct_pb2
+
 from . import sdk, transfer
 from .cloud import CloudError
 
@@ -39,29 +41,15 @@ class Version:
     aliases: tuple[str, ...]
 
 
-class Registry:
-    """One model of the registry.
-
-    Args:
-        name: its id, its full name, or its display name if no other model has that.
-
-    Raises:
-        UserError: there is no such model. CloudError: the service refused.
-    """
+class Registry(sdk.Named):
+    """One model of the registry; how it is named and found is as for any of the API."""
 
     def __init__(self, service: sdk.Service, name: str):
-        self.service, self.client = service, sdk.client(service, "ModelServiceClient")
-        self.name = sdk.find(service, self.client, "model", name, "MODEL")
-
-    @property
-    def number(self) -> str:
-        """The model's id."""
-        return self.name.rpartition("/")[2]
+        super().__init__(service, "model", name, "MODEL")
 
     def versions(self) -> dict[str, Version]:
         """Return the model's versions by their number, the newest first."""
-        with sdk.errors(self.service.project):
-            found = list(self.client.list_model_versions(name=self.name))
+        found = self.ask("list_model_versions", name=self.name)
         versions = [Version(each.version_id, each.artifact_uri, tuple(each.version_aliases)) for each in found]
         return {each.number: each for each in sorted(versions, key=lambda each: int(each.number), reverse=True)}
 
@@ -71,10 +59,9 @@ class Registry:
         Raises:
             CloudError: the service refused, or another version has the alias afterwards.
         """
-        with sdk.errors(self.service.project):
-            words = [alias, *(f"-{each}" for each in taken)]
-            self.client.merge_version_aliases(name=f"{self.name}@{version}", version_aliases=words)
-            holder = self.client.get_model(name=f"{self.name}@{alias}").version_id
+        words = [alias, *(f"-{each}" for each in taken)]
+        self.ask("merge_version_aliases", name=f"{self.name}@{version}", version_aliases=words)
+        holder = self.ask("get_model", name=f"{self.name}@{alias}").version_id
         if holder != version:
             raise CloudError(
                 f"version {holder} has the alias {alias} that version {version} was given: somebody else changes it, too. "
@@ -86,8 +73,7 @@ class Registry:
     def has_evaluation(self, version: str, evaluation: Mapping[str, Any]) -> bool:
         """Tell whether a version has this evaluation already."""
         wanted = digest(evaluation)
-        with sdk.errors(self.service.project):
-            known = list(self.client.list_model_evaluations(parent=f"{self.name}@{version}"))
+        known = self.ask("list_model_evaluations", parent=f"{self.name}@{version}")
         return any((each.metadata or {}).get("evaluation_sha256") == wanted for each in known)
 
     def import_evaluation(self, version: str, evaluation: Mapping[str, Any]) -> str:
@@ -100,10 +86,9 @@ class Registry:
             metrics_schema_uri=schema, metrics=_value(metrics_of(evaluation["metrics"])), metadata=_value(_metadata(evaluation)),
         )  # fmt: skip
         slices = [_slice(each, schema) for each in (evaluation.get("slices") or [])[:MOST_SLICES]]
-        with sdk.errors(self.service.project):
-            name = self.client.import_model_evaluation(parent=f"{self.name}@{version}", model_evaluation=made).name
-            if slices:
-                self.client.batch_import_model_evaluation_slices(parent=name, model_evaluation_slices=slices)
+        name = self.ask("import_model_evaluation", parent=f"{self.name}@{version}", model_evaluation=made).name
+        if slices:
+            self.ask("batch_import_model_evaluation_slices", parent=name, model_evaluation_slices=slices)
         return name
 
 
@@ -149,8 +134,6 @@ def _slice(each: Mapping[str, Any], schema: str) -> Any:
 
 
 def _value(content: Any) -> Any:
-    from google.protobuf import json_format, struct_pb2
-
     return json_format.ParseDict(content, struct_pb2.Value())
 
 

@@ -5,16 +5,23 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import functools
 import logging
 import os
 import re
 import shutil
 import sys
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import google.auth
+from google.api_core import exceptions
+from google.auth.credentials import AnonymousCredentials
+from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError, InvalidOperation, RefreshError
+from google.oauth2.credentials import Credentials
+from requests.exceptions import ConnectionError, RequestException, Timeout
 
 from vertex_local.errors import UserError, quoted
 from vertex_local.job import schema, settings
@@ -77,21 +84,30 @@ class Service:
         # REST takes http:// in an endpoint, and what has no scheme is https://.
         return {"credentials": self.credentials, "api_transport": "rest", "api_endpoint": self.url.removeprefix("https://")}
 
+    def ask(self, api: str, method: str, **request: Any) -> Any:
+        """Return what a method of one of the API's services, such as ModelService, answers; a list is read to its end.
+
+        Raises:
+            CloudError: the service refused.
+        """
+        with errors(self.project):
+            answer = getattr(client(self, api), method)(**request)
+            return list(answer) if hasattr(answer, "pages") else answer
+
 
 def connect(values: Mapping[str, str], args: argparse.Namespace) -> Service:
     """Return the service that flags and settings name; nothing is sent yet, and a dry run needs no credentials."""
     url = args.api_endpoint or f"https://{values['region']}-aiplatform.googleapis.com"
-    found = _anonymous() if args.dry_run else credentials(args.token_file, local=cloud.is_local(args.api_endpoint))
-    if url.startswith("http://") and not cloud.is_local(url) and not isinstance(found, type(_anonymous())):
+    found = AnonymousCredentials() if args.dry_run else credentials(args.token_file, local=cloud.is_local(args.api_endpoint))
+    if url.startswith("http://") and not cloud.is_local(url) and not isinstance(found, AnonymousCredentials):
         raise CloudError(f"{url}: an access token is not sent over plain HTTP; use https://.")
     return Service(values["project"], values["region"], url, bool(args.api_endpoint), found)
 
 
 def start(service: Service, bucket: str, dry_run: bool = False) -> Any:
     """Return the SDK's high-level module, set up for a service; in a dry run so that it asks nobody for anything."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of Google's, about the Python at hand
-        from google.cloud import aiplatform
+    from google.cloud import aiplatform
+
     for name in [name for name in logging.root.manager.loggerDict if name.startswith("google.cloud.aiplatform")]:
         logging.getLogger(name).setLevel(logging.WARNING)  # what it would say is said by us
     options = {"api_transport": "rest", **service.options} if dry_run else service.options
@@ -102,20 +118,15 @@ def start(service: Service, bucket: str, dry_run: bool = False) -> Any:
 # ------------------------------------------------------------------ jobs
 
 
-def create(service: Service, job: jobs.Job, options: Mapping[str, Any] | None = None) -> Any:
+def create(service: Service, job: jobs.Job, options: Mapping[str, Any]) -> Any:
     """Create a job and return the service's message of it. It is sent once: whether a lost answer was a yes, nobody knows.
 
     Args:
         options: other fields of the request, such as an id of one's own.
     """
-    from google.api_core import exceptions
-    from requests.exceptions import ConnectionError, Timeout
-
-    field = _field(job.kind)
+    field, limits = job.kind.field, {"retry": None, "timeout": CREATE_SECONDS}
     try:
-        with errors(service.project):
-            send = getattr(_client(service, job.kind), f"create_{field}")
-            return send(parent=service.parent, **{field: jobs.wrap(job)}, retry=None, timeout=CREATE_SECONDS, **(options or {}))
+        return service.ask(job.kind.service, f"create_{field}", parent=service.parent, **{field: jobs.wrap(job)}, **limits, **options)
     except CloudError as error:
         lost = (exceptions.ServerError, exceptions.RetryError, ConnectionError, Timeout)
         if isinstance(error.__cause__, lost):
@@ -125,34 +136,23 @@ def create(service: Service, job: jobs.Job, options: Mapping[str, Any] | None = 
 
 def get(service: Service, kind: jobs.Kind, name: str) -> dict[str, Any]:
     """Return a job in the API's JSON form."""
-    with errors(service.project):
-        return schema.to_fields(getattr(_client(service, kind), f"get_{_field(kind)}")(name=name)._pb)
+    return schema.to_fields(service.ask(kind.service, f"get_{kind.field}", name=name)._pb)
 
 
-def _field(kind: jobs.Kind) -> str:
-    return re.sub("(?<!^)([A-Z])", r"_\1", kind.type).lower()
-
-
-def _client(service: Service, kind: jobs.Kind) -> Any:
-    names = {jobs.PIPELINE: "Pipeline", jobs.PIPELINE_JOB: "Pipeline", jobs.SCHEDULE: "Schedule"}
-    return client(service, f"{names.get(kind, 'Job')}ServiceClient")
-
-
+@functools.cache
 def client(service: Service, name: str) -> Any:
-    """Return a client of one of the API's services, such as ModelServiceClient, set up as `start` sets up the SDK."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        from google.cloud import aiplatform_v1
+    """Return a client of one of the API's services, such as ModelService, set up as `start` sets up the SDK."""
+    from google.cloud import aiplatform_v1
+
     endpoint = {"api_endpoint": service.options.get("api_endpoint") or service.url.removeprefix("https://")}
-    made = getattr(aiplatform_v1, name)
+    made = getattr(aiplatform_v1, f"{name}Client")
     return made(credentials=service.credentials, client_options=endpoint, transport="rest" if service.redirected else None)
 
 
-def find(service: Service, made: Any, kind: str, name: str, flag: str) -> str:
-    """Return the full name of a model or an endpoint.
+class Named:
+    """A model or an endpoint.
 
     Args:
-        made: the client that has `get_<kind>` and `list_<kind>s`.
         kind: model or endpoint.
         name: its id, its full name, or its display name if no other has that.
         flag: what errors begin with.
@@ -160,24 +160,50 @@ def find(service: Service, made: Any, kind: str, name: str, flag: str) -> str:
     Raises:
         UserError: there is none. CloudError: the service refused.
     """
-    from google.api_core.exceptions import InvalidArgument, NotFound
 
-    with errors(service.project):
-        if re.fullmatch(rf"projects/.+/{kind}s/[\w-]+|[\w-]{{1,63}}", name):
-            full = name if "/" in name else f"{service.parent}/{kind}s/{name}"
-            try:
-                getattr(made, f"get_{kind}")(name=full)
-                return full
-            except (NotFound, InvalidArgument):
-                pass  # said below, or it is a display name
-        wanted = {"parent": service.parent, "filter": f'display_name="{name}"'}
-        found = [] if '"' in name else list(getattr(made, f"list_{kind}s")(request=wanted))
-    numbers = [each.name.partition("@")[0].rpartition("/")[2] for each in found]
-    if len(found) == 1:
-        return f"{service.parent}/{kind}s/{numbers[0]}"
-    if found:
-        raise UserError(f"{flag}: several {kind}s are called {quoted(name)}; give the id: {', '.join(numbers)}.")
-    raise UserError(f"{flag}: there is no {kind} {quoted(name)} in {service.parent}; see `gcloud ai {kind}s list`.")
+    def __init__(self, service: Service, kind: str, name: str, flag: str):
+        self.service, self._api = service, f"{kind.capitalize()}Service"
+        self.name = self._full_name(kind, name) or self._by_display_name(kind, name, flag)
+
+    @property
+    def number(self) -> str:
+        """Its id."""
+        return self.name.rpartition("/")[2]
+
+    def ask(self, method: str, **request: Any) -> Any:
+        """Return what the service answers to one of the methods about its kind."""
+        return self.service.ask(self._api, method, **request)
+
+    def _full_name(self, kind: str, name: str) -> str | None:
+        if not re.fullmatch(rf"projects/.+/{kind}s/[\w-]+|[\w-]{{1,63}}", name):
+            return None
+        full = name if "/" in name else f"{self.service.parent}/{kind}s/{name}"
+        try:
+            self.ask(f"get_{kind}", name=full)
+            return full
+        except CloudError as error:
+            if not isinstance(error.__cause__, (exceptions.NotFound, exceptions.InvalidArgument)):
+                raise
+            return None  # it is a display name, or there is none
+
+    def _by_display_name(self, kind: str, name: str, flag: str) -> str:
+        wanted = {"parent": self.service.parent, "filter": f'display_name="{name}"'}
+        found = [] if '"' in name else self.ask(f"list_{kind}s", request=wanted)
+        numbers = [each.name.partition("@")[0].rpartition("/")[2] for each in found]
+        if len(found) == 1:
+            return f"{self.service.parent}/{kind}s/{numbers[0]}"
+        if found:
+            raise UserError(f"{flag}: several {kind}s are called {quoted(name)}; give the id: {', '.join(numbers)}.")
+        raise UserError(f"{flag}: there is no {kind} {quoted(name)} in {self.service.parent}; see `gcloud ai {kind}s list`.")
+
+
+def existing(kind: Any, flag: str, name: str) -> Any:
+    """Return the SDK's object of an id or a full name; `kind` is the SDK's class, and errors begin with `flag`."""
+    try:
+        return kind(name)
+    except ValueError as error:  # it is no name, or that of another kind of resource
+        remedy = f"give the id or the full name of a {kind.__name__} in this project and region"
+        raise UserError(f"{flag}: {quoted(name)}: {reason(error).rstrip('.')}; {remedy}.") from None
 
 
 # ------------------------------------------------------------------ credentials
@@ -190,10 +216,6 @@ def credentials(token_file: str | None, local: bool = False) -> Any:
     Raises:
         SettingsError: the file cannot be read. CloudError: there are none.
     """
-    import google.auth
-    from google.auth.exceptions import DefaultCredentialsError
-    from google.oauth2.credentials import Credentials
-
     if token_file:
         try:
             return Credentials(Path(token_file).read_text(encoding="utf-8").strip())
@@ -202,11 +224,9 @@ def credentials(token_file: str | None, local: bool = False) -> Any:
                 f"--token_file: {token_file}: cannot be read: {error}. Name a file with an access token."
             ) from None
     if local or os.environ.get("CLOUDSDK_AUTH_DISABLE_CREDENTIALS", "").lower() in ("1", "true", "yes", "on"):
-        return _anonymous()
+        return AnonymousCredentials()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # about a quota project: an error names the remedy where it matters
-            return google.auth.default([SCOPE])[0]
+        return google.auth.default([SCOPE])[0]
     except DefaultCredentialsError as error:
         if shutil.which("gcloud") is None:
             raise CloudError(f"no credentials are found: {LOGIN}.") from error
@@ -223,29 +243,26 @@ def _gcloud_token(request: object, scopes: object) -> tuple[str, datetime.dateti
     return token, now + datetime.timedelta(minutes=TOKEN_MINUTES)
 
 
-def _anonymous() -> Any:
-    from google.auth.credentials import AnonymousCredentials
-
-    return AnonymousCredentials()
-
-
 # ------------------------------------------------------------------ errors
 
 
 @contextlib.contextmanager
 def errors(project: str) -> Iterator[None]:
-    """Turn what the SDK and its transports raise into a CloudError of one line, which names the command that helps."""
-    from google.api_core.exceptions import GoogleAPIError
-    from google.auth.exceptions import GoogleAuthError, InvalidOperation, RefreshError
-    from requests.exceptions import RequestException
+    """Turn what the SDK and its transports raise into a CloudError of one line, which names the command that helps.
 
+    What the SDK itself refuses, such as a name that is too long, becomes a UserError.
+    """
     try:
         yield
     except (RefreshError, InvalidOperation) as error:  # after a 401: it would be asked again with fresh ones
         raise CloudError(f"the service refuses the credentials ({reason(error).rstrip('.')}): {LOGIN}.") from error
     except RequestException as error:
         raise CloudError(f"the service does not answer: {reason(error)}. See --region and the network, then start again.") from error
-    except (GoogleAPIError, GoogleAuthError, RuntimeError) as error:
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"the SDK refuses it before it is sent: {reason(error).rstrip('.')}; give another value.") from error
+    except (exceptions.GoogleAPIError, GoogleAuthError, RuntimeError) as error:
         raise CloudError(" ".join(filter(None, (f"the service answered: {reason(error)}", remedy(error, project))))) from error
 
 
@@ -273,8 +290,6 @@ def _violations(error: Exception) -> Iterator[tuple[str, str]]:
 
 def remedy(error: Exception, project: str) -> str:
     """Return what to do about a permission, an API that is off, or a quota; empty for any other error."""
-    from google.api_core import exceptions
-
     if getattr(error, "reason", None) == "SERVICE_DISABLED":
         return f"Enable it: gcloud services enable aiplatform.googleapis.com --project={project}"
     if isinstance(error, exceptions.Forbidden) and "quota project" in str(error):

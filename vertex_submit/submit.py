@@ -7,11 +7,9 @@ under `.vertex_local/submitted`, checked there, and sent. (gcloud's own --args w
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 from vertex_local import cli
 from vertex_local.job import settings
@@ -30,7 +28,7 @@ def build_parser(which: str) -> argparse.ArgumentParser:
     """Return the parser of `scripts/submit_job` or `scripts/submit_tuning`."""
     script, kind = SCRIPTS[which]
     parser = cli.Parser(
-        prog=script, formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog=script,
         description=f"Send a {kind.title}'s file to Vertex AI; returns at once, unless --wait is given.\n"
         "Arguments after -- are appended to the trainer's.",
     )  # fmt: skip
@@ -63,22 +61,14 @@ def main(argv: Sequence[str]) -> int:
 def _submit(kind: jobs.Kind, args: argparse.Namespace, extra: Sequence[str], cancel: threading.Event) -> int:
     job = load(kind, args, extra)
     values = submission.load_settings(job, args, ("project", "region"))
+    if getattr(args, "autopackage", False):
+        job.flags = image_build.autopackage(job, args.base, values)
     if args.dry_run or args.no_check:  # the check has them, too
         submission.warn_about_images({pool.image for pool in job.pools})
-    service = sdk.connect(values, args)
-    packaging = _autopackage(job, args, values) if job.autopackaged else None
     if args.dry_run:
-        command = (lambda path: cloud.command(packaging(path))) if packaging else submission.by_hand(job, service)
-        submission.show(job, args, command)
-        return 0
-    path = submission.keep_and_check(job, args, values)
-    if packaging:
-        answer = json.loads(cloud.run([*packaging(path), "--format=json"]))
-        name, state = answer["name"], answer.get("state", "PENDING")
-    else:
-        name, state = submission.send(job, args, service, path)
-    submission.report(job, service, name, state)
-    return submission.follow(job, args, service, name, cancel)[0] if args.wait else 0
+        return submission.show(job, args, sdk.connect(values, args))
+    path, service = submission.keep_and_connect(job, args, values)
+    return submission.send(job, args, service, path, cancel)[0]
 
 
 def load(kind: jobs.Kind, args: argparse.Namespace, extra: Sequence[str]) -> jobs.Job:
@@ -88,16 +78,9 @@ def load(kind: jobs.Kind, args: argparse.Namespace, extra: Sequence[str]) -> job
     jobs.set_output(job, args.base_output_dir)
     job.message.display_name = args.display_name or job.message.display_name
     job.message.labels.update(args.labels)
-    job.autopackaged = getattr(args, "autopackage", False)
     if kind is jobs.TUNING:
         jobs.set_trial_counts(job, {name: getattr(args, name) for name in TRIAL_COUNTS})
     return job
-
-
-def _autopackage(job: jobs.Job, args: argparse.Namespace, values: Mapping[str, str]) -> Callable[[Path], list[str]]:
-    """Return what makes, of a kept file, the command by which gcloud builds the image and sends the job itself."""
-    flags = image_build.autopackage(job, args.base, values)
-    return lambda path: [*jobs.gcloud_command(job, path, values["project"], values["region"]), *flags]
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from __future__ import annotations
 import concurrent.futures
 from typing import Any
 
+from google.protobuf import field_mask_pb2
+
 from vertex_local.errors import UserError
 
 from . import sdk
@@ -14,31 +16,21 @@ DEPLOY_SECONDS = 3600.0  # for which a deployment is waited for
 MACHINE = "n1-standard-2"  # where no version is deployed whose machines could be taken
 
 
-class Traffic:
-    """An endpoint, by its id, full name or display name, as far as it serves one model.
+class Traffic(sdk.Named):
+    """An endpoint, as far as it serves one model.
 
     Args:
         model: the model's full name.
         machine_type: for a version that is deployed, in place of that of the version which serves.
-
-    Raises:
-        UserError: there is no such endpoint. CloudError: the service refused.
     """
 
     def __init__(self, service: sdk.Service, endpoint: str, model: str, machine_type: str | None = None):
-        self.service, self.model, self.machine_type = service, model, machine_type
-        self.client = sdk.client(service, "EndpointServiceClient")
-        self.name = sdk.find(service, self.client, "endpoint", endpoint, "--endpoint")
-
-    @property
-    def number(self) -> str:
-        """The endpoint's id."""
-        return self.name.rpartition("/")[2]
+        super().__init__(service, "endpoint", endpoint, "--endpoint")
+        self.model, self.machine_type = model, machine_type
 
     def read(self) -> Any:
         """Return the endpoint as it is now."""
-        with sdk.errors(self.service.project):
-            return self.client.get_endpoint(name=self.name)
+        return self.ask("get_endpoint", name=self.name)
 
     def deployed(self, version: str, endpoint: Any = None) -> str | None:
         """Return the id under which a version is deployed; None if it is not."""
@@ -88,9 +80,10 @@ class Traffic:
             made.dedicated_resources.machine_spec.machine_type = self.machine_type
         made.model = f"{self.model}@{version}"
         split = {} if endpoint.deployed_models else {"0": 100}
+        operation = self.ask("deploy_model", endpoint=self.name, deployed_model=made, traffic_split=split)
         with sdk.errors(self.service.project):
             try:
-                self.client.deploy_model(endpoint=self.name, deployed_model=made, traffic_split=split).result(timeout=DEPLOY_SECONDS)
+                operation.result(timeout=DEPLOY_SECONDS)
             except concurrent.futures.TimeoutError:
                 raise CloudError(
                     f"the deployment was not done after {DEPLOY_SECONDS / 60:.0f} minutes; it may still end well: "
@@ -100,7 +93,6 @@ class Traffic:
     def move(self, version: str) -> None:
         """Give a deployed version all of the model's traffic, in one step; refused if the endpoint was changed meanwhile."""
         from google.cloud.aiplatform_v1 import types
-        from google.protobuf import field_mask_pb2
 
         endpoint = self.read()
         number = self.deployed(version, endpoint)
@@ -110,5 +102,4 @@ class Traffic:
                 "then start again."
             )
         changed = types.Endpoint(name=self.name, traffic_split=self.wanted_split(endpoint, number), etag=endpoint.etag)
-        with sdk.errors(self.service.project):
-            self.client.update_endpoint(endpoint=changed, update_mask=field_mask_pb2.FieldMask(paths=["traffic_split"]))
+        self.ask("update_endpoint", endpoint=changed, update_mask=field_mask_pb2.FieldMask(paths=["traffic_split"]))

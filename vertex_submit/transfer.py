@@ -24,9 +24,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import google_crc32c  # comes with google-cloud-storage
+from google.api_core.exceptions import GoogleAPIError, NotFound, PreconditionFailed, RetryError, ServerError
+from google.auth.exceptions import GoogleAuthError
+from google.cloud import storage
+from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
+from google.cloud.storage.retry import DEFAULT_RETRY
+from requests.exceptions import RequestException
+
 from vertex_local.errors import UserError
 from vertex_local.job import buckets
 
+from . import sdk
 from .progress import Cancelled, Progress
 
 WORKERS = 8
@@ -62,13 +71,6 @@ class NotReplaced(UserError):
 def open_client(project: str = "", token_file: str | None = None) -> Any:
     """Return a client with the credentials that gcloud or Google's libraries would take."""
     try:
-        from google.auth.exceptions import GoogleAuthError
-        from google.cloud import storage
-    except ImportError:
-        raise TransferError("google-cloud-storage is not installed: pip install '.[cloud]'.") from None
-    from . import sdk
-
-    try:
         # An emulator is asked with the token of a file, or without any.
         found = None if os.environ.get("STORAGE_EMULATOR_HOST") and not token_file else sdk.credentials(token_file)
         return storage.Client(project=project or None, credentials=found)
@@ -80,8 +82,6 @@ def open_client(project: str = "", token_file: str | None = None) -> Any:
 
 def crc32c(path: Path) -> str:
     """Return a file's CRC32C as Cloud Storage writes it."""
-    import google_crc32c  # comes with google-cloud-storage
-
     found = google_crc32c.Checksum()
     with open(path, "rb") as file:
         while piece := file.read(1 << 20):
@@ -90,19 +90,12 @@ def crc32c(path: Path) -> str:
 
 
 def _retry() -> Any:
-    from google.cloud.storage.retry import DEFAULT_RETRY
-
     return DEFAULT_RETRY.with_delay(initial=0.25, multiplier=2.0, maximum=8.0).with_timeout(RETRY_SECONDS)
 
 
 @contextlib.contextmanager
 def _one_line(what: str) -> Iterator[None]:
     """Turn what the client raises into a TransferError."""
-    from google.api_core.exceptions import GoogleAPIError
-    from google.auth.exceptions import GoogleAuthError
-
-    from . import sdk
-
     try:
         yield
     except (TransferError, Cancelled):
@@ -111,28 +104,20 @@ def _one_line(what: str) -> Iterator[None]:
         raise TransferError(f"{what}: {sdk.reason(error)}") from None
 
 
-def _transient() -> tuple[type[Exception], ...]:
-    """Return what another attempt at a whole file may help with: a damaged one, and a session that broke."""
-    from google.api_core.exceptions import ServerError
-    from google.cloud.storage import exceptions
-    from requests.exceptions import RequestException
-
-    return (exceptions.DataCorruption, exceptions.InvalidResponse, ServerError, RequestException, _Damaged)
-
-
 class _Damaged(Exception):
     """What arrived has another checksum than what was sent."""
 
 
+# What another attempt at a whole file may help with: a damaged one, a session that broke, an answer to our own upload that was
+# lost or somebody else's upload that came in between.
+_TRANSIENT = (DataCorruption, InvalidResponse, PreconditionFailed, ServerError, RequestException, _Damaged)
+
+
 def _attempts(what: str, once: Callable[[], Any]) -> Any:
-    from google.api_core.exceptions import RetryError
-
-    from . import sdk
-
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return once()
-        except (*_transient(), RetryError) as error:
+        except (*_TRANSIENT, RetryError) as error:
             if attempt == ATTEMPTS or isinstance(error, RetryError):  # the client has asked for RETRY_SECONDS already
                 raise TransferError(f"{what}: {sdk.reason(error)}. Start again; what is whole is kept.") from None
             time.sleep(0.2 * attempt)
@@ -170,7 +155,7 @@ def upload(client: Any, files: Mapping[Path, str], options: Options = DEFAULTS) 
     Raises:
         NotReplaced: something else has that name. TransferError: the service refused, or holds other bytes in the end.
     """
-    with Progress("up", sum(path.stat().st_size for path in files), options.cancel) as progress:
+    with contextlib.closing(Progress("up", sum(path.stat().st_size for path in files), options.cancel)) as progress:
         work = {uri: lambda p=path, u=uri: _upload_one(client, p, u, options.overwrite, progress) for path, uri in files.items()}
         yield from _in_parallel(work, options.workers)
 
@@ -200,22 +185,14 @@ def _upload_one(client: Any, path: Path, uri: str, overwrite: bool, progress: Pr
             raise _Damaged(f"it arrived with crc32c {blob.crc32c} and {blob.size} bytes, sent were {own} and {size}")
         return f"uploaded to {uri}, crc32c {own} on both sides"
 
-    def again() -> str:
-        from google.api_core.exceptions import PreconditionFailed
-
-        try:
-            return once()
-        except PreconditionFailed:  # the answer to our own upload was lost, or somebody else's came in between: look again
-            return once()
-
     with _one_line(f"{uri}: not uploaded"):
-        return _attempts(f"{uri}: not uploaded", again)
+        return _attempts(f"{uri}: not uploaded", once)
 
 
 def files_of(folder: Path, uri: str) -> dict[Path, str]:
     """Return where each file of a folder goes; unfinished downloads and a lock stay."""
-    paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in LEFT_OUT and not _is_part(path.name))
-    return {path: f"{uri.rstrip('/')}/{path.relative_to(folder).as_posix()}" for path in paths}
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in LEFT_OUT)
+    return {path: f"{uri.rstrip('/')}/{path.relative_to(folder).as_posix()}" for path in paths if not path.match(".*.part")}
 
 
 # ------------------------------------------------------------------ down
@@ -243,15 +220,13 @@ def download(client: Any, uri: str, folder: Path, options: Options = DEFAULTS) -
             _verify_manifests(uri, blobs)
     alone = one is not None and not folder.is_dir()
     targets = {name: folder if alone else folder / buckets.plain(name) for name in blobs}
-    with Progress("down", sum(blob.size for blob in blobs.values()), options.cancel) as progress:
+    with contextlib.closing(Progress("down", sum(blob.size for blob in blobs.values()), options.cancel)) as progress:
         work = {name: lambda b=blob, t=targets[name]: _download_one(b, t, options.overwrite, progress) for name, blob in blobs.items()}
         yield from _in_parallel(work, options.workers)
 
 
 def checksums(client: Any, uri: str) -> dict[str, tuple[int, str]]:
     """Return size in bytes and CRC32C of each object below a folder's `gs://…`, by its name below it; {} if there is none."""
-    from google.api_core.exceptions import NotFound
-
     bucket, _, prefix = _split(uri)
     with _one_line(uri):
         try:
@@ -269,8 +244,8 @@ def _verify_manifests(uri: str, blobs: Mapping[str, Any]) -> None:
         try:
             read = functools.partial(blobs[name].download_as_bytes, if_generation_match=blobs[name].generation, retry=_retry())
             manifest = json.loads(_attempts(f"{uri}: {name} cannot be read", read))
-            files = dict(manifest["files"]) if "complete" in manifest else {}
-        except (KeyError, TypeError, ValueError):
+            files = {file: dict(wanted) for file, wanted in manifest["files"].items()} if "complete" in manifest else {}
+        except (AttributeError, KeyError, TypeError, ValueError):
             continue  # somebody else's file of that name
         remedy = "let it finish, or give --unfinished to take what is there"
         if not manifest.get("complete", True):
@@ -287,14 +262,6 @@ def _verify_manifests(uri: str, blobs: Mapping[str, Any]) -> None:
                 raise TransferError(f"{uri}: {path} is not what the manifest says ({what}). Start the run again, or give --unfinished.")
 
 
-def _part_of(target: Path, generation: int) -> Path:
-    return target.with_name(f".{target.name}.{generation}.part")
-
-
-def _is_part(name: str) -> bool:
-    return name.startswith(".") and name.endswith(".part")
-
-
 def _download_one(blob: Any, target: Path, overwrite: bool, progress: Progress) -> str:
     uri = f"gs://{blob.bucket.name}/{blob.name}"
     if target.exists() and not target.is_dir() and (target.stat().st_size, crc32c(target)) == (blob.size, blob.crc32c):
@@ -302,7 +269,7 @@ def _download_one(blob: Any, target: Path, overwrite: bool, progress: Progress) 
         return f"{target} is there already, the same bytes"
     if target.is_dir() or (target.exists() and not overwrite):
         raise NotReplaced(f"{target} holds something else than {uri}: choose another folder, or give --overwrite.")
-    part = _part_of(target, blob.generation)
+    part = target.with_name(f".{target.name}.{blob.generation}.part")
 
     def once() -> str:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -327,12 +294,7 @@ def _download_one(blob: Any, target: Path, overwrite: bool, progress: Progress) 
 
     with _one_line(f"{uri}: not downloaded to {target}"):
         done = _attempts(f"{uri}: not downloaded", once)
-    _forget_older_parts(target)
-    return done
-
-
-def _forget_older_parts(target: Path) -> None:
-    """Remove what came of other generations of the object."""
-    for path in target.parent.glob(f".{glob.escape(target.name)}.*.part"):
+    for path in target.parent.glob(f".{glob.escape(target.name)}.*.part"):  # what came of other generations of the object
         if path.name.split(".")[-2].isdecimal():
             path.unlink(missing_ok=True)
+    return done

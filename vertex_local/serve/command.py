@@ -26,7 +26,7 @@ from typing import Any
 
 from .. import cli
 from ..console.app import Console
-from ..errors import UserError, quoted
+from ..errors import UserError
 from ..job import schema, settings
 from ..local import job_record
 from ..local.store import FILE, Store
@@ -44,15 +44,11 @@ LOG_BYTES = 10 << 20  # bytes of the access log before a new one begins
 LOG_LINE = 2000  # characters
 
 
-class ServeError(UserError):
-    """A service that cannot be started as asked."""
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    serve = cli.Parser(prog="python -m vertex_local serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    serve.add_argument("--port", type=_port, default=PORT, help="port on 127.0.0.1; 0 takes any free one (default: %(default)s)")
-    serve.add_argument("--grpc_port", metavar="PORT", type=_port, help="port for gRPC (default: the one after --port)")
+    serve = cli.Parser(prog="python -m vertex_local serve", description=__doc__)
+    serve.add_argument("--port", type=cli.whole(0, 65535), default=PORT, help="port on 127.0.0.1; 0: any free one (default: %(default)s)")
+    serve.add_argument("--grpc_port", metavar="PORT", type=cli.whole(0, 65535), help="port for gRPC (default: the one after --port)")
     cli.add_place_flags(serve)
     serve.add_argument("--parallel_jobs", metavar="N", type=cli.whole(1), default=4, help="jobs at once, at most (default: %(default)s)")
     serve.add_argument("--no_token", action="store_true", help="answer without a token everybody who can reach 127.0.0.1")
@@ -64,12 +60,6 @@ def build_parser() -> argparse.ArgumentParser:
     for name in ("project", "region"):
         serve.add_argument(f"--{name}", help="for the lines to export (default: jobs/settings.yaml's); every other one is answered, too")
     return serve
-
-
-def _port(text: str) -> int:
-    if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"takes 0 to 65535; got {quoted(text)}.")
-    return int(text)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -88,13 +78,15 @@ def _serve(args: argparse.Namespace, cancel: threading.Event) -> int:
         token, key = ("", "") if args.no_token else (secrets.token_urlsafe(32), secrets.token_urlsafe(32))
         tls.write_private(own / "token", token.encode())
         pool = operations.OperationPool(local)
-        methods, table = _api(local, pool, args.testing)
+        methods = routes.methods(local, pool)
         console = Console(local, methods, everybody=args.no_token)
-        table += console.routes()
+        table = [*routes.table(local, methods), *console.routes()]
+        if args.testing:
+            table.append(route("POST", "/reset", lambda request: _reset(local)))
         with _access_log(own) as note, contextlib.ExitStack() as stack:
-            server = _listen(args, table, files, note, token or None, key)
+            server = _listen(args, table, files, note, token, key)
             local.address = f"{ADDRESS}:{server.port}"
-            grpc = _listen_grpc(args, methods, token or None, files, note)
+            grpc = _listen_grpc(args, methods, token, files, note)
             stack.callback(_stop, server, grpc, local, pool, own)
             lost = jobs.settle(local)
             operations.settle(local.records)
@@ -117,11 +109,11 @@ def _folders(args: argparse.Namespace) -> tuple[Path, Path]:
         state.mkdir(parents=True, exist_ok=True)
         for folder in (own, own / "uploads"):
             if folder.is_symlink():
-                raise ServeError(f"--state_dir: {folder} must be a folder of the service's own, not a link; remove it.")
+                raise UserError(f"--state_dir: {folder} must be a folder of the service's own, not a link; remove it.")
             folder.mkdir(exist_ok=True)
             folder.chmod(0o700)
     except OSError as error:
-        raise ServeError(f"--state_dir: cannot make {own}: {error.strerror}. Name another folder.") from None
+        raise UserError(f"--state_dir: cannot make {own}: {error.strerror}. Name another folder.") from None
     return state, own
 
 
@@ -132,27 +124,26 @@ def _locked(name: str, state: Path) -> Iterator[None]:
             yield
     except job_record.InUse as error:
         text = f"--state_dir: another service (process {error.process}) uses {name}; end it, or choose another folder."
-        raise ServeError(text) from None
+        raise UserError(text) from None
 
 
 def _local(args: argparse.Namespace, state: Path, own: Path) -> Local:
     project = Path(os.path.abspath(args.project_dir))
     if not project.is_dir():
-        raise ServeError(f"--project_dir: there is no folder {project}. Name the checkout.")
-    if args.python and not shutil.which(args.python):
-        raise ServeError(f"--python: {args.python} is not a program that can be run. Name an interpreter.")
+        raise UserError(f"--project_dir: there is no folder {project}. Name the checkout.")
+    cli.check_interpreter(args.python)
     try:
         schema.api_types()
     except ImportError as error:
-        raise ServeError(f"serve checks requests with the package google-cloud-aiplatform: install it ({error}).") from None
+        raise UserError(f"serve checks requests with the package google-cloud-aiplatform: install it ({error}).") from None
     buckets = Path(os.path.realpath(args.bucket_root or state / "buckets"))
     try:
         buckets.mkdir(parents=True, exist_ok=True)
         records = Store(state)
     except OSError as error:
-        raise ServeError(f"--bucket_root: cannot make {buckets}: {error.strerror}. Name another folder.") from None
+        raise UserError(f"--bucket_root: cannot make {buckets}: {error.strerror}. Name another folder.") from None
     except sqlite3.DatabaseError as error:
-        raise ServeError(f"{state / FILE}: cannot be read ({error}); move it away to start without records.") from None
+        raise UserError(f"{state / FILE}: cannot be read ({error}); move it away to start without records.") from None
     return Local(
         state=state, buckets=buckets, project_dir=project, options=cli.run_options(args), records=records,
         executor=Executor(args.parallel_jobs), pipelines=Executor(args.parallel_jobs), predictors=Predictors(args.python, own / "models"),
@@ -165,22 +156,14 @@ def _say(text: str) -> None:
         print(text, flush=True)
 
 
-def _api(local: Local, pool: operations.OperationPool, testing: bool) -> tuple[list[Method], list[Route]]:
-    """Return the RPCs of the API, and all routes of the server; `testing` adds the route that empties it."""
-    methods = routes.methods(local, pool)
-    try:
-        table = routes.table(local, methods)
-    except ImportError as error:
-        raise ServeError(str(error)) from None
-    return methods, [*table, *[route("POST", "/reset", lambda request: _reset(local))] * testing]
-
-
 @contextlib.contextmanager
 def _access_log(own: Path) -> Iterator[Callable[[str], None]]:
     """Yield a function that writes one line to the access log; the log and one older file of LOG_BYTES are kept."""
     file = logging.handlers.RotatingFileHandler(
         own / "access.log", maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8", errors="backslashreplace"
     )
+
+    file.handleError = lambda record: None  # type: ignore[method-assign]  # a full disk is no reason to fill the terminal
 
     def note(text: str) -> None:
         line = "".join(letter if letter.isprintable() else "?" for letter in text[:LOG_LINE])
@@ -191,23 +174,23 @@ def _access_log(own: Path) -> Iterator[Callable[[str], None]]:
 
 
 def _listen(
-    args: argparse.Namespace, table: Sequence[Route], files: tls.Files, note: Callable[[str], None], token: str | None, key: str
+    args: argparse.Namespace, table: Sequence[Route], files: tls.Files, note: Callable[[str], None], token: str, key: str
 ) -> Server:  # fmt: skip
     try:
         return Server(args.port, table, files.context(), note, token, key)
     except OSError as error:
         text = f"--port: 127.0.0.1:{args.port} cannot be used: {error.strerror}; choose another, or 0 for any free one."
-        raise ServeError(text) from None
+        raise UserError(text) from None
 
 
 def _listen_grpc(
-    args: argparse.Namespace, methods: Sequence[Method], token: str | None, files: tls.Files, note: Callable[[str], None]
+    args: argparse.Namespace, methods: Sequence[Method], token: str, files: tls.Files, note: Callable[[str], None]
 ) -> grpc_server.GrpcServer:  # fmt: skip
     port = args.grpc_port if args.grpc_port is not None else args.port and args.port + 1
     try:
-        return grpc_server.start(methods, port, token, (files.certificate, files.key), note)
-    except OSError:
-        raise ServeError(f"--grpc_port: 127.0.0.1:{port} cannot be used; choose another, or 0 for any free one.") from None
+        return grpc_server.start(methods, port, token, files, note)
+    except RuntimeError:
+        raise UserError(f"--grpc_port: 127.0.0.1:{port} cannot be used; choose another, or 0 for any free one.") from None
 
 
 def _reset(local: Local) -> dict[str, Any]:

@@ -38,15 +38,15 @@ def raise_file_limit() -> int:
 
 
 class Listener(socket.socket):
-    """A listening socket on loopback with at most `most` open connections.
+    """A listening socket with a limit of open connections.
 
     Raises:
         OSError: the port cannot be used.
     """
 
-    def __init__(self, address: str, port: int, most: int = MOST_CONNECTIONS):
+    def __init__(self, address: str, port: int):
         super().__init__(socket.AF_INET, socket.SOCK_STREAM)
-        self.most = most
+        self._most = min(MOST_CONNECTIONS, raise_file_limit() // 2)
         self._open: dict[Any, socket.socket] = {}  # by the client's address, the oldest first
         self._busy: set[Any] = set()  # those with a request under way
         try:
@@ -60,7 +60,7 @@ class Listener(socket.socket):
     def accept(self) -> tuple[socket.socket, Any]:
         """Accept a connection, for asyncio; close another one first if there are too many."""
         connection, address = super().accept()
-        if len(self._open) >= self.most and not self._make_room():
+        if len(self._open) >= self._most and not self._make_room():
             connection.close()
             raise ConnectionAbortedError("too many connections with a request under way")
         self._open[address] = connection
@@ -68,7 +68,7 @@ class Listener(socket.socket):
 
     def _make_room(self) -> bool:
         self._open = {address: each for address, each in self._open.items() if each.fileno() >= 0}
-        if len(self._open) < self.most:
+        if len(self._open) < self._most:
             return True
         oldest = next((address for address in self._open if address not in self._busy), None)
         if oldest is None:

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
@@ -17,7 +16,7 @@ from . import endpoint
 
 def main(argv: Sequence[str]) -> int:
     """Print the lines and return the exit code: 1 if no service runs."""
-    parser = cli.Parser(prog="python -m vertex_local env", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(prog="python -m vertex_local env", description=__doc__)
     parser.add_argument("--state_dir", metavar="DIR", default=".vertex_local", help="the service's folder (default: %(default)s)")
     parser.add_argument("--wait", metavar="SECONDS", type=cli.whole(0), default=0, help="wait so long for the service to be ready")
     parser.add_argument("--python", action="store_true", help="print Python statements for the SDK instead")

@@ -20,8 +20,8 @@ class Stopped(Exception):
 class _Job:
     cancel: threading.Event
     dropped: Callable[[], None]
-    future: Future | None = None
-    names: list[str] = field(default_factory=list)
+    names: list[str]
+    future: Future = field(init=False)
 
 
 class Executor:
@@ -43,7 +43,7 @@ class Executor:
         Raises:
             ApiError: too many jobs wait already, or the service is ending.
         """
-        job = _Job(threading.Event(), dropped, names=[name])
+        job = _Job(threading.Event(), dropped, [name])
 
         def run() -> None:
             try:
@@ -88,11 +88,11 @@ class Executor:
             known = list(self._jobs.values())
         for job in reversed(known):  # waiting jobs first, or they would start when running ones end
             self._end(job)
-        wait([job.future for job in known if job.future is not None])
+        wait([job.future for job in known])
 
     def _end(self, job: _Job) -> None:
         job.cancel.set()
-        if job.future is not None and job.future.cancel():
+        if job.future.cancel():
             self._forget(job)
             job.dropped()
 

@@ -11,13 +11,17 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from google.protobuf import timestamp_pb2
+
 from ..errors import quoted
 
 Lookup = Callable[[Mapping[str, Any], str], Any]
+_TEXT = r"""(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')"""
+_WORD = rf"""(?:[^\s()=<>!:"',]|(?<=\.){_TEXT})+"""  # with what is in quotes after a dot: labels."a.com/b"
 _TOKEN = re.compile(
-    r"""\s*(?:(?P<mark>[(),])|(?P<op><=|>=|!=|=|<|>|:)|(?P<text>"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')|(?P<word>[^\s()=<>!:"',]+))\s*""",
-    re.DOTALL,
+    rf"(?:(?P<mark>[(),])|(?P<op><=|>=|!=|=|<|>|:)|(?P<text>{_TEXT}(?:(?=\.){_WORD})?)|(?P<word>{_WORD}))\s*", re.DOTALL
 )
+_QUOTED = re.compile(_TEXT, re.DOTALL)
 _NUMBER = re.compile(r"[-+]?[0-9]{1,300}(\.[0-9]{1,300})?([eE][-+]?[0-9]{1,3})?")
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?(Z|[-+][0-9]{2}:[0-9]{2})")
 _LONGEST = 20_000  # characters, which is Logging's limit
@@ -114,14 +118,13 @@ def parse(text: str, lookup: Lookup, functions: Collection[str] = ()) -> Filter:
     """
     if len(text) > _LONGEST:
         raise FilterError(f"filter: at most {_LONGEST:,} characters; got {len(text):,}.")
-    tokens, position = [], 0
+    tokens, position = [], len(text) - len(text.lstrip())
     while position < len(text):
         match = _TOKEN.match(text, position)
         if not match:
-            if not text.strip():
-                break
             raise FilterError(f"filter: cannot be read at {text[position : position + 40].strip()!r}; put values in double quotes.")
-        tokens.append((str(match.lastgroup), match[match.lastgroup or 0]))
+        kind = str(match.lastgroup)
+        tokens.append((kind, _QUOTED.sub(_unquoted, match[kind])))
         position = match.end()
     if not tokens:
         return Filter()
@@ -160,6 +163,12 @@ class _Reader:
     def _next(self) -> tuple[str, str]:
         return self.tokens[self.at] if self.at < len(self.tokens) else ("end", "nothing")
 
+    def _read(self) -> tuple[str, str]:
+        """Consume the next token and return it."""
+        found = self._next()
+        self.at += 1
+        return found
+
     def _takes(self, kind: str, text: str) -> bool:
         """Consume the next token if it is this one; return whether it was."""
         found = self._next() == (kind, text)
@@ -184,78 +193,55 @@ class _Reader:
     def term(self, depth: int) -> Filter:
         """Read a comparison or an expression in parentheses, perhaps negated by NOT or a minus sign."""
         kind, text = self._next()
-        if self._takes("word", "NOT") or self._takes("word", "-"):
-            return _Not(self._simple(depth))
-        if kind == "word" and text.startswith("-") and not self.subject:
-            self.tokens[self.at] = (kind, text[1:])
-            return _Not(self._simple(depth))
-        return self._simple(depth)
+        negated = self._takes("word", "NOT") or self._takes("word", "-")
+        if not negated and not self.subject and kind == "word" and text.startswith("-"):
+            self.tokens[self.at], negated = (kind, text[1:]), True
+        found = self._group(depth) if self._takes("mark", "(") else self._comparison(depth)
+        return _Not(found) if negated else found
 
-    def _simple(self, depth: int) -> Filter:
-        if not self._takes("mark", "("):
-            return self._comparison(depth)
-        inner = self.expression(self._deeper(depth))
-        self._close()
-        return inner
-
-    def _deeper(self, depth: int) -> int:
+    def _group(self, depth: int) -> Filter:
+        """Read on to the end of a parenthesis."""
         if depth >= _DEEPEST:
             raise FilterError(f"filter: at most {_DEEPEST} parentheses within each other.")
-        return depth + 1
+        inner = self.expression(depth + 1)
+        self._close()
+        return inner
 
     def _close(self) -> None:
         if not self._takes("mark", ")"):
             raise FilterError("filter: a parenthesis is not closed; close it.")
 
     def _comparison(self, depth: int) -> Filter:
-        if self.subject:
-            return self._value(*self.subject, self.at)
         start = self.at
-        if self._next()[1] in self.functions and self.tokens[start + 1 : start + 2] == [("mark", "(")]:
-            return self._call()
-        name = self._name()
-        kind, operator = self._next()
-        if name is None or kind != "op":
+        if self.subject:
+            return self._value(*self.subject, start)
+        kind, name = self._read()
+        if name in self.functions and self._takes("mark", "("):
+            return self._call(name)
+        operation, operator = self._read()
+        if kind not in ("word", "text") or operation != "op":
             raise self._expected(start)
-        self.at += 1
         if not self._takes("mark", "("):
             return self._value(name, operator, start)
         self.subject = name, operator  # a=(x OR y): only values stand in these parentheses
-        values = self.expression(self._deeper(depth))
+        values = self._group(depth)
         self.subject = None
-        self._close()
         return values
 
-    def _call(self) -> Filter:
-        name = self._next()[1]
-        kind, text = self.tokens[self.at + 2] if self.at + 2 < len(self.tokens) else ("end", "nothing")
+    def _call(self, name: str) -> Filter:
+        kind, text = self._read()
         if kind not in ("word", "text"):
             raise FilterError(f"filter: {name}(…) takes one name in quotes; got {text[:40]!r}.")
-        self.at += 3
         self._close()
-        return _Comparison(self.lookup, name, CALL, text if kind == "word" else _unquoted(text))
-
-    def _name(self) -> str | None:
-        """Read a field's name, in which a map's key may be quoted."""
-        parts = []
-        while self._next()[0] in ("word", "text"):
-            kind, text = self._next()
-            parts.append(text if kind == "word" else _unquoted(text))
-            self.at += 1
-            if not (kind == "word" and text.endswith(".")):
-                after = self._next()
-                if not (kind == "text" and after[0] == "word" and after[1].startswith(".")):
-                    break
-        return "".join(parts) or None
+        return _Comparison(self.lookup, name, CALL, text)
 
     def _value(self, name: str, operator: str, start: int) -> Filter:
-        kind, text = self._next()
+        kind, text = self._read()
         if kind not in ("word", "text"):
             raise self._expected(start)
-        self.at += 1
         if kind == "word" and self._next() == ("mark", "("):
-            raise FilterError(f"filter: functions are not supported; leave out {text[:40]}(…).")
-        return _Comparison(self.lookup, name, operator, text if kind == "word" else _unquoted(text))
+            raise self._expected(self.at - 1)
+        return _Comparison(self.lookup, name, operator, text)
 
     def _expected(self, start: int) -> FilterError:
         if self.tokens[start + 1 : start + 2] == [("mark", "(")]:
@@ -264,8 +250,8 @@ class _Reader:
         return FilterError(f'filter: takes something like state="x"; got {quoted(got)}.')
 
 
-def _unquoted(text: str) -> str:
-    return re.sub(r"\\(.)", r"\1", text[1:-1], flags=re.DOTALL)
+def _unquoted(match: re.Match[str]) -> str:
+    return re.sub(r"\\(.)", r"\1", match[0][1:-1], flags=re.DOTALL)
 
 
 def _holds(found: Any, operator: str, value: str) -> bool:
@@ -304,8 +290,6 @@ def _sortable(text: str) -> tuple[int, Any]:
     if _NUMBER.fullmatch(text):
         return 1, float(text)
     if _TIME.fullmatch(text):
-        from google.protobuf import timestamp_pb2
-
         moment = timestamp_pb2.Timestamp()
         try:
             moment.FromJsonString(text)

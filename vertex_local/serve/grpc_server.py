@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import hmac
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
-from . import rpc, transcoding
-from .rest import STATUSES, ApiError
+import grpc
+from google.protobuf import any_pb2
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
 
-if TYPE_CHECKING:
-    import grpc
-    from google.protobuf.message import Message
+from . import guards, rpc, tls, transcoding
+from .rest import ApiError
 
-ADDRESS = "127.0.0.1"
 THREADS = 16
 MOST_AT_ONCE = 200  # calls; those beyond are refused with RESOURCE_EXHAUSTED
-LARGEST_REQUEST = 10 << 20  # bytes, as over HTTP
 IDLE = 10 * 60_000  # milliseconds after which a connection without calls is closed
+_GRACE = 1.0  # seconds for the calls under way at the server's end
 _LONGEST_MESSAGE = 2_000  # characters: an error is sent in a header, and clients accept 8 KiB of headers
-_UNAUTHENTICATED = "send 'authorization: Bearer TOKEN' with the token of this start of the service."
 
 
 @dataclass
@@ -33,96 +32,62 @@ class GrpcServer:
     _server: grpc.Server
     _threads: ThreadPoolExecutor
 
-    def stop(self, grace: float = 1.0) -> None:
-        """Take no more calls; after `grace` seconds, end those still under way."""
-        self._server.stop(grace).wait()
+    def stop(self) -> None:
+        """Take no more calls; after a moment, end those still under way."""
+        self._server.stop(_GRACE).wait()
         self._threads.shutdown(wait=False)
 
 
-def _silent(text: str) -> None:
-    pass
-
-
-def start(
-    methods: Iterable[rpc.Method],
-    port: int,
-    token: str | None,
-    tls_files: tuple[Path, Path],
-    log: Callable[[str], None] = _silent,
-) -> GrpcServer:
-    """Serve RPCs on 127.0.0.1 and return the server.
+def start(methods: Iterable[rpc.Method], port: int, token: str, files: tls.Files, log: Callable[[str], None]) -> GrpcServer:
+    """Serve RPCs on loopback and return the server.
 
     Args:
         port: 0 takes any free one.
-        token: what clients must send; None to answer everybody on this machine.
-        tls_files: the files of the certificate and of its key, both PEM.
+        token: what clients must send; "" to answer everybody on this machine.
+        files: the certificate and its key.
         log: called with a line for each call.
 
     Raises:
-        OSError: the port cannot be used.
+        RuntimeError: the port cannot be used.
     """
-    import grpc
-
     threads = ThreadPoolExecutor(THREADS, thread_name_prefix="grpc")
     options = [
-        ("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", LARGEST_REQUEST), ("grpc.max_connection_idle_ms", IDLE),
+        ("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", guards.LARGEST_BODY), ("grpc.max_connection_idle_ms", IDLE),
         ("grpc.max_concurrent_streams", MOST_AT_ONCE),
     ]  # fmt: skip
-    server = grpc.server(threads, [_Handlers(methods, log)], [_guard(token)] if token is not None else [], options, MOST_AT_ONCE)
-    certificate, key = (path.read_bytes() for path in tls_files)
-    try:
-        bound = server.add_secure_port(f"{ADDRESS}:{port}", grpc.ssl_server_credentials([(key, certificate)]))
-    except RuntimeError as error:
-        raise OSError(f"{ADDRESS}:{port} cannot be used: {error}") from None
+    server = grpc.server(threads, [_Handlers(methods, token, log)], options=options, maximum_concurrent_rpcs=MOST_AT_ONCE)
+    credentials = grpc.ssl_server_credentials([(files.key.read_bytes(), files.certificate.read_bytes())])
+    bound = server.add_secure_port(f"{guards.ADDRESS}:{port}", credentials)
     server.start()
     return GrpcServer(bound, server, threads)
 
 
-def _guard(token: str) -> Any:
-    """Return an interceptor that refuses every call without the token."""
-    import grpc
+class _Handlers(grpc.GenericRpcHandler):
+    """Finds what answers a call."""
 
-    wanted = f"Bearer {token}".encode()
+    def __init__(self, methods: Iterable[rpc.Method], token: str, log: Callable[[str], None]):
+        self._methods = {name: method for method in methods for name in method.full_names()}
+        self._token, self._log = token, log
 
-    def refuse(request: bytes, context: grpc.ServicerContext) -> None:
-        context.abort(grpc.StatusCode.UNAUTHENTICATED, _UNAUTHENTICATED)
-
-    class Guard(grpc.ServerInterceptor):
-        def intercept_service(self, continuation: Any, details: Any) -> Any:
-            given = [value for key, value in details.invocation_metadata if key == "authorization"]
-            if len(given) == 1 and hmac.compare_digest(str(given[0]).encode(), wanted):
-                return continuation(details)
-            return grpc.unary_unary_rpc_method_handler(refuse)
-
-    return Guard()
-
-
-def _Handlers(methods: Iterable[rpc.Method], log: Callable[[str], None]) -> Any:  # noqa: N802 - it makes an object
-    """Return the object by which gRPC finds the handler of a call."""
-    import grpc
-
-    known = {name: method for method in methods for name in method.full_names()}
-
-    class Handlers(grpc.GenericRpcHandler):
-        def service(self, details: Any) -> Any:
-            name = details.method
-            method = known.get(name)
-            if method is not None:
-                answer = _answer(method, name, log)
-                if method.streams:
-                    return grpc.unary_stream_rpc_method_handler(_stream(answer), method.request.FromString, _bytes)
-                return grpc.unary_unary_rpc_method_handler(answer, method.request.FromString, _bytes)
-            service, _, rest = name.strip("/").rpartition("/")
-            if not service.startswith("google."):
+    def service(self, details: Any) -> grpc.RpcMethodHandler | None:
+        """Return the handler of a call; None if the name is not one of Google's."""
+        try:
+            guards.check_token([value for key, value in details.invocation_metadata if key == "authorization"], self._token)
+            method = self._methods.get(details.method)
+            service, _, name = details.method.strip("/").rpartition("/")
+            if method is None and not service.startswith("google."):
                 return None
-            error = rpc.not_answered(service.rpartition(".")[2], rest[:100])
-            return grpc.unary_unary_rpc_method_handler(lambda request, context: _abort(context, error))
+            if method is None:
+                raise rpc.not_answered(service.rpartition(".")[2], name[:100])
+        except ApiError as error:
+            return grpc.unary_unary_rpc_method_handler(lambda request, context, error=error: _abort(context, error))
+        answer = partial(self._answer, method, details.method)
+        if method.streams:
+            stream = lambda request, context: iter([answer(request, context)])  # noqa: E731
+            return grpc.unary_stream_rpc_method_handler(stream, method.request.FromString, _bytes)
+        return grpc.unary_unary_rpc_method_handler(answer, method.request.FromString, _bytes)
 
-    return Handlers()
-
-
-def _answer(method: rpc.Method, name: str, log: Callable[[str], None]) -> Callable[[Message, Any], Message]:
-    def answer(request: Message, context: Any) -> Message:
+    def _answer(self, method: rpc.Method, name: str, request: Message, context: grpc.ServicerContext) -> Message:
         try:
             transcoding.check_names(method, request)
             message = method.call(request)
@@ -130,48 +95,26 @@ def _answer(method: rpc.Method, name: str, log: Callable[[str], None]) -> Callab
                 context.send_initial_metadata(tuple((key.lower(), value) for key, value in message.headers.items()))
                 message = message.message
         except ApiError as error:
-            log(f"gRPC {name} {error.status}")
+            self._log(f"gRPC {name} {error.status}")
             return _abort(context, error)
         except Exception as error:  # a bug of ours must reach the client as an answer
-            log(f"internal error at gRPC {name}: {type(error).__name__}: {error}")
+            self._log(f"internal error at gRPC {name}: {type(error).__name__}: {error}")
             return _abort(context, ApiError("INTERNAL", f"{type(error).__name__}: {error}"))
-        log(f"gRPC {name} OK")
-        return _speaking(message, "v1beta1") if ".v1beta1." in name else message
-
-    return answer
-
-
-def _stream(answer: Callable[[Message, Any], Message]) -> Callable[[Message, Any], Iterator[Message]]:
-    """Return a handler that answers with a stream of one message."""
-
-    def stream(request: Message, context: Any) -> Iterator[Message]:
-        yield answer(request, context)
-
-    return stream
+        self._log(f"gRPC {name} OK")
+        if ".v1beta1." in name and message.DESCRIPTOR.name == "Operation":
+            for part in (getattr(message, field) for field in ("metadata", "response") if message.HasField(field)):
+                part.type_url = part.type_url.replace(".v1.", ".v1beta1.")
+        return message
 
 
 def _bytes(message: Message) -> bytes:
     return message.SerializeToString()
 
 
-def _speaking(message: Message, version: str) -> Message:
-    """Return the message; in an operation, name the types as in the client's version of the API."""
-    if message.DESCRIPTOR.name == "Operation":
-        for name in ("metadata", "response"):
-            if message.HasField(name):
-                part = getattr(message, name)
-                part.type_url = part.type_url.replace(".v1.", f".{version}.")
-    return message
-
-
-def _abort(context: Any, error: ApiError) -> Any:
+def _abort(context: grpc.ServicerContext, error: ApiError) -> Any:
     """End a call with the API's error: code, message and the field at fault."""
-    from google.protobuf import any_pb2
-    from google.rpc import error_details_pb2, status_pb2
-    from grpc_status import rpc_status
-
     message = error.message[:_LONGEST_MESSAGE]
-    status = status_pb2.Status(code=STATUSES[error.status][1], message=message)
+    status = status_pb2.Status(code=error.rpc["code"], message=message)
     if error.field:
         detail = any_pb2.Any()
         violation = error_details_pb2.BadRequest.FieldViolation(field=error.field[:200], description=message)

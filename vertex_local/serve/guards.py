@@ -31,10 +31,10 @@ _JSON = re.compile(r"application/json\s*(;.*)?", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Access:
-    """Who gets answers: a client sends `token` in its Authorization header (None: everybody), or `key` in a storage URL's path."""
+    """Who gets answers: a client sends `token` in its Authorization header ("": everybody), or `key` in a storage URL's path."""
 
     port: int
-    token: str | None = None
+    token: str = ""
     key: str = ""
 
 
@@ -71,10 +71,13 @@ def admit(method: str, path: str, headers: Headers, length: int, access: Access,
         return
     _check_no_page(headers)
     _check_body(path, headers, length)
-    if access.token is None or keyed or path == HEALTH:
-        return
-    given = headers.getlist("Authorization")
-    if not (len(given) == 1 and hmac.compare_digest(given[0].encode(), f"Bearer {access.token}".encode())):
+    if not keyed and path != HEALTH:
+        check_token(headers.getlist("Authorization"), access.token)
+
+
+def check_token(given: Sequence[str], token: str) -> None:
+    """Raise UNAUTHENTICATED unless the Authorization headers `given` are one with the token; with "", nobody needs any."""
+    if token and not (len(given) == 1 and hmac.compare_digest(given[0].encode(), f"Bearer {token}".encode())):
         raise ApiError("UNAUTHENTICATED", "send 'Authorization: Bearer TOKEN' with the token of this start of the service.")
 
 
@@ -116,10 +119,3 @@ def _check_body(path: str, headers: Headers, length: int) -> None:
     most = LARGEST_UPLOAD if upload else LARGEST_BODY
     if length > most:
         raise ApiError("INVALID_ARGUMENT", f"a body may have {most:,} bytes here; got {length:,}.", code=413)
-
-
-def unknown_path(method: str, path: str, methods: Sequence[str]) -> ApiError:
-    """Return the error for a request without a handler; `methods` are those that have handlers at its path."""
-    if methods:
-        return ApiError("UNIMPLEMENTED", f"{method} is not supported at {path[:100]} by the local service.")
-    return ApiError("NOT_FOUND", f"{path[:100]} is not supported by the local service.")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from google.protobuf.message import Message
 
 from ..local import store
 from . import filters, messages
 from .rest import ApiError
-
-if TYPE_CHECKING:
-    from google.protobuf.message import Message
 
 DEFAULT_SIZE, LARGEST_SIZE = 100, 1000
 

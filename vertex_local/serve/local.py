@@ -16,8 +16,6 @@ from .pipeline_workers import PipelineWorkers
 from .predictor import Predictors
 from .rest import ApiError
 
-_MOST_IDS = 100_000  # how many given ids are remembered, which need not have a record yet
-
 
 @dataclass
 class Local:
@@ -37,7 +35,7 @@ class Local:
     workers: PipelineWorkers
     say: Callable[[str], None]
     address: str = ""  # host and port of the REST API, once it listens
-    _given: dict[str, None] = field(default_factory=dict)
+    _last: int = 0  # the id that was given last, which need not have a record yet
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def executor_of(self, kind: str) -> Executor:
@@ -59,13 +57,11 @@ class Local:
     def new_name(self, parent: str, kind: str) -> str:
         """Return a name for a new resource of `parent`, with an id that no record and no job's folder has."""
         with self._lock:
-            while True:
-                number = jobs.new_id()
-                if number not in self._given and not self.records.has_id(number) and not (self.state / "jobs" / number).exists():
-                    self._given[number] = None
-                    if len(self._given) > _MOST_IDS:
-                        del self._given[next(iter(self._given))]
-                    return f"{parent}/{kind}/{number}"
+            number = max(int(jobs.new_id()), self._last + 1)
+            while self.records.has_id(str(number)) or (self.state / "jobs" / str(number)).exists():
+                number += 1
+            self._last = number
+        return f"{parent}/{kind}/{number}"
 
 
 def location_of(name: str) -> str:

@@ -9,27 +9,28 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 LONGEST = 256 << 10  # bytes of an entry, which is Cloud Logging's limit
-_ROWS = 200  # lines of one file that are read from the index at a time
+_ROWS = 200  # lines of one job that are read from the index at a time
 _LATEST = 253_402_300_799  # seconds since 1970: the end of the year 9999, the last time that can be written
 _TABLES = """
 CREATE TABLE files (id INTEGER PRIMARY KEY, path TEXT UNIQUE, read INTEGER, at INTEGER, count INTEGER);
 CREATE TABLE lines (
-  file INTEGER, time INTEGER, number INTEGER, at INTEGER, size INTEGER, stream TEXT, PRIMARY KEY (file, time, number)) WITHOUT ROWID;
+  job TEXT, time INTEGER, id TEXT, file INTEGER, at INTEGER, size INTEGER, stream TEXT, PRIMARY KEY (job, time, id)) WITHOUT ROWID;
 """
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a log: its time in microseconds since 1970, number in the file, offset and size in bytes, and stream."""
+    """One line of a log: its time in microseconds since 1970, its id, the log, its offset and size there in bytes, its stream."""
 
     time: int
-    number: int
+    id: str
+    log: Path
     at: int
     size: int
     stream: str
@@ -43,41 +44,36 @@ class LogIndex:
         self._base = sqlite3.connect("", check_same_thread=False, isolation_level=None)
         self._base.executescript(_TABLES)
 
-    def lines(
-        self, index: Path, log: Path, after: tuple[int, int] | None = None, least: int | None = None, descending: bool = False
-    ) -> Iterator[Line]:
-        """Add a log's new lines to the index, then yield its lines in the order of their times.
+    def lines(self, job: str, logs: Sequence[Path], after: tuple[int, str] | None, least: int, descending: bool) -> Iterator[Line]:
+        """Add the new lines of a job's logs to the index, then yield all of theirs in the order of their times and ids.
 
         Args:
-            index: the file beside the log with each line's time, stream and length.
-            after: time and number of a line; only lines after it are wanted.
+            after: time and id of a line; only lines after it are wanted.
             least: microseconds since 1970; earlier lines are not wanted.
         """
         with self._lock:
-            file = self._updated(index, log)
+            files = {self._updated(job, log): log for log in logs}
         sign, way = ("<", "DESC") if descending else (">", "ASC")
-        while True:
-            beyond, values = (f"AND (time, number) {sign} (?, ?)", after) if after else ("", ())
-            statement = f"SELECT time, number, at, size, stream FROM lines WHERE file = ? AND time >= ? {beyond}"
+        of_files = f"job = ? AND file IN ({', '.join(map(str, files))}) AND time >= ?"
+        while files:
+            beyond, values = (f"AND (time, id) {sign} (?, ?)", after) if after else ("", ())
+            statement = f"SELECT time, id, file, at, size, stream FROM lines WHERE {of_files} {beyond}"
             with self._lock:
-                rows = self._base.execute(
-                    f"{statement} ORDER BY time {way}, number {way} LIMIT {_ROWS}", (file, least or 0, *values)
-                ).fetchall()
-            for row in rows:
-                yield Line(*row)
+                rows = self._base.execute(f"{statement} ORDER BY time {way}, id {way} LIMIT {_ROWS}", (job, least, *values)).fetchall()
+            for time, number, file, *rest in rows:
+                yield Line(time, number, files[file], *rest)
             if len(rows) < _ROWS:
                 return
             after = rows[-1][:2]
 
-    def _updated(self, index: Path, log: Path) -> int:
+    def _updated(self, job: str, log: Path) -> int:
         """Add a log's new lines to the index and return the file's id there."""
-        known = self._base.execute("SELECT id, read, at, count FROM files WHERE path = ?", (str(index),)).fetchone()
-        file, read, at, count = known or (None, 0, 0, 0)
-        if file is None:
-            file = self._base.execute("INSERT INTO files (path, read, at, count) VALUES (?, 0, 0, 0)", (str(index),)).lastrowid
+        folder = log.parents[1]
+        self._base.execute("INSERT OR IGNORE INTO files (path, read, at, count) VALUES (?, 0, 0, 0)", (str(log),))
+        file, read, at, count = self._base.execute("SELECT id, read, at, count FROM files WHERE path = ?", (str(log),)).fetchone()
         self._base.execute("BEGIN")
         try:
-            with open(index, "rb") as lines, open(log, "rb") as content:
+            with open(folder / "lines" / log.name, "rb") as lines, open(log, "rb") as content:
                 lines.seek(read)
                 content.seek(at)
                 for line in lines:
@@ -90,8 +86,8 @@ class LogIndex:
                         break
                     if data.strip():
                         own = own_time(data)
-                        time = round(seconds * 1e6) if own is None else own
-                        self._base.execute("INSERT INTO lines VALUES (?, ?, ?, ?, ?, ?)", (file, time, count, at, size, stream))
+                        time, number = round(seconds * 1e6) if own is None else own, f"{folder.name}/{log.stem}-{count:010d}"
+                        self._base.execute("INSERT INTO lines VALUES (?, ?, ?, ?, ?, ?, ?)", (job, time, number, file, at, size, stream))
                         count += 1
                     read, at = read + len(line), at + size
         except FileNotFoundError:

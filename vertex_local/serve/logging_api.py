@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import datetime
 import heapq
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from ..job import times
 from . import filters, lists, log_index
 from .local import Local
 from .rest import ApiError, Request
@@ -19,28 +20,6 @@ _SEVERITIES = ("DEFAULT", "DEBUG", "INFO", "NOTICE", "WARNING", "ERROR", "CRITIC
 _MOST = 1000
 _LARGEST_PAGE = 8 << 20  # bytes of text after which a page ends, even with fewer entries than asked for
 _KINDS = ("customJobs", "hyperparameterTuningJobs")
-
-
-@dataclass(frozen=True)
-class _Log:
-    """One replica's log: its project and job, and the file; `index` is the file with its lines' times."""
-
-    project: str
-    job: str
-    path: Path
-
-    @property
-    def index(self) -> Path:
-        return self.path.parents[1] / "lines" / self.path.name
-
-    @property
-    def place(self) -> str:
-        """The beginning of its entries' ids."""
-        return f"{self.path.parents[1].name}/{self.path.stem}"
-
-    @property
-    def trial(self) -> str:
-        return self.path.parents[1].name.partition("-trial-")[2].partition("-")[0]  # a trial that ran again has a number after its id
 
 
 @dataclass(frozen=True)
@@ -64,42 +43,38 @@ class LogReader:
         """Return one page of log entries that match the filter, in the order of their times."""
         query = _query(request.json())
         found, last, more, size = [], None, False, 0
-        for key, log, line in self._lines(query):
-            entry = _entry(log, line)
+        for project, job, line in self._lines(query):
+            entry = _entry(project, job, line)
             if entry is None or not query.accepts(entry):
                 continue
             if len(found) == query.size or size > _LARGEST_PAGE:
                 more = True
                 break
             found.append(entry)
-            last, size = key, size + line.size
+            last, size = (line.time, line.id), size + line.size
         answer: dict[str, Any] = {"entries": found} if found else {}
         if more:
             answer["nextPageToken"] = base64.urlsafe_b64encode(json.dumps(last).encode()).decode()
         return answer
 
-    def _lines(self, query: _Query) -> Iterator[tuple[tuple[int, str], _Log, log_index.Line]]:
-        """Yield (sort key, log, line), in order, of the lines that may match the query."""
+    def _lines(self, query: _Query) -> Iterator[tuple[str, str, log_index.Line]]:
+        """Yield (project, job's number, line), in order, of the lines that may match the query."""
+        jobs = self._jobs(query.accepts.values("resource.labels.jobId"))
+        streams = [self._of_job(job, query) for job in jobs]
+        return heapq.merge(*streams, key=lambda item: (item[2].time, item[2].id), reverse=query.descending)
+
+    def _of_job(self, job: Mapping[str, Any], query: _Query) -> Iterator[tuple[str, str, log_index.Line]]:
+        """Yield the same of one job and its trials."""
+        project, number = job["name"].split("/")[1], job["name"].rpartition("/")[2]
+        if query.projects and project not in query.projects or not number.isdecimal():
+            return
+        folder, tasks = self._local.state / "jobs" / number, query.accepts.values("resource.labels.taskName")
+        folders = [folder, *(sorted(folder.parent.glob(f"{number}-trial-*")) if "studySpec" in job else ())]
+        found = [each / "logs" / path.name for each in folders for path in sorted(each.glob("lines/*.log"))]
+        logs = [log for log in found if tasks is None or log.stem in tasks]
         least = _microseconds(query.accepts.least("timestamp"))
-        streams = [self._stream(log, query, least) for log in self._logs(query)]
-        return heapq.merge(*streams, key=lambda item: item[0], reverse=query.descending)
-
-    def _stream(self, log: _Log, query: _Query, least: int | None) -> Iterator[tuple[tuple[int, str], _Log, log_index.Line]]:
-        for line in self._index.lines(log.index, log.path, _position(log, query), least, query.descending):
-            yield (line.time, f"{log.place}-{line.number:010d}"), log, line
-
-    def _logs(self, query: _Query) -> Iterator[_Log]:
-        """Yield the logs of the jobs, and of their trials, that may match the filter."""
-        tasks = query.accepts.values("resource.labels.taskName")
-        for job in self._jobs(query.accepts.values("resource.labels.jobId")):
-            project, number = job["name"].split("/")[1], job["name"].rpartition("/")[2]
-            if query.projects and project not in query.projects or not number.isdecimal():
-                continue
-            folder = self._local.state / "jobs" / number
-            folders = [folder, *(sorted(folder.parent.glob(f"{number}-trial-*")) if "studySpec" in job else ())]
-            for path in (path for each in folders for path in sorted(each.glob("lines/*.log"))):
-                if tasks is None or path.stem in tasks:
-                    yield _Log(project, number, path.parents[1] / "logs" / path.name)
+        for line in self._index.lines(number, logs, query.after, least, query.descending):
+            yield project, number, line
 
     def _jobs(self, numbers: set[str] | None) -> Iterator[dict[str, Any]]:
         if numbers is None:
@@ -129,53 +104,34 @@ def _query(body: Mapping[str, Any]) -> _Query:
 
 
 def _decoded(token: Any) -> tuple[int, str]:
-    try:
+    with contextlib.suppress(ValueError, TypeError):
         time, place = json.loads(base64.urlsafe_b64decode(token))
         if type(time) is int and abs(time) < 1 << 62 and isinstance(place, str):
             return time, place
-    except (ValueError, TypeError):
-        pass
     raise ApiError("INVALID_ARGUMENT", f"pageToken {str(token)[:80]!r} is not one of this list's; start from the first page.", "pageToken")
 
 
-def _position(log: _Log, query: _Query) -> tuple[int, int] | None:
-    """Return the time and number of the line in one log after which the page begins; None for the log's beginning."""
-    if query.after is None:
-        return None
-    time, place = query.after
-    own, _, number = place.rpartition("-")
-    if own == log.place and number.isdecimal():
-        return time, int(number)
-    wants_same_time = (log.place > own) != query.descending  # among entries of one time, those of later logs come later
-    return time, -1 if wants_same_time != query.descending else 1 << 62
+def _microseconds(text: str | None) -> int:
+    """Return a time in microseconds since 1970; 0 without one."""
+    with contextlib.suppress(ValueError):
+        return 0 if text is None else round(times.seconds(text) * 1e6)
+    return 0
 
 
-def _microseconds(text: str | None) -> int | None:
-    if text is None:
-        return None
-    from google.protobuf import timestamp_pb2
-
-    moment = timestamp_pb2.Timestamp()
-    try:
-        moment.FromJsonString(text)
-    except ValueError:
-        return None
-    return moment.ToMicroseconds()
-
-
-def _entry(log: _Log, line: log_index.Line) -> dict[str, Any] | None:
+def _entry(project: str, job: str, line: log_index.Line) -> dict[str, Any] | None:
     """Return a line as Cloud Logging shows it; None if its file has been removed."""
     try:
-        text = log_index.content(log.path, line)
+        text = log_index.content(line.log, line)
     except FileNotFoundError:
         return None
-    when = _stamp(line.time)
+    when, task = _stamp(line.time), line.log.stem
     entry = {
-        "insertId": f"{log.place}-{line.number:010d}", "logName": f"projects/{log.project}/logs/{log.path.stem}",
-        "resource": {"type": "ml_job", "labels": {"job_id": log.job, "project_id": log.project, "task_name": log.path.stem}},
+        "insertId": line.id, "logName": f"projects/{project}/logs/{task}",
+        "resource": {"type": "ml_job", "labels": {"job_id": job, "project_id": project, "task_name": task}},
         "timestamp": when, "receiveTimestamp": when, **_content(text, line.stream),
     }  # fmt: skip
-    return {**entry, "labels": {"ml.googleapis.com/trial_id": log.trial}} if log.trial else entry
+    trial = line.log.parents[1].name.partition("-trial-")[2].partition("-")[0]  # one that ran again has a number after its id
+    return {**entry, "labels": {"ml.googleapis.com/trial_id": trial}} if trial else entry
 
 
 def _stamp(microseconds: int) -> str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from google.protobuf import json_format, struct_pb2
+from google.protobuf.message import Message
 
 from ..job import schema
 from .filters import camel
 from .rest import ApiError
-
-if TYPE_CHECKING:
-    from google.protobuf.message import Message
 
 # How protobuf's errors name the field at fault.
 _PATH, _NAMED = re.compile(r'at "?\w+\.([\w.\[\]]+)'), re.compile(r'named "(\w+)"')
@@ -39,8 +39,6 @@ def parse(body: Any, message: Message, where: str = "") -> Message:
     Raises:
         ApiError: INVALID_ARGUMENT, with the field at fault.
     """
-    from google.protobuf import json_format
-
     _refuse_no_replicas(body, where)
     try:
         return json_format.ParseDict(body, message, ignore_unknown_fields=False)
@@ -74,15 +72,11 @@ def _pools(body: Any, path: str, depth: int) -> Iterator[tuple[str, Mapping[str,
 
 def read(document: Mapping[str, Any], name: str) -> Message:
     """Return a record as a message of the API's type `name`, without the fields that only records have."""
-    from google.protobuf import json_format
-
     return json_format.ParseDict(document, kind(name)(), ignore_unknown_fields=True)
 
 
 def to_json(message: Message) -> dict[str, Any]:
     """Return a message in the API's JSON form: names in camelCase, enums by name, 64-bit numbers as text."""
-    from google.protobuf import json_format
-
     try:
         return json_format.MessageToDict(message)
     except (json_format.SerializeToJsonError, ValueError) as error:
@@ -104,8 +98,6 @@ def plain(value: Message) -> Any:
 
 def value(content: Any) -> Message:
     """Return Python's own types as a google.protobuf.Value."""
-    from google.protobuf import json_format, struct_pb2
-
     try:
         return json_format.ParseDict(content, struct_pb2.Value())
     except json_format.ParseError as error:

@@ -6,7 +6,10 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from google.longrunning import operations_pb2
+from google.protobuf import empty_pb2, json_format
 
 from ..job import times
 from ..local import job_record
@@ -14,11 +17,6 @@ from ..local.store import Store
 from . import lists
 from .local import Local
 from .rest import ApiError
-
-if TYPE_CHECKING:
-    from google.longrunning import operations_pb2
-    from google.protobuf import empty_pb2
-    from google.protobuf.message import Message
 
 _TYPE = "type.googleapis.com/google.cloud.aiplatform.v1."
 _THREADS = 8
@@ -115,7 +113,7 @@ class Operations:
 
     def wait_operation(self, request: operations_pb2.WaitOperationRequest) -> operations_pb2.Operation:
         """Return an operation once it is done, or after `timeout`, at most a minute; at once if too many calls wait already."""
-        seconds = request.timeout.ToTimedelta().total_seconds() if request.HasField("timeout") else 30.0
+        seconds = times.duration(request.timeout) if request.HasField("timeout") else 30.0
         if self._waiters.acquire(blocking=False):
             try:
                 self._pool.wait(request.name, min(seconds, LONGEST_WAIT))
@@ -125,15 +123,11 @@ class Operations:
 
     def list_operations(self, request: operations_pb2.ListOperationsRequest) -> operations_pb2.ListOperationsResponse:
         """Return one page of a location's operations."""
-        from google.longrunning import operations_pb2
-
         documents, token = lists.page(self._records, "operations", request, parent=request.name)
         return operations_pb2.ListOperationsResponse(operations=map(_message, documents), next_page_token=token)
 
     def delete_operation(self, request: operations_pb2.DeleteOperationRequest) -> empty_pb2.Empty:
         """Forget an operation."""
-        from google.protobuf import empty_pb2
-
         document = self._pool.known(request.name)
         if not document["done"]:
             raise ApiError("FAILED_PRECONDITION", f"{document['name']} is not done yet; wait for it, or cancel it.")
@@ -158,8 +152,5 @@ def _success(response: tuple[str, dict[str, Any]] | None) -> dict[str, Any]:
     return {"done": True, "response": {"@type": _TYPE + response[0], **response[1]}}
 
 
-def _message(document: dict[str, Any]) -> Message:
-    from google.longrunning import operations_pb2
-    from google.protobuf import json_format
-
+def _message(document: dict[str, Any]) -> operations_pb2.Operation:
     return json_format.ParseDict(document, operations_pb2.Operation(), ignore_unknown_fields=True)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import re
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
+
+from starlette.datastructures import QueryParams
+
+from ..job import times
 
 STATUSES = {  # google.rpc.Code's names: (HTTP code, number)
     "CANCELLED": (499, 1),
@@ -61,13 +65,11 @@ class Request:
 
     method: str
     path: str
-    query: Mapping[str, str]
+    query: QueryParams
     headers: Mapping[str, str]
     length: int
     stream: Stream
     base: str = ""  # scheme and host, for links
-    version: str = "v1"
-    parameters: Sequence[tuple[str, str]] = ()  # all of the query; `query` has only the last value of each name
 
     def json(self) -> dict[str, Any]:
         """Return the body, which must be a JSON object; an empty body counts as an empty object."""
@@ -101,9 +103,4 @@ class Answer:
 
 def stamp(seconds: float | None = None) -> str:
     """Return a time, by default now, as the API writes it: RFC 3339 in UTC with microseconds."""
-    when = datetime.datetime.now(datetime.timezone.utc) if seconds is None else _utc(seconds)
-    return when.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
-def _utc(seconds: float) -> datetime.datetime:
-    return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc)
+    return times.text(time.time() if seconds is None else seconds)

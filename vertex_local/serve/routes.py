@@ -15,7 +15,7 @@ from .persistent_resource_service import PersistentResourceService
 from .pipeline_service import PipelineService
 from .prediction_service import PredictionService
 from .schedule_service import ScheduleService
-from .server import Route, route
+from .server import METHODS, Route, route
 from .tensorboard_service import TensorboardService
 from .transcoding import PREFIXES, Rest
 
@@ -34,13 +34,5 @@ def methods(local: Local, operations: OperationPool) -> list[rpc.Method]:
 def table(local: Local, methods: list[rpc.Method]) -> list[Route]:
     """Return every route of the service."""
     api = Rest(methods)
-    found = [
-        route(verb, f"/{prefix}/projects/{{rest*}}", api.handle)
-        for verb in ("GET", "POST", "PATCH", "DELETE", "PUT")
-        for prefix in PREFIXES
-    ]
-    return [*found, *storage_routes.table(local), *_others(local)]
-
-
-def _others(local: Local) -> list[Route]:
-    return [route("POST", "/v2/entries:list", LogReader(local).entries)]
+    found = [route(verb, f"/{prefix}/projects/{{rest*}}", api.handle) for verb in METHODS for prefix in PREFIXES]
+    return [*found, *storage_routes.table(local), route("POST", "/v2/entries:list", LogReader(local).entries)]

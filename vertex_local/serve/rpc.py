@@ -11,14 +11,15 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from google.longrunning import operations_pb2
+from google.protobuf.message import Message
+
+from ..errors import UserError
 from ..local import store
 from . import messages
 from .rest import ApiError
-
-if TYPE_CHECKING:
-    from google.protobuf.message import Message
 
 OPERATIONS = "Operations"  # google.longrunning's service, which every service of the API also offers
 VERSIONS = ("v1", "v1beta1")  # both have the same messages on the wire, as far as v1 has the fields
@@ -68,8 +69,6 @@ class Method:
 
 def methods(services: Iterable[Any]) -> Iterator[Method]:
     """Yield the RPCs that objects of the services' classes answer."""
-    from google.longrunning import operations_pb2
-
     for service in services:
         for attribute, handler in inspect.getmembers(service, inspect.ismethod):
             if attribute.startswith("_"):
@@ -103,7 +102,7 @@ def _transport(service: str) -> Any:
     try:
         module = importlib.import_module(f"google.cloud.aiplatform_v1.services.{snake(service)}.transports.rest_base")
     except ImportError as error:
-        raise ImportError(f"{NEEDS} ({error})") from None
+        raise UserError(f"{NEEDS} ({error}).") from None
     return getattr(module, f"_Base{service}RestTransport")
 
 
@@ -141,15 +140,9 @@ _PARTS = {
 }  # fmt: skip
 
 
-def feature(service: str, name: str) -> str:
-    """Return the documents' name of the feature to which an RPC belongs."""
-    for part, title in _PARTS.items():
-        if part in name:
-            return title
-    words = re.sub("(?<!^)([A-Z])", r" \1", service.removesuffix("Service"))
-    return _FEATURES.get(service) or f"{words} requests of the kind {name}"
-
-
 def not_answered(service: str, name: str) -> ApiError:
-    """Return the error for an RPC of the API that the local service does not have."""
-    return ApiError("UNIMPLEMENTED", f"the local service does not imitate {feature(service, name)} ({service}.{name}).")
+    """Return the error for an RPC of the API that the local service does not have; it names the RPC's feature as the documents do."""
+    words = re.sub("(?<!^)([A-Z])", r" \1", service.removesuffix("Service"))
+    other = _FEATURES.get(service, f"{words} requests of the kind {name}")
+    feature = next((title for part, title in _PARTS.items() if part in name), other)
+    return ApiError("UNIMPLEMENTED", f"the local service does not imitate {feature} ({service}.{name}).")

@@ -9,7 +9,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from google.protobuf.message import Message
 
 from ..job import buckets, job_file
 from ..job.job_file import JobFile
@@ -21,9 +23,6 @@ from . import messages, tensorboards
 from .jobs import End, Work
 from .local import Local
 from .rest import ApiError
-
-if TYPE_CHECKING:
-    from google.protobuf.message import Message
 
 
 def custom(local: Local, job: Message, field: str, variables: Mapping[str, str] | None = None) -> Work:
@@ -38,7 +37,7 @@ def custom(local: Local, job: Message, field: str, variables: Mapping[str, str] 
     """
     messages.required(job, "worker_pool_specs", where=f"{field}.")
     with _errors_of(field, "jobSpec"):
-        checked = job_file.of_message(_with_counts(job), "job")
+        checked = job_file.of_message(_completed(job, {}), "job")
 
     def work(name: str, cancel: threading.Event) -> End:
         options = _options(local, name)
@@ -58,7 +57,7 @@ def tuning(local: Local, job: Message, field: str = "", variables: Mapping[str, 
     where = f"{field}." if field else ""
     messages.required(job, "study_spec", "trial_job_spec.worker_pool_specs", where=where)
     with _errors_of(field, ""):
-        search = study.of(job_file.of_message(_with_counts(_with_env(job, variables or {})), "job"))
+        search = study.of(job_file.of_message(_completed(job, variables or {}), "job"))
 
     def work(name: str, cancel: threading.Event) -> End:
         def on_trial(trial: Mapping[str, Any]) -> None:
@@ -105,26 +104,18 @@ def _options(local: Local, name: str) -> RunOptions:
     return dataclasses.replace(local.options, job_id=number, google_project=project, region=region)
 
 
-def _with_counts(job: Message) -> Message:
-    """Return a copy with one replica in pools without a number; an explicit 0 was refused when the request was read."""
+def _completed(job: Message, variables: Mapping[str, str]) -> Message:
+    """Return a copy whose used pools see `variables` and, where they have no number of replicas, have one.
+
+    An explicit 0 was refused when the request was read.
+    """
     copy = type(job)()
     copy.CopyFrom(job)
-    spec = copy.trial_job_spec if "trial_job_spec" in copy.DESCRIPTOR.fields_by_name else copy
-    for pool in spec.worker_pool_specs:
-        if pool.WhichOneof("task") and not pool.replica_count:
-            pool.replica_count = 1
-    return copy
-
-
-def _with_env(job: Message, variables: Mapping[str, str]) -> Message:
-    """Return a tuning job whose trials see `variables`."""
-    copy = type(job)()
-    copy.CopyFrom(job)
-    for pool in copy.trial_job_spec.worker_pool_specs:
-        task = pool.container_spec if pool.HasField("container_spec") else pool.python_package_spec
-        if pool.WhichOneof("task"):
+    for pool in getattr(copy, "trial_job_spec", copy).worker_pool_specs:
+        if task := pool.WhichOneof("task"):
+            pool.replica_count = pool.replica_count or 1
             for name, value in variables.items():
-                task.env.add(name=name, value=value)
+                getattr(pool, task).env.add(name=name, value=value)
     return copy
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import io
 import json
 import logging
@@ -23,10 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, QueryParams
 from starlette.responses import Response, StreamingResponse
 
-from ..local.store import Taken
 from . import connections, guards
 from .rest import Answer, ApiError, Request
 
@@ -60,11 +60,10 @@ class Server:
     """
 
     def __init__(
-        self, port: int, routes: Sequence[Route], tls: ssl.SSLContext | None, log: Callable[[str], None], token: str | None = None,
+        self, port: int, routes: Sequence[Route], tls: ssl.SSLContext | None, log: Callable[[str], None], token: str = "",
         key: str = "",
     ):  # fmt: skip
-        most = min(connections.MOST_CONNECTIONS, connections.raise_file_limit() // 2)
-        self._listener = connections.Listener(guards.ADDRESS, port, most)
+        self._listener = connections.Listener(guards.ADDRESS, port)
         self.port: int = self._listener.getsockname()[1]
         self._app = App(routes, guards.Access(self.port, token, key), log)
         protocol: Any = partial(connections.Protocol, self._listener)
@@ -156,8 +155,6 @@ class App:
             return await self._answer(call)
         except ApiError as error:
             return Answer(error.code, error.body(), {"Retry-After": "1"} if error.code == 503 else {})
-        except Taken as error:
-            return Answer(409, ApiError("ALREADY_EXISTS", f"{error} exists already.").body())
         except ConnectionError:
             return None
         except Exception as error:  # a bug of ours must reach the client as an answer, not as a broken connection
@@ -168,9 +165,9 @@ class App:
         if call.method not in METHODS:
             raise ApiError("UNIMPLEMENTED", f"the method {call.method[:20]} is not supported.")
         call.path, prefix = guards.without_key(call.path, self.access)
-        call.length = call.left = guards.body_length(call.headers)
-        guards.admit(call.method, call.path, call.headers, call.length, self.access, keyed=bool(prefix))
-        call.admitted = True
+        length = guards.body_length(call.headers)
+        guards.admit(call.method, call.path, call.headers, length, self.access, keyed=bool(prefix))
+        call.length = call.left = length
         if self.closing:
             raise ApiError("UNAVAILABLE", "the local service is being stopped.")
         if call.path == guards.HEALTH:
@@ -183,28 +180,28 @@ class App:
         handler, names = self._route(call.method, path)
         loop = asyncio.get_running_loop()
         stream = _Upload(call, loop) if upload else io.BytesIO(await call.body())
-        version = "v1beta1" if path.startswith("/v1beta1/") else "v1"
         base = f"{call.scope['scheme']}://{call.headers['Host']}{prefix}"
-        request = Request(call.method, path, call.query, call.headers, call.length, stream, base, version, call.parameters)
+        request = Request(call.method, path, QueryParams(call.query), call.headers, call.length, stream, base)
         answer = await loop.run_in_executor(self._uploads if upload else self._calls, partial(handler, request, **names))
         return answer if isinstance(answer, Answer) else Answer(content=answer)
 
     def _route(self, method: str, path: str) -> tuple[Callable[..., Any], dict[str, str]]:
         """Return the handler of a path and the names in it."""
-        methods = []
+        known = False
         for kind, regex, handler in self.routes:
-            match = regex.fullmatch(path)
-            if match and kind == method:
-                return handler, match.groupdict()
-            if match:
-                methods.append(kind)
-        raise guards.unknown_path(method, path, methods)
+            if match := regex.fullmatch(path):
+                if kind == method:
+                    return handler, match.groupdict()
+                known = True
+        if known:
+            raise ApiError("UNIMPLEMENTED", f"{method} is not supported at {path[:100]} by the local service.")
+        raise ApiError("NOT_FOUND", f"{path[:100]} is not supported by the local service.")
 
     async def _send(self, call: _Call, answer: Answer, send: Any) -> None:
         headers = {"Content-Type": "application/json; charset=UTF-8", "X-Content-Type-Options": "nosniff", **answer.headers}
         if answer.code == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        if call.left or not call.admitted:
+        if call.left:
             headers["Connection"] = "close"  # unread bytes would be taken for the next request
             await call.drain()
         size = answer.part[1] - answer.part[0]
@@ -216,7 +213,7 @@ class App:
         else:
             data = answer.content if isinstance(answer.content, bytes) else json.dumps(answer.content).encode() + b"\n"
             response = Response(data, answer.code, headers)
-        self.log(f"{call.method} {call.path}{'?' * bool(call.query_string)}{call.query_string} {answer.code}")
+        self.log(f"{call.method} {call.path}{'?' * bool(call.query)}{call.query} {answer.code}")
         abort = call.scope["state"]["abort"]
         timer = asyncio.get_running_loop().call_later(SECONDS + size / BYTES_PER_SECOND, abort)  # for a client that does not read
         try:
@@ -247,18 +244,8 @@ class _Call:
         self.method: str = scope["method"]
         self.path = scope["raw_path"].decode("ascii", "replace")
         self.headers = Headers(scope=scope)
-        self.length: int | None = None  # unknown until the headers have been checked
-        self.admitted = False
-        self.left = 0  # bytes of the body that have not been read
-        self.query_string = scope["query_string"].decode("latin-1")
-
-    @property
-    def parameters(self) -> list[tuple[str, str]]:
-        return urllib.parse.parse_qsl(self.query_string, keep_blank_values=True)
-
-    @property
-    def query(self) -> dict[str, str]:
-        return dict(self.parameters)
+        self.query: str = scope["query_string"].decode("latin-1")
+        self.length = self.left = guards.LARGEST_BODY  # bytes of body, all and unread ones; unknown until admitted
 
     async def read(self, size: int) -> bytearray:
         """Return at least `size` bytes of the body, fewer only at its end; raise a ConnectionError if the client leaves."""
@@ -283,7 +270,7 @@ class _Call:
             raise self.too_slow() from None
 
     def seconds(self) -> float:
-        return SECONDS + (self.length or 0) / BYTES_PER_SECOND
+        return SECONDS + self.length / BYTES_PER_SECOND
 
     def too_slow(self) -> ApiError:
         return ApiError(
@@ -292,13 +279,9 @@ class _Call:
 
     async def drain(self) -> None:
         """Read what a refused client still sends: if the connection closed at once, the client might not see the answer."""
-        left = guards.LARGEST_BODY if self.length is None else self.left
-        if not 0 < left <= guards.LARGEST_BODY or "expect" in self.headers:
-            return
-        try:
-            await asyncio.wait_for(self.read(left), _DRAIN_SECONDS)
-        except (asyncio.TimeoutError, ConnectionError):
-            pass  # the connection closes anyway
+        if self.left <= guards.LARGEST_BODY and "expect" not in self.headers:
+            with contextlib.suppress(asyncio.TimeoutError, ConnectionError):  # the connection closes anyway
+                await asyncio.wait_for(self.read(self.left), _DRAIN_SECONDS)
 
 
 class _Upload:
@@ -306,7 +289,7 @@ class _Upload:
 
     def __init__(self, call: _Call, loop: asyncio.AbstractEventLoop):
         self._call, self._loop = call, loop
-        self._left, self._held = call.length or 0, bytearray()
+        self._left, self._held = call.length, bytearray()
         self._deadline = time.monotonic() + call.seconds()
 
     def read(self, size: int = -1) -> bytes:

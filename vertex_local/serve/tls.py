@@ -11,6 +11,7 @@ from pathlib import Path
 import certifi
 import trustme
 
+from ..errors import UserError
 from .guards import ADDRESS
 
 DAYS = 30
@@ -53,7 +54,10 @@ def _trusted() -> bytes:
     for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         path = Path(os.environ.get(name) or "/nonexistent")
         if path.is_file():
-            return path.read_bytes().partition(_OWN)[0]
+            try:
+                return path.read_bytes().partition(_OWN)[0]
+            except OSError as error:
+                raise UserError(f"{name}: {path} cannot be read: {error.strerror}. Name a file of certificates, or unset it.") from None
     return Path(certifi.where()).read_bytes()
 
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from google.protobuf.message import Message
 
 from ..errors import quoted
 from . import messages, rpc
 from .filters import camel
 from .rest import Answer, ApiError, Request
-
-if TYPE_CHECKING:
-    from google.protobuf.message import Message
 
 _VARIABLE = re.compile(r"\{([\w.]+)=([^{}]+)\}")
 _INTEGER = re.compile("-?[0-9]{1,19}")
@@ -48,12 +47,9 @@ class Rest:
         for method in methods:
             for rule in method.http_rules():
                 if rule["uri"].startswith("/v1/"):
-                    self._add(method, rule)
-
-    def _add(self, method: Any, rule: Mapping[str, str]) -> None:
-        path, fields = _pattern(rule["uri"])
-        key = (rule["method"].upper(), *_shape(rule["uri"]))
-        self._rules.setdefault(key, []).append(_Rule(method, path, fields, rule.get("body", "")))
+                    path, fields = _pattern(rule["uri"])
+                    key = (rule["method"].upper(), *_shape(rule["uri"]))
+                    self._rules.setdefault(key, []).append(_Rule(method, path, fields, rule.get("body", "")))
 
     def handle(self, request: Request, **_: str) -> dict[str, Any] | Answer:
         """Answer a request to a path of the API, in either version."""
@@ -63,8 +59,9 @@ class Rest:
             if match := rule.path.fullmatch(path):
                 answered = rule.method.call(_request(rule, match, request))
                 if isinstance(answered, rpc.WithHeaders):
-                    return _http_body(answered)
-                return _answer(answered, "v1beta1" if version == "v1beta1" else "v1")
+                    body: Any = answered.message
+                    return Answer(content=body.data, headers={"Content-Type": body.content_type, **answered.headers})
+                return _answer(answered, version)
         raise _missing(request.method, path)
 
 
@@ -118,10 +115,12 @@ def _request(rule: _Rule, match: re.Match[str], request: Request) -> Message:
         raw.content_type = request.headers.get("content-type", "")
     body = {} if raw is not None else request.json()
     if rule.body and rule.body != "*":
-        messages.parse(body, _member(message, rule.body))
+        member = getattr(message, rule.body)
+        member.SetInParent()
+        messages.parse(body, member)
     elif body:
         messages.parse(body, message)
-    for name, text in request.parameters or request.query.items():
+    for name, text in request.query.multi_items():
         if name not in _SYSTEM:
             _set(message, name, text)
     for name, text in zip(rule.fields, match.groups(), strict=True):
@@ -135,25 +134,17 @@ def _raw_field(message: Message) -> Any:
     return getattr(message, names[0]) if names else None
 
 
-def _http_body(answered: rpc.WithHeaders) -> Answer:
-    body: Any = answered.message
-    return Answer(content=body.data, headers={"Content-Type": body.content_type, **answered.headers})
-
-
-def _member(message: Message, name: str) -> Message:
-    member = getattr(message, name)
-    member.SetInParent()
-    return member
-
-
 def _set(message: Message, name: str, text: str) -> None:
     """Put the text of a parameter, or of a part of the path, into its field; a dotted name is a field of an inner message."""
     first, _, rest = name.partition(".")
     field = next((each for each in message.DESCRIPTOR.fields if first in (each.name, each.json_name)), None)
     if field is None:
         raise ApiError("INVALID_ARGUMENT", f"{name[:100]}: {message.DESCRIPTOR.name} has no such field; leave it out.", name[:100])
-    if rest and field.message_type:
-        return _set(getattr(message, field.name), rest, text)
+    if rest:
+        inner = getattr(message, field.name)
+        if not isinstance(inner, Message):
+            raise ApiError("INVALID_ARGUMENT", f"{name[:100]}: no parameter sets a part of {first[:60]}; put it into the body.", name[:100])
+        return _set(inner, rest, text)
     if field.message_type and field.message_type.full_name == "google.protobuf.FieldMask":
         getattr(message, field.name).paths[:] = [re.sub("([A-Z])", r"_\1", part).lower() for part in text.split(",") if part]
         return None
@@ -168,21 +159,16 @@ def _set(message: Message, name: str, text: str) -> None:
 
 
 def _answer(message: Message, version: str) -> dict[str, Any]:
+    """Return a message as JSON; an operation names its types as in the client's version of the API."""
     document = messages.to_json(message)
     if message.DESCRIPTOR.name == "Operation":
         document.setdefault("done", False)
-    if version != "v1":
+    if version == "v1beta1":
         for operation in (document, *document.get("operations", ())):
-            _speak(operation, version)
+            for part in (operation.get("metadata"), operation.get("response")):
+                if isinstance(part, dict) and "@type" in part:
+                    part["@type"] = part["@type"].replace(".v1.", ".v1beta1.")
     return document
-
-
-def _speak(operation: dict[str, Any], version: str) -> None:
-    """Name an operation's types as in the client's version of the API."""
-    for key in ("metadata", "response"):
-        content = operation.get(key)
-        if isinstance(content, dict) and "@type" in content:
-            content["@type"] = content["@type"].replace(".v1.", f".{version}.")
 
 
 # ------------------------------------------------------------------ what is not answered

@@ -104,6 +104,7 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("--run: give it or --pipeline, not both.")
     if args.parameter and not args.pipeline:
         raise UserError("--parameter: is for --pipeline; give that, too.")
+    cli.check_interpreter(args.python)
     if args.pipeline and not Path(args.pipeline).is_file():
         raise UserError(f"--pipeline: there is no file {args.pipeline}; compile the pipeline first.")
 

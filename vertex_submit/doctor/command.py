@@ -34,7 +34,7 @@ SETTINGS = ("project", "region", "bucket", "repository")
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    parser = cli.Parser(prog="python -m vertex_local doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(prog="python -m vertex_local doctor", description=__doc__)
     parser.add_argument("job", nargs="?", metavar="FILE", help="a custom or tuning job's file (default: only jobs/settings.yaml is read)")
     parser.add_argument("--json", action="store_true", help="print what was found as JSON")
     parser.add_argument("--offline", action="store_true", help="look at this machine only, ask nobody")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -53,12 +54,9 @@ def look(checks: Sequence[Check], seconds: float, cancel: threading.Event) -> It
     threads = [threading.Thread(target=work, args=each, daemon=True) for each in enumerate(checks)]
     for thread in threads:
         thread.start()
-    waited = threading.Event()
-    timer = threading.Timer(seconds, waited.set)
-    timer.daemon = True
-    timer.start()
+    end = time.monotonic() + seconds
     for number, (check, thread) in enumerate(zip(checks, threads, strict=True)):
-        while thread.is_alive() and not waited.is_set() and not cancel.is_set():
+        while thread.is_alive() and time.monotonic() < end and not cancel.is_set():
             thread.join(0.05)
         if number in faults:
             text = " ".join(f"{type(faults[number]).__name__}: {faults[number]}".split())[:300]
@@ -66,4 +64,3 @@ def look(checks: Sequence[Check], seconds: float, cancel: threading.Event) -> It
         else:
             late = Finding(MISSING if check.vital else SKIPPED, check.what, f"no answer within {seconds:g} s")
             yield from found.get(number, [late])
-    timer.cancel()

@@ -6,6 +6,10 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from google.auth.exceptions import GoogleAuthError, RefreshError
+from google.auth.transport.requests import AuthorizedSession
+from requests.exceptions import RequestException
+
 from .. import cloud
 
 SECONDS = 10.0  # for one answer
@@ -54,16 +58,21 @@ class Google:
         """Tell whether an API can be asked: beside a service on this machine only those that are led somewhere, too."""
         return not self.local or override(api) is not None
 
+    def find(self, api: str, path: str, **query: Any) -> dict[str, Any] | None:
+        """Return an API's answer, None where there is no such thing; errors as for `ask`."""
+        try:
+            return self.ask(api, path, **query)
+        except Refused as error:
+            if error.code != 404:
+                raise
+            return None
+
     def ask(self, api: str, path: str, body: Mapping[str, Any] | None = None, **query: Any) -> dict[str, Any]:
         """Return an API's answer; with a body it is asked by POST, which none of our questions changes anything by.
 
         Raises:
             Refused: the API answered with an error. Silent: it did not answer.
         """
-        from google.auth.exceptions import GoogleAuthError, RefreshError
-        from google.auth.transport.requests import AuthorizedSession
-        from requests.exceptions import RequestException
-
         address = (override(api) or ADDRESSES[api].format(region=self.region)).rstrip("/")
         if address.startswith("http://") and not cloud.is_local(address):
             raise Silent(f"{address}: an access token is not sent over plain HTTP")

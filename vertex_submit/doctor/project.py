@@ -112,18 +112,18 @@ class Project:
     def bucket(self) -> list[Finding]:
         """Tell whether the bucket is there, where it lies, and whether you may write into it."""
         name, path = self.values["bucket"], f"b/{urllib.parse.quote(self.values['bucket'], safe='')}"
-        try:
-            place = self.google.ask("storage", path).get("location", "").lower()
-        except Refused as error:
-            if error.code != 404:
-                raise
-            if self.google.local:
-                text = f"gs://{name} is not there yet: a job's outputs make it, an upload needs it"
-                return [Finding(WARNING, "bucket", text, f"gcloud storage buckets create gs://{name}")]
-            where = f"--project={self.project} --location={self.region} --uniform-bucket-level-access"
-            return [Finding(MISSING, "bucket", f"gs://{name} is not there", f"gcloud storage buckets create gs://{name} {where}")]
+        found = self.google.find("storage", path)
+        if self.google.local and found is None:
+            text = f"gs://{name} is not there yet: a job's outputs make it, an upload needs it"
+            return [Finding(WARNING, "bucket", text, f"gcloud storage buckets create gs://{name}")]
         if self.google.local:
             return [Finding(OK, "bucket", f"gs://{name} is there, on this machine")]
+        if found is None:
+            where = f"--project={self.project} --location={self.region} --uniform-bucket-level-access"
+            return [Finding(MISSING, "bucket", f"gs://{name} is not there", f"gcloud storage buckets create gs://{name} {where}")]
+        return self._found_bucket(name, path, found.get("location", "").lower())
+
+    def _found_bucket(self, name: str, path: str, place: str) -> list[Finding]:
         found = [Finding(OK, "bucket", f"gs://{name} lies in {place}")]
         if place != self.region:
             text = f"gs://{name} lies in {place}, jobs run in {self.region}: slower, reading may cost, and /gcs needs one region"
@@ -143,15 +143,12 @@ class Project:
         level = MISSING if own else WARNING  # prebuilt containers need none
         if not name:
             return Finding(level, "repository", "not set", "put `repository: trainers` into settings.yaml")
-        try:
-            form = self.google.ask("artifactregistry", resource).get("format")
-        except Refused as error:
-            if error.code != 404:
-                raise
+        found = self.google.find("artifactregistry", resource)
+        if found is None:
             where = f"--repository-format=docker --location={self.region} --project={self.project}"
             return Finding(level, "repository", f"{name} is not in {self.region}", f"gcloud artifacts repositories create {name} {where}")
-        if form != "DOCKER":
-            return Finding(level, "repository", f"{name} holds {form}, not Docker's images", "name another in settings.yaml")
+        if found.get("format") != "DOCKER":
+            return Finding(level, "repository", f"{name} holds {found.get('format')}, not Docker's images", "name another in settings.yaml")
         if self._lacking("artifactregistry", resource, ("artifactregistry.repositories.uploadArtifacts",)):
             grant = f"gcloud artifacts repositories add-iam-policy-binding {name} --location={self.region} --project={self.project}"
             text = f"you may not push to {name}"
@@ -177,11 +174,8 @@ class Project:
         repository = f"v1/projects/{self.project}/locations/{self.region}/repositories/{self.values['repository']}"
         if "@" in name:
             return Finding(SKIPPED, "images", f"{uri}: only tags are looked for")
-        try:
-            self.google.ask("artifactregistry", f"{repository}/packages/{urllib.parse.quote(name, safe='')}/tags/{tag or 'latest'}")
-        except Refused as error:
-            if error.code != 404:
-                raise
+        path = f"{repository}/packages/{urllib.parse.quote(name, safe='')}/tags/{tag or 'latest'}"
+        if self.google.find("artifactregistry", path) is None:
             trainer = name.partition("-")[0]
             command = f"scripts/build_image --trainer {trainer}{f' --name {name}' if name != trainer else ''} --push"
             return Finding(MISSING, "images", f"{uri} is not there", command)
@@ -202,12 +196,8 @@ class Project:
         metric = urllib.parse.quote(f"{quotas.SERVICE}/{name}", safe="")
         page = f"https://console.cloud.google.com/iam-admin/quotas?project={self.project}"
         path = f"v1beta1/projects/{self.project}/services/{quotas.SERVICE}/consumerQuotaMetrics/{metric}"
-        try:
-            limit = quotas.limit(self.google.ask("serviceusage", path, view="FULL"), self.region)  # with the regions that have no override
-        except Refused as error:
-            if error.code != 404:
-                raise
-            limit = None
+        found = self.google.find("serviceusage", path, view="FULL")  # with the regions that have no override
+        limit = None if found is None else quotas.limit(found, self.region)
         if limit is None:
             return Finding(SKIPPED, "quotas", f"{name}: the service names no limit in {self.region}; the job needs {amount}", page)
         if 0 <= limit < amount:
