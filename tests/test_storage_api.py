@@ -556,6 +556,44 @@ def test_a_job_whose_outputs_would_leave_their_bucket_is_refused(service):
         assert "outputUriPrefix" in answer["error"]["message"]
 
 
+def test_a_prefix_that_no_object_can_have_lists_nothing(client, bucket):
+    """It once was asked of the file system, which has no such long names."""
+    bucket.blob("x").upload_from_string(b"x")
+    for prefix in ("a" * 300 + "/", "a/" * 600, "x//"):
+        assert not list(bucket.list_blobs(prefix=prefix))
+
+
+def test_a_pipe_is_no_object(bucket, folder):
+    """To read it would wait for whoever writes to it."""
+    bucket.blob("x").upload_from_string(b"x")
+    os.mkfifo(folder / "pipe")
+    assert [blob.name for blob in bucket.list_blobs()] == ["x"] and not bucket.blob("pipe").exists()
+    (folder / "pipe").unlink()
+
+
+@pytest.mark.parametrize("method, path, body, says", [
+    ("PATCH", "x", {"metadata": "text"}, "metadata takes lines of text by name; got 'text'"),
+    ("PATCH", "x", {"metadata": {"a": 1}}, "metadata takes lines of text by name"),
+    ("PATCH", "x", {"contentType": "a\x01b"}, "contentType takes one line of text"),
+    ("PATCH", "x", {"contentType": "\ud800"}, "contentType takes one line of text"),
+    ("POST", "y/compose", {"sourceObjects": [{"name": "x"}], "destination": ["a"]}, "metadata must be a JSON object; got list"),
+    ("POST", "y/compose", {"sourceObjects": [{"name": 5}]}, "object name '5'"),
+])  # fmt: skip
+def test_wrong_metadata_is_the_clients_mistake(service, bucket, method, path, body, says):
+    bucket.blob("x").upload_from_string(b"x")
+    _, text = service.storage(method, f"/storage/v1/b/{bucket.name}/o/{path}", json.dumps(body).encode(), 400, **JSON)
+    assert says in json.loads(text)["error"]["message"]
+    assert bucket.blob("x").download_as_bytes() == b"x"
+
+
+def test_a_header_of_any_language_comes_back(service, bucket):
+    blob = bucket.blob("x")
+    blob.content_disposition = "attachment; filename=\u2603.csv"
+    blob.upload_from_string(b"x")
+    headers, content = service.storage("GET", f"/storage/v1/b/{bucket.name}/o/x?alt=media")
+    assert headers["Content-Disposition"].encode("latin-1").decode() == blob.content_disposition and content == b"x"
+
+
 # ------------------------------------------------------------------ what is missing
 
 

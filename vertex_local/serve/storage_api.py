@@ -14,11 +14,11 @@ from typing import Any
 
 from ..job import buckets
 from . import storage_files as files
-from . import storage_list
+from . import storage_list, storage_missing
 from .local import Local
 from .rest import Answer, ApiError, Request, stamp
 from .storage_conditions import Conditions, NotModified
-from .storage_files import CHECKSUMS, SETTABLE, Bucket, Stored, not_imitated
+from .storage_files import CHECKSUMS, SETTABLE, Bucket, Stored
 from .storage_upload import settable
 
 _MOST_LISTED = 1000
@@ -30,13 +30,6 @@ _RANGE = re.compile(r"bytes=(?!-$)([0-9]{0,15})-([0-9]{0,15})")
 _SENT = {  # the header of a download for each field of an object's metadata
     "contentType": "Content-Type", "contentDisposition": "Content-Disposition", "contentEncoding": "Content-Encoding",
     "contentLanguage": "Content-Language", "cacheControl": "Cache-Control",
-}  # fmt: skip
-_NOT_IMITATED = {  # settings of a bucket that are refused, with the feature's name
-    "versioning": "Object versioning", "softDeletePolicy": "Soft delete", "lifecycle": "Object lifecycle management",
-    "retentionPolicy": "Bucket Lock", "objectRetention": "Retention", "hierarchicalNamespace": "Hierarchical namespaces",
-    "encryption": "Encryption keys", "autoclass": "Autoclass", "logging": "Usage logs", "website": "Static websites", "cors": "CORS",
-    "billing": "Requester pays", "acl": "Access control lists", "defaultObjectAcl": "Access control lists",
-    "defaultEventBasedHold": "Holds", "rpo": "Turbo replication", "customPlacementConfig": "Dual regions", "ipFilter": "IP filters",
 }  # fmt: skip
 _KEPT_OF_BUCKETS = ("location", "storageClass", "labels")
 _OWN = ""  # the object name under which the store keeps a bucket's own settings
@@ -69,10 +62,7 @@ def _bucket_resource(request: Request, bucket: Bucket) -> dict[str, Any]:
 
 def _settings(body: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a bucket that are recorded; refuse those that would need a missing feature."""
-    for key, feature in _NOT_IMITATED.items():
-        value = body.get(key)
-        if value and value != {"enabled": False} and value != {"retentionDurationSeconds": "0"}:
-            raise not_imitated(feature, key)
+    storage_missing.refuse(body, storage_missing.OF_BUCKETS)
     kept = {key: body[key] for key in _KEPT_OF_BUCKETS if body.get(key) is not None}
     labels = kept.get("labels", {})
     if not isinstance(labels, dict) or not all(value is None or isinstance(value, str) for value in labels.values()):
@@ -167,9 +157,6 @@ def list_objects(request: Request, bucket: Bucket) -> dict[str, Any]:
     written or read, both are known already.
     """
     query = request.query
-    _refuse_soft_deleted(query)
-    if query.get("matchGlob"):
-        raise not_imitated("Lists by matchGlob (list by prefix and delimiter)", "matchGlob")
     size = request.number("maxResults", _MOST_LISTED, _MOST_LISTED)
     entries, token = storage_list.page(storage_list.Listing.of(query).entries(bucket), size)
     named = _checksums_in(query)
@@ -188,11 +175,6 @@ def list_objects(request: Request, bucket: Bucket) -> dict[str, Any]:
     return {"kind": "storage#objects", **{key: value for key, value in answer.items() if value}}
 
 
-def _refuse_soft_deleted(query: Mapping[str, str]) -> None:
-    if query.get("softDeleted") == "true":
-        raise not_imitated("Soft delete", "softDeleted")
-
-
 def _checksums_in(query: Mapping[str, str]) -> tuple[str, ...] | None:
     """Return the checksums that the parameter `fields` names; None if it asks for whole objects."""
     fields = query.get("fields", "")
@@ -204,9 +186,6 @@ def _checksums_in(query: Mapping[str, str]) -> tuple[str, ...] | None:
 
 def get_object(request: Request, bucket: Bucket, name: str) -> Any:
     """Return an object's metadata; with alt=media its content, or the part of it in a Range header."""
-    _refuse_soft_deleted(request.query)
-    if request.headers.get("X-Goog-Encryption-Key"):
-        raise not_imitated("Customer-supplied encryption keys", "X-Goog-Encryption-Key")
     conditions = Conditions.of(request.query, request.headers)
     for _ in range(_MOST_TRIES):
         try:
@@ -270,7 +249,8 @@ def _headers_of(stored: Stored) -> dict[str, str]:
         "X-Goog-Stored-Content-Length": str(stored.size),
         "X-Goog-Stored-Content-Encoding": stored.kept.get("contentEncoding", "identity"),
         "X-Goog-Storage-Class": stored.kept.get("storageClass", "STANDARD"),
-        **{header: stored.kept[key] for key, header in _SENT.items() if key in stored.kept},
+        # As UTF-8: Starlette writes headers in Latin-1.
+        **{header: stored.kept[key].encode().decode("latin-1") for key, header in _SENT.items() if key in stored.kept},
     }
 
 
@@ -291,7 +271,7 @@ def delete_object(request: Request, bucket: Bucket, name: str) -> Answer:
 
 def change_object(request: Request, bucket: Bucket, name: str) -> dict[str, Any]:
     """Change an object's metadata: PATCH the fields that are in the body, where null removes a field; PUT all of it."""
-    given = settable(request, request.json())
+    given = settable(request.json())
     stored = bucket.with_checksums(bucket.get(name), *CHECKSUMS)  # before the lock, because it may take long
     with bucket.lock():
         now = bucket.get(name, Conditions.of(request.query))

@@ -44,11 +44,6 @@ _PART = re.compile(r"\.[0-9a-f]{32}\.part")  # a file that is being copied from 
 _writing = threading.Lock()  # for this process; a lock on the bucket's folder excludes other processes
 
 
-def not_imitated(feature: str, field: str | None = None) -> ApiError:
-    """Return the error for a feature of Cloud Storage that is missing here; `field` is what asks for it."""
-    return ApiError("UNIMPLEMENTED", f"{feature}: not imitated by the local service{f'; leave {field} out' if field else ''}.", field)
-
-
 def is_name(name: str) -> bool:
     """Return whether an object can have that name: of 1 to 1024 bytes, and a plain path below its bucket."""
     parts = name.removesuffix("/").split("/")

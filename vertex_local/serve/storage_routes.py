@@ -7,11 +7,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from . import storage_api, storage_upload
+from . import storage_api, storage_missing, storage_upload
 from .local import Local
 from .rest import Request
 from .server import METHODS, Route, route
-from .storage_files import Bucket, checked_name, not_imitated
+from .storage_files import Bucket, checked_name
 
 _BUCKETS, _BUCKET = "/storage/v1/b", "/storage/v1/b/{bucket}"
 _OBJECTS, _OBJECT = f"{_BUCKET}/o", f"{_BUCKET}/o/{{name*}}"  # clients write slashes in an object's name as %2F
@@ -44,22 +44,11 @@ _MISSING_OF_OBJECTS = (
     (("POST",), f"{_OBJECT}/restore", "Soft delete"),
 )
 _MISSING = (
+    (METHODS, f"{_BUCKET}/{{word}}", ""),
+    (METHODS, f"{_BUCKET}/{{word}}/{{rest*}}", ""),
     (METHODS, "/batch/storage/v1", "Batch requests"),
     (METHODS, "/storage/v1/projects/{rest*}", "HMAC keys and service accounts"),
 )
-_MISSING_OF_BUCKETS = {  # by the word after the bucket's name in a path
-    "acl": "Access control lists",
-    "anywhereCaches": "Anywhere Cache",
-    "defaultObjectAcl": "Access control lists",
-    "folders": "Folders of hierarchical namespaces",
-    "iam": "IAM policies",
-    "lockRetentionPolicy": "Bucket Lock",
-    "managedFolders": "Managed folders",
-    "notificationConfigs": "Pub/Sub notifications",
-    "operations": "Long-running operations of buckets",
-    "relocate": "Bucket relocation",
-    "restore": "Soft delete",
-}
 
 
 def table(local: Local) -> list[Route]:
@@ -69,7 +58,6 @@ def table(local: Local) -> list[Route]:
         route("GET", _BUCKETS, lambda request: storage_api.list_buckets(local, request)),
         route("POST", _BUCKETS, lambda request: storage_api.create_bucket(local, request)),
         *(route(method, path, _opened(local, handler)) for method, path, handler in _ROUTES),
-        *_missing((METHODS, f"{_BUCKET}/{rest}", "") for rest in ("{word}", "{word}/{rest*}")),
         *_missing(_MISSING),
     ]
 
@@ -78,6 +66,8 @@ def _opened(local: Local, handler: Callable[..., Any]) -> Callable[..., Any]:
     """Return a handler that gets the buckets of the path, which must exist, and the objects' names, which must be possible."""
 
     def handle(request: Request, **path: str) -> Any:
+        storage_missing.refuse(request.query, storage_missing.OF_QUERIES)
+        storage_missing.refuse(request.headers, storage_missing.OF_HEADERS)
         found = {}
         for part, text in path.items():
             text = urllib.parse.unquote(text, errors="surrogateescape")
@@ -87,10 +77,10 @@ def _opened(local: Local, handler: Callable[..., Any]) -> Callable[..., Any]:
     return handle
 
 
-def _missing(table: Any) -> list[Route]:
-    """Return routes that refuse a feature by its name."""
+def _missing(paths: Any) -> list[Route]:
+    """Return routes that refuse a feature by its name; one without a name goes by the word after its bucket's."""
 
     def refuse(request: Request, feature: str, word: str = "", **_: str) -> Any:
-        raise not_imitated(feature or _MISSING_OF_BUCKETS.get(word, f"{request.method} of {request.path[:100]}"))
+        raise storage_missing.not_imitated(feature or storage_missing.OF_PATHS.get(word, f"{request.method} of {request.path[:100]}"))
 
-    return [route(method, path, partial(refuse, feature=feature)) for methods, path, feature in table for method in methods]
+    return [route(method, path, partial(refuse, feature=feature)) for methods, path, feature in paths for method in methods]

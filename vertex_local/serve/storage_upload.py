@@ -21,25 +21,21 @@ from typing import Any, BinaryIO
 
 from ..errors import quoted
 from . import storage_files as files
+from . import storage_missing
 from .local import Local
 from .rest import Answer, ApiError, Request
 from .storage_conditions import Conditions
-from .storage_files import CHECKSUMS, SETTABLE, Bucket, Stored, not_imitated
+from .storage_files import CHECKSUMS, SETTABLE, Bucket, Stored
 from .storage_multipart import LONGEST_METADATA, parts
 
 EXPIRY = 7 * 24 * 3600.0  # seconds without a request
 MOST_SESSIONS = 1000  # resumable uploads at once
 _MOST_FINISHED = 1000  # finished uploads whose answer can be asked for again
 _RANGE = re.compile(r"bytes (?:([0-9]{1,15})-([0-9]{1,15})|\*)/([0-9]{1,15}|\*)")
-# Settings of an object that are refused.
-_UNSUPPORTED = {
-    "acl": "Access control lists", "predefinedAcl": "Access control lists", "destinationPredefinedAcl": "Access control lists",
-    "kmsKeyName": "Encryption keys", "destinationKmsKeyName": "Encryption keys", "retention": "Retention", "temporaryHold": "Holds",
-    "eventBasedHold": "Holds", "contexts": "Object contexts",
-}  # fmt: skip
+_NOT_OF_A_LINE = re.compile("[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")  # what no header can hold
 
 
-def settable(request: Request, body: Any) -> dict[str, Any]:
+def settable(body: Any) -> dict[str, Any]:
     """Return the fields of an object's metadata that a client may set.
 
     Raises:
@@ -47,12 +43,7 @@ def settable(request: Request, body: Any) -> dict[str, Any]:
     """
     if not isinstance(body, dict):
         raise ApiError("INVALID_ARGUMENT", f"an object's metadata must be a JSON object; got {type(body).__name__}.")
-    for key, feature in _UNSUPPORTED.items():
-        if body.get(key) or request.query.get(key):
-            raise not_imitated(feature, key)
-    for key in ("X-Goog-Encryption-Key", "X-Goog-Encryption-Algorithm"):
-        if request.headers.get(key):
-            raise not_imitated("Customer-supplied encryption keys", key)
+    storage_missing.refuse(body, storage_missing.OF_OBJECTS)
     given = {key: body[key] for key in SETTABLE if key in body}
     for key, value in given.items():
         if key == "metadata":
@@ -65,13 +56,13 @@ def settable(request: Request, body: Any) -> dict[str, Any]:
 
 
 def _is_line(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and not set("\r\n") & set(value))
+    return value is None or (isinstance(value, str) and not _NOT_OF_A_LINE.search(value))
 
 
 def _described(request: Request, body: Any) -> dict[str, Any]:
     """Return the metadata and checksums that a client gives for an object's content; errors as of `settable`."""
-    checksums = {key: body[key] for key in CHECKSUMS if isinstance(body.get(key), str)}
-    return {**settable(request, body), **_checksums_given(request.headers), **checksums}
+    given = {**settable(body), **_checksums_given(request.headers)}
+    return given | {key: body[key] for key in CHECKSUMS if isinstance(body.get(key), str)}
 
 
 def _checksums_given(headers: Mapping[str, str]) -> dict[str, str]:
