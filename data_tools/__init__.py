@@ -40,14 +40,3 @@ def ended_by_signals(terminated: str, interrupted: str) -> Iterator[None]:
         raise UserError(interrupted, 128 + signal.SIGINT) from None
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def reason(error: Exception) -> str:
-    """Return the first line of an error's message, shortened and without its full stop; its type if it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
-
-
-def check_local(folder: str) -> None:
-    """Raise a UserError for a `--to` in a bucket."""
-    if "://" in folder:
-        raise UserError(f"--to must be a folder of this machine; got {folder}. Copy it there with gcloud storage cp afterwards.")

@@ -7,6 +7,7 @@ bucket that is too large is dealt again by the key's next bits.
 
 from __future__ import annotations
 
+import bisect
 import os
 from collections.abc import Iterable, Iterator
 
@@ -58,37 +59,24 @@ def _mixed(value: np.ndarray) -> np.ndarray:
     return value ^ (value >> np.uint64(31))
 
 
-class Shuffle:
-    """The rows of batches in a random order.
+def shuffled(batches: Iterable[pa.RecordBatch], shards: int, seed: int, folder: str) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Yield (shard, rows) in a random order, one shard after the other; their sizes differ by one row at most.
 
     Args:
         folder: where the buckets' files go; each is removed once it has been read.
     """
-
-    def __init__(self, folder: str, seed: int):
-        self.folder, self.seed, self.rows = folder, seed, 0
-        self.bucket: _Bucket | None = None
-
-    def take_in(self, batches: Iterable[pa.RecordBatch]) -> None:
-        """Read all rows into buckets."""
-        self.bucket = _Bucket(self.folder, "", 64)
-        for batch in batches:
-            key = keys(self.seed, self.rows, batch.num_rows)
-            self.rows += batch.num_rows
-            self.bucket.add(batch.append_column(_KEY, pa.array(key)))
-
-    def parts(self, shards: int) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """Yield (shard, rows), one shard after the other; their sizes differ by one row at most."""
-        done, shard = 0, 0
-        ends = [self.rows * (i + 1) // shards for i in range(shards)]
-        for batch in self.bucket.sorted() if self.bucket else ():
-            start = 0
-            while start < batch.num_rows:
-                while ends[shard] <= done:
-                    shard += 1
-                count = min(batch.num_rows - start, ends[shard] - done)
-                yield shard, batch.slice(start, count)
-                start, done = start + count, done + count
+    bucket, total = _Bucket(folder, "", 64), 0
+    for batch in batches:
+        bucket.add(batch.append_column(_KEY, pa.array(keys(seed, total, batch.num_rows))))
+        total += batch.num_rows
+    done, ends = 0, [total * (i + 1) // shards for i in range(shards)]
+    for batch in bucket.sorted():
+        start = 0
+        while start < batch.num_rows:
+            shard = bisect.bisect_right(ends, done)
+            count = min(batch.num_rows - start, ends[shard] - done)
+            yield shard, batch.slice(start, count)
+            start, done = start + count, done + count
 
 
 class _Bucket:

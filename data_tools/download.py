@@ -30,7 +30,7 @@ from vertex_runtime.environment import quoted
 from vertex_runtime.errors import FAILED, UserError, run_as_program
 from vertex_runtime.reporting import log
 
-from . import check_local, ended_by_signals
+from . import ended_by_signals
 
 URL = "https://storage.googleapis.com/download.tensorflow.org/data/stack_overflow_16k.tar.gz"
 ATTEMPTS = 6  # in a row without a new byte
@@ -65,9 +65,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         raise UserError(f"--sample must be 1 or more; got {options.sample}.")
     if not re.fullmatch(r"[\w:.-]+\.\w+\.\w+", options.table):
         raise UserError(f"--table must look like project.dataset.table; got {quoted(options.table)}.")
-    if not re.match(r"https?://[^/]+/.*[^/]$", options.url):
+    if not re.match(r"https?://[^/?]+/([^?]*/)?[^/?]+(\?|$)", options.url):
         raise UserError(f"--url must be an http or https address of a file; got {quoted(options.url)}.")
-    check_local(options.to)
+    if "://" in options.to:
+        raise UserError(f"--to must be a folder of this machine; got {options.to}. Copy it there with gcloud storage cp afterwards.")
     return options
 
 

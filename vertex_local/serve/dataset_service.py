@@ -57,8 +57,8 @@ class DatasetService:
         """Change a data set's texts and labels."""
         name = self._local.known(request.dataset.name)["name"]
         changed = messages.changes(request.dataset, request.update_mask, _CHANGEABLE)
-        document = job_record.update(self._local.records, name, lambda kept: messages.apply(kept, changed))
-        return messages.read(document, "Dataset")
+        job_record.update(self._local.records, name, lambda document: messages.apply(document, changed))
+        return messages.read(self._local.known(name), "Dataset")
 
     def delete_dataset(self, request: types.DeleteDatasetRequest) -> operations_pb2.Operation:
         """Forget a data set; its files stay."""
@@ -83,6 +83,7 @@ class DatasetService:
                 count = sum(1 for source in sources for _ in self._until_the_end(source.rows()))
             if not count:
                 raise ApiError("INVALID_ARGUMENT", "importConfigs needs at least one item.", "importConfigs")
+            self._local.known(document["name"])  # which may have been deleted meanwhile
             for each in configs:
                 name = self._local.new_name(document["name"], "imports")
                 self._local.records.add(name, "imports", {"name": name, "createTime": job_record.now(), "config": each})
