@@ -85,14 +85,26 @@ def hyperparameters_of(trainer: str) -> type:
     Raises:
         UserError: there is no such trainer.
     """
+    module = f"{_package(trainer)}.task"
     try:
-        task = importlib.import_module(f"{trainer.rstrip('/')}.trainer.task")
+        task = importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if not f"{trainer.rstrip('/')}.trainer.task".startswith(error.name or "?"):
+        if not module.startswith(error.name or "?"):
             raise UserError(f"{trainer} imports {error.name}, which is not installed. Install it.") from None
-        raise UserError(f"there is no trainer {quoted(trainer)}: name a folder with a trainer/task.py in it.") from None
+        raise _no_trainer(trainer) from None
     own = [value for value in vars(task).values() if isinstance(value, type) and issubclass(value, CommonHyperparameters)]
     return next((value for value in own if value is not CommonHyperparameters), CommonHyperparameters)
+
+
+def _package(trainer: str) -> str:
+    name = os.path.normpath(trainer)  # as a shell completes it: ./taxifare/
+    if name.startswith("."):  # in a folder from which nothing can be imported
+        raise _no_trainer(trainer)
+    return f"{name}.trainer"
+
+
+def _no_trainer(trainer: str) -> UserError:
+    return UserError(f"there is no trainer {quoted(trainer)}: name a folder with a trainer/task.py in it.")
 
 
 def contract_of(trainer: str) -> Contract:
@@ -104,7 +116,7 @@ def contract_of(trainer: str) -> Contract:
     hyperparameters = hyperparameters_of(trainer)
     from vertex_runtime import contract
 
-    return contract.load_module(f"{trainer.rstrip('/')}.trainer.model", hyperparameters)
+    return contract.load_module(f"{_package(trainer)}.model", hyperparameters)
 
 
 def columns_of(trainer: str) -> tuple[tuple[Column, ...], tuple[str, ...]]:

@@ -299,6 +299,8 @@ def test_bad_rows(policy, tmp_path):
     ("flags", "message"),
     [
         (["nobody", "--from", "x", "--to", "t", "--format", "csv"], "there is no trainer 'nobody'"),
+        (["../taxifare", "--from", "x", "--to", "t", "--format", "csv"], "there is no trainer '../taxifare'"),
+        (["./taxifare/", "--from", "x.csv", "--to", "t", "--format", "csv"], "x.csv matches no file"),
         (["taxifare", "--from", "x.csv", "--to", "t", "--format", "csv"], "x.csv matches no file"),
         (["taxifare", "--to", "t"], "--from, --format must be given"),
         (["taxifare", "--from", "x", "--to", "t", "--format", "csv", "--shards", "0"], "--shards must be 1 to 900; got 0"),
