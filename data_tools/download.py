@@ -312,9 +312,8 @@ def main(argv: Sequence[str] | None = None) -> list[str]:
         UserError: anything that the user can correct.
     """
     options = parse(argv)
-    kept = f"ended by a signal. What is in {options.to} is kept; a new start goes on from there."
     try:
-        with ended_by_signals(kept, kept):
+        with ended_by_signals(f"what is in {options.to} is kept. A new start goes on from there."):
             if options.data == "taxifare":
                 return taxi.download(options.table, options.sample, options.project, options.to)
             path = download(options.url, options.to)
