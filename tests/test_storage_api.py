@@ -568,6 +568,9 @@ def test_a_pipe_is_no_object(bucket, folder):
     bucket.blob("x").upload_from_string(b"x")
     os.mkfifo(folder / "pipe")
     assert [blob.name for blob in bucket.list_blobs()] == ["x"] and not bucket.blob("pipe").exists()
+    with pytest.raises(exceptions.BadRequest, match="pipe is in the way"):
+        bucket.blob("pipe").upload_from_string(b"x")
+    assert (folder / "pipe").is_fifo()
     (folder / "pipe").unlink()
 
 

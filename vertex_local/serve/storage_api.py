@@ -38,7 +38,8 @@ _OWN = ""  # the object name under which the store keeps a bucket's own settings
 # ------------------------------------------------------------------ buckets
 
 
-def _bucket_resource(request: Request, bucket: Bucket) -> dict[str, Any]:
+def get_bucket(request: Request, bucket: Bucket) -> dict[str, Any]:
+    """Return a bucket."""
     when = stamp(bucket.folder.stat().st_mtime)
     kept = bucket.local.records.object(bucket.name, _OWN, 0)
     metageneration = str(kept.pop("metageneration", 1))
@@ -82,7 +83,7 @@ def list_buckets(local: Local, request: Request) -> dict[str, Any]:
                 names.append(entry.name)
     size = request.number("maxResults", _MOST_LISTED, _MOST_LISTED)
     found, token = storage_list.page(map(storage_list.Entry, sorted(names)), size)
-    items = [_bucket_resource(request, Bucket(local, local.buckets / entry.name)) for entry in found]
+    items = [get_bucket(request, Bucket(local, local.buckets / entry.name)) for entry in found]
     return {"kind": "storage#buckets", "items": items, **({"nextPageToken": token} if token else {})}
 
 
@@ -101,12 +102,7 @@ def create_bucket(local: Local, request: Request) -> dict[str, Any]:
     except FileExistsError:
         raise ApiError("ALREADY_EXISTS", f"bucket {name} exists already.") from None
     local.records.set_object(name, _OWN, 0, kept)
-    return _bucket_resource(request, Bucket(local, folder))
-
-
-def get_bucket(request: Request, bucket: Bucket) -> dict[str, Any]:
-    """Return a bucket."""
-    return _bucket_resource(request, bucket)
+    return get_bucket(request, Bucket(local, folder))
 
 
 def patch_bucket(request: Request, bucket: Bucket) -> dict[str, Any]:
@@ -115,9 +111,9 @@ def patch_bucket(request: Request, bucket: Bucket) -> dict[str, Any]:
     with bucket.lock():
         kept = records.object(bucket.name, _OWN, 0)
         labels = {**kept.get("labels", {}), **given.pop("labels", {})}
-        kept.update(given, labels={key: value for key, value in labels.items() if value is not None})
+        kept.update(given, labels=_without_nulls(labels))
         records.set_object(bucket.name, _OWN, 0, {**kept, "metageneration": kept.get("metageneration", 1) + 1})
-    return _bucket_resource(request, bucket)
+    return get_bucket(request, bucket)
 
 
 def delete_bucket(request: Request, bucket: Bucket) -> Answer:

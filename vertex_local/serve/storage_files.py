@@ -240,7 +240,7 @@ class Bucket:
             if name.endswith("/"):
                 path.mkdir(parents=True, exist_ok=True)
                 return
-            if path.is_dir():
+            if path.exists() and not path.is_file():
                 raise FileExistsError
             path.parent.mkdir(parents=True, exist_ok=True)
             os.replace(near, path)
