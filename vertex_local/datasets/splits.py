@@ -6,7 +6,9 @@ does, and the default is 0.8, 0.1 and 0.1, whatever `ml_use` an item has.
 
 from __future__ import annotations
 
+import bisect
 import hashlib
+import itertools
 import math
 import re
 from array import array
@@ -114,14 +116,8 @@ def _share(content: str) -> float:
 
 def _place(share: float, weights: Sequence[float]) -> int:
     """Return the set that a share from 0 to 1 falls into; each set is as wide as its weight."""
-    left = share * sum(weights)
-    last = 0
-    for place, weight in enumerate(weights):
-        if weight > 0:
-            if left < weight:
-                return place
-            left, last = left - weight, place
-    return last  # by rounding only
+    ends = list(itertools.accumulate(weights))
+    return min(bisect.bisect_right(ends, share * ends[-1]), len(ends) - 1)  # beyond the last end by rounding only
 
 
 def _by_filter(wish: Mapping[str, Any]) -> Plan:
