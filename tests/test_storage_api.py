@@ -23,7 +23,7 @@ from google.api_core import exceptions  # noqa: E402
 from google.cloud.storage import transfer_manager  # noqa: E402
 
 from vertex_local.job import buckets  # noqa: E402
-from vertex_local.serve import storage_upload  # noqa: E402
+from vertex_local.serve import storage_files, storage_upload  # noqa: E402
 
 NUMBERS = itertools.count(1)
 JSON = {"Content_Type": "application/json"}
@@ -227,6 +227,25 @@ def test_what_is_read_while_it_is_replaced_is_of_one_piece(bucket):
             assert len(set(bucket.blob("x").download_as_bytes())) == 1
 
     at_once(write_often, read_often, read_often)
+
+
+@pytest.mark.parametrize("size", [5, 3 << 20])
+def test_what_is_copied_is_the_generation_that_was_asked_for(tmp_path, size):
+    """A copy's conditions are checked before its source is read, and the source may be replaced in between."""
+    path = tmp_path / "x"
+    path.write_bytes(b"a" * size)
+    source = storage_files.Stored("bucket", "x", path, size, storage_files.generation_of(path.stat()))
+    assert b"".join(source.pieces()) == b"a" * size
+    pieces = source.pieces()
+    first = next(pieces)
+    (tmp_path / "new").write_bytes(b"b" * size)
+    os.utime(tmp_path / "new", (1, 1))
+    os.replace(tmp_path / "new", path)
+    assert first + b"".join(pieces) == b"a" * size, "it reads on what it has begun to read"
+    for change in (lambda: None, lambda: path.write_bytes(b""), path.unlink):
+        change()
+        with pytest.raises(storage_files.Replaced, match="bucket/x was replaced while it was read; try again"):
+            b"".join(source.pieces())
 
 
 @pytest.mark.parametrize("generation", ["none", "the same"])

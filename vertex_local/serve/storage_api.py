@@ -18,7 +18,7 @@ from . import storage_list, storage_missing
 from .local import Local
 from .rest import Answer, ApiError, Request, stamp
 from .storage_conditions import Conditions, NotModified
-from .storage_files import CHECKSUMS, SETTABLE, Bucket, Stored
+from .storage_files import CHECKSUMS, SETTABLE, Bucket, Replaced, Stored
 from .storage_upload import settable
 
 _MOST_LISTED = 1000
@@ -191,13 +191,9 @@ def get_object(request: Request, bucket: Bucket, name: str) -> Any:
         if request.query.get("alt") != "media":
             named = _checksums_in(request.query)
             return bucket.with_checksums(stored, *(CHECKSUMS if named is None else named)).resource(request.base)
-        with contextlib.suppress(_Replaced):
+        with contextlib.suppress(Replaced):
             return _content(bucket.with_checksums(stored, *CHECKSUMS), request.headers.get("Range"))
-    raise ApiError("UNAVAILABLE", f"{bucket.name}/{name} is replaced faster than it can be read; try again.")
-
-
-class _Replaced(Exception):
-    """An object was replaced after its generation was read and before its file was opened."""
+    raise Replaced(stored)
 
 
 def _content(stored: Stored, header: str | None) -> Answer:
@@ -215,22 +211,8 @@ def _content(stored: Stored, header: str | None) -> Answer:
     if ranged:
         code, headers["Content-Range"] = 206, f"bytes {part[0]}-{part[1] - 1}/{stored.size}"
     if stored.size <= files.PIECE:
-        return Answer(code, _read(stored)[slice(*part)], headers)
+        return Answer(code, b"".join(stored.pieces())[slice(*part)], headers)
     return Answer(code, b"", headers, stored.path, part)
-
-
-def _read(stored: Stored) -> bytes:
-    if not stored.size:
-        return b""
-    try:
-        with open(stored.path, "rb") as file:
-            content = file.read(stored.size)
-            status = os.fstat(file.fileno())
-    except (FileNotFoundError, NotADirectoryError):
-        raise _Replaced from None
-    if files.generation_of(status) != stored.generation or len(content) < stored.size:
-        raise _Replaced
-    return content
 
 
 def _headers_of(stored: Stored) -> dict[str, str]:

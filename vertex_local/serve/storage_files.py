@@ -12,6 +12,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import io
 import os
 import re
 import secrets
@@ -87,6 +88,27 @@ class Stored:
     def etag(self) -> str:
         return f"{self.generation}-{self.metageneration}"
 
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the content of this very generation.
+
+        Raises:
+            Replaced: it is no longer there.
+        """
+        left = self.size
+        try:
+            file = open(self.path, "rb") if left else io.BytesIO()
+        except (FileNotFoundError, NotADirectoryError):
+            raise Replaced(self) from None
+        with file:
+            while left:
+                piece = file.read(min(left, PIECE))
+                # After the first piece, because a job may write to its file at any time: small objects are then of one generation.
+                replaced = left == self.size and generation_of(os.fstat(file.fileno())) != self.generation
+                if replaced or not piece:
+                    raise Replaced(self)
+                left -= len(piece)
+                yield piece
+
     def resource(self, base: str) -> dict[str, Any]:
         """Return the object in the API's form, with checksums if they are known; `base` is the beginning of its links."""
         path = f"storage/v1/b/{self.bucket}/o/{urllib.parse.quote(self.name, safe='')}"
@@ -110,6 +132,13 @@ class Stored:
             "updated": self.kept.get("updated", created),
             "timeStorageClassUpdated": created,
         }
+
+
+class Replaced(ApiError):
+    """An object was replaced after its generation was read and before its content was."""
+
+    def __init__(self, stored: Stored):
+        super().__init__("UNAVAILABLE", f"{stored.bucket}/{stored.name} was replaced while it was read; try again.")
 
 
 @dataclass(frozen=True)
@@ -324,20 +353,12 @@ def _on_the_disk_of(path: Path, file: Path) -> Path:
 def checksums_of(path: Path, size: int, wanted: Iterable[str]) -> dict[str, str]:
     """Return checksums of a file's first `size` bytes, because a job may be appending to it; by the API's names, in base64."""
     digests = {key: _DIGESTS[key]() for key in wanted}
-    for piece in pieces_of(path, size):
-        for digest in digests.values():
-            digest.update(piece)
-    return {key: base64.b64encode(digest.digest()).decode() for key, digest in digests.items()}
-
-
-def pieces_of(path: Path, size: int) -> Iterator[bytes]:
-    """Yield a file's first `size` bytes."""
-    if not size:
-        return
     with open(path, "rb") as file:
         while size and (piece := file.read(min(size, PIECE))):
             size -= len(piece)
-            yield piece
+            for digest in digests.values():
+                digest.update(piece)
+    return {key: base64.b64encode(digest.digest()).decode() for key, digest in digests.items()}
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import re
@@ -78,7 +79,7 @@ def copy_object(request: Request, bucket: Bucket, name: str, target_bucket: Buck
     source = bucket.get(name, Conditions.of(request.query, source=True))
     about = {key: source.kept[key] for key in SETTABLE if key in source.kept}
     about.update(_described(request, request.json()))
-    made = _write(target_bucket, target, files.pieces_of(source.path, source.size), about, request)
+    made = _write(target_bucket, target, source.pieces(), about, request)
     if "/rewriteTo/b/" not in request.path:
         return made
     size = str(source.size)
@@ -94,7 +95,7 @@ def compose(request: Request, bucket: Bucket, name: str) -> dict[str, Any]:
     joined = [_part_of(bucket, each) for each in sources]
     about = _described(request, body.get("destination") or {})
     about["componentCount"] = sum(part.kept.get("componentCount", 1) for part in joined)
-    return _write(bucket, name, (piece for part in joined for piece in files.pieces_of(part.path, part.size)), about, request)
+    return _write(bucket, name, itertools.chain.from_iterable(part.pieces() for part in joined), about, request)
 
 
 def _part_of(bucket: Bucket, source: dict[str, Any]) -> Stored:
