@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from vertex_runtime.errors import UserError
 
 
-class _Ended(BaseException):
+class _Signalled(BaseException):
     """The process got a signal, whose number is the argument."""
 
 
 def _end(number: int, frame: object) -> None:
-    raise _Ended(number)
+    raise _Signalled(number)
 
 
 @contextlib.contextmanager
@@ -30,9 +30,9 @@ def ended_by_signals(left: str) -> Iterator[None]:
     before = {number: signal.signal(number, _end) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
-    except _Ended as error:
+    except _Signalled as error:
         number = signal.Signals(error.args[0])
-        raise UserError(f"ended by {number.name}; {left}", 128 + number) from None
+        raise UserError(f"ended by {number.name}; {left}. Start again.", 128 + number) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

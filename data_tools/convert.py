@@ -249,7 +249,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         found = manifest.verify(options.verify)
         log("INFO", f"{options.verify}: {found['rows']:,} rows in {len(found['shards'])} files, all as {manifest.NAME} says")
         return found
-    with ended_by_signals(f"nothing was left in {options.to}. Start again."):
+    with ended_by_signals(f"nothing was left in {options.to}"):
         found = convert(options)
     size = sum(shard["bytes"] for shard in found["shards"])
     log("INFO", f"{options.to}: {found['rows']:,} rows in {len(found['shards'])} {options.format} files, {size:,} bytes, {manifest.NAME}")

@@ -313,7 +313,7 @@ def main(argv: Sequence[str] | None = None) -> list[str]:
     """
     options = parse(argv)
     try:
-        with ended_by_signals(f"what is in {options.to} is kept. A new start goes on from there."):
+        with ended_by_signals(f"what is in {options.to} is kept, and a new start goes on from there"):
             if options.data == "taxifare":
                 return taxi.download(options.table, options.sample, options.project, options.to)
             path = download(options.url, options.to)

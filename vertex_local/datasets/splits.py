@@ -215,13 +215,16 @@ def _by_time(source: Any, key: str, fractions: Sequence[float], remarks: Remarks
 
 def _boundary(times: array, count: int) -> tuple[int, int]:
     """Return the time of the `count`-th newest row, and how many rows with exactly that time are among the `count` newest."""
-    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
 
     if count < 1:
         return 2**63 - 1, 0
-    values, place = np.frombuffer(times, np.int64), len(times) - count
-    time = int(np.partition(values, place)[place])
-    return time, count - int((values > time).sum())
+    values = pa.Array.from_buffers(pa.int64(), len(times), [None, pa.py_buffer(times)])
+    place = len(times) - count
+    time = values[pc.partition_nth_indices(values, pivot=place)[place].as_py()].as_py()
+    younger = pc.sum(pc.greater(values, time)).as_py() or 0
+    return time, count - younger
 
 
 def parse_time(text: str | None) -> int | None:
