@@ -12,42 +12,27 @@ from collections.abc import Iterator
 from vertex_runtime.errors import UserError
 
 
-class _Terminated(BaseException):
-    """The process got SIGTERM."""
+class _Signalled(BaseException):
+    """The process got a signal, whose number is the argument."""
 
 
-def _terminate(number: int, frame: object) -> None:
-    raise _Terminated
+def _end(number: int, frame: object) -> None:
+    raise _Signalled(number)
 
 
 @contextlib.contextmanager
-def ended_by_signals(terminated: str, interrupted: str) -> Iterator[None]:
-    """Let SIGTERM and SIGINT unwind the block, so that it can clean up.
-
-    Args:
-        terminated: the error's message after SIGTERM.
-        interrupted: the same after SIGINT.
+def ended_by_signals(left: str) -> Iterator[None]:
+    """Let SIGTERM and SIGINT unwind the block, so that it can clean up; `left` says what is left then.
 
     Raises:
         UserError: one of the signals came; the exit code is 128 + its number.
     """
-    before = signal.signal(signal.SIGTERM, _terminate)
+    before = {number: signal.signal(number, _end) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
-    except _Terminated:
-        raise UserError(terminated, 128 + signal.SIGTERM) from None
-    except KeyboardInterrupt:
-        raise UserError(interrupted, 128 + signal.SIGINT) from None
+    except _Signalled as error:
+        number = signal.Signals(error.args[0])
+        raise UserError(f"ended by {number.name}; {left}. Start again.", 128 + number) from None
     finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def reason(error: Exception) -> str:
-    """Return the first line of an error's message, shortened and without its full stop; its type if it has none."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
-
-
-def check_local(folder: str) -> None:
-    """Raise a UserError for a `--to` in a bucket."""
-    if "://" in folder:
-        raise UserError(f"--to must be a folder of this machine; got {folder}. Copy it there with gcloud storage cp afterwards.")
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import importlib
 import os
 import re
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -27,12 +24,13 @@ from vertex_runtime.arguments import CommonHyperparameters
 from vertex_runtime.columns import Column
 from vertex_runtime.data import BadRows
 from vertex_runtime.environment import quoted
-from vertex_runtime.errors import FAILED, UserError, run_as_program
+from vertex_runtime.errors import FAILED, UserError, first_line, run_as_program
 from vertex_runtime.reporting import log
 from vertex_runtime.strategy import import_tensorflow
 
-from . import ended_by_signals, manifest, reason, upload
-from .dealing import Shuffle, in_turn
+from . import ended_by_signals, manifest
+from .dealing import in_turn, shuffled
+from .staging import SCHEME, staging
 from .writers import WRITERS, check, schema_of, suffix
 
 if TYPE_CHECKING:
@@ -76,7 +74,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             raise UserError(f"--shards must be 1 to {LARGEST_SHARDS}; got {options.shards}.")
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", options.prefix):
             raise UserError(f"--prefix must be the start of a file's name, letters, digits and . _ -; got {quoted(options.prefix)}.")
-        if "://" in options.to and not options.to.startswith(upload.SCHEME):
+        if "://" in options.to and not options.to.startswith(SCHEME):
             raise UserError(f"--to takes a folder, or gs://bucket/folder; got {options.to[:100]}.")
     return options
 
@@ -87,14 +85,26 @@ def hyperparameters_of(trainer: str) -> type:
     Raises:
         UserError: there is no such trainer.
     """
+    module = f"{_package(trainer)}.task"
     try:
-        task = importlib.import_module(f"{trainer.rstrip('/')}.trainer.task")
+        task = importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if not f"{trainer.rstrip('/')}.trainer.task".startswith(error.name or "?"):
+        if not module.startswith(error.name or "?"):
             raise UserError(f"{trainer} imports {error.name}, which is not installed. Install it.") from None
-        raise UserError(f"there is no trainer {quoted(trainer)}: name a folder with a trainer/task.py in it.") from None
+        raise _no_trainer(trainer) from None
     own = [value for value in vars(task).values() if isinstance(value, type) and issubclass(value, CommonHyperparameters)]
     return next((value for value in own if value is not CommonHyperparameters), CommonHyperparameters)
+
+
+def _package(trainer: str) -> str:
+    name = os.path.normpath(trainer)  # as a shell completes it: ./taxifare/
+    if name.startswith("."):  # in a folder from which nothing can be imported
+        raise _no_trainer(trainer)
+    return f"{name}.trainer"
+
+
+def _no_trainer(trainer: str) -> UserError:
+    return UserError(f"there is no trainer {quoted(trainer)}: name a folder with a trainer/task.py in it.")
 
 
 def contract_of(trainer: str) -> Contract:
@@ -106,7 +116,7 @@ def contract_of(trainer: str) -> Contract:
     hyperparameters = hyperparameters_of(trainer)
     from vertex_runtime import contract
 
-    return contract.load_module(f"{trainer.rstrip('/')}.trainer.model", hyperparameters)
+    return contract.load_module(f"{_package(trainer)}.model", hyperparameters)
 
 
 def columns_of(trainer: str) -> tuple[tuple[Column, ...], tuple[str, ...]]:
@@ -141,26 +151,24 @@ def convert(options: argparse.Namespace) -> dict[str, Any]:
     paths = formats.find(options.sources, f"--from (for --prefix {options.prefix})", columns, labels)
     bad = BadRows(options.bad_rows)
     schema = schema_of(kept)
-    with _staging(options.to) as stage:
+    with staging(options.to) as stage:
         try:
-            rows = _counted(_rows(paths, columns, labels, bad, schema))
-            shards = _write(rows, options, stage, schema)
-            total = sum(shard["rows"] for shard in shards)
+            rows_of = _write(_counted(_rows(paths, columns, labels, bad, schema)), options, stage, schema)
+            total = sum(rows_of.values())
             if not total:
                 raise UserError(f"--from: {', '.join(paths)[:200]} holds no rows. Name other files.")
-            if total < len(shards):
-                raise UserError(f"--shards: there are {total} rows, too few for {len(shards)} files. Ask for {total} or fewer.")
+            if total < len(rows_of):
+                raise UserError(f"--shards: there are {total} rows, too few for {len(rows_of)} files. Ask for {total} or fewer.")
             found = {
                 "trainer": options.trainer, "from": paths, "format": options.format, "compress": options.compress,
                 "columns": [{"name": column.name, "kind": type(column).__name__} for column in kept],
-                "seed": options.seed if options.shuffle else None, "rows": total, "bad_rows": dict(bad.reasons), "shards": shards,
+                "seed": options.seed if options.shuffle else None, "rows": total, "bad_rows": dict(bad.reasons),
+                "shards": [{"name": name, "rows": rows, **manifest.fingerprint(f"{stage}/{name}")} for name, rows in rows_of.items()],
             }  # fmt: skip
             manifest.write(stage, found)
         except (OSError, pa.ArrowException, tf.errors.OpError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
-            raise UserError(
-                f"--to: cannot write to {options.to}: {reason}. Nothing was left there. Make room, or name another folder.", FAILED
-            ) from None
+            problem = f"cannot write to {options.to}: {first_line(error)}. Nothing was left there"
+            raise UserError(f"--to: {problem}. Make room, or name another folder.", FAILED) from None
     if bad.reasons:
         log("WARNING", str(bad))
     return found
@@ -172,16 +180,12 @@ def _rows(
     """Yield the checked rows of all paths, null where a cell is missing."""
     kept = [column for column in columns if column.required]
     for path in paths:
-        batches = formats.record_batches(path, columns, labels, bad)
-        while True:
-            try:
-                batch = next(batches, None)
-            except (OSError, pa.ArrowException) as error:
-                raise UserError(f"--from: cannot read {path}: {reason(error)}. See whether it is still there.", FAILED) from None
-            if batch is None:
-                break
-            arrays = [_with_gaps(batch.column(batch.schema.names.index(column.name)), column) for column in kept]
-            yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+        try:
+            for batch in formats.record_batches(path, columns, labels, bad):
+                arrays = [_with_gaps(batch.column(batch.schema.names.index(column.name)), column) for column in kept]
+                yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"--from: cannot read {path}: {first_line(error)}. See whether it is still there.", FAILED) from None
 
 
 def _with_gaps(array: pa.Array, column: Column) -> pa.Array:
@@ -206,34 +210,25 @@ def _counted(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             yield batch
 
 
-def _write(rows: Iterable[pa.RecordBatch], options: argparse.Namespace, stage: str, schema: pa.Schema) -> list[dict[str, Any]]:
-    """Write the shards and return the manifest's entry for each."""
+def _write(rows: Iterable[pa.RecordBatch], options: argparse.Namespace, stage: str, schema: pa.Schema) -> dict[str, int]:
+    """Write the shards and return how many rows each file has."""
     ending = suffix(options.format, options.compress)
     names = [f"{options.prefix}-{i + 1:05d}-of-{options.shards:05d}{ending}" for i in range(options.shards)]
-    counts = [0] * options.shards
-    if options.shuffle:
-        shuffle = Shuffle(stage, options.seed)
-        shuffle.take_in(rows)
-        parts = shuffle.parts(options.shards)
-    else:
-        parts = in_turn(rows, options.shards)
-    make, writers = WRITERS[options.format], {}
+    rows_of, writers = dict.fromkeys(names, 0), {}
+    dealt = shuffled(rows, options.shards, options.seed, stage) if options.shuffle else in_turn(rows, options.shards)
     group = GROUP_BYTES if options.shuffle else min(GROUP_BYTES, OPEN_BYTES // options.shards)
-    try:
-        for shard, batch in parts:
-            if shard not in writers:
+    with contextlib.ExitStack() as opened:
+        for shard, batch in dealt:
+            name = names[shard]
+            if name not in writers:
                 if options.shuffle:  # one shard comes after the other
-                    _close(writers)
-                writers[shard] = make(os.path.join(stage, names[shard]), schema, options.compress, group)
+                    opened.close()
+                writer = WRITERS[options.format](os.path.join(stage, name), schema, options.compress, group)
+                writers[name] = opened.enter_context(contextlib.closing(writer))
             for piece in _pieces(batch):
-                writers[shard].write(piece)
-            counts[shard] += batch.num_rows
-    finally:
-        _close(writers)
-    return [
-        {"name": name, "rows": count, **manifest.fingerprint(os.path.join(stage, name))} if count else {"name": name, "rows": 0}
-        for name, count in zip(names, counts)
-    ]
+                writers[name].write(piece)
+            rows_of[name] += batch.num_rows
+    return rows_of
 
 
 def _pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
@@ -241,59 +236,6 @@ def _pieces(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
     rows = max(1, PIECE_BYTES * batch.num_rows // max(1, batch.nbytes))
     for start in range(0, batch.num_rows, rows):
         yield batch.slice(start, rows)
-
-
-def _close(writers: dict[int, Any]) -> None:
-    while writers:
-        writers.popitem()[1].close()
-
-
-@contextlib.contextmanager
-def _staging(named: str) -> Iterator[str]:
-    """Yield a folder whose files go to the target at the end of the block, unless it raises an error.
-
-    Raises:
-        UserError: the target has files, or cannot be written.
-    """
-    if not named.startswith(upload.SCHEME):
-        with _beside(os.path.realpath(named), named) as stage:
-            yield stage
-        return
-    upload.check_free(named)
-    with tempfile.TemporaryDirectory(prefix="converting-") as stage:
-        yield stage
-        upload.upload(stage, named)
-
-
-@contextlib.contextmanager
-def _beside(target: str, named: str) -> Iterator[str]:
-    """Yield a folder beside the target; at the end of the block it becomes the target, after an error it is removed.
-
-    Raises:
-        UserError: the target has files, or another conversion is writing it.
-    """
-    stage = os.path.join(os.path.dirname(target), f".{os.path.basename(target)}.converting")
-    try:
-        if os.path.lexists(target) and (not os.path.isdir(target) or os.listdir(target)):
-            raise UserError(f"--to must be an empty folder or a new one; got {named}, which holds files. Nothing was overwritten.")
-        os.makedirs(stage, exist_ok=True)
-        lock = open(os.path.join(stage, ".lock"), "a")  # noqa: SIM115 - held until the end
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        for name in set(os.listdir(stage)) - {".lock"}:  # left by a killed conversion
-            os.remove(os.path.join(stage, name))
-    except BlockingIOError:
-        raise UserError(f"--to: another conversion writes {named}. Wait for it, or name another folder.") from None
-    except OSError as error:
-        raise UserError(f"--to: cannot write to {named}: {error.strerror}. Name another folder.") from None
-    try:
-        yield stage
-        os.remove(os.path.join(stage, ".lock"))
-        os.rename(stage, target)  # replaces an empty folder, and fails on any other
-    except OSError as error:
-        raise UserError(f"--to: cannot make {named}: {error.strerror}. Name a folder that does not exist yet.", FAILED) from None
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-        lock.close()
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -307,8 +249,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         found = manifest.verify(options.verify)
         log("INFO", f"{options.verify}: {found['rows']:,} rows in {len(found['shards'])} files, all as {manifest.NAME} says")
         return found
-    left = f"nothing was left in {options.to}."
-    with ended_by_signals(f"ended by SIGTERM; {left}", f"interrupted; {left}"):
+    with ended_by_signals(f"nothing was left in {options.to}"):
         found = convert(options)
     size = sum(shard["bytes"] for shard in found["shards"])
     log("INFO", f"{options.to}: {found['rows']:,} rows in {len(found['shards'])} {options.format} files, {size:,} bytes, {manifest.NAME}")

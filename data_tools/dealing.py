@@ -7,6 +7,7 @@ bucket that is too large is dealt again by the key's next bits.
 
 from __future__ import annotations
 
+import bisect
 import os
 from collections.abc import Iterable, Iterator
 
@@ -29,66 +30,41 @@ def in_turn(batches: Iterable[pa.RecordBatch], shards: int) -> Iterator[tuple[in
             yield from _pieces(waiting, first, shards)
             first += sum(batch.num_rows for batch in waiting)
             waiting, size = [], 0
-    yield from _pieces(waiting, first, shards)
+    if waiting:
+        yield from _pieces(waiting, first, shards)
 
 
 def _pieces(batches: list[pa.RecordBatch], first: int, shards: int) -> Iterator[tuple[int, pa.RecordBatch]]:
-    joined = _join(batches)
-    if joined is None:
-        return
+    rows = _joined(batches)
     for shard in range(shards):
         start = (shard - first) % shards
-        if shards == 1:
-            yield shard, joined
-        elif start < joined.num_rows:
-            yield shard, joined.take(pa.array(np.arange(start, joined.num_rows, shards)))
+        if start < rows.num_rows:
+            yield shard, rows.take(pa.array(np.arange(start, rows.num_rows, shards)))
 
 
 def keys(seed: int, first: int, count: int) -> np.ndarray:
-    """Return the keys of `count` rows from row `first` on: uint64 [count], by splitmix64."""
-    with np.errstate(over="ignore"):
-        value = (np.arange(first, first + count, dtype=np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-        value += _mixed(np.array([seed & (2**64 - 1)], np.uint64) + np.uint64(0xD1B54A32D192ED03))
-        return _mixed(value)
+    """Return the keys of `count` rows from row `first` on: uint64 [count]."""
+    return np.random.PCG64(seed & (2**64 - 1)).advance(first).random_raw(count)
 
 
-def _mixed(value: np.ndarray) -> np.ndarray:
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
-
-
-class Shuffle:
-    """The rows of batches in a random order.
+def shuffled(batches: Iterable[pa.RecordBatch], shards: int, seed: int, folder: str) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Yield (shard, rows) in a random order, one shard after the other; their sizes differ by one row at most.
 
     Args:
         folder: where the buckets' files go; each is removed once it has been read.
     """
-
-    def __init__(self, folder: str, seed: int):
-        self.folder, self.seed, self.rows = folder, seed, 0
-        self.bucket: _Bucket | None = None
-
-    def take_in(self, batches: Iterable[pa.RecordBatch]) -> None:
-        """Read all rows into buckets."""
-        self.bucket = _Bucket(self.folder, "", 64)
-        for batch in batches:
-            key = keys(self.seed, self.rows, batch.num_rows)
-            self.rows += batch.num_rows
-            self.bucket.add(batch.append_column(_KEY, pa.array(key)))
-
-    def parts(self, shards: int) -> Iterator[tuple[int, pa.RecordBatch]]:
-        """Yield (shard, rows), one shard after the other; their sizes differ by one row at most."""
-        done, shard = 0, 0
-        ends = [self.rows * (i + 1) // shards for i in range(shards)]
-        for batch in self.bucket.sorted() if self.bucket else ():
-            start = 0
-            while start < batch.num_rows:
-                while ends[shard] <= done:
-                    shard += 1
-                count = min(batch.num_rows - start, ends[shard] - done)
-                yield shard, batch.slice(start, count)
-                start, done = start + count, done + count
+    bucket, total = _Bucket(folder, "", 64), 0
+    for batch in batches:
+        bucket.add(batch.append_column(_KEY, pa.array(keys(seed, total, batch.num_rows))))
+        total += batch.num_rows
+    done, ends = 0, [total * (i + 1) // shards for i in range(shards)]
+    for batch in bucket.sorted():
+        start = 0
+        while start < batch.num_rows:
+            shard = bisect.bisect_right(ends, done)
+            count = min(batch.num_rows - start, ends[shard] - done)
+            yield shard, batch.slice(start, count)
+            start, done = start + count, done + count
 
 
 class _Bucket:
@@ -111,11 +87,15 @@ class _Bucket:
         if self.size >= BUCKET_BYTES and self.shift > 0:
             self._deal()
 
-    def _deal(self) -> None:
-        rows = _by_key(self.waiting)
+    def _sorted(self) -> pa.RecordBatch:
+        """Take the rows that are in memory, of which there must be some, in the order of their keys."""
+        rows = _joined(self.waiting)
         self.waiting, self.size = [], 0
-        if rows is None:
-            return
+        # Stable, so that rows with equal keys keep their order.
+        return rows.take(pa.array(np.argsort(_keys_of(rows), kind="stable")))
+
+    def _deal(self) -> None:
+        rows = self._sorted()
         shift = max(self.shift - BITS, 0)
         place = (_keys_of(rows) >> np.uint64(shift)) & np.uint64((1 << (self.shift - shift)) - 1)
         for part in np.unique(place).tolist():
@@ -129,10 +109,12 @@ class _Bucket:
     def sorted(self) -> Iterator[pa.RecordBatch]:
         """Yield the rows in the order of their keys, without the keys, and remove the files."""
         if not self.files:
-            if (rows := _by_key(self.waiting)) is not None:
+            if self.waiting:
+                rows = self._sorted()
                 yield rows.select([name for name in rows.schema.names if name != _KEY])
             return
-        self._deal()
+        if self.waiting:
+            self._deal()
         for _, file, writer in self.files.values():
             writer.close()
             file.close()
@@ -146,17 +128,8 @@ class _Bucket:
             yield from inner.sorted()
 
 
-def _join(batches: list[pa.RecordBatch]) -> pa.RecordBatch | None:
-    if len(batches) < 2:
-        return batches[0] if batches else None
-    joined = pa.Table.from_batches(batches).combine_chunks().to_batches()
-    return joined[0] if joined else None
-
-
-def _by_key(batches: list[pa.RecordBatch]) -> pa.RecordBatch | None:
-    rows = _join(batches)
-    # Stable, so that rows with equal keys keep their order.
-    return rows if rows is None else rows.take(pa.array(np.argsort(_keys_of(rows), kind="stable")))
+def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    return pa.Table.from_batches(batches).combine_chunks().to_batches()[0]
 
 
 def _keys_of(rows: pa.RecordBatch) -> np.ndarray:

@@ -23,17 +23,17 @@ import time
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 from vertex_runtime.environment import quoted
 from vertex_runtime.errors import FAILED, UserError, run_as_program
 from vertex_runtime.reporting import log
 
-from . import check_local, ended_by_signals
+from . import ended_by_signals, manifest, taxi
 
 URL = "https://storage.googleapis.com/download.tensorflow.org/data/stack_overflow_16k.tar.gz"
-ATTEMPTS = 6  # in a row without a new byte
+ATTEMPTS = 6
 PAUSE = 1.0  # seconds before the second attempt, doubled for each further one
 TIMEOUT = 60  # seconds without a byte
 _BLOCK = 1 << 20  # bytes
@@ -65,9 +65,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         raise UserError(f"--sample must be 1 or more; got {options.sample}.")
     if not re.fullmatch(r"[\w:.-]+\.\w+\.\w+", options.table):
         raise UserError(f"--table must look like project.dataset.table; got {quoted(options.table)}.")
-    if not re.match(r"https?://[^/]+/.*[^/]$", options.url):
+    if not re.match(r"https?://[^/?]+/([^?]*/)?[^/?]+(\?|$)", options.url):
         raise UserError(f"--url must be an http or https address of a file; got {quoted(options.url)}.")
-    check_local(options.to)
+    if "://" in options.to:
+        raise UserError(f"--to must be a folder of this machine; got {options.to}. Copy it there with gcloud storage cp afterwards.")
     return options
 
 
@@ -80,21 +81,20 @@ def download(url: str, folder: str) -> str:
     path = os.path.join(folder, os.path.basename(url.partition("?")[0]))
     if os.path.exists(path):
         _check_gzip(path, path)
-        log("INFO", f"{path} is here already and whole; sha256 {_digest(path, hashlib.sha256()).hex()}")
+        log("INFO", f"{path} is here already and whole; sha256 {manifest.fingerprint(path)['sha256']}")
         return path
     with _part(path) as file:
         facts = _fetch_all(url, file, path)
-        size = os.path.getsize(file.name)
         try:
-            _check_hashes(file.name, facts)
+            checked = _check(file.name, facts)
             _check_gzip(file.name, path)
         except UserError:
             _forget(path)
             raise
-        os.fsync(file.fileno())
+        made = manifest.fingerprint(file.name)
         os.replace(file.name, path)
         _forget(path)
-    log("INFO", f"{path}: {size:,} bytes, {facts['checked']}; sha256 {_digest(path, hashlib.sha256()).hex()}")
+    log("INFO", f"{path}: {made['bytes']:,} bytes, {', '.join([*checked, 'gzip'])} as they should be; sha256 {made['sha256']}")
     return path
 
 
@@ -115,20 +115,16 @@ def _part(path: str) -> Iterator[BinaryIO]:
 
 def _fetch_all(url: str, file: BinaryIO, path: str) -> dict[str, Any]:
     """Append the missing bytes to the file; return the server's size, version and hashes of the whole."""
-    failures, pause = 0, PAUSE
+    attempts = 0  # in a row without a new byte
     while True:
         before = os.path.getsize(file.name)
         try:
             return _fetch(url, file, path)
         except _Broken as error:
-            reason = str(error)
-            if isinstance(error, _NoNetwork) and not before:
-                failures = ATTEMPTS
-        if os.path.getsize(file.name) > before:
-            failures, pause = 0, PAUSE
-        failures += 1
-        if failures >= ATTEMPTS:
-            have = os.path.getsize(file.name)
+            reason = error
+        have = os.path.getsize(file.name)
+        attempts = 1 if have > before else attempts + 1
+        if attempts >= ATTEMPTS or (isinstance(reason, _NoNetwork) and not have):
             if not have:
                 _forget(path)
             kept = f" {have:,} bytes are kept; a new start goes on from there." if have else ""
@@ -137,9 +133,9 @@ def _fetch_all(url: str, file: BinaryIO, path: str) -> dict[str, Any]:
                 f"curl -L -o {path} {url} (or: gcloud storage cp {url.replace('https://storage.googleapis.com/', 'gs://')} {path}).",
                 FAILED,
             )
+        pause = min(PAUSE * 2 ** (attempts - 1), 30)
         log("WARNING", f"{url}: {reason}; trying again in {pause:g} s")
         time.sleep(pause)
-        pause = min(2 * pause, 30)
 
 
 def _fetch(url: str, file: BinaryIO, path: str) -> dict[str, Any]:
@@ -152,42 +148,42 @@ def _fetch(url: str, file: BinaryIO, path: str) -> dict[str, Any]:
     known = _remembered(path)
     have = os.path.getsize(file.name)
     if have and not known.get("version"):  # the rest may be of another version
-        have = _restart(file)
+        file.truncate(0)
+        have = 0
     if have and have == known.get("size"):
         return known
+    headers = {"Accept-Encoding": "identity", "User-Agent": "download_data"}
+    if have:  # only if the server still has that version, else all of it
+        headers |= {"Range": f"bytes={have}-", "If-Range": known["version"]}
+    with _errors(url, file), urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as answer:
+        facts = _facts(answer)
+        if answer.status != 206:
+            file.truncate(0)
+        elif not have or (facts["start"], facts["version"]) != (have, known["version"]):
+            file.truncate(0)
+            raise _Broken("the server sent another part than was asked for")
+        _remember(path, facts)
+        _copy(answer, file, facts["size"])
+    return facts
+
+
+@contextlib.contextmanager
+def _errors(url: str, file: BinaryIO) -> Iterator[None]:
+    """Turn the errors of a request into those of `_fetch`."""
     try:
-        with urllib.request.urlopen(_request(url, have, known), timeout=TIMEOUT) as answer:
-            facts = _facts(answer)
-            if answer.status == 206 and (have == 0 or facts["start"] != have or facts["version"] != known["version"]):
-                _restart(file)
-                raise _Broken("the server sent another part than was asked for")
-            if answer.status != 206:
-                _restart(file)
-            _remember(path, facts)
-            _copy(answer, file, facts["size"])
-            return facts
+        yield
     except urllib.error.HTTPError as error:
         if error.code == 416:  # the file has become shorter
-            _restart(file)
+            file.truncate(0)
             raise _Broken("the server has fewer bytes than are here") from None
+        text = f"the server answered {error.code} {error.reason}"
         if error.code in _AGAIN:
-            raise _Broken(f"the server answered {error.code} {error.reason}") from None
-        raise UserError(
-            f"cannot download {url}: the server answered {error.code} {error.reason}. Give the right place: --url.", FAILED
-        ) from None
+            raise _Broken(text) from None
+        raise UserError(f"cannot download {url}: {text}. Give the right place: --url.", FAILED) from None
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         kind = _NoNetwork if isinstance(reason, socket.gaierror) else _Broken
         raise kind(str(reason) or type(error).__name__) from None
-
-
-def _request(url: str, have: int, known: dict[str, Any]) -> urllib.request.Request:
-    """Return a request for all bytes after the first `have`, if the server's version is still the known one."""
-    request = urllib.request.Request(url, headers={"Accept-Encoding": "identity", "User-Agent": "download_data"})
-    if have:
-        request.add_header("Range", f"bytes={have}-")
-        request.add_header("If-Range", known["version"])
-    return request
 
 
 def _facts(answer: Any) -> dict[str, Any]:
@@ -228,11 +224,6 @@ def _copy(answer: Any, file: BinaryIO, size: int | None) -> None:
         raise _Broken(f"the connection broke off after {have:,} of {size:,} bytes")
 
 
-def _restart(file: BinaryIO) -> int:
-    file.truncate(0)
-    return 0
-
-
 # ------------------------------------------------------------------ facts about an unfinished download
 
 
@@ -262,25 +253,29 @@ def _forget(path: str) -> None:
 # ------------------------------------------------------------------ checks of a finished download
 
 
-def _check_hashes(part: str, facts: dict[str, Any]) -> None:
-    """Compare size and hashes with the server's; set `facts["checked"]` to a text that says what was compared.
+def _check(part: str, facts: dict[str, Any]) -> list[str]:
+    """Compare size and hashes with the server's; return which of them it told.
 
     Raises:
         UserError: one of them differs.
     """
-    size = os.path.getsize(part)
-    if facts["size"] is not None and facts["size"] != size:
-        raise UserError(f"{part} has {size:,} bytes, not {facts['size']:,} as the server says; it was removed. Start again.", FAILED)
-    checked = ["size"] * (facts["size"] is not None)
+    size, checked = os.path.getsize(part), []
+    if facts["size"] is not None:
+        if facts["size"] != size:
+            raise UserError(f"{part} has {size:,} bytes, not {facts['size']:,} as the server says; it was removed. Start again.", FAILED)
+        checked.append("size")
     for name, wanted in sorted(facts["hashes"].items()):
         digest: Any = hashlib.md5(usedforsecurity=False) if name == "md5" else _crc32c()
         if digest is None:
             continue
-        found = base64.b64encode(_digest(part, digest)).decode()
+        with open(part, "rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+        found = base64.b64encode(digest.digest()).decode()
         if found != wanted:
             raise UserError(f"{part} has the {name} {found}, not {wanted} as the server says; it was removed. Start again.", FAILED)
         checked.append(name)
-    facts["checked"] = f"{', '.join([*checked, 'gzip'])} as they should be"
+    return checked
 
 
 def _crc32c() -> Any:
@@ -290,13 +285,6 @@ def _crc32c() -> Any:
     except ImportError:
         return None
     return Checksum()
-
-
-def _digest(path: str, digest: Any) -> bytes:
-    with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.digest()
 
 
 def _check_gzip(path: str, name: str) -> None:
@@ -324,27 +312,16 @@ def main(argv: Sequence[str] | None = None) -> list[str]:
         UserError: anything that the user can correct.
     """
     options = parse(argv)
-    kept = f"ended by a signal. What is in {options.to} is kept; a new start goes on from there."
     try:
-        with ended_by_signals(kept, kept):
-            return _DATA[options.data](options)
+        with ended_by_signals(f"what is in {options.to} is kept, and a new start goes on from there"):
+            if options.data == "taxifare":
+                return taxi.download(options.table, options.sample, options.project, options.to)
+            path = download(options.url, options.to)
+            log("INFO", f"scripts/train stackoverflow --train_data_path={path} --eval_data_path={path}")
+            return [path]
     except OSError as error:
         raise UserError(f"--to: {error.filename or options.to}: {error.strerror or error}. Name another folder.", FAILED) from None
 
-
-def _stackoverflow(options: argparse.Namespace) -> list[str]:
-    path = download(options.url, options.to)
-    log("INFO", f"scripts/train stackoverflow --train_data_path={path} --eval_data_path={path}")
-    return [path]
-
-
-def _taxifare(options: argparse.Namespace) -> list[str]:
-    from . import taxi
-
-    return taxi.download(options.table, options.sample, options.project, options.to)
-
-
-_DATA: dict[str, Callable[[argparse.Namespace], list[str]]] = {"stackoverflow": _stackoverflow, "taxifare": _taxifare}
 
 if __name__ == "__main__":
     run_as_program(main)

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
+from vertex_runtime import checksums
 from vertex_runtime.errors import FAILED, UserError
 
 NAME = "manifest.json"
-_BLOCK = 4 << 20
 
 
 def fingerprint(path: str) -> dict[str, Any]:
     """Flush a file to disk, and return its size in bytes and its SHA-256."""
-    digest, size = hashlib.sha256(), 0
     with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-            size += len(block)
         os.fsync(file.fileno())
-    return {"bytes": size, "sha256": digest.hexdigest()}
+    size, digest = checksums.of_files([path], whole=True, opened=partial(open, mode="rb"))
+    return {"bytes": size, "sha256": digest}
 
 
 def write(folder: str, manifest: Mapping[str, Any]) -> None:

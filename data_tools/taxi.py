@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import itertools
 import os
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
-from vertex_runtime.errors import FAILED, UserError
+from vertex_runtime.errors import FAILED, UserError, first_line
 from vertex_runtime.reporting import log
-
-from . import reason
 
 ROWS = 250_000  # rows of a CSV file
 COLUMNS = (
@@ -35,49 +35,42 @@ WHERE ABS(MOD(FARM_FINGERPRINT(CAST(pickup_datetime AS STRING)), {modulus})) = {
 ORDER BY FARM_FINGERPRINT(FORMAT('%T', STRUCT(pickup_datetime, pickup_longitude, dropoff_longitude, fare_amount)))"""
 
 
-def queries(table: str, sample: int) -> dict[str, str]:
-    """Return the queries of the sets `train` and `valid`, which have no pickup time in common."""
-    # A hash that is 2 modulo 10 N is also 2 modulo N, and training takes 1 modulo N.
-    return {
-        "train": QUERY.format(table=table, modulus=sample, remainder=1),
-        "valid": QUERY.format(table=table, modulus=10 * sample, remainder=2),
-    }
-
-
 def download(table: str, sample: int, project: str | None, folder: str) -> list[str]:
     """Run the queries and write `taxi-train-00001.csv` and so on; a set that an earlier start has finished is kept.
 
     Raises:
-        UserError: the client library, the network or a permission is missing; the message says how to get the rows by hand.
+        UserError: the folder has files of another query, or the client library, the network or a permission is missing; the
+            message says how to get the rows by hand.
     """
     if sample < 3:
         raise UserError(f"--sample must be 3 or more for taxifare, so that no trip is in both sets; got {sample}.")
-    client = None
-    found: list[str] = []
-    for name, query in queries(table, sample).items():
-        mark = os.path.join(folder, f".taxi-{name}.done")
-        if _done(mark, query):
-            paths = sorted(os.path.join(folder, each) for each in os.listdir(folder) if _is_shard(each, name))
-            log("INFO", f"{folder}: taxi-{name} is here already, {len(paths)} files")
-        else:
-            by_hand = _by_hand(query, name, folder)
-            client = client or _client(project, by_hand)
-            paths = write_shards(_rows(client, query, by_hand), folder, name)
-            with open(mark, "w", encoding="utf-8") as file:
-                file.write(query)
-        found += paths
+    # A hash that is 2 modulo 10 N is also 2 modulo N, and training takes 1 modulo N: so the sets have no pickup time in common.
+    queries = {
+        "train": QUERY.format(table=table, modulus=sample, remainder=1),
+        "valid": QUERY.format(table=table, modulus=10 * sample, remainder=2),
+    }
+    client, found, done = None, {}, {name: Path(folder, f".taxi-{name}.done") for name in queries}
+    for name, query in queries.items():
+        found[name] = sorted(Path(folder).glob(f"taxi-{name}-*.csv"))
+        if found[name] and not _holds(done[name], query):
+            remedy = "Train with it, or name another folder. Nothing was overwritten."
+            raise UserError(f"--to: {found[name][0]} is not of this query, or was put there by hand. {remedy}")
+    for name, query in queries.items():
+        if found[name]:
+            log("INFO", f"{folder}: taxi-{name} is here already, {len(found[name])} files")
+            continue
+        by_hand = _by_hand(query, name, folder)
+        client = client or _client(project, by_hand)
+        found[name] = write_shards(_rows(client, query, by_hand), Path(folder), name)
+        done[name].write_text(query, encoding="utf-8")
     log("INFO", f"scripts/train taxifare --train_data_path='{folder}/taxi-train-*.csv' --eval_data_path='{folder}/taxi-valid-*.csv'")
-    return found
+    return [str(path) for paths in found.values() for path in paths]
 
 
-def _done(mark: str, query: str) -> bool:
-    with contextlib.suppress(OSError), open(mark, encoding="utf-8") as file:
-        return file.read() == query
+def _holds(path: Path, text: str) -> bool:
+    with contextlib.suppress(OSError):
+        return path.read_text(encoding="utf-8") == text
     return False
-
-
-def _is_shard(file: str, name: str) -> bool:
-    return file.startswith(f"taxi-{name}-") and file.endswith(".csv")
 
 
 def _by_hand(query: str, name: str, folder: str) -> str:
@@ -97,7 +90,7 @@ def _client(project: str | None, by_hand: str) -> Any:
     try:
         return bigquery.Client(project=project)
     except Exception as error:  # several types of google.auth's
-        text = f"BigQuery cannot be asked: {reason(error)}. Log in: gcloud auth application-default login. {by_hand}"
+        text = f"BigQuery cannot be asked: {first_line(error)}. Log in: gcloud auth application-default login. {by_hand}"
         raise UserError(text, FAILED) from None
 
 
@@ -111,40 +104,34 @@ def _rows(client: Any, query: str, by_hand: str) -> Iterator[tuple[Any, ...]]:
         for row in client.query(query).result():
             yield tuple(row[name] for name in COLUMNS)
     except Exception as error:  # google.api_core's, google.auth's, requests'
-        raise UserError(f"BigQuery did not answer: {reason(error)}. See --project and the network. {by_hand}", FAILED) from None
+        raise UserError(f"BigQuery did not answer: {first_line(error)}. See --project and the network. {by_hand}", FAILED) from None
 
 
-def write_shards(rows: Iterable[tuple[Any, ...]], folder: str, name: str) -> list[str]:
+def write_shards(rows: Iterable[tuple[Any, ...]], folder: Path, name: str) -> list[Path]:
     """Write rows to CSV files with a header and return their paths; the files get their names only when all are complete.
 
     Raises:
         UserError: the folder cannot be written to, or there are no rows.
     """
-    parts: list[str] = []
+    numbered, paths, count = enumerate(rows, 1), [], 0
     try:
-        os.makedirs(folder, exist_ok=True)
-        for left in os.listdir(folder):  # left by an earlier start that did not end, or by another query
-            if _is_shard(left.removesuffix(".part"), name):
-                os.remove(os.path.join(folder, left))
-        file = writer = None
-        for count, row in enumerate(rows):
-            if count % ROWS == 0:
-                if file is not None:
-                    file.close()
-                parts.append(os.path.join(folder, f"taxi-{name}-{len(parts) + 1:05d}.csv.part"))
-                file = open(parts[-1], "w", encoding="utf-8", newline="")  # noqa: SIM115 - closed at the next or the end
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(f"taxi-{name}-*.csv.part"):  # by an earlier start that did not end
+            left.unlink()
+        for count, first in numbered:
+            paths.append(folder / f"taxi-{name}-{len(paths) + 1:05d}.csv")
+            with open(f"{paths[-1]}.part", "w", encoding="utf-8", newline="") as file:
                 writer = csv.writer(file)
-                writer.writerow(COLUMNS)
-            writer.writerow(row)
-        if file is None:
+                writer.writerows((COLUMNS, first))
+                for count, row in itertools.islice(numbered, ROWS - 1):  # noqa: B007 - told below
+                    writer.writerow(row)
+                file.flush()
+                os.fsync(file.fileno())
+        if not count:
             raise UserError(f"--table: the query for taxi-{name} gave no rows. Name another table or a smaller --sample.", FAILED)
-        file.flush()
-        os.fsync(file.fileno())
-        file.close()
-        done = [part.removesuffix(".part") for part in parts]
-        for part, path in zip(parts, done):
-            os.replace(part, path)
+        for path in paths:
+            os.replace(f"{path}.part", path)
     except OSError as error:
         raise UserError(f"--to: cannot write into {folder}: {error.strerror}. Name another folder.", FAILED) from None
-    log("INFO", f"{folder}: taxi-{name}, {count + 1:,} rows in {len(done)} files")
-    return done
+    log("INFO", f"{folder}: taxi-{name}, {count:,} rows in {len(paths)} files")
+    return paths

@@ -22,19 +22,9 @@ SUFFIXES = {"none": "", "gzip": ".gz", "zstd": ".zst"}
 _ESCAPED = r'["\\\x00-\x1f\x7f]'  # characters that JSON escapes
 
 
-class _Stream:
-    """A file to write bytes to, compressed if asked."""
-
-    def __init__(self, path: str, compress: str):
-        # By Arrow, because it writes no time into gzip's header: equal rows give equal files.
-        self.file = pa.OSFile(path, "wb")
-        self.out = self.file if compress == "none" else pa.CompressedOutputStream(self.file, compress)
-
-    def close(self) -> None:
-        """Flush the compressor and close the file."""
-        self.out.close()
-        if self.out is not self.file:
-            self.file.close()
+def _stream(path: str, compress: str) -> pa.NativeFile:
+    """Open a file to write bytes to; by Arrow, because it writes no time into gzip's header: equal rows give equal files."""
+    return pa.output_stream(path, compression=None if compress == "none" else compress)
 
 
 class CsvWriter:
@@ -43,9 +33,9 @@ class CsvWriter:
     def __init__(self, path: str, schema: pa.Schema, compress: str, group_bytes: int):
         from pyarrow import csv
 
-        self.stream = _Stream(path, compress)
+        self.stream = _stream(path, compress)
         self.schema = _as_strings(schema)
-        self.writer = csv.CSVWriter(self.stream.out, self.schema)
+        self.writer = csv.CSVWriter(self.stream, self.schema)
 
     def write(self, batch: pa.RecordBatch) -> None:
         self.writer.write_batch(batch.cast(self.schema))
@@ -59,7 +49,7 @@ class JsonlWriter:
     """An object a line, UTF-8; missing cells are null."""
 
     def __init__(self, path: str, schema: pa.Schema, compress: str, group_bytes: int):
-        self.stream = _Stream(path, compress)
+        self.stream = _stream(path, compress)
 
     def write(self, batch: pa.RecordBatch) -> None:
         parts: list[Any] = []
@@ -69,7 +59,7 @@ class JsonlWriter:
         # The lines lie one after the other in the array's buffer.
         _, offsets, values = lines.buffers()
         ends = np.frombuffer(offsets, np.int32)[lines.offset : lines.offset + len(lines) + 1]
-        self.stream.out.write(values.slice(int(ends[0]), int(ends[-1] - ends[0])))
+        self.stream.write(values.slice(int(ends[0]), int(ends[-1] - ends[0])))
 
     def close(self) -> None:
         self.stream.close()

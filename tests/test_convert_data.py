@@ -299,6 +299,8 @@ def test_bad_rows(policy, tmp_path):
     ("flags", "message"),
     [
         (["nobody", "--from", "x", "--to", "t", "--format", "csv"], "there is no trainer 'nobody'"),
+        (["../taxifare", "--from", "x", "--to", "t", "--format", "csv"], "there is no trainer '../taxifare'"),
+        (["./taxifare/", "--from", "x.csv", "--to", "t", "--format", "csv"], "x.csv matches no file"),
         (["taxifare", "--from", "x.csv", "--to", "t", "--format", "csv"], "x.csv matches no file"),
         (["taxifare", "--to", "t"], "--from, --format must be given"),
         (["taxifare", "--from", "x", "--to", "t", "--format", "csv", "--shards", "0"], "--shards must be 1 to 900; got 0"),
@@ -595,6 +597,29 @@ def test_trips_come_in_files_that_the_trainer_reads(tmp_path, monkeypatch):
     assert run("taxifare", paths[:3], tmp_path / "out", "tfrecord")["rows"] == 10
     assert "1000)) = 1\n" in client.queries[0] and "10000)) = 2\n" in client.queries[1] and "`nyc-tlc.yellow.trips`" in client.queries[0]
     assert download.main(["taxifare", "--to", str(tmp_path)]) == paths and len(client.queries) == 2
+
+
+def test_trips_of_another_query_or_by_hand_are_not_overwritten(tmp_path, monkeypatch):
+    pytest.importorskip("google.cloud.bigquery")
+    monkeypatch.setattr(taxi, "_client", lambda project, by_hand: Client())
+    by_hand = tmp_path / "taxi-valid-00001.csv"  # as the message says where there is no network
+    by_hand.write_text("mine")
+    with pytest.raises(UserError, match="taxi-valid-00001.csv is not of this query, or was put there by hand.*Nothing was overwritten"):
+        download.main(["taxifare", "--to", str(tmp_path)])
+    assert [path.name for path in tmp_path.iterdir()] == [by_hand.name] and by_hand.read_text() == "mine"
+    by_hand.unlink()
+    first = download.main(["taxifare", "--to", str(tmp_path)])
+    with pytest.raises(UserError, match="taxi-train-00001.csv is not of this query"):
+        download.main(["taxifare", "--to", str(tmp_path), "--sample=500"])
+    os.remove(first[0])
+    assert download.main(["taxifare", "--to", str(tmp_path)]) == first, "what was removed is downloaded again"
+
+
+@pytest.mark.parametrize("url", ["http://host/", "http://host/?name=x", "http://host", "ftp://host/x", "http://host/a/?x=y/z"])
+def test_an_address_names_a_file(url, tmp_path):
+    """Else the folder itself would be taken for a download that is no gzip file, and be called one to remove."""
+    with pytest.raises(UserError, match="--url must be an http or https address of a file"):
+        download.main(["stackoverflow", "--to", str(tmp_path), "--url", url])
 
 
 def test_half_an_answer_is_no_set(tmp_path, monkeypatch):

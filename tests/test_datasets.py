@@ -30,6 +30,11 @@ ROWS = [f"{n},{USES[n % 4]},2020-01-{1 + n % 28:02d}T00:00:{n % 60:02d}Z,{'abc'[
 FRACTIONS = {"trainingFraction": 0.6, "validationFraction": 0.3, "testFraction": 0.1}
 
 
+def exported(found: dataset.Dataset, config: dict, destination: Path | None = None, **options) -> dict[str, str]:
+    """Export a data set and return the variables that tell a trainer of it."""
+    return export.Export(found, config, destination, **options).run()
+
+
 def write(root: Path, name: str, *lines: str) -> str:
     """Write an object and return its URI."""
     path = root / name
@@ -77,7 +82,7 @@ def sizes(found: dict[str, list[str]]) -> list[int]:
 
 
 def test_files_and_variables_are_called_as_the_service_calls_them(rows, tmp_path):
-    variables = export.export(rows, {"gcsDestination": {"outputUriPrefix": "gs://out/data"}}, shard_bytes=2000)
+    variables = exported(rows, {"gcsDestination": {"outputUriPrefix": "gs://out/data"}}, shard_bytes=2000)
     folder = Path(variables["AIP_TRAINING_DATA_URI"]).parent
     assert folder.parent == tmp_path / "out" / "data"
     assert re.fullmatch(r"dataset-7-tables-\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", folder.name)
@@ -91,7 +96,7 @@ def test_files_and_variables_are_called_as_the_service_calls_them(rows, tmp_path
 
 
 def test_a_set_without_rows_has_no_file(rows, tmp_path):
-    variables = export.export(rows, {"fractionSplit": {"trainingFraction": 1.0}}, tmp_path / "out")
+    variables = exported(rows, {"fractionSplit": {"trainingFraction": 1.0}}, tmp_path / "out")
     assert sizes(sets(variables)) == [400, 0, 0] and not glob.glob(variables["AIP_TEST_DATA_URI"])
 
 
@@ -100,12 +105,14 @@ def test_an_export_that_fails_or_is_stopped_leaves_nothing(rows, tmp_path):
     with open(tmp_path / "data" / "rows-3.csv", "ab") as file:
         file.write(b"\xff\xfe,x,y,z\n")
     with pytest.raises(dataset.DatasetError, match=r"gs://data/rows-3.csv:\d: is not UTF-8 text from here on"):
-        export.export(rows, {}, tmp_path / "out")
+        exported(rows, {}, tmp_path / "out")
     (tmp_path / "data" / "rows-3.csv").unlink()
     write(tmp_path, "data/rows-4.csv", HEADER, *ROWS * 20)
     for config in ({}, {"timestampSplit": {"key": "when"}}, {"stratifiedSplit": {"key": "kind"}}):
         with pytest.raises(dataset.Stopped):
-            export.export(rows, config, tmp_path / "out", stop=lambda: True)
+            exported(rows, config, tmp_path / "out", stop=lambda: True)
+    with pytest.raises(dataset.Stopped):
+        export.Export(rows, {}, tmp_path / "out", stop=lambda: True).to_files("of/two parts", whole=True)
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -113,21 +120,21 @@ def test_a_long_export_tells_how_far_it_is(rows, tmp_path, monkeypatch):
     write(tmp_path, "data/rows-4.csv", HEADER, *ROWS * 20)
     monkeypatch.setattr(export, "EVERY", 0.0)
     said = []
-    export.export(rows, {}, tmp_path / "out", say=said.append)
+    exported(rows, {}, tmp_path / "out", say=said.append)
     assert re.fullmatch(r"data set 7: 4,096 rows read in \d+ s", said[0]) and "training" in said[-1]
 
 
 def test_files_after_the_first_may_leave_the_columns_out(tmp_path):
     write(tmp_path, "data/b.csv", *ROWS[:5])
     write(tmp_path, "data/a.csv", HEADER)
-    found = sets(export.export(tabular(tmp_path, "gs://data/b.csv", "gs://data/a.csv"), {}, tmp_path / "out"))
+    found = sets(exported(tabular(tmp_path, "gs://data/b.csv", "gs://data/a.csv"), {}, tmp_path / "out"))
     assert sorted(sum(found.values(), [])) == ROWS[:5]
 
 
 def test_quotes_and_line_breaks_survive_and_odd_rows_are_told_of(tmp_path):
     write(tmp_path, "data/a.csv", "a,b", '"x, ""y""', 'z",1', "3,4,5")
     said = []
-    variables = export.export(tabular(tmp_path, "gs://data/a.csv"), {"fractionSplit": {"trainingFraction": 1}}, tmp_path, say=said.append)
+    variables = exported(tabular(tmp_path, "gs://data/a.csv"), {"fractionSplit": {"trainingFraction": 1}}, tmp_path, say=said.append)
     with open(glob.glob(variables["AIP_TRAINING_DATA_URI"])[0], newline="") as file:
         assert list(csv.reader(file)) == [["a", "b"], ['x, "y"\nz', "1"], ["3", "4", "5"]]
     assert "1 row(s) exported as they stand" in said[0] and "gs://data/a.csv:4" in said[0]
@@ -137,35 +144,35 @@ def test_quotes_and_line_breaks_survive_and_odd_rows_are_told_of(tmp_path):
 
 
 def test_fractions_by_content(rows, tmp_path):
-    first = sets(export.export(rows, {}, tmp_path / "a"))
+    first = sets(exported(rows, {}, tmp_path / "a"))
     assert sizes(first)[0] == pytest.approx(320, abs=25) and sizes(first)[1] == pytest.approx(40, abs=20)
-    assert sets(export.export(rows, {}, tmp_path / "b")) == first, "the same each time"
+    assert sets(exported(rows, {}, tmp_path / "b")) == first, "the same each time"
     write(tmp_path, "other/all.csv", HEADER, *reversed(ROWS))
-    again = sets(export.export(tabular(tmp_path, "gs://other/all.csv"), {}, tmp_path / "c"))
+    again = sets(exported(tabular(tmp_path, "gs://other/all.csv"), {}, tmp_path / "c"))
     assert {name: sorted(lines) for name, lines in again.items()} == {name: sorted(lines) for name, lines in first.items()}
-    scaled = sets(export.export(rows, {"fractionSplit": {"trainingFraction": 0.4, "testFraction": 0.4}}, tmp_path / "d"))
+    scaled = sets(exported(rows, {"fractionSplit": {"trainingFraction": 0.4, "testFraction": 0.4}}, tmp_path / "d"))
     assert sum(sizes(scaled)) == 400 and sizes(scaled)[0] == pytest.approx(200, abs=40) and sizes(scaled)[1] == 0
 
 
 def test_a_predefined_column_and_what_it_leaves_out(rows, tmp_path):
     said = []
-    found = sets(export.export(rows, {"predefinedSplit": {"key": "use"}}, tmp_path / "out", say=said.append))
+    found = sets(exported(rows, {"predefinedSplit": {"key": "use"}}, tmp_path / "out", say=said.append))
     assert found == {"training": ROWS[0::4], "validation": ROWS[1::4], "test": ROWS[2::4]}
     remark = "warning: data set 7: 100 row(s) left out: use is none of training, validation and test"
     assert said[0] == f"{remark}; the first, gs://data/rows-1.csv:5 has 'other'."
     write(tmp_path, "data/upper.csv", "use,n", "TRAIN,1", "VALIDATE,2", "TEST,3")
-    upper = export.export(tabular(tmp_path, "gs://data/upper.csv"), {"predefinedSplit": {"key": "use"}}, tmp_path / "out")
+    upper = exported(tabular(tmp_path, "gs://data/upper.csv"), {"predefinedSplit": {"key": "use"}}, tmp_path / "out")
     assert all(len(glob.glob(upper[f"AIP_{name.upper()}_DATA_URI"])) == 1 for name in dataset.SETS)
 
 
 def test_times_youngest_first(rows, tmp_path):
-    found = sets(export.export(rows, {"timestampSplit": {"key": "when", **FRACTIONS}}, tmp_path / "out"))
+    found = sets(exported(rows, {"timestampSplit": {"key": "when", **FRACTIONS}}, tmp_path / "out"))
     assert sizes(found) == [240, 120, 40]
     times = {name: [row.split(",")[2] for row in lines] for name, lines in found.items()}
     assert min(times["training"]) >= max(times["validation"]) and min(times["validation"]) >= max(times["test"])
     said = []
     write(tmp_path, "data/rows-3.csv", HEADER, "1,test,yesterday,a", *["2,test,2020-01-28T00:00:00Z,a"] * 200)
-    found = sets(export.export(rows, {"timestampSplit": {"key": "when", **FRACTIONS}}, tmp_path / "out", say=said.append))
+    found = sets(exported(rows, {"timestampSplit": {"key": "when", **FRACTIONS}}, tmp_path / "out", say=said.append))
     assert sizes(found) == [360, 180, 60], "rows of one time are divided, too"
     assert "1 row(s) left out: when is not a time in RFC 3339" in said[0] and "rows-3.csv:2 has 'yesterday'" in said[0]
 
@@ -182,12 +189,12 @@ def test_times_are_those_of_rfc_3339(text, other):
 def test_strata_have_the_same_fractions_in_each_set(rows, tmp_path):
     write(tmp_path, "data/rows-3.csv", HEADER, "1,test,,rare", "2,test,,rare")
     config = {"stratifiedSplit": {"key": "kind", **FRACTIONS}}
-    found = sets(export.export(rows, config, tmp_path / "out"))
+    found = sets(exported(rows, config, tmp_path / "out"))
     for letter, count in (("a", 134), ("b", 133), ("c", 133)):
         got = [sum(row.endswith(letter) for row in found[name]) for name in dataset.SETS]
         assert got == [round(count * 0.6), round(count * 0.9) - round(count * 0.6), count - round(count * 0.9)]
     assert sum(sizes(found)) == 402, "a value with two rows falls by chance"
-    assert sets(export.export(rows, config, tmp_path / "out")) == found
+    assert sets(exported(rows, config, tmp_path / "out")) == found
 
 
 # ------------------------------------------------------------------ text
@@ -208,7 +215,7 @@ def titles(tmp_path):
 
 
 def test_text_becomes_lines_of_json(titles, tmp_path):
-    variables = export.export(titles, {"annotationSchemaUri": f"{SCHEMAS}/annotation/text_classification_1.0.0.yaml"}, tmp_path / "out")
+    variables = exported(titles, {"annotationSchemaUri": f"{SCHEMAS}/annotation/text_classification_1.0.0.yaml"}, tmp_path / "out")
     assert variables["AIP_DATA_FORMAT"] == "jsonl" and variables["AIP_TEST_DATA_URI"].endswith("Z/test-*.jsonl")
     assert "/dataset-8-text_classification-20" in variables["AIP_TEST_DATA_URI"]
     found = {name: [json.loads(line) for line in lines] for name, lines in sets(variables).items()}
@@ -223,20 +230,20 @@ def test_text_becomes_lines_of_json(titles, tmp_path):
     ({"predefinedSplit": {"key": dataset.ML_USE}}, [40, 20, 20]),
 ])  # fmt: skip
 def test_text_is_split_by_ml_use(titles, tmp_path, config, counts):
-    assert sizes(sets(export.export(titles, config, tmp_path / "out"))) == counts
+    assert sizes(sets(exported(titles, config, tmp_path / "out"))) == counts
 
 
 def test_text_from_csv_from_files_and_with_several_labels(tmp_path):
     write(tmp_path, "text/long.txt", "a long text")
     write(tmp_path, "text/items.csv", "training,gs://text/long.txt,x,y", 'validation,"short, text",y', ",no use,x", "neither")
-    found = sets(export.export(text(tmp_path, "gs://text/items.csv", schema=MULTI), {"predefinedSplit": {"key": "ml_use"}}, tmp_path / "o"))
+    found = sets(exported(text(tmp_path, "gs://text/items.csv", schema=MULTI), {"predefinedSplit": {"key": "ml_use"}}, tmp_path / "o"))
     assert json.loads(found["training"][0]) == {
         "textGcsUri": str(tmp_path / "text" / "long.txt"), "classificationAnnotations": [{"displayName": "x"}, {"displayName": "y"}],
         "dataItemResourceLabels": {dataset.ML_USE: "training"},
     }, "a file is named as what runs here can read it"  # fmt: skip
     assert json.loads(found["validation"][0])["textContent"] == "short, text" and sizes(found) == [1, 1, 0]
     labelled = text(tmp_path, "gs://text/items.csv", schema=MULTI, dataItemLabels={dataset.ML_USE: "test", "team": "a"})
-    assert sizes(sets(export.export(labelled, {"predefinedSplit": {"key": "ml_use"}}, tmp_path / "p"))) == [1, 1, 2]
+    assert sizes(sets(exported(labelled, {"predefinedSplit": {"key": "ml_use"}}, tmp_path / "p"))) == [1, 1, 2]
 
 
 # ------------------------------------------------------------------ wrong input
@@ -260,7 +267,7 @@ TABLE = "{displayName: d, metadataSchemaUri: %s, metadata: {inputConfig: {bigque
 ])  # fmt: skip
 def test_a_wrong_split_is_one_line(rows, tmp_path, config, says):
     with pytest.raises(dataset.DatasetError) as caught:
-        export.export(rows, config, tmp_path / "out")
+        exported(rows, config, tmp_path / "out")
     assert says in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
@@ -271,11 +278,31 @@ def test_a_wrong_split_is_one_line(rows, tmp_path, config, says):
     (json.dumps({**ITEMS[0], "dataItemResourceLabels": {dataset.ML_USE: "train"}}), "takes one of training, validation, test; got 'train'"),
     ('{"textContent": "x", "classificationAnnotation": {"label": "a"}}', "gs://text/bad.jsonl:2: a label takes the form"),
     ('{"textGcsUri": "gs://text/none.txt"}', "gs://text/none.txt: there is no such object"),
+    ('{"textContent": "x", "n": %s}' % ("1" * 5000), "gs://text/bad.jsonl:2: is no line of JSON (Exceeds the limit"),
+    ('{"textContent": "x", "dataItemResourceLabels": ["a"]}', "bad.jsonl:2: dataItemResourceLabels takes values by label; got ['a']."),
 ])  # fmt: skip
 def test_a_wrong_item_is_one_line_with_its_place(tmp_path, line, says):
     write(tmp_path, "text/bad.jsonl", json.dumps(ITEMS[0]), line)
     with pytest.raises(dataset.DatasetError, match=re.escape(says)):
-        export.export(text(tmp_path, "gs://text/bad.jsonl"), {}, tmp_path / "out")
+        exported(text(tmp_path, "gs://text/bad.jsonl"), {}, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name, line, says", [
+    ("bad.jsonl", '{"textContent": "x", "classificationAnnotations": 5}', "classificationAnnotations takes a list of labels; got 5."),
+    ("bad.jsonl", '{"textContent": "x", "classificationAnnotations": [5]}', "a label takes the form {'displayName': 'name'}; got 5."),
+    ("bad.csv", "training", "is no line of `ml_use,text,label`; got 'training'"),
+    ("bad.csv", "a" * 200_000, "is not CSV: field larger than field limit"),
+])  # fmt: skip
+def test_a_wrong_item_with_several_labels_is_one_line(tmp_path, name, line, says):
+    with pytest.raises(dataset.DatasetError, match=re.escape(f"gs://text/{name}:1: {says}")):
+        exported(text(tmp_path, write(tmp_path, f"text/{name}", line), schema=MULTI), {}, tmp_path / "out")
+
+
+def test_half_a_character_stays_what_it_was(tmp_path):
+    """JSON can hold half of a surrogate pair, UTF-8 cannot."""
+    found = text(tmp_path, write(tmp_path, "text/half.jsonl", '{"textContent": "\\ud83d \\ud83d\\ude00"}'))
+    (line,) = sets(exported(found, {"fractionSplit": {"trainingFraction": 1}}, tmp_path / "out"))["training"]
+    assert json.loads(line)["textContent"] == "\ud83d \U0001f600"
 
 
 @pytest.mark.parametrize("config, says", [
@@ -286,7 +313,7 @@ def test_a_wrong_item_is_one_line_with_its_place(tmp_path, line, says):
 ])  # fmt: skip
 def test_a_wrong_split_of_text_is_one_line(titles, tmp_path, config, says):
     with pytest.raises(dataset.DatasetError, match=re.escape(says)):
-        export.export(titles, config, tmp_path / "out")
+        exported(titles, config, tmp_path / "out")
 
 
 @pytest.mark.parametrize("lines, says", [
@@ -297,15 +324,17 @@ def test_a_wrong_split_of_text_is_one_line(titles, tmp_path, config, says):
 def test_a_file_without_rows_is_one_line(tmp_path, lines, says):
     write(tmp_path, "data/x.csv", *lines)
     with pytest.raises(dataset.DatasetError, match=re.escape(says)):
-        export.export(tabular(tmp_path, "gs://data/x.csv"), {}, tmp_path / "out")
+        exported(tabular(tmp_path, "gs://data/x.csv"), {}, tmp_path / "out")
 
 
 def test_other_columns_in_another_file_are_refused(tmp_path):
     write(tmp_path, "data/a.csv", "a,b,c", "1,2,3")
     for header in ("a,c,b", "a,b"):
         write(tmp_path, "data/b.csv", header, "1,2,3")
-        with pytest.raises(dataset.DatasetError, match=r"gs://data/b.csv:1: its first line .* does not go with the columns of gs://data/a.csv"):
-            export.export(tabular(tmp_path, "gs://data/*.csv"), {}, tmp_path / "out")
+        with pytest.raises(
+            dataset.DatasetError, match=r"gs://data/b.csv:1: its first line .* does not go with the columns of gs://data/a.csv"
+        ):
+            exported(tabular(tmp_path, "gs://data/*.csv"), {}, tmp_path / "out")
 
 
 @pytest.mark.parametrize("content, says", [
@@ -313,6 +342,7 @@ def test_other_columns_in_another_file_are_refused(tmp_path):
     (GOOD % (TABULAR, "none.csv"), "none.csv: there is no such file"),
     (GOOD % (IMAGE, "gs://data/x.csv"), "data.yaml:1: metadataSchemaUri: on this machine it takes"),
     (f"displayName: d\nmetadataSchemaUri: {TABULAR}\nmetadata: {{inputConfig: {{}}}}", "data.yaml:3: metadata.inputConfig.gcsSource.uri"),
+    (f"displayName: d\nmetadataSchemaUri: {TABULAR}\nmetadata: {{inputConfig: [x]}}", "data.yaml:3: metadata.inputConfig.gcsSource.uri"),
     ("displayName: d\nmetadataschemauri: x", "data.yaml:2: metadataschemauri: unknown field; did you mean metadataSchemaUri?"),
     (f"metadataSchemaUri: {TEXT}\nimportConfigs:\n- importSchemaUri: gs://x\n", "data.yaml:3: importConfigs[0].importSchemaUri: takes a"),
     (f"metadataSchemaUri: {TEXT}\nimportConfigs:\n- importschema: gs://x\n", "data.yaml:3: importConfigs[0].importschema: unknown field"),
@@ -330,6 +360,14 @@ def test_a_wrong_file_ends_with_2_and_one_line(tmp_path, monkeypatch, content, s
     assert done.returncode == 2 and says in done.stderr, done.stderr
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
     assert not (tmp_path / ".vertex_local" / "jobs").exists(), "no job was made"
+
+
+def test_a_wrong_place_for_tables_is_the_flags(tmp_path):
+    (tmp_path / "data.yaml").write_text(GOOD % (TABULAR, write(tmp_path / "buckets", "data-bucket/rows.csv", HEADER, *ROWS)))
+    write_job(tmp_path, [("task.py", 1)])
+    done = call(tmp_path, "job.yaml", "--bucket_root=buckets", "--dataset=data.yaml", "--bigquery_destination=my-project")
+    says = "error: data.yaml (--bigquery_destination): bigqueryDestination.outputUri takes bq://project; got 'my-project'.\n"
+    assert (done.returncode, done.stderr) == (2, says)
 
 
 @pytest.mark.parametrize("split, says", [
@@ -425,7 +463,7 @@ def test_check_splits_the_data_set_and_leaves_nothing(tmp_path, monkeypatch, cap
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "jobs" / "datasets").glob("*.yaml")))
 def test_the_projects_own_data_sets_can_be_exported(tmp_path, name):
     found = dataset.load(ROOT / "jobs" / "datasets" / f"{name}.yaml", tmp_path, ROOT)
-    variables = export.export(found, {}, tmp_path / "out")
+    variables = exported(found, {}, tmp_path / "out")
     assert len(glob.glob(variables["AIP_TRAINING_DATA_URI"])) == 1
 
 
@@ -440,7 +478,7 @@ def test_two_exports_at_once_share_nothing(rows, tmp_path):
     found = []
 
     def run(place: Path) -> None:
-        found.append(sets(export.export(rows, {}, place)))
+        found.append(sets(exported(rows, {}, place)))
 
     threads = [threading.Thread(target=run, args=(tmp_path / str(i),)) for i in range(4)]
     for thread in threads:

@@ -92,7 +92,7 @@ SPLITS = [
 
 @pytest.mark.parametrize("split", SPLITS, ids=lambda split: next(iter(split), "default"))
 def test_tables_and_files_hold_the_same_rows(source, tmp_path, split):
-    variables = export.export(made(source, tmp_path), {**split, "bigqueryDestination": {"outputUri": f"bq://{PROJECT}"}})
+    variables = export.Export(made(source, tmp_path), {**split, "bigqueryDestination": {"outputUri": f"bq://{PROJECT}"}}).run()
     name = variables["AIP_TRAINING_DATA_URI"].split(".")[1]
     assert re.fullmatch(r"dataset_9_tables_\d{4}_\d\d_\d\dT\d\d_\d\d_\d\d_\d{3}Z", name)
     assert variables == {
@@ -108,7 +108,7 @@ def test_tables_and_files_hold_the_same_rows(source, tmp_path, split):
     if "timestampSplit" in split:
         assert [len(numbers[each]) for each in dataset.SETS] == [300, 0, 200]
         assert min(row["when"] for row in found["training"]) > max(row["when"] for row in found["test"])
-    files = export.export(made(source, tmp_path), split, tmp_path / "out")
+    files = export.Export(made(source, tmp_path), split, tmp_path / "out").run()
     assert files["AIP_DATA_FORMAT"] == "csv"
     for each in dataset.SETS:
         lines = [line for file in glob.glob(files[f"AIP_{each.upper()}_DATA_URI"]) for line in Path(file).read_text().splitlines()[1:]]
@@ -116,7 +116,7 @@ def test_tables_and_files_hold_the_same_rows(source, tmp_path, split):
 
 
 def test_cells_are_what_bigquery_writes_itself(source, tmp_path):
-    variables = export.export(made(source, tmp_path), {"fractionSplit": {"trainingFraction": 1}}, tmp_path / "out")
+    variables = export.Export(made(source, tmp_path), {"fractionSplit": {"trainingFraction": 1}}, tmp_path / "out").run()
     lines = Path(glob.glob(variables["AIP_TRAINING_DATA_URI"])[0]).read_text().splitlines()
     assert lines[0] == "n,when,use,x,ok"
     assert {"0,2020-01-01 00:00:00 UTC,training,,true", "1,2020-01-02 00:00:01 UTC,validation,0.25,false"} <= set(lines)
@@ -124,7 +124,7 @@ def test_cells_are_what_bigquery_writes_itself(source, tmp_path):
 
 def test_a_missing_table_is_one_line(source, tmp_path):
     with pytest.raises(dataset.DatasetError, match=r"bq://my-project.none.rows: http\S+ answered: .*404") as caught:
-        export.export(made(f"bq://{PROJECT}.none.rows", tmp_path), {}, tmp_path)
+        export.Export(made(f"bq://{PROJECT}.none.rows", tmp_path), {}, tmp_path).run()
     assert caught.value.status == "NOT_FOUND" and "\n" not in str(caught.value)
 
 
@@ -134,7 +134,7 @@ def test_a_load_that_fails_takes_its_dataset_away(source, tmp_path, monkeypatch)
     monkeypatch.setattr(StandIn, "refuses", "validation")
     before = [*StandIn.datasets, *StandIn.tables]
     with pytest.raises(dataset.DatasetError, match="the disk is full"):
-        export.export(made(source, tmp_path), {"bigqueryDestination": {"outputUri": f"bq://{PROJECT}"}})
+        export.Export(made(source, tmp_path), {"bigqueryDestination": {"outputUri": f"bq://{PROJECT}"}}).run()
     assert [*StandIn.datasets, *StandIn.tables] == before
 
 

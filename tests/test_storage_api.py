@@ -23,7 +23,7 @@ from google.api_core import exceptions  # noqa: E402
 from google.cloud.storage import transfer_manager  # noqa: E402
 
 from vertex_local.job import buckets  # noqa: E402
-from vertex_local.serve import storage_upload  # noqa: E402
+from vertex_local.serve import storage_files, storage_upload  # noqa: E402
 
 NUMBERS = itertools.count(1)
 JSON = {"Content_Type": "application/json"}
@@ -227,6 +227,25 @@ def test_what_is_read_while_it_is_replaced_is_of_one_piece(bucket):
             assert len(set(bucket.blob("x").download_as_bytes())) == 1
 
     at_once(write_often, read_often, read_often)
+
+
+@pytest.mark.parametrize("size", [5, 3 << 20])
+def test_what_is_copied_is_the_generation_that_was_asked_for(tmp_path, size):
+    """A copy's conditions are checked before its source is read, and the source may be replaced in between."""
+    path = tmp_path / "x"
+    path.write_bytes(b"a" * size)
+    source = storage_files.Stored("bucket", "x", path, size, storage_files.generation_of(path.stat()))
+    assert b"".join(source.pieces()) == b"a" * size
+    pieces = source.pieces()
+    first = next(pieces)
+    (tmp_path / "new").write_bytes(b"b" * size)
+    os.utime(tmp_path / "new", (1, 1))
+    os.replace(tmp_path / "new", path)
+    assert first + b"".join(pieces) == b"a" * size, "it reads on what it has begun to read"
+    for change in (lambda: None, lambda: path.write_bytes(b""), path.unlink):
+        change()
+        with pytest.raises(storage_files.Replaced, match="bucket/x was replaced while it was read; try again"):
+            b"".join(source.pieces())
 
 
 @pytest.mark.parametrize("generation", ["none", "the same"])
@@ -554,6 +573,47 @@ def test_a_job_whose_outputs_would_leave_their_bucket_is_refused(service):
         spec = {"workerPoolSpecs": [pool], "baseOutputDirectory": {"outputUriPrefix": prefix}}
         answer = service.call("POST", "/customJobs", {"displayName": "x", "jobSpec": spec}, code=400)
         assert "outputUriPrefix" in answer["error"]["message"]
+
+
+def test_a_prefix_that_no_object_can_have_lists_nothing(client, bucket):
+    """It once was asked of the file system, which has no such long names."""
+    bucket.blob("x").upload_from_string(b"x")
+    for prefix in ("a" * 300 + "/", "a/" * 600, "x//"):
+        assert not list(bucket.list_blobs(prefix=prefix))
+
+
+def test_a_pipe_is_no_object(bucket, folder):
+    """To read it would wait for whoever writes to it."""
+    bucket.blob("x").upload_from_string(b"x")
+    os.mkfifo(folder / "pipe")
+    assert [blob.name for blob in bucket.list_blobs()] == ["x"] and not bucket.blob("pipe").exists()
+    with pytest.raises(exceptions.BadRequest, match="pipe is in the way"):
+        bucket.blob("pipe").upload_from_string(b"x")
+    assert (folder / "pipe").is_fifo()
+    (folder / "pipe").unlink()
+
+
+@pytest.mark.parametrize("method, path, body, says", [
+    ("PATCH", "x", {"metadata": "text"}, "metadata takes lines of text by name; got 'text'"),
+    ("PATCH", "x", {"metadata": {"a": 1}}, "metadata takes lines of text by name"),
+    ("PATCH", "x", {"contentType": "a\x01b"}, "contentType takes one line of text"),
+    ("PATCH", "x", {"contentType": "\ud800"}, "contentType takes one line of text"),
+    ("POST", "y/compose", {"sourceObjects": [{"name": "x"}], "destination": ["a"]}, "metadata must be a JSON object; got list"),
+    ("POST", "y/compose", {"sourceObjects": [{"name": 5}]}, "object name '5'"),
+])  # fmt: skip
+def test_wrong_metadata_is_the_clients_mistake(service, bucket, method, path, body, says):
+    bucket.blob("x").upload_from_string(b"x")
+    _, text = service.storage(method, f"/storage/v1/b/{bucket.name}/o/{path}", json.dumps(body).encode(), 400, **JSON)
+    assert says in json.loads(text)["error"]["message"]
+    assert bucket.blob("x").download_as_bytes() == b"x"
+
+
+def test_a_header_of_any_language_comes_back(service, bucket):
+    blob = bucket.blob("x")
+    blob.content_disposition = "attachment; filename=\u2603.csv"
+    blob.upload_from_string(b"x")
+    headers, content = service.storage("GET", f"/storage/v1/b/{bucket.name}/o/x?alt=media")
+    assert headers["Content-Disposition"].encode("latin-1").decode() == blob.content_disposition and content == b"x"
 
 
 # ------------------------------------------------------------------ what is missing

@@ -11,25 +11,16 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
 from ..errors import quoted
 from .dataset import SETS, Dataset, DatasetError
-from .rows import Row
+from .rows import Cells, Row
 
 HOST = "BIGQUERY_EMULATOR_HOST"
 PAGE_ROWS = 20_000
 ONCE: Any = {"retry": None, "timeout": 60}  # the clients' own retries hold a request for ten minutes where no stand-in answers
-
-
-@dataclass(frozen=True)
-class Tables:
-    """What an export to BigQuery made: `bq://project.dataset`, and the number of rows of each set."""
-
-    prefix: str
-    counts: list[int]
 
 
 def client(uri: str, project: str) -> Any:
@@ -61,14 +52,14 @@ def errors(uri: str) -> Iterator[None]:
         yield
     except (GoogleAPIError, RequestException) as error:
         missing = getattr(error, "code", None) == 404
-        first = str(error).strip().splitlines()[0][:300]
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise DatasetError(f"{uri}: {os.environ.get(HOST)} answered: {first}", status="NOT_FOUND" if missing else "UNAVAILABLE") from None
 
 
-class TableSource:
+class TableSource(Cells):
     """A table's rows, with the cells that BigQuery's own export to CSV would write."""
 
-    form, annotation_type, bytes = "csv", "tables", 0
+    bytes = 0
 
     def __init__(self, uri: str):
         self.uri, name = uri, uri.removeprefix("bq://")
@@ -102,11 +93,7 @@ class TableSource:
         """Yield the rows of a batch whose first row is that `number` of the table."""
         columns = [[text(value) for value in column.to_pylist()] for column in batch.columns]
         for i, cells in enumerate(zip(*columns, strict=True), number + 1):
-            yield Row("\x1f".join(cells), list(cells), (self.uri, i))
-
-    def value(self, row: Row, key: str) -> str | None:
-        """Return a row's cell in the column `key`."""
-        return row.value[self.columns.index(key)]
+            yield Row("\x1f".join(cells), list(cells), self.uri, i)
 
 
 def text(value: Any) -> str:
@@ -137,12 +124,12 @@ def destination(dataset: Dataset, wish: Mapping[str, Any]) -> str:
 def write(
     source: TableSource, assign: Callable[[Row], int | None], project: str, name: str, tick: Callable[[int], None],
     check: Callable[[list[int]], None],
-) -> Tables:  # fmt: skip
-    """Make the dataset `name` with the tables training, validation and test; the rows keep their types.
+) -> list[int]:  # fmt: skip
+    """Make the dataset `name` with the tables training, validation and test; the rows keep their types. Return the sets' sizes.
 
     Args:
         tick: called with the number of rows read, after each batch.
-        check: called with the sets' sizes before anything is made; it may raise.
+        check: called with the sizes before anything is made; it may raise.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -165,7 +152,7 @@ def write(
         check(counts)
         with errors(f"bq://{project}.{name}"):
             _load(source, project, name, {place: f"{scratch}/{SETS[place]}" for place in writers})
-    return Tables(f"bq://{project}.{name}", counts)
+    return counts
 
 
 def _load(source: TableSource, project: str, name: str, files: Mapping[int, str]) -> None:

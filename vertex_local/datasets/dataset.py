@@ -24,11 +24,9 @@ TABULAR, TEXT = "tabular", "text"
 SETS = ("training", "validation", "test")
 ML_USE = "aiplatform.googleapis.com/ml_use"
 _SCHEMAS = "gs://google-cloud-aiplatform/schema/dataset"
-_KIND = re.compile(r"gs://google-cloud-aiplatform/schema/dataset/metadata/(tabular|text)_1\.0\.0\.yaml")
-_FORMAT = re.compile(
-    r"gs://google-cloud-aiplatform/schema/dataset/ioformat/"
-    r"text_(classification_single_label|classification_multi_label|extraction|sentiment)_io_format_1\.0\.0\.yaml"
-)
+_KIND = re.compile(_SCHEMAS + r"/metadata/(tabular|text)_1\.0\.0\.yaml")
+_FORMATS = "classification_single_label|classification_multi_label|extraction|sentiment"
+_FORMAT = re.compile(_SCHEMAS + rf"/ioformat/text_({_FORMATS})_io_format_1\.0\.0\.yaml")
 
 
 class DatasetError(UserError):
@@ -156,20 +154,24 @@ def import_format(one: Mapping[str, Any], field: str = "importSchemaUri") -> str
 def _tabular(metadata: Any) -> tuple[tuple[str, ...], str]:
     """Return the URIs of a tabular data set's files, or its table."""
     where = "metadata.inputConfig"
-    source = metadata.get("inputConfig", {}) if isinstance(metadata, Mapping) else {}
-    files, table = (source.get(key, {}).get("uri") if isinstance(source.get(key, {}), Mapping) else "" for key in _SOURCES)
-    if files and table:
-        raise DatasetError(f"{where} takes one of {' and '.join(_SOURCES)}.", where)
-    if table is not None:
-        if not re.fullmatch(r"bq://[^.\s]+\.[^.\s]+\.[^.\s]+", str(table)):
+    source = _fields(_fields(metadata).get("inputConfig"))
+    given = {key: _fields(source[key]).get("uri") for key in ("gcsSource", "bigquerySource") if key in source}
+    if len(given) > 1:
+        raise DatasetError(f"{where} takes one of {' and '.join(given)}.", where)
+    if "bigquerySource" in given:
+        table = str(given["bigquerySource"])
+        if not re.fullmatch(r"bq://[^.\s]+\.[^.\s]+\.[^.\s]+", table):
             raise DatasetError(f"takes bq://project.dataset.table; got {quoted(table)}.", f"{where}.bigquerySource.uri")
-        return (), str(table)
-    uris = [files] if isinstance(files, str) and files else files
+        return (), table
+    uris = given.get("gcsSource")
     if not uris:
         raise DatasetError(f"{where}.gcsSource.uri is required and must not be empty.", f"{where}.gcsSource.uri")
-    if not isinstance(uris, Sequence) or not all(isinstance(uri, str) for uri in uris):
+    uris = [uris] if isinstance(uris, str) else uris
+    if not isinstance(uris, list) or not all(isinstance(uri, str) for uri in uris):
         raise DatasetError(f"takes a list of gs://bucket/file.csv; got {quoted(uris)}.", f"{where}.gcsSource.uri")
     return tuple(uris), ""
 
 
-_SOURCES = ("gcsSource", "bigquerySource")
+def _fields(value: Any) -> Mapping[str, Any]:
+    """Return the fields of a value in the API's free form, which need not have any."""
+    return value if isinstance(value, Mapping) else {}

@@ -17,7 +17,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TextIO
 
-from ..errors import quoted
 from ..job import buckets
 from . import bigquery, splits
 from .dataset import ML_USE, SETS, TABULAR, Dataset, DatasetError, Stopped
@@ -27,10 +26,6 @@ SHARD_BYTES = 64 << 20
 EVERY = 5.0  # seconds between two lines of a long export's progress
 _UNSUPPORTED = ("annotationsFilter", "savedQueryId", "persistMlUseAssignment")
 Say = Callable[[str], object]
-
-
-def quiet(text: str) -> None:
-    """Say nothing."""
 
 
 def source_of(dataset: Dataset, annotation_schema: str = "") -> Any:
@@ -57,8 +52,8 @@ class Export:
     """
 
     def __init__(
-        self, dataset: Dataset, config: Mapping[str, Any], destination: str | Path | None = None, *, say: Say = quiet,
-        stop: Callable[[], bool] = lambda: False, shard_bytes: int = SHARD_BYTES,
+        self, dataset: Dataset, config: Mapping[str, Any], destination: str | Path | None = None, *,
+        say: Say = lambda text: None, stop: Callable[[], bool] = lambda: False, shard_bytes: int = SHARD_BYTES,
     ):  # fmt: skip
         for name in _UNSUPPORTED:
             if config.get(name):
@@ -70,8 +65,10 @@ class Export:
         else:
             self.folder = _folder(dataset, config) if destination is None else Path(destination)
         self.source = source_of(dataset, config.get("annotationSchemaUri", ""))
-        self.split = splits.plan(config, self.source, dataset.kind)
+        self.remarks = splits.Remarks()
+        self.split = splits.plan(config, self.source, dataset.kind, self.remarks)
         self.label = f"data set {dataset.id}"
+        self.started = self.said = 0.0
 
     def run(self) -> dict[str, str]:
         """Export the data set and return the variables for the replicas; a failed export removes what it has written.
@@ -80,56 +77,49 @@ class Export:
             DatasetError: a row cannot be read, or no row is left for training.
             Stopped: `stop` returned True.
         """
-        now, remarks = datetime.now(timezone.utc), splits.Remarks()
-        stamp = now.strftime("%Y-%m-%dT%H:%M:%S.") + f"{now.microsecond // 1000:03d}Z"
-        self.started = self.said = time.monotonic()
-        assign = self.split(remarks, self._rows)
+        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        name = f"dataset-{self.dataset.id}-{self.source.annotation_type}-{now}"
         if self.project:
-            name = re.sub(r"\W", "_", f"dataset_{self.dataset.id}_{self.source.annotation_type}_{stamp}", flags=re.ASCII)
-            tables = bigquery.write(self.source, assign, self.project, name, self._tick, lambda counts: self._check(counts, remarks))
-            self._done(tables.counts, f"bq://{self.project}.{name}", remarks)
-            return {"AIP_DATA_FORMAT": "bigquery", **_variables(lambda name: f"{tables.prefix}.{name}")}
-        name = f"dataset-{self.dataset.id}-{self.source.annotation_type}-{stamp}"
-        target, _ = self._to_folder(name, assign, SETS, remarks)
-        form = self.source.form
-        return {"AIP_DATA_FORMAT": form, **_variables(lambda name: f"{target}/{name}-*.{form}")}
+            tables = self._to_tables(re.sub(r"\W", "_", name, flags=re.ASCII))
+            return {"AIP_DATA_FORMAT": "bigquery", **_variables(lambda name: f"{tables}.{name}")}
+        self.to_files(name)
+        folder, form = Path(self.folder, name), self.source.form
+        return {"AIP_DATA_FORMAT": form, **_variables(lambda name: f"{folder}/{name}-*.{form}")}
+
+    def _to_tables(self, name: str) -> str:
+        self.started = self.said = time.monotonic()
+        counts = bigquery.write(self.source, self.split(self._rows), self.project, name, self._tick, self._check)
+        self._done(counts, SETS, f"bq://{self.project}.{name}")
+        return f"bq://{self.project}.{name}"
 
     def to_files(self, name: str, whole: bool = False) -> tuple[list[Path], list[int]]:
         """Export into the folder `name` of the destination; `whole` writes all rows as one set called `data`.
 
         Returns:
-            The files, and how many rows each set has.
+            The files, and how many rows each set has. Errors as of `run`.
         """
         self.started = self.said = time.monotonic()
-        remarks = splits.Remarks()
-        assign = (lambda row: 0) if whole else self.split(remarks, self._rows)
-        target, counts = self._to_folder(name, assign, ("data",) if whole else SETS, remarks)
-        return sorted(target.iterdir()), counts
-
-    def _to_folder(
-        self, name: str, assign: splits.Assign, sets: Sequence[str], remarks: splits.Remarks
-    ) -> tuple[Path, list[int]]:  # fmt: skip
-        target = Path(self.folder, name)
+        target, sets = Path(self.folder, name), ("data",) if whole else SETS
         target.mkdir(parents=True)  # fails if it exists
         try:
-            counts = self._write(target, assign, sets, remarks)
-            self._check(counts, remarks)
+            counts = self._write(target, (lambda row: 0) if whole else self.split(self._rows), sets)
+            self._check(counts)
         except BaseException:
-            shutil.rmtree(target, ignore_errors=True)
+            shutil.rmtree(Path(self.folder, Path(name).parts[0]), ignore_errors=True)
             raise
-        self._done(counts, target, remarks, sets)
-        return target, counts
+        self._done(counts, sets, target)
+        return sorted(target.iterdir()), counts
 
-    def _write(self, target: Path, assign: splits.Assign, sets: Sequence[str], remarks: splits.Remarks) -> list[int]:
+    def _write(self, target: Path, assign: splits.Assign, sets: Sequence[str]) -> list[int]:
         columns = len(self.source.columns or ())
         shards = [_Shards(target, name, self.source, self.shard_bytes) for name in sets]
         try:
             for row in self._rows():
                 place = assign(row)
                 if columns and len(row.value) != columns:
-                    remarks.add(f"exported as they stand, though their cells are not the {columns} of the first line", row, row.value)
+                    self.remarks.add(f"exported as they stand, though their cells are not the {columns} of the first line", row, row.value)
                 if place is not None:
-                    shards[place].add(row, sets[place])
+                    shards[place].add(row)
         finally:
             for each in shards:
                 each.close()
@@ -149,37 +139,28 @@ class Export:
             self.said = time.monotonic()
             self.say(f"{self.label}: {number:,} rows read in {self.said - self.started:.0f} s")
 
-    def _check(self, counts: list[int], remarks: splits.Remarks) -> None:
-        why = "".join(f"; {line}" for line in remarks.lines()).rstrip(".")
+    def _check(self, counts: list[int]) -> None:
+        why = "".join(f"; {line}" for line in self.remarks.lines()).rstrip(".")
         if not sum(counts):
             raise DatasetError(f"{self.label}: there is no row to export{why}: give it some.")
         if not counts[0]:
             others = f"validation {counts[1]:,}, test {counts[2]:,}"
             raise DatasetError(f"{self.label}: the split leaves no row for training ({others}); give training a larger part{why}.")
 
-    def _done(self, counts: list[int], where: object, remarks: splits.Remarks, sets: Sequence[str] = SETS) -> None:
-        for line in remarks.lines():
+    def _done(self, counts: list[int], sets: Sequence[str], where: object) -> None:
+        for line in self.remarks.lines():
             self.say(f"warning: {self.label}: {line}")
         shown = ", ".join(f"{count:,} {name}" for name, count in zip(sets, counts, strict=True))
         self.say(f"{self.label}: {shown} rows in {where}")
 
 
-def export(
-    dataset: Dataset, config: Mapping[str, Any], destination: str | Path | None = None, **options: Any
-) -> dict[str, str]:  # fmt: skip
-    """Export a data set at once and return the variables `AIP_DATA_FORMAT` and `AIP_…_DATA_URI`; see `Export`."""
-    return Export(dataset, config, destination, **options).run()
-
-
 def _folder(dataset: Dataset, config: Mapping[str, Any]) -> Path:
     prefix = config.get("gcsDestination", {}).get("outputUriPrefix", "")
-    where = "gcsDestination.outputUriPrefix"
-    if not prefix.startswith("gs://"):
-        raise DatasetError(f"{where} takes gs://bucket/folder; got {quoted(prefix)}.", where)
     try:
-        return Path(buckets.to_path(prefix, dataset.buckets))
+        return Path(buckets.to_path(buckets.check_folder(prefix), dataset.buckets))
     except buckets.BucketError as error:
-        raise DatasetError(str(error), where) from None
+        where = "gcsDestination.outputUriPrefix"
+        raise DatasetError(f"{where}: {error}", where) from None
 
 
 def _variables(uri: Callable[[str], str]) -> dict[str, str]:
@@ -194,10 +175,11 @@ class _Shards:
         self.count = self.number = 0
         self.file: TextIO | None = None
 
-    def add(self, row: Row, use: str) -> None:
+    def add(self, row: Row) -> None:
         """Write a row; begin a new file if the last one is long enough."""
         if self.file is None:
-            self.file = open(self._part(self.number), "x", newline="", encoding="utf-8")  # noqa: SIM115
+            # A half of a surrogate pair, which only JSON can hold, stays the escape that it was.
+            self.file = open(self._part(self.number), "x", newline="", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
             self.number += 1
             self.writer = csv.writer(self.file, lineterminator="\n")
             if self.source.columns:
@@ -205,7 +187,8 @@ class _Shards:
         if self.source.columns:
             self.writer.writerow(row.value)
         else:
-            self.file.write(json.dumps(_with_use(row.value, use), ensure_ascii=False) + "\n")
+            own = {**row.value["dataItemResourceLabels"], **({ML_USE: self.name} if self.name in SETS else {})}
+            self.file.write(json.dumps({**row.value, "dataItemResourceLabels": own}, ensure_ascii=False) + "\n")
         self.count += 1
         if self.count % 256 == 0 and self.file.tell() >= self.most:
             self.close()
@@ -224,10 +207,3 @@ class _Shards:
 
     def _part(self, number: int) -> Path:
         return self.folder / f".{self.name}-{number:05d}.part"
-
-
-def _with_use(item: dict[str, Any], use: str) -> dict[str, Any]:
-    """Return an item that says in which set it is."""
-    if use not in SETS:
-        return item
-    return {**item, "dataItemResourceLabels": {**item["dataItemResourceLabels"], ML_USE: use}}

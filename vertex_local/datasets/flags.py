@@ -13,6 +13,7 @@ from ..job.job_file import JobFile
 from . import dataset, export, splits
 
 _SPLITS = "fractions=0.8,0.1,0.1 | column=NAME | time=NAME[,0.8,0.1,0.1] | strata=NAME[,0.8,0.1,0.1] | filter=TRAIN;VALID;TEST"
+_ABOUT = ("data_split", "bigquery_destination")  # flags about a data set that another flag or the job's file names
 _KEYED = {"time": "timestampSplit", "strata": "stratifiedSplit"}
 
 
@@ -52,7 +53,7 @@ def _fractions(parts: list[str], text: str) -> dict[str, float]:
 def wanted(job: JobFile, args: argparse.Namespace) -> bool:
     """Return whether there is a data set to export; raise a UserError for flags about a data set if there is none."""
     if args.dataset is None and job.data is None:
-        for flag in ("data_split", "bigquery_destination"):
+        for flag in _ABOUT:
             if getattr(args, flag) is not None:
                 raise UserError(f"--{flag}: is about a managed data set; give its file as --dataset.")
         return False
@@ -80,18 +81,16 @@ def plan(
     if args.data_split is not None:
         config = {name: value for name, value in config.items() if name not in splits.KINDS} | args.data_split
     if args.bigquery_destination is not None:
-        config.pop("gcsDestination", None)
         config["bigqueryDestination"] = {"outputUri": args.bigquery_destination}
-    if destination is None and "gcsDestination" not in config:
-        if job.output is None and "bigqueryDestination" not in config:
+    if destination is None and not {"gcsDestination", "bigqueryDestination"} & config.keys():
+        if job.output is None:
             raise UserError(f"{job.name}: a data set is exported below baseOutputDirectory; give the job one.")
         config["gcsDestination"] = {"outputUriPrefix": job.output}
-    if "bigqueryDestination" in config:
-        config.pop("gcsDestination", None)
     try:
         return export.Export(found, config, destination, **options)
     except dataset.DatasetError as error:
-        where = path if args.data_split is None and job.data is None else f"{path} ({'--data_split' if args.data_split else job.name})"
+        given = [f"--{flag}" for flag in _ABOUT if getattr(args, flag) is not None] or [job.name] * (job.data is not None)
+        where = f"{path} ({', '.join(given)})" if given else path
         raise dataset.DatasetError(f"{where}: {error}", error.field, error.status) from None
 
 

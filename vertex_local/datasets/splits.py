@@ -6,13 +6,16 @@ does, and the default is 0.8, 0.1 and 0.1, whatever `ml_use` an item has.
 
 from __future__ import annotations
 
+import bisect
 import hashlib
+import itertools
 import math
 import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any
 
 from ..errors import quoted
@@ -21,6 +24,7 @@ from .dataset import ML_USE, SETS, TABULAR, DatasetError
 from .rows import Row
 
 KINDS = ("fractionSplit", "filterSplit", "predefinedSplit", "timestampSplit", "stratifiedSplit")
+_RFC_3339 = "time in RFC 3339 such as 1985-04-12T23:20:50.52Z"
 DEFAULT = (0.8, 0.1, 0.1)
 # The API's names, and those of the tabular AutoML documents.
 PREDEFINED = {"training": 0, "validation": 1, "test": 2, "TRAIN": 0, "VALIDATE": 1, "TEST": 2, "TRAINING": 0, "VALIDATION": 1}
@@ -40,18 +44,21 @@ class Remarks:
     def add(self, remark: str, row: Row, value: object) -> None:
         """Count one row; `value` is the value that could not be used."""
         count, first = self.found.get(remark, (0, ""))
-        self.found[remark] = (count + 1, first or f"{row.where[0]}:{row.where[1]} has {str(value)[:80]!r}")
+        self.found[remark] = (count + 1, first or f"{row.place} has {str(value)[:80]!r}")
 
     def lines(self) -> list[str]:
         """Return a line for each remark."""
         return [f"{count:,} row(s) {remark}; the first, {first}." for remark, (count, first) in self.found.items()]
 
 
-Plan = Callable[[Remarks, Rows], Assign]
+Plan = Callable[[Rows], Assign]
 
 
-def plan(config: Mapping[str, Any], source: Any, kind: str) -> Plan:
+def plan(config: Mapping[str, Any], source: Any, kind: str, remarks: Remarks) -> Plan:
     """Check the split of an `inputDataConfig` against its source; return a function that makes the assignment of rows to sets.
+
+    Args:
+        remarks: gets what there is to say of rows that are left out.
 
     Raises:
         DatasetError: two splits, a split of another kind of data set, an unknown column, or impossible fractions.
@@ -59,29 +66,35 @@ def plan(config: Mapping[str, Any], source: Any, kind: str) -> Plan:
     given = [name for name in KINDS if name in config]
     if len(given) > 1:
         raise DatasetError(f"takes one split; got {' and '.join(given)}.", given[1])
-    split = given[0] if given else KINDS[0]
+    split = given[0] if given else "fractionSplit"
     wish = config.get(split, {})
     if split == "filterSplit":
         if kind == TABULAR:
             text = "filterSplit is for data sets of text and images; a tabular one takes fractionSplit, predefinedSplit or timestampSplit."
             raise DatasetError(text, split)
         return _by_filter(wish)
-    fractions = () if split == "predefinedSplit" else _fractions(wish, split)
-    if split == "fractionSplit":
-        return lambda remarks, rows: lambda row: _place(_share(row.content), fractions)
-    key = wish.get("key", "")
-    if kind != TABULAR:
-        if split != "predefinedSplit" or key not in (ML_USE, "ml_use", f"labels.{ML_USE}"):
-            text = f"a data set of text takes fractionSplit, filterSplit, or predefinedSplit by {ML_USE}; got {split} by {key!r}."
-            raise DatasetError(text, split)
-        key = ML_USE
-    elif key not in source.columns:
-        raise DatasetError(f"{split}.key must be one of the columns {', '.join(source.columns)}; got {quoted(key)}.", f"{split}.key")
     if split == "predefinedSplit":
-        return lambda remarks, rows: _by_value(source, key, remarks)
+        return partial(_by_value, source, _key(split, wish, source, kind), remarks)
+    fractions = _fractions(wish, split)
+    if split == "fractionSplit":
+        return lambda rows: lambda row: _place(_share(row.content), fractions)
+    key = _key(split, wish, source, kind)
     if split == "stratifiedSplit":
-        return lambda remarks, rows: _stratified(source, rows, key, fractions)
-    return lambda remarks, rows: _by_time(source, rows, key, fractions, remarks)
+        return partial(_stratified, source, key, fractions)
+    return partial(_by_time, source, key, fractions, remarks)
+
+
+def _key(split: str, wish: Mapping[str, Any], source: Any, kind: str) -> str:
+    """Return the column, or for text the label, by which rows are split."""
+    key = wish.get("key", "")
+    if kind == TABULAR:
+        if key not in source.columns:
+            raise DatasetError(f"{split}.key must be one of the columns {', '.join(source.columns)}; got {quoted(key)}.", f"{split}.key")
+        return key
+    if split != "predefinedSplit" or key not in (ML_USE, "ml_use", f"labels.{ML_USE}"):
+        text = f"a data set of text takes fractionSplit, filterSplit, or predefinedSplit by {ML_USE}; got {split} by {quoted(key)}."
+        raise DatasetError(text, split)
+    return ML_USE
 
 
 def _fractions(wish: Mapping[str, Any], split: str) -> Sequence[float]:
@@ -103,14 +116,8 @@ def _share(content: str) -> float:
 
 def _place(share: float, weights: Sequence[float]) -> int:
     """Return the set that a share from 0 to 1 falls into; each set is as wide as its weight."""
-    left = share * sum(weights)
-    last = 0
-    for place, weight in enumerate(weights):
-        if weight > 0:
-            if left < weight:
-                return place
-            left, last = left - weight, place
-    return last  # by rounding only
+    ends = list(itertools.accumulate(weights))
+    return min(bisect.bisect_right(ends, share * ends[-1]), len(ends) - 1)  # beyond the last end by rounding only
 
 
 def _by_filter(wish: Mapping[str, Any]) -> Plan:
@@ -125,7 +132,7 @@ def _by_filter(wish: Mapping[str, Any]) -> Plan:
     def assign(row: Row) -> int | None:
         return next((place for place, accept in enumerate(accepts) if accept and accept(row.value)), None)
 
-    return lambda remarks, rows: assign
+    return lambda rows: assign
 
 
 def _label(item: Mapping[str, Any], name: str) -> Any:
@@ -137,7 +144,7 @@ def _label(item: Mapping[str, Any], name: str) -> Any:
     return item["dataItemResourceLabels"].get(name.removeprefix("labels."))
 
 
-def _by_value(source: Any, key: str, remarks: Remarks) -> Assign:
+def _by_value(source: Any, key: str, remarks: Remarks, rows: Rows) -> Assign:
     def assign(row: Row) -> int | None:
         value = source.value(row, key)
         place = PREDEFINED.get((value or "").strip())
@@ -148,7 +155,7 @@ def _by_value(source: Any, key: str, remarks: Remarks) -> Assign:
     return assign
 
 
-def _stratified(source: Any, rows: Rows, key: str, fractions: Sequence[float]) -> Assign:
+def _stratified(source: Any, key: str, fractions: Sequence[float], rows: Rows) -> Assign:
     """Split each value's rows by the fractions; rows of rare values are split at random, as the API says."""
     counts: Counter[str] = Counter()
     for row in rows():
@@ -174,17 +181,17 @@ def _stratified(source: Any, rows: Rows, key: str, fractions: Sequence[float]) -
     return assign
 
 
-def _by_time(source: Any, rows: Rows, key: str, fractions: Sequence[float], remarks: Remarks) -> Assign:
+def _by_time(source: Any, key: str, fractions: Sequence[float], remarks: Remarks, rows: Rows) -> Assign:
     """Train on the newest rows and test on the oldest, as the API's reference says; leave out rows without a time."""
-    times, wrong = array("q"), None
+    times, wrong = array("q"), ""
     for row in rows():
         when = parse_time(source.value(row, key))
         if when is not None:
             times.append(when)
-        elif wrong is None:
-            wrong = f"{row.where[0]}:{row.where[1]} has {str(source.value(row, key))[:80]!r}"
+        else:
+            wrong = wrong or f"{row.place} has {quoted(source.value(row, key))}"
     if not times:
-        text = f"timestampSplit.key: column {key!r} has no time in RFC 3339 such as 1985-04-12T23:20:50.52Z; {wrong or 'there is no row'}."
+        text = f"timestampSplit.key: column {key!r} has no {_RFC_3339}; {wrong or 'there is no row'}."
         raise DatasetError(text, "timestampSplit.key")
     ends = [_boundary(times, round(len(times) * math.fsum(fractions[: i + 1]))) for i in range(2)]
     del times
@@ -192,7 +199,7 @@ def _by_time(source: Any, rows: Rows, key: str, fractions: Sequence[float], rema
     def assign(row: Row) -> int | None:
         when = parse_time(source.value(row, key))
         if when is None:
-            remarks.add(f"left out: {key} is not a time in RFC 3339 such as 1985-04-12T23:20:50.52Z", row, source.value(row, key))
+            remarks.add(f"left out: {key} is not a {_RFC_3339}", row, source.value(row, key))
             return None
         found = 2
         for place in (1, 0):

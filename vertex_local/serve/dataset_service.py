@@ -5,10 +5,10 @@ An import records where its files lie, not their content: each export reads them
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Iterator
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from ..datasets import dataset, export
@@ -16,7 +16,7 @@ from ..local import job_record
 from . import exports, lists, messages
 from .local import Local, location_of
 from .operations import OperationPool
-from .rest import ApiError
+from .rest import ApiError, stamp
 
 if TYPE_CHECKING:
     from google.cloud.aiplatform_v1 import types
@@ -75,13 +75,15 @@ class DatasetService:
         configs = messages.to_json(request)["importConfigs"]
         with exports.errors():
             new = dataset.make(document["name"].rpartition("/")[2], document, configs, self._local.buckets)
-            sources = [export.source_of(each) for each in _single(new)]
+            # One by one, because imports may have different kinds of annotations.
+            sources = [export.source_of(dataclasses.replace(new, imports=(one,))) for one in new.imports]
 
         def work() -> tuple[str, dict[str, Any]]:
             with exports.errors():
                 count = sum(1 for source in sources for _ in self._until_the_end(source.rows()))
             if not count:
                 raise ApiError("INVALID_ARGUMENT", "importConfigs needs at least one item.", "importConfigs")
+            self._local.known(document["name"])  # which may have been deleted meanwhile
             for each in configs:
                 name = self._local.new_name(document["name"], "imports")
                 self._local.records.add(name, "imports", {"name": name, "createTime": job_record.now(), "config": each})
@@ -106,21 +108,16 @@ class DatasetService:
         with exports.errors("exportConfig"):
             task = export.Export(exports.with_imports(self._local, document), config, say=self._local.say, stop=stopping.is_set)
         title = re.sub(r"[^\w.-]", "_", document["displayName"])
-        now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        folder = f"export-data-{title}-{stamp()}/{task.source.annotation_type}"
 
         def work() -> tuple[str, dict[str, Any]]:
             with exports.errors("exportConfig"):
-                files, counts = task.to_files(f"export-data-{title}-{now}/{task.source.annotation_type}", in_one)
+                files, counts = task.to_files(folder, in_one)
             stats = {} if in_one else {f"{name}DataItemsCount": str(count) for name, count in zip(dataset.SETS, counts, strict=True)}
             uris = [f"gs://{os.path.relpath(file, self._local.buckets)}" for file in files]
             return "ExportDataResponse", {"exportedFiles": uris, "dataStats": stats}
 
         return self._operations.begin(location_of(document["name"]), "ExportDataOperationMetadata", work)
-
-
-def _single(found: dataset.Dataset) -> list[dataset.Dataset]:
-    """Return a data set for each import, because imports may have different kinds of annotations."""
-    return [dataset.Dataset(found.id, found.kind, found.buckets, imports=(one,)) for one in found.imports]
 
 
 def _add_items(document: dict[str, Any], more: int) -> None:

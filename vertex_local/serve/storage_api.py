@@ -6,20 +6,20 @@ No link is followed out of a bucket's folder. Nothing is removed unless the buck
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from ..job import buckets
 from . import storage_files as files
-from . import storage_list
+from . import storage_list, storage_missing
 from .local import Local
 from .rest import Answer, ApiError, Request, stamp
 from .storage_conditions import Conditions, NotModified
-from .storage_files import Bucket, Stored
-from .storage_upload import described
+from .storage_files import CHECKSUMS, SETTABLE, Bucket, Replaced, Stored
+from .storage_upload import settable
 
 _MOST_LISTED = 1000
 # Bytes that one list may read to compute checksums that were not asked for by name: some seconds' worth. Further objects are
@@ -31,34 +31,23 @@ _SENT = {  # the header of a download for each field of an object's metadata
     "contentType": "Content-Type", "contentDisposition": "Content-Disposition", "contentEncoding": "Content-Encoding",
     "contentLanguage": "Content-Language", "cacheControl": "Cache-Control",
 }  # fmt: skip
-_NOT_IMITATED = {  # settings of a bucket that are refused, with the feature's name
-    "versioning": "Object versioning", "softDeletePolicy": "Soft delete", "lifecycle": "Object lifecycle management",
-    "retentionPolicy": "Bucket Lock", "objectRetention": "Retention", "hierarchicalNamespace": "Hierarchical namespaces",
-    "encryption": "Encryption keys", "autoclass": "Autoclass", "logging": "Usage logs", "website": "Static websites", "cors": "CORS",
-    "billing": "Requester pays", "acl": "Access control lists", "defaultObjectAcl": "Access control lists",
-    "defaultEventBasedHold": "Holds", "rpo": "Turbo replication", "customPlacementConfig": "Dual regions", "ipFilter": "IP filters",
-}  # fmt: skip
 _KEPT_OF_BUCKETS = ("location", "storageClass", "labels")
 _OWN = ""  # the object name under which the store keeps a bucket's own settings
-
-
-def not_imitated(feature: str, field: str | None = None) -> ApiError:
-    """Return the error for a feature of Cloud Storage that is missing here."""
-    return ApiError("UNIMPLEMENTED", f"{feature}: not imitated by the local service.", field)
 
 
 # ------------------------------------------------------------------ buckets
 
 
-def _bucket_resource(local: Local, request: Request, folder: Path) -> dict[str, Any]:
-    when = stamp(folder.stat().st_mtime)
-    kept = local.records.object(folder.name, _OWN, 0)
+def get_bucket(request: Request, bucket: Bucket) -> dict[str, Any]:
+    """Return a bucket."""
+    when = stamp(bucket.folder.stat().st_mtime)
+    kept = bucket.local.records.object(bucket.name, _OWN, 0)
     metageneration = str(kept.pop("metageneration", 1))
     return {
         "kind": "storage#bucket",
-        "id": folder.name,
-        "name": folder.name,
-        "selfLink": f"{request.base}/storage/v1/b/{folder.name}",
+        "id": bucket.name,
+        "name": bucket.name,
+        "selfLink": f"{request.base}/storage/v1/b/{bucket.name}",
         "projectNumber": "123456789012",
         "location": "US",
         "locationType": "region",
@@ -74,10 +63,7 @@ def _bucket_resource(local: Local, request: Request, folder: Path) -> dict[str, 
 
 def _settings(body: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a bucket that are recorded; refuse those that would need a missing feature."""
-    for key, feature in _NOT_IMITATED.items():
-        value = body.get(key)
-        if value and value != {"enabled": False} and value != {"retentionDurationSeconds": "0"}:
-            raise not_imitated(feature, key)
+    storage_missing.refuse(body, storage_missing.OF_BUCKETS)
     kept = {key: body[key] for key in _KEPT_OF_BUCKETS if body.get(key) is not None}
     labels = kept.get("labels", {})
     if not isinstance(labels, dict) or not all(value is None or isinstance(value, str) for value in labels.values()):
@@ -97,7 +83,7 @@ def list_buckets(local: Local, request: Request) -> dict[str, Any]:
                 names.append(entry.name)
     size = request.number("maxResults", _MOST_LISTED, _MOST_LISTED)
     found, token = storage_list.page(map(storage_list.Entry, sorted(names)), size)
-    items = [_bucket_resource(local, request, local.buckets / entry.name) for entry in found]
+    items = [get_bucket(request, Bucket(local, local.buckets / entry.name)) for entry in found]
     return {"kind": "storage#buckets", "items": items, **({"nextPageToken": token} if token else {})}
 
 
@@ -116,133 +102,98 @@ def create_bucket(local: Local, request: Request) -> dict[str, Any]:
     except FileExistsError:
         raise ApiError("ALREADY_EXISTS", f"bucket {name} exists already.") from None
     local.records.set_object(name, _OWN, 0, kept)
-    return _bucket_resource(local, request, folder)
+    return get_bucket(request, Bucket(local, folder))
 
 
-def get_bucket(local: Local, request: Request, bucket: str) -> dict[str, Any]:
-    """Return a bucket."""
-    return _bucket_resource(local, request, Bucket.open(local, bucket).folder)
-
-
-def patch_bucket(local: Local, request: Request, bucket: str) -> dict[str, Any]:
+def patch_bucket(request: Request, bucket: Bucket) -> dict[str, Any]:
     """Change a bucket's labels and storage class."""
-    found, given = Bucket.open(local, bucket), _settings(request.json())
-    with found.lock():
-        kept = local.records.object(found.name, _OWN, 0)
+    given, records = _settings(request.json()), bucket.local.records
+    with bucket.lock():
+        kept = records.object(bucket.name, _OWN, 0)
         labels = {**kept.get("labels", {}), **given.pop("labels", {})}
-        kept.update(given, labels={key: value for key, value in labels.items() if value is not None})
-        local.records.set_object(found.name, _OWN, 0, {**kept, "metageneration": kept.get("metageneration", 1) + 1})
-    return _bucket_resource(local, request, found.folder)
+        kept.update(given, labels=_without_nulls(labels))
+        records.set_object(bucket.name, _OWN, 0, {**kept, "metageneration": kept.get("metageneration", 1) + 1})
+    return get_bucket(request, bucket)
 
 
-def delete_bucket(local: Local, request: Request, bucket: str) -> Answer:
+def delete_bucket(request: Request, bucket: Bucket) -> Answer:
     """Remove a bucket without objects, and the empty folders in it."""
-    found = Bucket.open(local, bucket)
-    found.check_removable()
-    with found.lock():
-        if next(storage_list.Listing().entries(found), None) is not None:
-            raise ApiError("ALREADY_EXISTS", f"The bucket {found.name} is not empty: remove its objects first.")
-        for folder, _, _ in os.walk(found.folder, topdown=False):
+    bucket.check_removable()
+    with bucket.lock():
+        if any(storage_list.Listing().entries(bucket)):
+            raise ApiError("ALREADY_EXISTS", f"The bucket {bucket.name} is not empty: remove its objects first.")
+        for folder, _, _ in os.walk(bucket.folder, topdown=False):
             try:
                 os.rmdir(folder)
             except OSError:
-                text = f"The folder of bucket {found.name} has files that are not objects ({folder}): remove them there."
+                text = f"The folder of bucket {bucket.name} has files that are not objects ({folder}): remove them there."
                 raise ApiError("ALREADY_EXISTS", text) from None
-        local.records.remove_object(found.name, _OWN)
+        bucket.local.records.remove_object(bucket.name, _OWN)
     return Answer(204)
 
 
-def managed_folders(local: Local, request: Request, bucket: str) -> dict[str, Any]:
+def managed_folders(request: Request, bucket: Bucket) -> dict[str, Any]:
     """Return an empty list of managed folders; gcloud asks for it before it removes a bucket."""
-    Bucket.open(local, bucket)
     return {"kind": "storage#managedFolders"}
 
 
-def storage_layout(local: Local, request: Request, bucket: str) -> dict[str, Any]:
+def storage_layout(request: Request, bucket: Bucket) -> dict[str, Any]:
     """Return that a bucket has no hierarchical namespace; gcloud asks for this before it copies."""
-    name = Bucket.open(local, bucket).name
     flat = {"hierarchicalNamespace": {"enabled": False}}
-    return {"kind": "storage#storageLayout", "bucket": name, "location": "US", "locationType": "region", **flat}
-
-
-def unsupported(local: Local, request: Request, *, feature: str, **names: str) -> Answer:
-    """Refuse a request for a feature that is missing here; the error names it."""
-    raise not_imitated(feature)
+    return {"kind": "storage#storageLayout", "bucket": bucket.name, "location": "US", "locationType": "region", **flat}
 
 
 # ------------------------------------------------------------------ objects
 
 
-def list_objects(local: Local, request: Request, bucket: str) -> dict[str, Any]:
-    """Return one page of objects and, with a delimiter, of prefixes, in the order of their names."""
-    found, query = Bucket.open(local, bucket), request.query
-    if query.get("softDeleted") == "true":
-        raise not_imitated("Soft delete", "softDeleted")
-    if query.get("matchGlob"):
-        raise not_imitated("Lists by matchGlob (list by prefix and delimiter)", "matchGlob")
+def list_objects(request: Request, bucket: Bucket) -> dict[str, Any]:
+    """Return one page of objects and, with a delimiter, of prefixes, in the order of their names.
+
+    Without `fields`, objects come with CRC32C only: MD5 takes fifty times as long to compute. For an object that a client has
+    written or read, both are known already.
+    """
+    query = request.query
     size = request.number("maxResults", _MOST_LISTED, _MOST_LISTED)
-    entries, token = storage_list.page(storage_list.Listing.of(query).entries(found), size)
-    checksums = _Checksums(found, query.get("fields", ""))
+    entries, token = storage_list.page(storage_list.Listing.of(query).entries(bucket), size)
+    named = _checksums_in(query)
+    wanted, left = (("crc32c",), _MOST_READ) if named is None else (named, math.inf)
     items = []
     for entry in entries:
-        if not entry.is_prefix:
-            with contextlib.suppress(ApiError):  # removed meanwhile
-                items.append(checksums.added(found.get(entry.name)).resource(request.base))
+        if entry.is_prefix:
+            continue
+        with contextlib.suppress(ApiError):  # removed meanwhile
+            stored = bucket.get(entry.name)
+            if stored.size <= left and not stored.kept.keys() >= set(wanted):
+                left -= stored.size
+                stored = bucket.with_checksums(stored, *wanted)
+            items.append(stored.resource(request.base))
     answer = {"items": items, "prefixes": [entry.name for entry in entries if entry.is_prefix], "nextPageToken": token}
     return {"kind": "storage#objects", **{key: value for key, value in answer.items() if value}}
 
 
-class _Checksums:
-    """Adds to listed objects the checksums that a client wants: those in `fields`, or CRC32C if `fields` is empty.
-
-    MD5 takes fifty times as long to compute. For an object that a client has written or read, both are known already.
-    """
-
-    def __init__(self, bucket: Bucket, fields: str):
-        named = set(re.split(r"[^\w*]+", fields))
-        asked = [key for key in files.CHECKSUMS if key in named]
-        every = not fields or "*" in named or named <= {"kind", "items", "nextPageToken", "prefixes"}
-        self.bucket, self.left = bucket, _MOST_READ if every else float("inf")
-        self.wanted = ("crc32c",) if every else tuple(asked)
-
-    def added(self, stored: Stored) -> Stored:
-        if all(key in stored.kept for key in self.wanted):
-            return stored
-        if stored.size > self.left:
-            return stored
-        self.left -= stored.size
-        return self.bucket.with_checksums(stored, *self.wanted)
-
-
-def _with_checksums(bucket: Bucket, stored: Stored, fields: str) -> Stored:
-    """Return an object with the checksums that a request for this one object wants: both, unless `fields` leaves them out."""
+def _checksums_in(query: Mapping[str, str]) -> tuple[str, ...] | None:
+    """Return the checksums that the parameter `fields` names; None if it asks for whole objects."""
+    fields = query.get("fields", "")
     named = set(re.split(r"[^\w*]+", fields))
-    wanted = files.CHECKSUMS if not fields or "*" in named else [key for key in files.CHECKSUMS if key in named]
-    return bucket.with_checksums(stored, *wanted)
+    if "*" in named or named <= {"", "kind", "items", "nextPageToken", "prefixes"}:
+        return None
+    return tuple(key for key in CHECKSUMS if key in named)
 
 
-def get_object(local: Local, request: Request, bucket: str, object: str) -> Any:  # noqa: A002
+def get_object(request: Request, bucket: Bucket, name: str) -> Any:
     """Return an object's metadata; with alt=media its content, or the part of it in a Range header."""
-    found, name = Bucket.open(local, bucket), files.object_name(object)
-    if request.query.get("softDeleted") == "true":
-        raise not_imitated("Soft delete", "softDeleted")
-    if request.headers.get("X-Goog-Encryption-Key"):
-        raise not_imitated("Customer-supplied encryption keys")
     conditions = Conditions.of(request.query, request.headers)
     for _ in range(_MOST_TRIES):
         try:
-            stored = found.get(name, conditions)
+            stored = bucket.get(name, conditions)
         except NotModified:
             return Answer(304, b"")
         if request.query.get("alt") != "media":
-            return _with_checksums(found, stored, request.query.get("fields", "")).resource(request.base)
-        with contextlib.suppress(_Replaced):
-            return _content(found.with_checksums(stored, *files.CHECKSUMS), request.headers.get("Range"))
-    raise ApiError("UNAVAILABLE", f"{found.name}/{name} is replaced faster than it can be read; try again.")
-
-
-class _Replaced(Exception):
-    """An object was replaced after its generation was read and before its file was opened."""
+            named = _checksums_in(request.query)
+            return bucket.with_checksums(stored, *(CHECKSUMS if named is None else named)).resource(request.base)
+        with contextlib.suppress(Replaced):
+            return _content(bucket.with_checksums(stored, *CHECKSUMS), request.headers.get("Range"))
+    raise Replaced(stored)
 
 
 def _content(stored: Stored, header: str | None) -> Answer:
@@ -260,26 +211,11 @@ def _content(stored: Stored, header: str | None) -> Answer:
     if ranged:
         code, headers["Content-Range"] = 206, f"bytes {part[0]}-{part[1] - 1}/{stored.size}"
     if stored.size <= files.PIECE:
-        return Answer(code, _read(stored)[slice(*part)], headers)
+        return Answer(code, b"".join(stored.pieces())[slice(*part)], headers)
     return Answer(code, b"", headers, stored.path, part)
 
 
-def _read(stored: Stored) -> bytes:
-    if not stored.size:
-        return b""
-    try:
-        with open(stored.path, "rb") as file:
-            content = file.read(stored.size)
-            status = os.fstat(file.fileno())
-    except (FileNotFoundError, NotADirectoryError):
-        raise _Replaced from None
-    if files.generation_of(status) != stored.generation or len(content) < stored.size:
-        raise _Replaced
-    return content
-
-
 def _headers_of(stored: Stored) -> dict[str, str]:
-    names = (("crc32c", "crc32c"), ("md5", "md5Hash"))
     return {
         "Content-Type": "application/octet-stream",
         "Content-Disposition": "attachment",  # so that no browser shows it
@@ -287,11 +223,12 @@ def _headers_of(stored: Stored) -> dict[str, str]:
         "ETag": f'"{stored.etag}"',
         "X-Goog-Generation": str(stored.generation),
         "X-Goog-Metageneration": str(stored.metageneration),
-        "X-Goog-Hash": ",".join(f"{name}={stored.kept[key]}" for name, key in names if key in stored.kept),
+        "X-Goog-Hash": ",".join(f"{name}={stored.kept[key]}" for key, name in CHECKSUMS.items()),
         "X-Goog-Stored-Content-Length": str(stored.size),
         "X-Goog-Stored-Content-Encoding": stored.kept.get("contentEncoding", "identity"),
         "X-Goog-Storage-Class": stored.kept.get("storageClass", "STANDARD"),
-        **{header: stored.kept[key] for key, header in _SENT.items() if key in stored.kept},
+        # As UTF-8: Starlette writes headers in Latin-1.
+        **{header: stored.kept[key].encode().decode("latin-1") for key, header in _SENT.items() if key in stored.kept},
     }
 
 
@@ -304,38 +241,27 @@ def _part(first: str, last: str, size: int) -> tuple[int, int] | None:
     return (start, end) if start < end else None
 
 
-def delete_object(local: Local, request: Request, bucket: str, object: str) -> Answer:  # noqa: A002
+def delete_object(request: Request, bucket: Bucket, name: str) -> Answer:
     """Remove an object's file, if the bucket root lies in the service's own state folder."""
-    Bucket.open(local, bucket).remove(files.object_name(object), Conditions.of(request.query))
+    bucket.remove(name, Conditions.of(request.query))
     return Answer(204)
 
 
-def patch_object(local: Local, request: Request, bucket: str, object: str) -> dict[str, Any]:  # noqa: A002
-    """Change the fields of an object's metadata that are in the body; null removes a field."""
-    return _changed(local, request, bucket, object, replace=False)
+def change_object(request: Request, bucket: Bucket, name: str) -> dict[str, Any]:
+    """Change an object's metadata: PATCH the fields that are in the body, where null removes a field; PUT all of it."""
+    given = settable(request.json())
+    stored = bucket.with_checksums(bucket.get(name), *CHECKSUMS)  # before the lock, because it may take long
+    with bucket.lock():
+        now = bucket.get(name, Conditions.of(request.query))
+        kept = {**(stored.kept if now.generation == stored.generation else {}), **now.kept, "size": now.size}
+        if request.method == "PUT":
+            kept = {key: value for key, value in kept.items() if key not in SETTABLE}
+        if given.get("metadata") is not None:
+            given["metadata"] = _without_nulls({**kept.get("metadata", {}), **given["metadata"]})
+        kept = _without_nulls({**kept, **given}) | {"metageneration": now.metageneration + 1, "updated": stamp()}
+        bucket.keep(name, now.generation, kept)
+    return bucket.get(name).resource(request.base)
 
 
-def update_object(local: Local, request: Request, bucket: str, object: str) -> dict[str, Any]:  # noqa: A002
-    """Replace an object's metadata."""
-    return _changed(local, request, bucket, object, replace=True)
-
-
-def _changed(local: Local, request: Request, bucket: str, object: str, *, replace: bool) -> dict[str, Any]:  # noqa: A002
-    found, name, body = Bucket.open(local, bucket), files.object_name(object), request.json()
-    given = described(request, body)
-    stored = found.with_checksums(found.get(name), *files.CHECKSUMS)  # before the lock, because it may take long
-    with found.lock():
-        now = found.get(name, Conditions.of(request.query))
-        kept = {**(stored.kept if now.generation == stored.generation else now.kept), **now.kept, "size": now.size}
-        if replace:
-            kept = {key: value for key, value in kept.items() if key not in files.SETTABLE}
-        for key in files.SETTABLE:
-            if key == "metadata" and isinstance(given.get(key), dict):
-                entries = {**kept.get(key, {}), **given[key]}
-                kept[key] = {name: value for name, value in entries.items() if value is not None}
-            elif key in given:
-                kept[key] = given[key]
-        kept = {key: value for key, value in kept.items() if value is not None}
-        kept.update(metageneration=now.metageneration + 1, updated=stamp())
-        found.keep(name, 0 if name.endswith("/") else now.generation, kept)
-    return found.get(name).resource(request.base)
+def _without_nulls(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in fields.items() if value is not None}

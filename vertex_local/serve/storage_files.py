@@ -12,63 +12,61 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import io
 import os
 import re
 import secrets
 import shutil
+import stat
 import threading
 import time
 import urllib.parse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import google_crc32c  # comes with google-cloud-storage
 
 from ..job import buckets
 from .local import Local
 from .rest import ApiError, stamp
-from .storage_conditions import NONE, Conditions
+from .storage_conditions import Conditions
 
 PIECE = 1 << 20  # bytes that are read at a time
 SETTABLE = (
     "contentType", "contentEncoding", "contentDisposition", "contentLanguage", "cacheControl", "metadata", "customTime", "storageClass",
 )  # fmt: skip
-CHECKSUMS = ("crc32c", "md5Hash")
+CHECKSUMS = {"crc32c": "crc32c", "md5Hash": "md5"}  # their names in metadata, and in the header X-Goog-Hash
+_DIGESTS: dict[str, Any] = {"crc32c": google_crc32c.Checksum, "md5Hash": partial(hashlib.md5, usedforsecurity=False)}
 _PLACEHOLDER = 0  # a placeholder's generation in the store: a folder's modification time changes with its content
 _PART = re.compile(r"\.[0-9a-f]{32}\.part")  # a file that is being copied from another disk
 _writing = threading.Lock()  # for this process; a lock on the bucket's folder excludes other processes
 
 
-def checked_name(name: Any) -> str:
-    """Return an object's name; raise an ApiError if it is not a plain path below its bucket."""
-    name = "" if name is None else str(name)
+def is_name(name: str) -> bool:
+    """Return whether an object can have that name: of 1 to 1024 bytes, and a plain path below its bucket."""
     parts = name.removesuffix("/").split("/")
     try:
-        size = len(name.encode())
+        sizes = [len(part.encode()) for part in parts]
     except UnicodeEncodeError:
-        size = 0
-    if not 1 <= size <= 1024 or any(part in ("", ".", "..") or len(part.encode()) > 255 for part in parts) or re.search("[\0\r\n]", name):
-        text = f"object name {name[:80]!a}: here it must be a file's path of 1 to 1024 bytes, without empty parts, '.' or '..'."
+        return False
+    plain = not any(part in ("", ".", "..") for part in parts) and not re.search("[\0\r\n]", name)
+    return plain and max(sizes) <= 255 and len(name.encode()) <= 1024
+
+
+def checked_name(name: Any) -> str:
+    """Return an object's name; raise an ApiError if it is not a plain path below its bucket."""
+    if not isinstance(name, str) or not is_name(name):
+        text = f"object name {str(name)[:80]!a}: here it must be a file's path of 1 to 1024 bytes, without empty parts, '.' or '..'."
         raise ApiError("INVALID_ARGUMENT", text)
     return name
 
 
-def object_name(quoted: str) -> str:
-    """Return the object's name in a URL's path."""
-    return checked_name(urllib.parse.unquote(quoted, errors="surrogateescape"))
-
-
-def is_object(file_name: str) -> bool:
-    """Return whether a file of that name can be an object, or a folder of that name can hold objects."""
-    return _is_text(file_name) and not _PART.fullmatch(file_name)
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return "\n" not in name and "\r" not in name
+def is_object(name: str) -> bool:
+    """Return whether a file of that path can be an object, or a folder of that path can hold objects."""
+    return is_name(name) and not _PART.fullmatch(name.rpartition("/")[2])
 
 
 @dataclass(frozen=True)
@@ -80,7 +78,6 @@ class Stored:
     path: Path
     size: int  # bytes
     generation: int
-    modified: float  # seconds since 1970
     kept: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -91,10 +88,31 @@ class Stored:
     def etag(self) -> str:
         return f"{self.generation}-{self.metageneration}"
 
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the content of this very generation.
+
+        Raises:
+            Replaced: it is no longer there.
+        """
+        left = self.size
+        try:
+            file = open(self.path, "rb") if left else io.BytesIO()
+        except (FileNotFoundError, NotADirectoryError):
+            raise Replaced(self) from None
+        with file:
+            while left:
+                piece = file.read(min(left, PIECE))
+                # After the first piece, because a job may write to its file at any time: small objects are then of one generation.
+                replaced = left == self.size and generation_of(os.fstat(file.fileno())) != self.generation
+                if replaced or not piece:
+                    raise Replaced(self)
+                left -= len(piece)
+                yield piece
+
     def resource(self, base: str) -> dict[str, Any]:
         """Return the object in the API's form, with checksums if they are known; `base` is the beginning of its links."""
         path = f"storage/v1/b/{self.bucket}/o/{urllib.parse.quote(self.name, safe='')}"
-        created = stamp(self.modified)
+        created = stamp(self.generation / 1e6)
         known = {key: value for key, value in self.kept.items() if key in (*SETTABLE, *CHECKSUMS, "componentCount")}
         return {
             "kind": "storage#object",
@@ -116,6 +134,13 @@ class Stored:
         }
 
 
+class Replaced(ApiError):
+    """An object was replaced after its generation was read and before its content was."""
+
+    def __init__(self, stored: Stored):
+        super().__init__("UNAVAILABLE", f"{stored.bucket}/{stored.name} was replaced while it was read; try again.")
+
+
 @dataclass(frozen=True)
 class Bucket:
     """A bucket's folder, and the operations on its objects."""
@@ -124,9 +149,8 @@ class Bucket:
     folder: Path
 
     @classmethod
-    def open(cls, local: Local, quoted: str) -> Bucket:
-        """Return the bucket in a URL's path; raise an ApiError if there is none."""
-        name = urllib.parse.unquote(quoted)
+    def open(cls, local: Local, name: str) -> Bucket:
+        """Return the bucket of that name; raise an ApiError if there is none."""
         try:
             folder = Path(os.path.realpath(local.buckets), buckets.check_name(name))
         except buckets.BucketError as error:
@@ -171,28 +195,29 @@ class Bucket:
             status = path.stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
-        if path.is_dir() != name.endswith("/"):
-            return None
-        if path.is_dir():
-            kept = self.local.records.object(self.name, name, _PLACEHOLDER)
-            return Stored(self.name, name, path, 0, kept["generation"], kept["generation"] / 1e6, kept) if kept else None
+        if name.endswith("/"):
+            kept = self.local.records.object(self.name, name, _PLACEHOLDER) if stat.S_ISDIR(status.st_mode) else {}
+            return Stored(self.name, name, path, 0, kept["generation"], kept) if kept else None
+        if not stat.S_ISREG(status.st_mode):
+            return None  # a folder, or what has no content of its own, such as a pipe
         generation = generation_of(status)
         kept = self.local.records.object(self.name, name, generation)
         if kept.get("size") != status.st_size:
             kept = {}  # a job has written to it meanwhile, within one tick of the clock
-        return Stored(self.name, name, path, status.st_size, generation, status.st_mtime, kept)
+        return Stored(self.name, name, path, status.st_size, generation, kept)
 
-    def get(self, name: str, conditions: Conditions = NONE) -> Stored:
+    def get(self, name: str, conditions: Conditions | None = None) -> Stored:
         """Return the object of that name; raise an ApiError if there is none, or if it does not meet the conditions."""
         found = self.find(name)
-        conditions.check(f"{self.name}/{name}", found)
+        if conditions:
+            conditions.check(f"{self.name}/{name}", found)
         if found is None:
             raise ApiError("NOT_FOUND", f"No such object: {self.name}/{name}")
         return found
 
     def with_checksums(self, stored: Stored, *wanted: str) -> Stored:
         """Return the object with these checksums in `kept`; they are computed once for each generation of a job's file."""
-        if all(key in stored.kept for key in wanted) or stored.name.endswith("/"):
+        if all(key in stored.kept for key in wanted):
             return stored
         try:
             checksums = checksums_of(stored.path, stored.size, wanted)
@@ -206,31 +231,37 @@ class Bucket:
 
     def keep(self, name: str, generation: int, kept: Mapping[str, Any]) -> None:
         """Store the type, metadata and checksums of one generation of an object."""
-        self.local.records.set_object(self.name, name, generation, kept)
+        self.local.records.set_object(self.name, name, _PLACEHOLDER if name.endswith("/") else generation, kept)
 
     # ------------------------------------------------------------------ changes
 
-    def publish(self, name: str, content: Content, conditions: Conditions) -> Stored:
-        """Make finished content the object of that name, in one step, if the object there meets the conditions."""
-        content.compare_checksums()
+    def publish(self, name: str, file: Path, given: Mapping[str, Any], conditions: Conditions) -> Stored:
+        """Make a temporary file the object of that name, in one step, if the object there meets the conditions.
+
+        Args:
+            given: metadata and checksums from the client.
+
+        Raises:
+            ApiError: INVALID_ARGUMENT if the content has other checksums; others by the conditions.
+        """
+        size = file.stat().st_size
+        checksums = checksums_of(file, size, CHECKSUMS)
+        _compare(given, checksums)
+        kept = {key: given[key] for key in (*SETTABLE, "componentCount") if given.get(key) is not None}
+        kept |= {"size": size, **checksums}
         path = self.path(name)
-        near = _on_the_disk_of(path, content.file)
+        near = _on_the_disk_of(path, file)
         try:
             with self.lock():
                 found = self.find(name)
                 conditions.check(f"{self.name}/{name}", found)
-                generation = _next_generation(found)
-                kept = {**content.about(), "size": content.size, **content.checksums}
-                if name.endswith("/"):
-                    kept["generation"], key = generation, _PLACEHOLDER
-                else:
-                    os.utime(near, ns=(generation * 1000, generation * 1000))
-                    key = generation
+                kept["generation"] = generation = _next_generation(found)
+                os.utime(near, ns=(generation * 1000, generation * 1000))
                 self._put(name, path, near)
-                self.keep(name, key, kept)
-                return Stored(self.name, name, path, content.size, generation, generation / 1e6, kept)
+                self.keep(name, generation, kept)
+                return Stored(self.name, name, path, size, generation, kept)
         finally:
-            if near != content.file:
+            if near != file:
                 near.unlink(missing_ok=True)
 
     def _put(self, name: str, path: Path, near: Path) -> None:
@@ -238,7 +269,7 @@ class Bucket:
             if name.endswith("/"):
                 path.mkdir(parents=True, exist_ok=True)
                 return
-            if path.is_dir():
+            if path.exists() and not path.is_file():
                 raise FileExistsError
             path.parent.mkdir(parents=True, exist_ok=True)
             os.replace(near, path)
@@ -275,45 +306,11 @@ class Bucket:
             raise ApiError("PERMISSION_DENIED", f"{where}: nothing in it is removed.")
 
 
-@dataclass
-class Content:
-    """Finished content in a temporary file, for an object; `given` is the metadata from the client."""
-
-    file: Path
-    given: Mapping[str, Any]
-    size: int
-    checksums: dict[str, str]
-
-    @classmethod
-    def of(cls, file: Path, given: Mapping[str, Any]) -> Content:
-        """Return the content in `file`, with its checksums."""
-        size = file.stat().st_size
-        return cls(file, given, size, checksums_of(file, size, CHECKSUMS))
-
-    def about(self) -> dict[str, Any]:
-        """Return the metadata to keep for the object."""
-        return {key: self.given[key] for key in (*SETTABLE, "componentCount") if self.given.get(key) is not None}
-
-    def compare_checksums(self) -> None:
-        """Refuse content whose checksums differ from those that the client gave."""
-        for key in CHECKSUMS:
-            given, own = self.given.get(key), self.checksums.get(key)
-            if given and own and given != own:
-                raise ApiError("INVALID_ARGUMENT", f"{key}: the client says {given}, what arrived has {own}; send it again.", key)
-
-
-def settable(body: Any) -> dict[str, Any]:
-    """Return the fields of an object's metadata that a client may set; raise an ApiError for values that cannot be headers."""
-    if not isinstance(body, dict):
-        raise ApiError("INVALID_ARGUMENT", f"an object's metadata must be a JSON object; got {type(body).__name__}.")
-    given = {key: body[key] for key in SETTABLE if key in body}
-    for key, value in given.items():
-        if value is None:
-            continue
-        parts = list(value.values()) if key == "metadata" and isinstance(value, dict) else [value]
-        if not all(part is None or (isinstance(part, str) and not set("\r\n") & set(part)) for part in parts):
-            raise ApiError("INVALID_ARGUMENT", f"{key} takes {'lines of text by name' if key == 'metadata' else 'one line of text'}.", key)
-    return given
+def _compare(given: Mapping[str, Any], own: Mapping[str, str]) -> None:
+    """Refuse content whose checksums differ from those that the client gave."""
+    for key in CHECKSUMS:
+        if (said := given.get(key)) and said != own[key]:
+            raise ApiError("INVALID_ARGUMENT", f"{key}: the client says {said}, what arrived has {own[key]}; send it again.", key)
 
 
 def generation_of(status: os.stat_result) -> int:
@@ -353,44 +350,15 @@ def _on_the_disk_of(path: Path, file: Path) -> Path:
 # ------------------------------------------------------------------ content
 
 
-class Digest:
-    """Computes the checksums of content piece by piece."""
-
-    def __init__(self, wanted: tuple[str, ...] = CHECKSUMS):
-        self._parts: dict[str, Any] = {}
-        if "md5Hash" in wanted:
-            self._parts["md5Hash"] = hashlib.md5(usedforsecurity=False)
-        with contextlib.suppress(ImportError):  # comes with google-cloud-storage; clients check MD5 without it
-            import google_crc32c
-
-            if "crc32c" in wanted:
-                self._parts["crc32c"] = google_crc32c.Checksum()
-
-    def update(self, piece: bytes) -> None:
-        for part in self._parts.values():
-            part.update(piece)
-
-    def result(self) -> dict[str, str]:
-        """Return the checksums by the API's names, in base64."""
-        return {key: base64.b64encode(part.digest()).decode() for key, part in self._parts.items()}
-
-
-def checksums_of(path: Path, size: int, wanted: tuple[str, ...]) -> dict[str, str]:
-    """Return checksums of a file's first `size` bytes, because a job may be appending to it."""
-    digest = Digest(wanted)
-    for piece in pieces_of(path, size):
-        digest.update(piece)
-    return digest.result()
-
-
-def pieces_of(path: Path, size: int) -> Iterator[bytes]:
-    """Yield a file's first `size` bytes."""
-    if not size:
-        return
+def checksums_of(path: Path, size: int, wanted: Iterable[str]) -> dict[str, str]:
+    """Return checksums of a file's first `size` bytes, because a job may be appending to it; by the API's names, in base64."""
+    digests = {key: _DIGESTS[key]() for key in wanted}
     with open(path, "rb") as file:
         while size and (piece := file.read(min(size, PIECE))):
             size -= len(piece)
-            yield piece
+            for digest in digests.values():
+                digest.update(piece)
+    return {key: base64.b64encode(digest.digest()).decode() for key, digest in digests.items()}
 
 
 @contextlib.contextmanager

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .rest import ApiError
-from .storage_files import Bucket, is_object
-
-_LONGEST_NAME = 1024  # bytes of an object's name
+from .storage_files import Bucket, is_name, is_object
 
 
 @dataclass(frozen=True)
@@ -56,10 +54,11 @@ class Listing:
             yield entry
 
     def _found(self, bucket: Bucket) -> Iterator[Entry]:
-        head = self.prefix.rpartition("/")[0]
-        if "\0" in head or (head and any(part in ("", ".", "..") for part in head.split("/"))):
-            return  # no object has such a name
-        yield from self._below(bucket, bucket.path(head) if head else bucket.folder, f"{head}/" if head else "")
+        head, slash, _ = self.prefix.rpartition("/")
+        if not head:
+            yield from self._below(bucket, bucket.folder, "")
+        elif is_name(head + slash):  # otherwise no object has such a name
+            yield from self._below(bucket, bucket.path(head), head + slash)
 
     def _below(self, bucket: Bucket, folder: Path, base: str) -> Iterator[Entry]:
         """Yield the objects in a folder, whose name in the bucket is `base`; a folder that the delimiter cuts off is one entry."""
@@ -73,7 +72,7 @@ class Listing:
                 below = folder / name[len(base) : -1]
                 if not self._is_cut_off(name):
                     yield from self._below(bucket, below, name)
-                elif _holds_an_object(bucket, below, name):
+                elif any(Listing()._below(bucket, below, name)):
                     yield Entry(name, is_prefix=True)
 
     def _may_hold_some(self, name: str) -> bool:
@@ -93,20 +92,12 @@ def _names(folder: Path, base: str) -> list[str]:
     try:
         with os.scandir(folder) as found:
             for entry in found:
-                if is_object(entry.name) and not entry.is_symlink():
-                    names.append(f"{base}{entry.name}/" if entry.is_dir() else f"{base}{entry.name}")
+                name, is_folder = f"{base}{entry.name}", entry.is_dir(follow_symlinks=False)
+                if is_object(name) and (is_folder or entry.is_file(follow_symlinks=False)):
+                    names.append(f"{name}/" if is_folder else name)
     except (FileNotFoundError, NotADirectoryError):
         return []  # removed meanwhile
-    return [name for name in names if len(name.encode()) <= _LONGEST_NAME]
-
-
-def _holds_an_object(bucket: Bucket, folder: Path, base: str) -> bool:
-    if bucket.find(base):
-        return True
-    names = _names(folder, base)
-    if any(not name.endswith("/") for name in names):
-        return True
-    return any(_holds_an_object(bucket, folder / name[len(base) : -1], name) for name in names)
+    return names
 
 
 def page(entries: Iterable[Entry], size: int) -> tuple[list[Entry], str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -11,101 +13,84 @@ from .rest import ApiError, Stream
 from .storage_files import PIECE
 
 _BOUNDARY = re.compile(r"""boundary=(?:"([^"]{1,72})"|([^\s";,]{1,72}))""")  # 70 characters by RFC 2046, and gcloud's quotes
-_LONGEST_LINE, _MOST_HEADERS = 16 << 10, 100
-_LONGEST_METADATA = 1 << 20
+_MOST_EMPTY_LINES = 100
+LONGEST_METADATA = 1 << 20
 _TRAILING = b"\r\n" * 3  # line ends that clients send after the closing boundary
 
 
-class Body:
-    """The two parts of a body; `metadata` must be called first, then `content`."""
+def parts(stream: Stream, content_type: str) -> tuple[dict[str, Any], Iterator[bytes]]:
+    """Return the two parts of a body: the metadata, with the second part's Content-Type if it has none, and pieces of the content.
 
-    def __init__(self, stream: Stream, content_type: str):
-        """Open a body whose header Content-Type names the boundary between its parts.
+    Raises:
+        ApiError: INVALID_ARGUMENT if the header Content-Type names no boundary, or the body is not as that says.
+    """
+    found = _BOUNDARY.search(content_type)
+    if not found:
+        raise ApiError("INVALID_ARGUMENT", "a multipart upload needs Content-Type: multipart/related; boundary=….")
+    boundary = b"--" + (found[1] or found[2]).strip("'").encode()
+    body = io.BufferedReader(_Raw(stream), PIECE)
+    lines = (body.readline(LONGEST_METADATA) for _ in range(_MOST_EMPTY_LINES))
+    first = next((line for line in lines if line.strip()), b"")  # clients may begin with an empty line
+    if first.rstrip() != boundary:
+        raise _malformed("it does not begin with its boundary")
+    _headers(body)
+    about = _metadata(body, boundary)
+    kind = _headers(body)["Content-Type"]
+    newline = b"\r\n" if first.endswith(b"\r\n") else b"\n"  # the line end of this client
+    return {"contentType": kind, **about} if kind else about, _content(body, newline + boundary + b"--")
 
-        Raises:
-            ApiError: INVALID_ARGUMENT if it does not.
-        """
-        found = _BOUNDARY.search(content_type)
-        if not found:
-            raise ApiError("INVALID_ARGUMENT", "a multipart upload needs Content-Type: multipart/related; boundary=….")
-        self._stream, self._ahead = stream, b""
-        self._boundary = b"--" + (found[1] or found[2]).strip("'").encode()
-        self._newline = b"\r\n"
 
-    def metadata(self) -> dict[str, Any]:
-        """Return the first part; the second part's Content-Type is added if the metadata has none."""
-        line = self._line()
-        for _ in range(_MOST_HEADERS):
-            if line.strip():
-                break
-            line = self._line()  # clients may begin with an empty line
-        if line.rstrip() != self._boundary:
-            raise _malformed("it does not begin with its boundary")
-        self._newline = b"\r\n" if line.endswith(b"\r\n") else b"\n"  # the line end of this client
-        self._headers()
-        text, size = [], 0
-        for piece in self._until(self._newline + self._boundary):
-            text.append(piece)
-            size += len(piece)
-            if size > _LONGEST_METADATA:
-                raise ApiError("INVALID_ARGUMENT", "an object's metadata has at most 1 MiB.", code=413)
-        if self._line().strip():
+class _Raw(io.RawIOBase):
+    """A request's stream as a file that io can buffer."""
+
+    def __init__(self, stream: Stream):
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        piece = self._stream.read(len(buffer))
+        buffer[: len(piece)] = piece
+        return len(piece)
+
+
+def _headers(body: io.BufferedReader[Any]) -> Any:
+    """Return the headers of a part, by name in any case; None for one that is missing."""
+    try:
+        return http.client.parse_headers(body)
+    except http.client.HTTPException as error:  # too many, or one that is too long
+        raise _malformed(str(error)) from None
+
+
+def _metadata(body: io.BufferedReader[Any], boundary: bytes) -> dict[str, Any]:
+    text = bytearray()
+    while (line := body.readline(LONGEST_METADATA)).rstrip() != boundary:
+        if not line:
             raise _malformed("the content is missing")
-        try:
-            about = json.loads(b"".join(text))
-        except (ValueError, RecursionError) as error:
-            raise ApiError("INVALID_ARGUMENT", f"the first part must be JSON: {error}.") from None
-        if not isinstance(about, dict):
-            raise ApiError("INVALID_ARGUMENT", "the first part must be a JSON object.")
-        kind = self._headers().get("content-type")
-        return {"contentType": kind, **about} if kind else about
+        text += line
+        if len(text) > LONGEST_METADATA:
+            raise ApiError("INVALID_ARGUMENT", "an object's metadata has at most 1 MiB.", code=413)
+    try:
+        about = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ApiError("INVALID_ARGUMENT", f"the first part must be JSON: {error}.") from None
+    if not isinstance(about, dict):
+        raise ApiError("INVALID_ARGUMENT", "the first part must be a JSON object.")
+    return about
 
-    def content(self) -> Iterator[bytes]:
-        """Yield the second part in pieces; only the body's last boundary ends it, because the content may contain others."""
-        end = self._newline + self._boundary + b"--"
-        keep = len(end) + len(_TRAILING)
-        while self._fill():
-            piece, self._ahead = self._ahead[:-keep], self._ahead[-keep:]
-            yield piece
-        at = self._ahead.rfind(end)
-        if at < 0 or self._ahead[at + len(end) :].strip():
-            raise _malformed("it does not end with its closing boundary")
-        yield self._ahead[:at]
 
-    def _headers(self) -> dict[str, str]:
-        headers = {}
-        for _ in range(_MOST_HEADERS):
-            line = self._line()
-            if not line.strip():
-                return headers
-            name, _, value = line.decode("latin-1").partition(":")
-            headers[name.strip().lower()] = value.strip()
-        raise _malformed(f"a part has more than {_MOST_HEADERS} headers")
-
-    def _line(self) -> bytes:
-        while b"\n" not in self._ahead[:_LONGEST_LINE]:
-            if len(self._ahead) > _LONGEST_LINE:
-                raise _malformed("a header is too long")
-            if not self._fill():
-                break
-        line, newline, self._ahead = self._ahead.partition(b"\n")
-        return line + newline
-
-    def _until(self, end: bytes) -> Iterator[bytes]:
-        """Yield everything before `end`, and skip `end`."""
-        while (at := self._ahead.find(end)) < 0:
-            cut = max(0, len(self._ahead) - len(end) + 1)  # `end` may begin in this piece and end in the next
-            piece, self._ahead = self._ahead[:cut], self._ahead[cut:]
-            yield piece
-            if not self._fill():
-                raise _malformed("it does not end with its boundary")
-        piece, self._ahead = self._ahead[:at], self._ahead[at + len(end) :]
-        yield piece
-
-    def _fill(self) -> bool:
-        piece = self._stream.read(PIECE)
-        self._ahead += piece
-        return bool(piece)
+def _content(body: io.BufferedReader[Any], end: bytes) -> Iterator[bytes]:
+    """Yield the content in pieces; only the body's last boundary ends it, because the content may contain others."""
+    held, keep = b"", len(end) + len(_TRAILING)
+    while piece := body.read1(PIECE):
+        held += piece
+        yield held[:-keep]
+        held = held[-keep:]
+    at = held.rfind(end)
+    if at < 0 or held[at + len(end) :].strip():
+        raise _malformed("it does not end with its closing boundary")
+    yield held[:at]
 
 
 def _malformed(what: str) -> ApiError:

@@ -8,89 +8,94 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import re
 import secrets
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ..errors import quoted
 from . import storage_files as files
+from . import storage_missing
 from .local import Local
 from .rest import Answer, ApiError, Request
 from .storage_conditions import Conditions
-from .storage_files import Bucket, Content, Stored
-from .storage_multipart import Body
+from .storage_files import CHECKSUMS, SETTABLE, Bucket, Stored
+from .storage_multipart import LONGEST_METADATA, parts
 
 EXPIRY = 7 * 24 * 3600.0  # seconds without a request
 MOST_SESSIONS = 1000  # resumable uploads at once
 _MOST_FINISHED = 1000  # finished uploads whose answer can be asked for again
-_UPLOAD_ID = re.compile("[0-9a-f]{32}")
 _RANGE = re.compile(r"bytes (?:([0-9]{1,15})-([0-9]{1,15})|\*)/([0-9]{1,15}|\*)")
-_LONGEST_METADATA = 1 << 20
-_HASHES = {"crc32c": "crc32c", "md5": "md5Hash"}  # names in the header X-Goog-Hash
-# Settings of an object that are refused.
-_UNSUPPORTED = {
-    "acl": "Access control lists", "predefinedAcl": "Access control lists", "destinationPredefinedAcl": "Access control lists",
-    "kmsKeyName": "Encryption keys", "destinationKmsKeyName": "Encryption keys", "retention": "Retention", "temporaryHold": "Holds",
-    "eventBasedHold": "Holds", "contexts": "Object contexts",
-}  # fmt: skip
+_NOT_OF_A_LINE = re.compile("[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")  # what no header can hold
 
 
-def described(request: Request, body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the metadata and checksums that a client gives for an object.
+def settable(body: Any) -> dict[str, Any]:
+    """Return the fields of an object's metadata that a client may set.
 
     Raises:
-        ApiError: UNIMPLEMENTED for a feature that is not imitated, INVALID_ARGUMENT for wrong metadata.
+        ApiError: UNIMPLEMENTED for a feature that is not imitated, INVALID_ARGUMENT for values that cannot be headers.
     """
-    for key, feature in _UNSUPPORTED.items():
-        if body.get(key) or request.query.get(key):
-            raise ApiError("UNIMPLEMENTED", f"{feature} are not imitated by the local service: leave {key} out.", key)
-    if request.headers.get("X-Goog-Encryption-Key") or request.headers.get("X-Goog-Encryption-Algorithm"):
-        raise ApiError("UNIMPLEMENTED", "Customer-supplied encryption keys are not imitated by the local service: leave them out.")
-    return {**files.settable(dict(body)), **_checksums_given(request.headers), **{
-        key: body[key] for key in files.CHECKSUMS if isinstance(body.get(key), str)
-    }}  # fmt: skip
+    if not isinstance(body, dict):
+        raise ApiError("INVALID_ARGUMENT", f"an object's metadata must be a JSON object; got {type(body).__name__}.")
+    storage_missing.refuse(body, storage_missing.OF_OBJECTS)
+    given = {key: body[key] for key in SETTABLE if key in body}
+    for key, value in given.items():
+        if key == "metadata":
+            wanted, right = "lines of text by name", value is None or (isinstance(value, dict) and all(map(_is_line, value.values())))
+        else:
+            wanted, right = "one line of text", _is_line(value)
+        if not right:
+            raise ApiError("INVALID_ARGUMENT", f"{key} takes {wanted}; got {quoted(value)}.", key)
+    return given
+
+
+def _is_line(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not _NOT_OF_A_LINE.search(value))
+
+
+def _described(request: Request, body: Any) -> dict[str, Any]:
+    """Return the metadata and checksums that a client gives for an object's content; errors as of `settable`."""
+    given = {**settable(body), **_checksums_given(request.headers)}
+    return given | {key: body[key] for key in CHECKSUMS if isinstance(body.get(key), str)}
 
 
 def _checksums_given(headers: Mapping[str, str]) -> dict[str, str]:
-    words = (word.strip().partition("=") for word in headers.get("X-Goog-Hash", "").split(","))
-    return {_HASHES[name.lower()]: value for name, _, value in words if name.lower() in _HASHES}
+    words = dict(word.strip().partition("=")[::2] for word in headers.get("X-Goog-Hash", "").split(","))
+    return {key: words[name] for key, name in CHECKSUMS.items() if name in words}
 
 
 # ------------------------------------------------------------------ copies
 
 
-def copy_object(local: Local, request: Request, bucket: str, object: str, target_bucket: str, target: str, verb: str) -> dict[str, Any]:  # noqa: A002
+def copy_object(request: Request, bucket: Bucket, name: str, target_bucket: Bucket, target: str) -> dict[str, Any]:
     """Copy an object (copyTo, or rewriteTo in a single step)."""
-    source = Bucket.open(local, bucket).get(files.object_name(object), Conditions.of(request.query, source=True))
-    about = {key: source.kept[key] for key in files.SETTABLE if key in source.kept}
-    about.update(described(request, request.json()))
-    into = Bucket.open(local, target_bucket)
-    content = files.pieces_of(source.path, source.size)
-    made = _write(into, files.object_name(target), content, about, Conditions.of(request.query)).resource(request.base)
-    if verb == "copyTo":
+    source = bucket.get(name, Conditions.of(request.query, source=True))
+    about = {key: source.kept[key] for key in SETTABLE if key in source.kept}
+    about.update(_described(request, request.json()))
+    made = _write(target_bucket, target, source.pieces(), about, request)
+    if "/rewriteTo/b/" not in request.path:
         return made
     size = str(source.size)
     return {"kind": "storage#rewriteResponse", "totalBytesRewritten": size, "objectSize": size, "done": True, "resource": made}
 
 
-def compose(local: Local, request: Request, bucket: str, object: str) -> dict[str, Any]:  # noqa: A002
+def compose(request: Request, bucket: Bucket, name: str) -> dict[str, Any]:
     """Join objects, such as the parts of a parallel upload, into one."""
-    into, name, body = Bucket.open(local, bucket), files.object_name(object), request.json()
+    body = request.json()
     sources = body.get("sourceObjects", [])
     if not isinstance(sources, list) or not 1 <= len(sources) <= 32 or not all(isinstance(each, dict) for each in sources):
         raise ApiError("INVALID_ARGUMENT", "sourceObjects takes 1 to 32 objects.", "sourceObjects")
-    parts = [_part_of(into, each) for each in sources]
-    about = described(request, body.get("destination") or {})
-    about["componentCount"] = sum(part.kept.get("componentCount", 1) for part in parts)
-    pieces = (piece for part in parts for piece in files.pieces_of(part.path, part.size))
-    return _write(into, name, pieces, about, Conditions.of(request.query)).resource(request.base)
+    joined = [_part_of(bucket, each) for each in sources]
+    about = _described(request, body.get("destination") or {})
+    about["componentCount"] = sum(part.kept.get("componentCount", 1) for part in joined)
+    return _write(bucket, name, itertools.chain.from_iterable(part.pieces() for part in joined), about, request)
 
 
 def _part_of(bucket: Bucket, source: dict[str, Any]) -> Stored:
@@ -101,17 +106,15 @@ def _part_of(bucket: Bucket, source: dict[str, Any]) -> Stored:
     return bucket.get(files.checked_name(source.get("name")), Conditions.of(query))
 
 
-def _write(bucket: Bucket, name: str, pieces: Iterator[bytes], about: Mapping[str, Any], conditions: Conditions) -> Stored:
-    """Write an object to a temporary file, compute its checksums meanwhile, and put it in place in one step."""
-    scratch, digest, size = uploads(bucket.local) / secrets.token_hex(16), files.Digest(), 0
+def _write(bucket: Bucket, name: str, pieces: Iterator[bytes], about: Mapping[str, Any], request: Request) -> dict[str, Any]:
+    """Write an object to a temporary file, put it in place in one step, on the request's conditions, and return its resource."""
+    conditions = Conditions.of(request.query)
+    scratch = uploads(bucket.local) / secrets.token_hex(16)
     try:
         with files.disk_errors(scratch.parent):
             with open(scratch, "xb") as file:
-                for piece in pieces:
-                    file.write(piece)
-                    digest.update(piece)
-                    size += len(piece)
-            return bucket.publish(name, Content(scratch, about, size, digest.result()), conditions)
+                file.writelines(pieces)
+            return bucket.publish(name, scratch, about, conditions).resource(request.base)
     finally:
         scratch.unlink(missing_ok=True)
 
@@ -119,30 +122,22 @@ def _write(bucket: Bucket, name: str, pieces: Iterator[bytes], about: Mapping[st
 # ------------------------------------------------------------------ uploads
 
 
-def upload(local: Local, request: Request, bucket: str) -> Any:
+def upload(request: Request, bucket: Bucket) -> Any:
     """Take an object in one request (media, multipart), or begin a resumable upload."""
-    into, way = Bucket.open(local, bucket), request.query.get("uploadType")
-    conditions = Conditions.of(request.query)
+    way = request.query.get("uploadType")
+    if way == "resumable":
+        return _begin(request, bucket)
     if way == "media":
-        name = files.checked_name(request.query.get("name"))
-        about = described(request, {"contentType": request.headers.get("Content-Type")})
-        return _write(into, name, _body(request), about, conditions).resource(request.base)
-    if way == "multipart":
-        body = Body(request.stream, request.headers.get("Content-Type", ""))
-        about = body.metadata()
-        name = files.checked_name(about.get("name") or request.query.get("name"))
-        return _write(into, name, body.content(), described(request, about), conditions).resource(request.base)
-    if way != "resumable":
+        about, pieces = {"contentType": request.headers.get("Content-Type")}, _body(request)
+    elif way == "multipart":
+        about, pieces = parts(request.stream, request.headers.get("Content-Type", ""))
+    else:
         raise ApiError("INVALID_ARGUMENT", f"uploadType takes media, multipart or resumable; got {str(way)[:100]!r}.", "uploadType")
-    if request.length > _LONGEST_METADATA:
-        raise ApiError("INVALID_ARGUMENT", "an object's metadata has at most 1 MiB.", code=413)
-    about = {"contentType": request.headers.get("X-Upload-Content-Type"), **request.json()}
-    name = files.checked_name(about.get("name") or request.query.get("name"))
-    about = described(request, about)
-    conditions.check(f"{into.name}/{name}", into.find(name))
-    session = Session.begin(local, {"bucket": into.name, "name": name, "about": about, "conditions": conditions.to_json()})
-    where = f"{request.base}/upload/storage/v1/b/{into.name}/o?uploadType=resumable&upload_id={session.key}"
-    return Answer(200, b"", {"Location": where, "X-GUploader-UploadID": session.key})
+    return _write(bucket, _named(request, about), pieces, _described(request, about), request)
+
+
+def _named(request: Request, about: Mapping[str, Any]) -> str:
+    return files.checked_name(about.get("name") or request.query.get("name"))
 
 
 def _body(request: Request) -> Iterator[bytes]:
@@ -173,20 +168,19 @@ def _expire(folder: Path) -> int:
     left = 0
     for about in folder.glob("*.json"):
         with contextlib.suppress(FileNotFoundError):  # finished meanwhile
-            content = about.with_suffix("")
-            last = max(path.stat().st_mtime for path in (about, content) if path is about or path.exists())
-            if time.time() - last < EXPIRY:
+            both = [*folder.glob(f"{about.stem}*")]
+            if time.time() - max(path.stat().st_mtime for path in both) < EXPIRY:
                 left += 1
                 continue
-            content.unlink(missing_ok=True)
-            about.unlink(missing_ok=True)
+            for path in both:
+                path.unlink()
     return left
 
 
 # ------------------------------------------------------------------ resumable uploads
 
 _beginning = threading.Lock()
-_finished: OrderedDict[str, Stored] = OrderedDict()  # the latest objects from resumable uploads, by the upload's key
+_finished: dict[str, Stored] = {}  # the latest objects from resumable uploads, by the upload's key
 
 
 @dataclass(frozen=True)
@@ -214,8 +208,8 @@ class Session:
     def find(cls, local: Local, request: Request) -> Session:
         """Return the upload that a request names, which may have ended."""
         key = request.query.get("upload_id", "")
-        if not _UPLOAD_ID.fullmatch(key):
-            raise ApiError("NOT_FOUND", "there is no such upload; begin it again.")
+        if not re.fullmatch("[0-9a-f]{32}", key):
+            raise _no_such_upload()
         return cls(key, uploads(local) / key)
 
     @property
@@ -228,7 +222,7 @@ class Session:
         try:
             file = open(self.content, "r+b")
         except FileNotFoundError:
-            raise ApiError("NOT_FOUND", "there is no such upload; begin it again.") from None
+            raise _no_such_upload() from None
         with file, files.disk_errors(self.content.parent):
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -244,9 +238,26 @@ class Session:
         self.about_file.unlink(missing_ok=True)
 
 
-def resume(local: Local, request: Request, bucket: str) -> Any:
+def _no_such_upload() -> ApiError:
+    return ApiError("NOT_FOUND", "there is no such upload; begin it again.")
+
+
+def _begin(request: Request, bucket: Bucket) -> Answer:
+    if request.length > LONGEST_METADATA:
+        raise ApiError("INVALID_ARGUMENT", "an object's metadata has at most 1 MiB.", code=413)
+    about = {"contentType": request.headers.get("X-Upload-Content-Type"), **request.json()}
+    name, conditions = _named(request, about), Conditions.of(request.query)
+    about = _described(request, about)
+    conditions.check(f"{bucket.name}/{name}", bucket.find(name))
+    wanted = {"bucket": bucket.name, "name": name, "about": about, "conditions": conditions.parameters}
+    session = Session.begin(bucket.local, wanted)
+    where = f"{request.base}/upload/storage/v1/b/{bucket.name}/o?uploadType=resumable&upload_id={session.key}"
+    return Answer(200, b"", {"Location": where, "X-GUploader-UploadID": session.key})
+
+
+def resume(request: Request, bucket: Bucket) -> Any:
     """Take a piece of a resumable upload, or say how many bytes have arrived (308); the last piece makes the object."""
-    session = Session.find(local, request)
+    session = Session.find(bucket.local, request)
     if session.key in _finished:  # the client did not get the answer
         return _finished[session.key].resource(request.base)
     header = request.headers.get("Content-Range") or f"bytes 0-{request.length - 1}/{request.length}"
@@ -257,48 +268,46 @@ def resume(local: Local, request: Request, bucket: str) -> Any:
     with session.open() as file:
         have = file.seek(0, os.SEEK_END)
         if match[1] is not None:
-            have = _append(request, file, int(match[1]), int(match[2]))
+            have = _append(request, file, have, int(match[1]), int(match[2]))
         if match[3] == "*" or have < int(match[3]):
             return Answer(308, headers={"Range": f"bytes=0-{have - 1}"} if have else {})
         if have > int(match[3]):
             raise ApiError("INVALID_ARGUMENT", f"the object has {match[3]} bytes, but {have} arrived; send the rest.")
         file.flush()
-        return _finish(local, request, session).resource(request.base)
+        return _finish(bucket.local, request, session).resource(request.base)
 
 
-def _append(request: Request, file: BinaryIO, first: int, last: int) -> int:
-    """Write a piece at its offset, which must not be beyond the end; replace what follows; return the new size in bytes."""
-    have = file.seek(0, os.SEEK_END)
+def _append(request: Request, file: BinaryIO, have: int, first: int, last: int) -> int:
+    """Write a piece at its offset, which must not be beyond the `have` bytes; replace what follows; return the new size in bytes."""
     if last - first + 1 != request.length or first > have:
         text = f"bytes {first}-{last} in {request.length} bytes of body must follow the {have} bytes that are here."
         raise ApiError("INVALID_ARGUMENT", text)
     file.seek(first)
     file.truncate()
-    for piece in _body(request):
-        file.write(piece)
+    file.writelines(_body(request))
     return file.tell()
 
 
 def _finish(local: Local, request: Request, session: Session) -> Stored:
-    about = json.loads(session.about_file.read_text())
-    given = {**about["about"], **_checksums_given(request.headers)}
-    into = Bucket.open(local, about["bucket"])
+    wanted = json.loads(session.about_file.read_text())
+    given = {**wanted["about"], **_checksums_given(request.headers)}
+    into = Bucket.open(local, wanted["bucket"])
     try:
-        made = into.publish(about["name"], Content.of(session.content, given), Conditions(about.get("conditions", {})))
+        made = into.publish(wanted["name"], session.content, given, Conditions(wanted["conditions"]))
     except ApiError as error:
         if error.code < 500:
             session.forget()  # the checksums differ, or the object may not be replaced: the client must begin again
         raise
     session.forget()
     _finished[session.key] = made
-    while len(_finished) > _MOST_FINISHED:
-        _finished.popitem(last=False)
+    if len(_finished) > _MOST_FINISHED:
+        del _finished[next(iter(_finished))]
     return made
 
 
-def cancel_upload(local: Local, request: Request, bucket: str) -> Answer:
+def cancel_upload(request: Request, bucket: Bucket) -> Answer:
     """Remove a resumable upload and its content so far."""
-    session = Session.find(local, request)
+    session = Session.find(bucket.local, request)
     with session.open():
         session.forget()
     return Answer(499, ApiError("CANCELLED", "the upload is cancelled.").body())
