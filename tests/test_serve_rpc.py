@@ -41,6 +41,8 @@ for line in sys.stdin:
     if "never" in instances:
         time.sleep(300)
     print(json.dumps({{"predictions": instances}}), flush=True)
+    if "deaf" in instances:
+        time.sleep(300)
 """
 
 
@@ -325,6 +327,18 @@ def test_requests_that_wait_for_a_model_that_hangs_are_answered(house, endpoint,
     assert found[0] == "UNAVAILABLE" and set(found) <= {"1", "UNAVAILABLE"}
     monkeypatch.setattr(predictor, "ANSWER", 60.0)
     assert outcome(1) == "1", "it is started again"
+
+
+def test_a_model_that_reads_no_requests_is_started_again(house, endpoint, monkeypatch):
+    """The time limit is also that of writing: a request may be larger than what lies between two processes."""
+    house.done(deploy(house, endpoint, "1", n0=100))
+    ask(house, endpoint, "deaf")
+    monkeypatch.setattr(predictor, "ANSWER", 1.0)
+    late = threading.Timer(20, house.local.predictors.stop_all)
+    late.start()
+    assert "did not answer within 1 s" in refused(lambda: ask(house, endpoint, "x" * 1_000_000), "UNAVAILABLE")
+    late.cancel()
+    assert ask(house, endpoint, 1).deployed_model_id == "1"
 
 
 def test_only_so_many_requests_wait_for_one_model(house, endpoint, monkeypatch):
