@@ -425,6 +425,12 @@ def test_cells_are_what_the_csv_module_reads(tmp_path):
     assert [bool(each.problem) for each in found] == [True, True, False] and found[2].where == "gs://b/x:4"
 
 
+def test_names_of_columns_are_as_written_and_no_number_is_too_long(tmp_path):
+    (tmp_path / "x").write_text(f"007,2.50\n{'9' * 5000},1e999\n08,2\n")
+    found = [each.content for each in instances.read(tmp_path / "x", "gs://b/x", "csv", str)]
+    assert found == [{"007": "9" * 5000, "2.50": "1e999"}, {"007": 8, "2.50": 2}]
+
+
 def test_memory_stays_bounded(tmp_path):
     """A file much larger than a batch is read and written in pieces."""
     path = tmp_path / "buckets" / "big-bucket" / "x.jsonl"

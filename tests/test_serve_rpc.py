@@ -40,6 +40,8 @@ for line in sys.stdin:
     instances = json.loads(line)["instances"]
     if "never" in instances:
         time.sleep(300)
+    if "one" in instances:
+        del instances[1:]
     print(json.dumps({{"predictions": instances}}), flush=True)
     if "deaf" in instances:
         time.sleep(300)
@@ -327,6 +329,11 @@ def test_requests_that_wait_for_a_model_that_hangs_are_answered(house, endpoint,
     assert found[0] == "UNAVAILABLE" and set(found) <= {"1", "UNAVAILABLE"}
     monkeypatch.setattr(predictor, "ANSWER", 60.0)
     assert outcome(1) == "1", "it is started again"
+
+
+def test_a_model_that_gives_one_prediction_for_several_instances_is_told(house, endpoint):
+    house.done(deploy(house, endpoint, "1", n0=100))
+    assert "gives 1 predictions for 2 instances" in refused(lambda: ask(house, endpoint, "one", "two"), "FAILED_PRECONDITION")
 
 
 def test_a_model_that_reads_no_requests_is_started_again(house, endpoint, monkeypatch):

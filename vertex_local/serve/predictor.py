@@ -60,6 +60,10 @@ class Predictors:
             answer = self._worker(key, model).ask(request)
         if "error" in answer:
             raise ApiError("INVALID_ARGUMENT", f"instances: {answer['error']}", "instances")
+        given, asked = len(answer["predictions"]), len(request["instances"])
+        if given != asked:
+            text = f"the model gives {given} predictions for {asked} instances: export a signature that gives one for each."
+            raise ApiError("FAILED_PRECONDITION", text)
         return answer
 
     def stop(self, key: str) -> None:
