@@ -426,6 +426,8 @@ def test_charts_are_drawn():
     drawn = str(charts.lines([charts.Series("a<b", [(0, 1.0), (1, float("nan")), (2, 3.0)]), charts.Series("c", [(0, 2.0)])]))
     assert drawn.count("<circle") == 3 and "a&lt;b" in drawn and "<b" not in drawn.replace("a&lt;b", "")
     assert charts.lines([]) == "" and charts.lines([charts.Series("a", [(0, float("inf"))])]) == ""
+    alike = [charts.Series("a", [(0, 0.9), (1, 0.9000000000000001)])]
+    assert str(charts.lines(alike)).count('class="grid"') <= 7, "values that differ by their last digit have few ticks, too"
     axes = [charts.Coordinate("lr", [0.1, 0.001], log=True), charts.Coordinate("kind", ["x", None])]
     assert str(charts.parallel(axes, ["one", "two"], {0})).count("<polyline") == 2
     assert str(charts.bars({"a": 1.0, "b": -2.0})).count("<rect") == 2 and charts.bars({}) == ""

@@ -95,8 +95,9 @@ class _Worker:
         command = [python, "-m", "vertex_runtime.predict", model, "--requests"]
         self._channel, theirs = socket.socketpair()  # unlike pipes, it has a time limit, for writing as for reading
         self._answers = self._channel.makefile("rb")
+        end = theirs.fileno()
         with theirs, open(log, "ab") as errors:
-            self.process = subprocess.Popen(command, env=env, stdin=theirs, stdout=theirs, stderr=errors, start_new_session=True)
+            self.process = subprocess.Popen(command, env=env, stdin=end, stdout=end, stderr=errors, start_new_session=True)
 
     @property
     def ended(self) -> bool:

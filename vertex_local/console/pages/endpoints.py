@@ -8,11 +8,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...serve import messages
-from ...serve.rest import ApiError
-from .. import charts, saved_models
-from ..app import Redirect, View, Visit, href, message, page
-from .jobs import named
+from ...serve.rest import Answer, ApiError
+from .. import charts, saved_models, traffic
+from ..app import View, Visit, page, redirect
 from .models import artifacts
 
 _BARS = 20  # shares of an answer that are drawn
@@ -37,51 +35,44 @@ def show(visit: Visit, number: str) -> View:
 @page("POST", "/endpoints/{number}")
 def predict(visit: Visit, number: str) -> View:
     """Ask the model for one prediction and show it, with what it rests on where the form asks for that."""
-    endpoint = visit.call("GetEndpoint", name=named(visit, "endpoints", number))
+    endpoint = visit.call("GetEndpoint", name=visit.name("endpoints", number))
     found, _ = _signature(visit, endpoint)
     if found is None:
         raise ApiError("FAILED_PRECONDITION", "no model with a signature is deployed here: deploy one first.")
     instance = {tensor.name: _value(visit, tensor) for tensor in found.inputs}
     content = next(iter(instance.values())) if len(instance) == 1 else instance
     rpc = "Explain" if visit.form.get("explain") else "Predict"
-    answer = visit.call(rpc, endpoint=endpoint["name"], instances=[messages.value(content)])
+    answer = visit.call(rpc, endpoint=endpoint["name"], instances=[content])
     given = {tensor.name: visit.form.fields.get(f"input.{tensor.name}", "") for tensor in found.inputs}
     return _view(visit, number, given, Asked(answer["predictions"][0], _version(endpoint, answer), _attribution(answer)))
 
 
 @page("POST", "/endpoints/{number}/undeploy")
-def undeploy(visit: Visit, number: str) -> Redirect:
+def undeploy(visit: Visit, number: str) -> Answer:
     """Take a model off the endpoint; what it got of the traffic goes to the others in proportion."""
-    name, gone = named(visit, "endpoints", number), visit.form.get("deployed")
+    name, gone = visit.name("endpoints", number), visit.form.get("deployed")
     before = visit.call("GetEndpoint", name=name).get("trafficSplit", {})
     rest = {key: share for key, share in before.items() if key != gone and share}
-    split = {}
-    if before.get(gone) and rest:
-        total = sum(rest.values())
-        split = {key: share * 100 // total for key, share in rest.items()}
-        split[next(iter(split))] += 100 - sum(split.values())
-    visit.call("UndeployModel", endpoint=name, deployed_model_id=gone, traffic_split=split)
-    return Redirect(href(f"/endpoints/{number}"), "The model is no longer deployed.")
+    split = traffic.scaled(rest, 100) if before.get(gone) and rest else {}
+    visit.call("UndeployModel", endpoint=name, deployedModelId=gone, trafficSplit=split)
+    return redirect(f"/endpoints/{number}", "The model is no longer deployed.")
 
 
 @page("POST", "/endpoints/{number}/traffic")
-def split(visit: Visit, number: str) -> Redirect:
+def split(visit: Visit, number: str) -> Answer:
     """Change how the traffic is split."""
-    shares = {key.removeprefix("share."): value.strip() for key, value in visit.form.fields.items() if key.startswith("share.")}
-    for value in shares.values():
-        if not value.isdecimal() or int(value) > 100:
-            raise ApiError("INVALID_ARGUMENT", f"a share takes 0 to 100 percent; got {value[:20]!r}.")
-    traffic = {key: int(value) for key, value in shares.items()}
-    new = message("Endpoint", {"name": named(visit, "endpoints", number), "trafficSplit": traffic})
-    visit.call("UpdateEndpoint", endpoint=new, update_mask={"paths": ["traffic_split"]})
-    return Redirect(href(f"/endpoints/{number}"), "The traffic is split anew.")
+    given = [name.removeprefix("share.") for name in visit.form.fields if name.startswith("share.")]
+    shares = {deployed: traffic.percent(visit.form.get(f"share.{deployed}")) for deployed in given}
+    new = {"name": visit.name("endpoints", number), "trafficSplit": shares}
+    visit.call("UpdateEndpoint", endpoint=new, updateMask="trafficSplit")
+    return redirect(f"/endpoints/{number}", "The traffic is split anew.")
 
 
 @page("POST", "/endpoints/{number}/delete")
-def delete(visit: Visit, number: str) -> Redirect:
+def delete(visit: Visit, number: str) -> Answer:
     """Delete an endpoint without models."""
-    visit.call("DeleteEndpoint", name=named(visit, "endpoints", number))
-    return Redirect(href("/endpoints"), f"Endpoint {number} is deleted.")
+    visit.call("DeleteEndpoint", name=visit.name("endpoints", number))
+    return redirect("/endpoints", f"Endpoint {number} is deleted.")
 
 
 def _version(endpoint: Mapping[str, Any], answer: Mapping[str, Any]) -> str:
@@ -112,7 +103,7 @@ def _numbers(value: Any) -> Iterator[float]:
 
 
 def _view(visit: Visit, number: str, given: Mapping[str, str], asked: Asked) -> View:
-    endpoint = visit.call("GetEndpoint", name=named(visit, "endpoints", number))
+    endpoint = visit.call("GetEndpoint", name=visit.name("endpoints", number))
     shares = endpoint.get("trafficSplit", {})
     deployed = [{**each, "share": shares.get(each["id"], 0)} for each in endpoint.get("deployedModels", [])]
     found, sample = _signature(visit, endpoint)
@@ -123,7 +114,7 @@ def _view(visit: Visit, number: str, given: Mapping[str, str], asked: Asked) -> 
         "active": "endpoints", "endpoint": endpoint, "number": number, "deployed": deployed, "signature": found,
         "under_way": under_way, "failure": failure, "given": {name: given.get(name, "") for name in names}, "answer": asked.answer,
         "answered_by": asked.version, "chart": charts.bars(_shares(asked.answer)), "attribution": asked.attribution,
-        "explains": visit.console.has("Explain") and any(_explained(visit, each) for each in endpoint.get("deployedModels", [])),
+        "explains": any(_explained(visit, each) for each in endpoint.get("deployedModels", [])),
     })  # fmt: skip
 
 
@@ -145,15 +136,12 @@ def _model(visit: Visit, deployed: Mapping[str, Any]) -> dict[str, Any]:
 
 def _explained(visit: Visit, deployed: Mapping[str, Any]) -> bool:
     """Tell whether a deployed model can be explained."""
-    if "explanationSpec" in deployed:
-        return True
-    model = _model(visit, deployed)
-    return "explanationSpec" in model
+    return "explanationSpec" in deployed or "explanationSpec" in _model(visit, deployed)
 
 
 def _deployments(visit: Visit, endpoint: str) -> tuple[bool, str]:
     """Return whether a model is being deployed, and why the last deployment failed; "" if it did not."""
-    latest = visit.console.local.records.page("operations", visit.parent, _OPERATIONS).documents  # the newest first
+    latest = visit.local.records.page("operations", visit.parent, _OPERATIONS).documents  # the newest first
     operations = [each for each in latest if each.get("resource") == endpoint]
     last = operations[0] if operations else {}
     return any(not each["done"] for each in operations), last.get("error", {}).get("message", "")

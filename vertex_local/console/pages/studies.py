@@ -9,36 +9,33 @@ from typing import Any
 
 from ...job import job_file, times
 from ...job.schema import SpecError
-from ...local.job_record import is_over
 from ...serve import messages
 from .. import charts
-from ..app import View, Visit, href, page
+from ..app import Visit, href
 from ..text import number as short
-from .jobs import named, read_result
+from .job_pages import job_page
+from .jobs import read_result
 
-_KIND = "hyperparameterTuningJobs"
 _MOST_TRIALS = 12  # whose curves are drawn over one another
 
 
-@page("GET", f"/{_KIND}/{{number}}")
-def show(visit: Visit, number: str) -> View:
+@job_page("hyperparameterTuningJobs", "study.html", "tuning job")
+def shown(visit: Visit, job: dict[str, Any], number: str) -> dict[str, Any]:
     """Show a tuning job."""
-    job = visit.call("GetHyperparameterTuningJob", name=named(visit, _KIND, number))
     trials, study = job.get("trials", []), job["studySpec"]
     metrics = [metric["metricId"] for metric in study["metrics"]]
     signs = [1 if metric.get("goal") == "MINIMIZE" else -1 for metric in study["metrics"]]
     ranked = sorted(trials, key=lambda trial: (_values(trial).get(metrics[0]) is None, signs[0] * _values(trial).get(metrics[0], 0.0)))
     best = {ranked[0]["id"]} if ranked and metrics[0] in _values(ranked[0]) and len(metrics) == 1 else set()
     parameters = list(dict.fromkeys(each["parameterId"] for trial in trials for each in trial.get("parameters", [])))
-    jobs = visit.console.local.state / "jobs"
-    return View("study.html", {
-        "active": _KIND, "job": {"parallelTrialCount": 1, **job}, "number": number, "over": is_over(job),
+    jobs = visit.local.state / "jobs"
+    return {
         "done": sum("endTime" in trial for trial in trials), "metrics": metrics, "parameters": parameters,
         "goal": ", ".join(f"{metric.get('goal', '').lower()} {metric['metricId']}" for metric in study["metrics"]),
         "trials": [_row(trial, metrics, parameters, best, jobs, number) for trial in ranked],
         "charts": list(_charts(job, metrics, parameters, best)), "curves": _curves(visit, jobs, number, ranked),
         "spec": {"studySpec": study, "trialJobSpec": job["trialJobSpec"]},
-    })  # fmt: skip
+    }  # fmt: skip
 
 
 def _values(trial: Mapping[str, Any]) -> dict[str, float]:

@@ -5,23 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from ...local.job_record import is_over, plain_state
-from ..app import View, Visit, href, page
+from ..app import Visit, href
 from ..text import last_part
-from .jobs import named
+from .job_pages import job_page
 
-_KIND = "trainingPipelines"
 _BACKING = {"backingCustomJob": "customJobs", "backingHyperparameterTuningJob": "hyperparameterTuningJobs"}
 
 
-@page("GET", f"/{_KIND}/{{number}}")
-def show(visit: Visit, number: str) -> View:
+@job_page("trainingPipelines", "pipeline.html", "pipeline", "job, model and files")
+def shown(visit: Visit, job: dict[str, Any], number: str) -> dict[str, Any]:
     """Show a training pipeline."""
-    job = visit.call("GetTrainingPipeline", name=named(visit, _KIND, number))
     spec = {key: value for key, value in job.items() if key in ("inputDataConfig", "trainingTaskDefinition", "trainingTaskInputs")}
-    return View("pipeline.html", {
-        "active": _KIND, "job": job, "number": number, "over": is_over(job),
-        "steps": list(_steps(visit, job)), "spec": spec,
-    })  # fmt: skip
+    return {"steps": list(_steps(visit, job)), "spec": spec}
 
 
 def _steps(visit: Visit, job: dict[str, Any]) -> Any:
@@ -34,7 +29,7 @@ def _steps(visit: Visit, job: dict[str, Any]) -> Any:
         yield {"title": "Export of the data set", "state": done, "what": dataset, "href": href(f"/datasets/{dataset}") if dataset else ""}
     if backing:
         kind, name = backing
-        record = visit.console.local.records.get(name) or {}
+        record = visit.local.records.get(name) or {}
         job_state = plain_state(record) or state
         yield {"title": "Training", "state": job_state, "what": last_part(name), "href": href(f"/{kind}/{last_part(name)}")}
     else:
