@@ -191,7 +191,8 @@ def test_logins_end():
 def test_lists_are_filtered_and_paged(service, browser, job):
     for i in range(60):
         name = f"{PARENT[4:]}/customJobs/9{i:03}"
-        service_record(service, name, {"displayName": f"made-{i}", "state": "JOB_STATE_FAILED", "createTime": f"2020-01-01T00:00:{i:02}Z"})
+        made = {"name": name, "displayName": f"made-{i}", "state": "JOB_STATE_FAILED", "createTime": f"2020-01-01T00:00:{i:02}Z"}
+        keep(service, "customJobs", {**made, "jobSpec": job_spec("pass")})
     first = browser.page("/customJobs")
     assert "made-59" in first and "made-5<" not in first
     older = html.unescape(re.search('rel="next" href="/console([^"]+)"', first)[1])
@@ -220,20 +221,9 @@ def test_pages_stay_in_the_project_that_they_show(service, browser):
     assert done["state"] in ("JOB_STATE_CANCELLING", "JOB_STATE_CANCELLED")
 
 
-def service_record(service: Service, name: str, document: dict) -> None:
-    """Put a record into the service's store, as an earlier start may have left it."""
-    from vertex_local.local.store import Store
-
-    store = Store(service.state)
-    spec = {"jobSpec": job_spec("pass")}
-    store.add(name, "customJobs", {"name": name, **spec, **document})
-    store.close()
-
-
 def test_a_study_tells_which_parameters_matter_over_the_ranges_that_they_may_take(service, browser):
     """The tuning report and the console work it out by one function; a metric of 0, which the API's JSON leaves out, counts."""
     from vertex_local.job import job_file
-    from vertex_local.local.store import Store
     from vertex_local.serve import messages
     from vertex_local.tuning import importance, study
 
@@ -253,9 +243,7 @@ def test_a_study_tells_which_parameters_matter_over_the_ranges_that_they_may_tak
         "trialJobSpec": job_spec("pass"), "maxTrialCount": 12,
         "studySpec": {"metrics": [{"metricId": "loss", "goal": "MINIMIZE"}], "parameters": ranges}, "trials": [trial(i) for i in range(12)],
     }  # fmt: skip
-    store = Store(service.state)
-    store.add(name, "hyperparameterTuningJobs", job)
-    store.close()
+    keep(service, "hyperparameterTuningJobs", job)
     text = browser.page("/hyperparameterTuningJobs/7001")
     shares = importance.of(study.of(job_file.of_message(messages.read(job, "HyperparameterTuningJob"), "job")), job["trials"])
     assert set(shares) == {"lr", "width"} and sum(shares.values()) == pytest.approx(1.0)
@@ -350,9 +338,55 @@ while not pathlib.Path({str(go)!r}).exists(): time.sleep(0.05)
     assert ">Cancel<" not in text and "step 40" not in text
 
 
+@pytest.mark.parametrize(
+    "kind, fields, shows",
+    [
+        ("trainingPipelines", {"trainingTaskInputs": {"a": 1}, "modelToUpload": {"displayName": "m"}}, ["Upload of the model", "a: 1"]),
+        ("pipelineJobs", {"runtimeConfig": {"parameterValues": {"lr": 0.5}}}, ["Run again", "<dt>lr</dt>"]),
+        ("batchPredictionJobs", {"model": "models/7", "outputInfo": {"gcsOutputDirectory": "gs://a-bucket/out"}}, ["gs://a-bucket/out"]),
+    ],
+)
+def test_every_kind_of_job_has_a_page_and_its_record_can_be_deleted(service, browser, kind, fields, shows):
+    from vertex_local.local.job_record import prefix
+
+    name, error = f"{PARENT.removeprefix('/v1/')}/{kind}/8001", {"code": 3, "message": f"went wrong {EVIL}"}
+    keep(service, kind, {"name": name, "displayName": "j", "state": f"{prefix(kind)}FAILED", "error": error, **fields})
+    text = browser.page(f"/{kind}/8001")
+    assert all(each in text for each in (*shows, "FAILED:", "went wrong &lt;script", "Delete the record")), text
+    assert browser.post(f"/{kind}/8001/delete").startswith(f"/console/{kind}?said=The+record+of+")
+    browser.page(f"/{kind}/8001", 404)
+
+
+def keep(service: Service, kind: str, document: dict) -> None:
+    """Put a record into the service's store."""
+    from vertex_local.local.store import Store
+
+    store = Store(service.state)
+    store.add(document["name"], kind, {"createTime": "2026-01-01T00:00:00Z", **document})
+    store.close()
+
+
+def test_what_was_imported_into_a_data_set_is_shown(service, browser):
+    item = {"textContent": "a", "classificationAnnotation": {"displayName": "b"}}
+    made = write_object(service, "text-bucket/titles.jsonl", json.dumps(item))
+    schemas = "gs://google-cloud-aiplatform/schema/dataset"
+    text = {"displayName": "titles", "metadataSchemaUri": f"{schemas}/metadata/text_1.0.0.yaml"}
+    name = service.operation(service.call("POST", "/datasets", text))["response"]["name"].rpartition("/")[2]
+    form = f"{schemas}/ioformat/text_classification_single_label_io_format_1.0.0.yaml"
+    body = {"importConfigs": [{"gcsSource": {"uris": [made]}, "importSchemaUri": form}]}
+    assert "error" not in service.operation(service.call("POST", f"/datasets/{name}:import", body))
+    assert f">{made}</a>" in browser.page(f"/datasets/{name}")
+
+
+def test_the_page_of_an_error_stays_in_the_project(browser):
+    text = browser.page("/customJobs/404404?parent=projects%2Fother%2Flocations%2Feurope-west4", 404)
+    assert "other · europe-west4" in text
+
+
 def test_errors_are_pages(browser):
     assert "NOT_FOUND" in browser.page("/customJobs/404404", 404)
     assert "no page" in browser.page("/nonsense", 404)
+    assert "takes 0 to 100 percent" in browser.post("/endpoints/1/traffic", 400, **{"share.1": "9" * 5000})
 
 
 def test_a_folder_with_a_link_to_nothing_is_shown(service, browser):
@@ -462,6 +496,27 @@ def test_curves_of_a_run_that_goes_on(tmp_path):
 
 
 def test_a_signature_is_read_without_tensorflow(tmp_path):
+    from tensorboard.compat.proto import meta_graph_pb2, types_pb2
+
     assert saved_models.signature(tmp_path) is None
-    (tmp_path / "saved_model.pb").write_bytes(b"\x08\x01\x12\xff\xff")
+    path = tmp_path / "saved_model.pb"
+    path.write_bytes(b"\x08\x01\x12\xff\xff")
     assert saved_models.signature(tmp_path) is None
+    graph = meta_graph_pb2.MetaGraphDef()
+    signature = graph.signature_def["serving_default"]
+    for name, kind, shape in (("x", types_pb2.DT_FLOAT, (-1, 3)), ("image_bytes", types_pb2.DT_STRING, (-1,))):
+        signature.inputs[name].dtype = kind
+        for size in shape:
+            signature.inputs[name].tensor_shape.dim.add(size=size)
+    signature.outputs["y"].dtype = types_pb2.DT_FLOAT8_E5M2
+    content = graph.SerializeToString()
+    length = bytes([len(content) & 0x7F | 0x80, len(content) >> 7])  # a varint of two bytes
+    path.write_bytes(b"\x08\x01\x12" + length + content)
+    found = saved_models.signature(tmp_path)
+    assert [(each.name, str(each), each.is_file) for each in found.inputs] == [
+        ("image_bytes", "string [any]", True), ("x", "float32 [any, 3]", False),
+    ]  # fmt: skip
+    assert [str(each) for each in found.outputs] == ["float8_e5m2 []"]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "saved_model.pb").write_bytes(b"\x08\x01")
+    assert saved_models.signature(tmp_path / "other") is None, "there is no graph in it"

@@ -11,8 +11,8 @@ from pathlib import Path
 
 LINES = 400  # on one page
 _LONGEST = 4000  # letters of a line that are shown
-_BLOCK = 1 << 16
-_MOST = 4 << 20  # bytes in which a page's lines are looked for: a bar of progress may write more without one end of a line
+_MOST_PAGES = 1 << 18  # bytes that hold the lines of most pages
+_WINDOW = 4 << 20  # bytes in which they are looked for at all: a bar of progress may write more without one end of a line
 _SEARCHED = 1 << 30  # bytes that one request looks through
 _SEARCH_BLOCK = 4 << 20
 SEVERITIES = ("ERROR", "CRITICAL", "WARNING")
@@ -42,44 +42,40 @@ def before(path: Path, end: int | None = None) -> Part:
     """Return the lines before a place, by default the log's last ones."""
     size = _size(path)
     end = size if end is None else min(end, size)
-    if not size:
-        return Part([], 0, 0, 0)
-    blocks, at, found = [], end, 0
-    with open(path, "rb") as file:
-        while at > 0 and found <= LINES and end - at < _MOST:
-            step = min(_BLOCK, at)
-            at -= step
-            file.seek(at)
-            blocks.append(file.read(step))
-            found += blocks[-1].count(b"\n")
-    lines = b"".join(reversed(blocks)).splitlines(keepends=True)
-    dropped = max(0, len(lines) - LINES) or (1 if at > 0 and len(lines) > 1 else 0)
+    for window in (_MOST_PAGES, _WINDOW):
+        at = max(0, end - window)
+        lines = _lines(path, at, end)
+        if len(lines) > LINES:
+            break
+    dropped = max(len(lines) - LINES, int(at > 0 and len(lines) > 1))  # the first is perhaps only the end of one
     begin = at + sum(map(len, lines[:dropped]))
     return Part(_shown(lines[dropped:], begin), begin, end, size)
 
 
 def behind(path: Path, begin: int) -> Part:
-    """Return whole lines from a place on, which is the beginning of one."""
+    """Return the lines from a place on, which is the beginning of one."""
     size = _size(path)
     begin = min(begin, size)
-    if not size:
-        return Part([], 0, 0, 0)
+    lines = _lines(path, begin, min(begin + _WINDOW, size))
+    if begin + _WINDOW < size and len(lines) > 1:  # the last is perhaps only the beginning of one
+        lines.pop()
+    shown = lines[:LINES]
+    return Part(_shown(shown, begin), begin, begin + sum(map(len, shown)), size)
+
+
+def _lines(path: Path, begin: int, end: int) -> list[bytes]:
+    """Return what lies between two places as lines with their ends; nothing where there is no log."""
+    if begin == end:
+        return []
     with open(path, "rb") as file:
         file.seek(begin)
-        lines = []
-        for _ in range(LINES):
-            line = file.readline(1 << 20)
-            if not line:
-                break
-            lines.append(line)
-    end = begin + sum(map(len, lines))
-    return Part(_shown(lines, begin), begin, end, size)
+        return file.read(end - begin).splitlines(keepends=True)
 
 
 def search(path: Path, text: str, begin: int = 0) -> Part:
     """Return the lines with `text`, in capitals or not, from a place on: at most `LINES`, of at most `_SEARCHED` bytes."""
     size = _size(path)
-    if not size or begin >= size:
+    if begin >= size:
         return Part([], begin, begin, size)
     found, at, last = [], begin, min(size, begin + _SEARCHED)
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
