@@ -438,6 +438,9 @@ def test_a_log_however_long_is_read_in_parts(tmp_path):
         places.append(part.begin)
         part = log_view.before(path, part.begin)
     assert len(places) == 2 and log_view.before(path).lines[0].text.startswith("xxx")
+    path.write_bytes(b"found " + b"x" * (9 << 20) + b"\nfound\n")
+    found = log_view.search(path, "Found")
+    assert [line.at for line in found.lines] == [0, 7 + (9 << 20)] and found.end == found.size, "what follows a long line is searched"
     path.write_bytes(b"step 1\rstep 2\r" * 1000)
     assert len(log_view.before(path).lines) == log_view.LINES
     assert log_view.before(tmp_path / "none").lines == [] and log_view.search(tmp_path / "none", "x").lines == []

@@ -82,14 +82,14 @@ def _message_class() -> type[Message]:
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("vertex_local.SavedModel"))
 
 
-def sample(folder: Path) -> dict[str, str]:
+def sample(folder: Path, signature: Signature) -> dict[str, str]:
     """Return an instance that the exporter left with the model, as a form's fields by input; nothing where it left none."""
     try:
         with open(folder / SAMPLES, encoding="utf-8") as file:
             instance = json.loads(file.readline())["instance"]
     except (OSError, ValueError, KeyError, TypeError):
         return {}
-    found = instance if isinstance(instance, dict) and "b64" not in instance else {"": instance}
+    found = instance if isinstance(instance, dict) and "b64" not in instance else {each.name: instance for each in signature.inputs[:1]}
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in found.items() if not isinstance(value, dict)}
 
 

@@ -4,47 +4,42 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ...serve.rest import Answer, ApiError
 from .. import charts, saved_models, traffic
 from ..app import View, Visit, page, redirect
+from ..text import last_part
 from .models import artifacts
 
 _BARS = 20  # shares of an answer that are drawn
 _OPERATIONS = 200  # the latest ones, among which deployments are looked for: the page is made anew every few seconds
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What the model said to the form: its answer, which version it was, and what the answer rests on."""
-
-    answer: Any = None
-    version: str = ""
-    attribution: Mapping[str, Any] = field(default_factory=dict)
-
-
 @page("GET", "/endpoints/{number}")
 def show(visit: Visit, number: str) -> View:
     """Show an endpoint."""
-    return _view(visit, number, {}, Asked())
+    return _view(visit, visit.call("GetEndpoint", name=visit.name("endpoints", number)))
 
 
 @page("POST", "/endpoints/{number}")
 def predict(visit: Visit, number: str) -> View:
     """Ask the model for one prediction and show it, with what it rests on where the form asks for that."""
     endpoint = visit.call("GetEndpoint", name=visit.name("endpoints", number))
-    found, _ = _signature(visit, endpoint)
-    if found is None:
+    deployed = _deployed(visit, endpoint)
+    signature, _ = _signature(visit, deployed)
+    if signature is None:
         raise ApiError("FAILED_PRECONDITION", "no model with a signature is deployed here: deploy one first.")
-    instance = {tensor.name: _value(visit, tensor) for tensor in found.inputs}
+    instance = {tensor.name: _value(visit, tensor) for tensor in signature.inputs}
     content = next(iter(instance.values())) if len(instance) == 1 else instance
     rpc = "Explain" if visit.form.get("explain") else "Predict"
-    answer = visit.call(rpc, endpoint=endpoint["name"], instances=[content])
-    given = {tensor.name: visit.form.fields.get(f"input.{tensor.name}", "") for tensor in found.inputs}
-    return _view(visit, number, given, Asked(answer["predictions"][0], _version(endpoint, answer), _attribution(answer)))
+    said = visit.call(rpc, endpoint=endpoint["name"], instances=[content])
+    answer, version = said["predictions"][0], {each["id"]: each["modelVersionId"] for each in deployed}[said["deployedModelId"]]
+    return _view(
+        visit, endpoint, answer=answer, answered_by=version, chart=charts.bars(_shares(answer)), attribution=_attribution(said),
+        given={tensor.name: visit.form.fields.get(f"input.{tensor.name}", "") for tensor in signature.inputs},
+    )  # fmt: skip
 
 
 @page("POST", "/endpoints/{number}/undeploy")
@@ -75,11 +70,6 @@ def delete(visit: Visit, number: str) -> Answer:
     return redirect("/endpoints", f"Endpoint {number} is deleted.")
 
 
-def _version(endpoint: Mapping[str, Any], answer: Mapping[str, Any]) -> str:
-    deployed = {each["id"]: each for each in endpoint.get("deployedModels", [])}
-    return deployed.get(answer.get("deployedModelId", ""), {}).get("modelVersionId", "")
-
-
 def _attribution(answer: Mapping[str, Any]) -> dict[str, Any]:
     """Return the first attribution of an explained answer: its figures, and `shares` of the inputs, the largest first."""
     explanations = answer.get("explanations") or [{}]
@@ -102,41 +92,35 @@ def _numbers(value: Any) -> Iterator[float]:
         yield float(value)
 
 
-def _view(visit: Visit, number: str, given: Mapping[str, str], asked: Asked) -> View:
-    endpoint = visit.call("GetEndpoint", name=visit.name("endpoints", number))
-    shares = endpoint.get("trafficSplit", {})
-    deployed = [{**each, "share": shares.get(each["id"], 0)} for each in endpoint.get("deployedModels", [])]
-    found, sample = _signature(visit, endpoint)
+def _view(visit: Visit, endpoint: Mapping[str, Any], **asked: Any) -> View:
+    """Show an endpoint, and what the model has been asked and has said, if anything."""
+    deployed = _deployed(visit, endpoint)
+    signature, sample = _signature(visit, deployed)
     under_way, failure = _deployments(visit, endpoint["name"])
-    names = [tensor.name for tensor in found.inputs] if found else []
-    given = given or {name: sample.get(name, sample.get("", "")) for name in names}
     return View("endpoint.html", {
-        "active": "endpoints", "endpoint": endpoint, "number": number, "deployed": deployed, "signature": found,
-        "under_way": under_way, "failure": failure, "given": {name: given.get(name, "") for name in names}, "answer": asked.answer,
-        "answered_by": asked.version, "chart": charts.bars(_shares(asked.answer)), "attribution": asked.attribution,
-        "explains": any(_explained(visit, each) for each in endpoint.get("deployedModels", [])),
+        "active": "endpoints", "endpoint": endpoint, "number": last_part(endpoint["name"]), "deployed": deployed, "signature": signature,
+        "under_way": under_way, "failure": failure, "given": sample,
+        "explains": any("explanationSpec" in each or "explanationSpec" in each["version"] for each in deployed), **asked,
     })  # fmt: skip
 
 
-def _signature(visit: Visit, endpoint: Mapping[str, Any]) -> tuple[saved_models.Signature | None, dict[str, str]]:
-    """Return the signature of the model that gets most of the traffic, and an instance to begin with."""
+def _deployed(visit: Visit, endpoint: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what is deployed, each with its `share` of the traffic and the `version` of the model that it is."""
     shares = endpoint.get("trafficSplit", {})
-    for each in sorted(endpoint.get("deployedModels", []), key=lambda each: -shares.get(each["id"], 0)):
-        model = _model(visit, each)
-        folder = artifacts(visit, model)
+    return [
+        {**each, "share": shares.get(each["id"], 0),
+         "version": visit.call("GetModel", name=f"{each['model'].partition('@')[0]}@{each['modelVersionId']}")}
+        for each in endpoint.get("deployedModels", [])
+    ]  # fmt: skip
+
+
+def _signature(visit: Visit, deployed: Sequence[Mapping[str, Any]]) -> tuple[saved_models.Signature | None, dict[str, str]]:
+    """Return the signature of the model that gets most of the traffic, and an instance to begin with, as a form's fields."""
+    for each in sorted(deployed, key=lambda each: -each["share"]):
+        folder = artifacts(visit, each["version"])
         if folder and (found := saved_models.signature(folder)):
-            return found, saved_models.sample(folder)
+            return found, saved_models.sample(folder, found)
     return None, {}
-
-
-def _model(visit: Visit, deployed: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the version that is deployed."""
-    return visit.call("GetModel", name=f"{deployed['model'].partition('@')[0]}@{deployed['modelVersionId']}")
-
-
-def _explained(visit: Visit, deployed: Mapping[str, Any]) -> bool:
-    """Tell whether a deployed model can be explained."""
-    return "explanationSpec" in deployed or "explanationSpec" in _model(visit, deployed)
 
 
 def _deployments(visit: Visit, endpoint: str) -> tuple[bool, str]:
@@ -168,7 +152,7 @@ def _value(visit: Visit, tensor: saved_models.Tensor) -> Any:
 def _parsed(text: str, name: str, kind: Any, what: str) -> Any:
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, kind) or (kind == (int, float) and isinstance(found, bool)):
         raise ApiError("INVALID_ARGUMENT", f"{name}: takes {what}; got {text[:80]!r}.", name)
