@@ -251,6 +251,16 @@ def test_a_study_tells_which_parameters_matter_over_the_ranges_that_they_may_tak
     assert all(f"{share:.6g}" in chart for share in shares.values()), shares
     best = re.search(r'<tr class="best">.*?</tr>', text, re.DOTALL)
     assert best and ">0<" in best[0], "the trial whose loss is 0 is the best one"
+    safe = {"metricId": "latency", "goal": "MINIMIZE", "safetyConfig": {"safetyThreshold": 5}}
+    for i, each in enumerate(job["trials"]):
+        each["finalMeasurement"]["metrics"].append({"metricId": "latency", "value": 9.0 if i == 3 else 1.0})
+    spec = {**job["studySpec"], "metrics": [safe, *job["studySpec"]["metrics"]]}
+    keep(service, "hyperparameterTuningJobs", {**job, "name": name.replace("7001", "7002"), "studySpec": spec})
+    text = browser.page("/hyperparameterTuningJobs/7002")
+    best = re.findall(r'<tr class="best"><td>(\d+)', text)
+    assert best == ["3"] and "History of loss" in text, "what is optimised counts, and what keeps below the threshold"
+    keep(service, "hyperparameterTuningJobs", {**job, "name": name.replace("7001", "7003"), "studySpec": {**spec, "parameters": []}})
+    assert "Create the job again" in browser.page("/hyperparameterTuningJobs/7003", 400)
     few = importance.of(study.of(job_file.of_message(messages.read(job, "HyperparameterTuningJob"), "job")), job["trials"][:3])
     assert few == {}
 
@@ -316,6 +326,7 @@ def test_it_follows_a_job_that_runs(service, browser, tmp_path):
     source = f"""
 import json, os, pathlib, time
 with open(os.environ["TRAINER_EVENTS"], "a") as events:
+    events.write("7\\nno event\\n")
     events.write(json.dumps({{"time": 1.0, "phase": "step", "step": 40, "total_steps": 200, "examples_per_second": 1234,
         "limited_by": "input", "waiting_for_rows": 0.61, "share_of_peak": 0.39, "peak_examples_per_second": 3164}}) + "\\n")
 print("up", os.getpid(), flush=True)
