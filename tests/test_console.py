@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import re
 import urllib.parse
 
@@ -403,8 +404,11 @@ def test_errors_are_pages(browser):
 def test_a_folder_with_a_link_to_nothing_is_shown(service, browser):
     write_object(service, "odd-bucket/file", "x")
     (service.state / "buckets" / "odd-bucket" / "gone").symlink_to("nowhere")
+    (service.state / "buckets" / "odd-bucket" / os.fsdecode(b"caf\xe9.bin")).touch()
     text = browser.page("/files/odd-bucket")
-    assert ">file<" in text and ">gone<" not in text
+    assert ">file<" in text and ">gone<" not in text and 'href="/console/files/odd-bucket/caf%E9.bin"' in text
+    browser.page(f"/files/odd-bucket/{'x' * 300}", 404)
+    browser.page(f"/logs/{'1' * 300}/workerpool0-0", 404)
 
 
 def test_attributions_of_any_shape_are_bars():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import pkgutil
 import urllib.parse
 from collections.abc import Callable, Mapping
@@ -108,7 +109,7 @@ _looked_at: ContextVar[str] = ContextVar("parent", default="")  # the project an
 def href(path: str, **query: Any) -> str:
     """Return the address of a page with parameters, of the project and region that are looked at; empty ones are left out."""
     given = {name: value for name, value in {"parent": _looked_at.get(), **query}.items() if value not in (None, "")}
-    return f"{BASE}{urllib.parse.quote(path)}{'?' * bool(given)}{urllib.parse.urlencode(given)}"
+    return f"{BASE}{urllib.parse.quote(os.fsencode(path))}{'?' * bool(given)}{urllib.parse.urlencode(given)}"
 
 
 def redirect(path: str, said: str = "", **query: Any) -> Answer:
@@ -211,7 +212,7 @@ class Console:
         given = {"session": session, "parent": self.parent, "visit": None, "said": "", **context}
         given["parts"] = self._templates.get_template("parts.html").make_module(given)  # macros that see what the page sees
         page = self._templates.get_template(template).render(given)
-        return Answer(code, page.encode(), {**HEADERS, "Content-Type": "text/html; charset=utf-8"})
+        return Answer(code, page.encode(errors="replace"), {**HEADERS, "Content-Type": "text/html; charset=utf-8"})
 
 
 def _see_other(address: str) -> Answer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 from ...local.job_record import is_over
@@ -16,7 +17,7 @@ def show(visit: Visit, number: str, replica: str) -> View:
     """Show a part of a log."""
     jobs = visit.local.state / "jobs"
     path = jobs / number / "logs" / f"{replica}.log"
-    if not re.fullmatch(r"[\w.-]+", number) or not re.fullmatch(r"[\w.-]+", replica) or not path.is_file():
+    if not re.fullmatch(r"[\w.-]+", number) or not re.fullmatch(r"[\w.-]+", replica) or not os.path.isfile(path):
         raise ApiError("NOT_FOUND", f"job {number[:80]} has no log of {replica[:80]}.")
     wanted = visit.query.get("search", "").strip()
     before, behind = _place(visit, "before"), _place(visit, "behind")
