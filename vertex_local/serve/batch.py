@@ -50,14 +50,6 @@ class Counts:
         return {"completionStats": stats, "partialFailures": [status(text) for text in self.failures]}
 
 
-@dataclass(frozen=True)
-class Source:
-    """A file or a table: its URI, and what reads its instances, which raises Unreadable where the rest cannot be read."""
-
-    uri: str
-    read: Callable[[], Iterator[Instance]]
-
-
 class Output(AbstractContextManager, Protocol):
     """Where answers and errors go; what it got is there once it is left, however that happens."""
 
@@ -73,12 +65,13 @@ class Batch:
     """What a job asks.
 
     Attributes:
+        sources: the instances of each file or table; one raises Unreadable where the rest of it cannot be read.
         ask: returns the predictions of instances; ones that do not fit the model are an ApiError INVALID_ARGUMENT.
         say: takes a line for the job's log.
         note: takes how far it has come.
     """
 
-    sources: Sequence[Source]
+    sources: Sequence[Iterator[Instance]]
     config: Config
     size: int
     ask: Callable[[list[Any]], list[Any]]
@@ -111,14 +104,13 @@ class Batch:
         self.say(f"{counts.succeeded:,} predicted, {counts.failed:,} failed in {seconds:.1f} s ({pace:,.0f}/s)")
         return counts
 
-    def _instances(self, source: Source, counts: Counts) -> Iterator[Instance]:
+    def _instances(self, source: Iterator[Instance], counts: Counts) -> Iterator[Instance]:
         """Yield a source's instances; the part of it that cannot be read is a failure of its own."""
         try:
-            yield from source.read()
-        except (Unreadable, OSError) as error:
-            text = str(error) if isinstance(error, Unreadable) else f"{source.uri}: cannot be read: {error.strerror}"
-            counts.fail(f"{text}; what follows in it is left out.")
-            self.say(f"error: {text}")
+            yield from source
+        except Unreadable as error:
+            counts.fail(f"{error}; what follows in it is left out.")
+            self.say(f"error: {error}")
 
     def _one(self, some: Sequence[Instance], out: Output, counts: Counts) -> None:
         """Predict one batch and write what comes of it, in the order of the instances."""
@@ -192,10 +184,9 @@ def files(uris: Iterable[str], root: Path) -> dict[str, Path]:
     return found
 
 
-def sources(found: Mapping[str, Path], form: str, root: Path) -> list[Source]:
+def sources(found: Mapping[str, Path], form: str, root: Path) -> list[Iterator[Instance]]:
     """Return files as sources; `form` is one of `instances.FORMATS`."""
-    resolve = partial(buckets.to_path, root=root)
-    return [Source(uri, partial(read, path, uri, form, resolve)) for uri, path in found.items()]
+    return [read(path, uri, form, partial(buckets.to_path, root=root)) for uri, path in found.items()]
 
 
 def _batches(instances: Iterator[Instance], size: int) -> Iterator[list[Instance]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from ..local import job_record
 from ..local.jobs import stop_asked
 from . import batch, batch_tables, jobs, lists, messages, models, runs
 from .executor import Stopped
-from .instances import FORMATS, TYPES, Config
+from .instances import FORMATS, TYPES, Config, Instance
 from .local import Local
 from .rest import ApiError
 
@@ -70,15 +70,7 @@ def _checked(local: Local, parent: str, job: Message) -> dict[str, Any]:
     jobs.check_name(job)
     messages.unsupported(job, _UNSUPPORTED)
     messages.required(job, "model")
-    messages.unsupported(job.input_config, ("vertex_multimodal_dataset_source",), where="inputConfig.")
-    messages.unsupported(job.output_config, ("vertex_multimodal_dataset_destination",), where="outputConfig.")
-    messages.required(job, "input_config.instances_format", "output_config.predictions_format")
-    given, wanted = job.input_config.instances_format, job.output_config.predictions_format
-    _one_of(given, (*FORMATS, batch_tables.FORMAT), "inputConfig.instancesFormat")
-    _one_of(wanted, _WITH_FIELDS, "outputConfig.predictionsFormat")
-    source = "bigquery_source.input_uri" if given == batch_tables.FORMAT else "gcs_source.uris"
-    to = "bigquery_destination.output_uri" if wanted == batch_tables.FORMAT else "gcs_destination.output_uri_prefix"
-    messages.required(job, f"input_config.{source}", f"output_config.{to}")
+    _check_places(job)
     _check_instances(job)
     if messages.plain(job.model_parameters):
         raise ApiError("UNIMPLEMENTED", "modelParameters are not supported: the exported model takes none.", "modelParameters")
@@ -91,6 +83,19 @@ def _checked(local: Local, parent: str, job: Message) -> dict[str, Any]:
         batch.files(job.input_config.gcs_source.uris, local.buckets)
     _output(local, job, model, table, times.now())
     return model
+
+
+def _check_places(job: Message) -> None:
+    """Check in which form instances come and predictions go, and that the place of either is given."""
+    messages.unsupported(job.input_config, ("vertex_multimodal_dataset_source",), where="inputConfig.")
+    messages.unsupported(job.output_config, ("vertex_multimodal_dataset_destination",), where="outputConfig.")
+    messages.required(job, "input_config.instances_format", "output_config.predictions_format")
+    given, wanted = job.input_config.instances_format, job.output_config.predictions_format
+    _one_of(given, (*FORMATS, batch_tables.FORMAT), "inputConfig.instancesFormat")
+    _one_of(wanted, _WITH_FIELDS, "outputConfig.predictionsFormat")
+    source = "bigquery_source.input_uri" if given == batch_tables.FORMAT else "gcs_source.uris"
+    to = "bigquery_destination.output_uri" if wanted == batch_tables.FORMAT else "gcs_destination.output_uri_prefix"
+    messages.required(job, f"input_config.{source}", f"output_config.{to}")
 
 
 def _table(job: Message) -> batch_tables.Table | None:
@@ -158,31 +163,27 @@ class _Run:
         """Predict everything; the job has failed if nothing could be predicted."""
         job_record.running(self._local.records, self._name)
         table = _table(self._job)
-        sources = self._files() if table is None else [batch.Source(table.uri, table.instances)]
+        sources = self._files() if table is None else [table.instances()]
         output, about = _output(self._local, self._job, self._model, table, self._local.known(self._name)["createTime"])
         self._update(outputInfo=about)
         if table is not None:
             self._log.say(table.about)
+        size = self._job.manual_batch_tuning_parameters.batch_size or batch.BATCH
         with self._process(cancel) as ask:
-            counts = self._batch(sources, ask).run(output, cancel)
+            asked = batch.Batch(sources, _config(self._job), size, ask, self._log.say, lambda counts: self._update(**counts.as_fields()))
+            counts = asked.run(output, cancel)
         if counts.succeeded or not counts.failures:
             return "SUCCEEDED", None
         text = f"nothing was predicted: {counts.failed:,} instance(s) failed; the first: {counts.failures[0]}"
         return "FAILED", {"code": 3, "message": text}
 
-    def _files(self) -> list[batch.Source]:
+    def _files(self) -> list[Iterator[Instance]]:
         given, form = self._job.input_config.gcs_source.uris, self._job.input_config.instances_format
         found = batch.files(given, self._local.buckets)
         self._log.say(f"{len(found)} file(s), {sum(path.stat().st_size for path in found.values()):,} bytes")
         if form == "csv" and self._job.instance_config.instance_type == "object":
             self._log.say("note: Vertex AI sends rows of csv as arrays, whatever instanceType says; jsonl has objects there, too.")
         return batch.sources(found, form, self._local.buckets)
-
-    def _batch(self, sources: Sequence[batch.Source], ask: Any) -> batch.Batch:
-        return batch.Batch(
-            sources, _config(self._job), self._job.manual_batch_tuning_parameters.batch_size or batch.BATCH, ask, self._log.say,
-            lambda counts: self._update(**counts.as_fields()),
-        )  # fmt: skip
 
     def _update(self, **fields: Any) -> None:
         job_record.update(self._local.records, self._name, lambda document: document.update(fields))

@@ -91,20 +91,25 @@ def read(path: Path, uri: str, form: str, resolve: Callable[[str], str]) -> Iter
 
     Raises:
         Unreadable: the rest of the file cannot be read.
-        OSError: the file cannot be opened.
     """
-    if form.startswith("tf-record"):
-        with gzip.open(path, "rb") if form == "tf-record-gzip" else open(path, "rb") as file:
-            yield from _records(file, uri)
-        return
-    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:  # bad bytes are reported line by line
-        if form == "csv":
-            yield from _rows(file, uri)
+    try:
+        if form.startswith("tf-record"):
+            with gzip.open(path, "rb") if form == "tf-record-gzip" else open(path, "rb") as file:
+                yield from _records(file, uri)
             return
-        content_of = _json if form == "jsonl" else partial(_file, resolve)
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield _instance(line, f"{uri}:{number}", content_of)
+        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:  # bad bytes are reported line by line
+            if form == "csv":
+                yield from _rows(text, uri)
+            else:
+                yield from _lines(text, uri, _json if form == "jsonl" else partial(_file, resolve))
+    except OSError as error:
+        raise Unreadable(f"{uri}: cannot be read: {error.strerror or error}") from None
+
+
+def _lines(file: IO[str], uri: str, content_of: Callable[[str], tuple[Any, int]]) -> Iterator[Instance]:
+    for number, line in enumerate(file, 1):
+        if line.strip():
+            yield _instance(line, f"{uri}:{number}", content_of)
 
 
 def _instance(text: str, where: str, content_of: Callable[[str], tuple[Any, int]]) -> Instance:
