@@ -40,6 +40,8 @@ for line in sys.stdin:
     instances = json.loads(line)["instances"]
     if "never" in instances:
         time.sleep(300)
+    if "dies" in instances:
+        sys.exit()
     if "one" in instances:
         del instances[1:]
     print(json.dumps({{"predictions": instances}}), flush=True)
@@ -334,6 +336,13 @@ def test_requests_that_wait_for_a_model_that_hangs_are_answered(house, endpoint,
 def test_a_model_that_gives_one_prediction_for_several_instances_is_told(house, endpoint):
     house.done(deploy(house, endpoint, "1", n0=100))
     assert "gives 1 predictions for 2 instances" in refused(lambda: ask(house, endpoint, "one", "two"), "FAILED_PRECONDITION")
+
+
+def test_a_models_process_is_not_blamed_for_what_an_earlier_one_said(house, endpoint):
+    house.done(deploy(house, endpoint, "1", n0=100))
+    (log,) = (house.local.state / "models").glob("*.log")
+    log.write_text("error: the disk was full, long ago\n")
+    assert "the model's process ended: it said nothing" in refused(lambda: ask(house, endpoint, "dies"), "FAILED_PRECONDITION")
 
 
 def test_a_model_that_reads_no_requests_is_started_again(house, endpoint, monkeypatch):

@@ -19,7 +19,7 @@ MOST_WAITING = 10  # requests that may wait for one process; each of them holds 
 
 
 class Predictors:
-    """The processes of deployed models, by a key that the caller chooses; one that has ended starts again at the next request."""
+    """The processes of deployed models, by the name of the resource; one that has ended starts again at the next request."""
 
     def __init__(self, python: str | None, logs: Path):
         self.python, self.logs = python or sys.executable, logs
@@ -34,7 +34,8 @@ class Predictors:
         with self._lock:
             worker = self._workers.get(key)
             if worker is None or worker.ended:
-                worker = self._workers[key] = _Worker(self.python, model, self.logs / f"{key.rpartition('/')[2]}.log")
+                name = "-".join(key.split("/")[-3::2])  # of endpoint and deployed model: ids of the latter may be chosen
+                worker = self._workers[key] = _Worker(self.python, model, self.logs / f"{name}.log")
         return worker
 
     def ask(self, key: str, model: str, instances: list[Any]) -> list[Any]:
@@ -97,6 +98,7 @@ class _Worker:
         self._answers = self._channel.makefile("rb")
         end = theirs.fileno()
         with theirs, open(log, "ab") as errors:
+            self._begin = errors.tell()  # what stands before it was said by an earlier process
             self.process = subprocess.Popen(command, env=env, stdin=end, stdout=end, stderr=errors, start_new_session=True)
 
     @property
@@ -132,7 +134,7 @@ class _Worker:
             raise ApiError("UNAVAILABLE", f"the model did not answer within {patience:g} s; see {self.log}.") from None
         except (OSError, ValueError):  # the channel broke or ended, or the answer is not JSON
             self._end()
-            lines = self.log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
+            lines = self.log.read_bytes()[self._begin :].decode(errors="replace").strip().splitlines() or ["it said nothing"]
             raise _Ended("FAILED_PRECONDITION", f"the model's process ended: {lines[-1].removeprefix('error: ')}") from None
 
     def stop(self) -> None:
