@@ -179,6 +179,7 @@ def test_logins_end():
     session = logins.log_in(logins.new_token())
     cookie = f"{logins.cookie_name}={session.cookie}"
     assert logins.find(f"other=1; {cookie}") is session and logins.find("garbage;;=") is None
+    assert logins.find(f'of[another]="program"; {{"on": "this host"}}=1; {cookie}') is session
     now[0] += login.SESSION_SECONDS + 1
     assert logins.find(cookie) is None
     again = logins.log_in(logins.new_token())
@@ -469,6 +470,8 @@ def test_forms_are_read():
     )
     found = forms.read("multipart/form-data; boundary=x", body)
     assert found.fields == {"a": "one\ntwo"} and found.files == {"f": b"\x89PNG\r\n\xff"}
+    mail = body.replace(b"image/png", b"message/rfc822")
+    assert forms.read("multipart/form-data; boundary=x", mail).files == found.files, "a file is bytes, whatever is in it"
     for kind, content in (("text/plain", b""), (FORM, b"\xff"), ("multipart/form-data", b"--x"), ("multipart/form-data; boundary=x", b"")):
         with pytest.raises(ApiError):
             forms.read(kind, content)
