@@ -356,9 +356,14 @@ while not pathlib.Path({str(go)!r}).exists(): time.sleep(0.05)
     [
         ("trainingPipelines", {"trainingTaskInputs": {"a": 1}, "modelToUpload": {"displayName": "m"}}, ["Upload of the model", "a: 1"]),
         ("pipelineJobs", {"runtimeConfig": {"parameterValues": {"lr": 0.5}}}, ["Run again", "<dt>lr</dt>"]),
-        ("batchPredictionJobs", {"model": "models/7", "outputInfo": {"gcsOutputDirectory": "gs://a-bucket/out"}}, ["gs://a-bucket/out"]),
+        (
+            "batchPredictionJobs",
+            {"model": "p/models/7", "modelVersionId": "2", "inputConfig": {"gcsSource": {"uris": ["gs://a-b/in/x*"]}},
+             "outputInfo": {"gcsOutputDirectory": "gs://a-bucket/out"}, "completionStats": {"failedCount": "3"}},
+            ['files/a-bucket/out">gs://a-bucket/out</a>', 'files/a-b/in/">gs://a-b/in/x*</a>', 'models/7?version=2">7</a>', "<dd>3</dd>"],
+        ),
     ],
-)
+)  # fmt: skip
 def test_every_kind_of_job_has_a_page_and_its_record_can_be_deleted(service, browser, kind, fields, shows):
     from vertex_local.local.job_record import prefix
 

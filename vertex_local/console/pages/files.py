@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mimetypes
 import os
+import re
 import urllib.parse
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,11 @@ _SANDBOX = "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline
 
 
 def address(visit: Visit, path: str) -> str:
-    """Return the page of a file or folder in a bucket, given its path here or `gs://…`; "" if it lies in none."""
+    """Return the page of a file or folder in a bucket, given its path here or `gs://…`; "" if it lies in none.
+
+    Of a pattern such as `gs://bucket/data/*.csv` it is the page of the folder.
+    """
+    path = re.sub(r"[^/]*[*?\[].*", "", path)
     for start in (f"{visit.local.buckets}/", "gs://", "/gcs/"):
         if path.startswith(start):
             return href(f"/files/{path.removeprefix(start)}")
