@@ -396,6 +396,14 @@ def test_what_was_imported_into_a_data_set_is_shown(service, browser):
     assert f">{made}</a>" in browser.page(f"/datasets/{name}")
 
 
+def test_a_model_that_cannot_be_deployed_leaves_no_endpoint(service, browser):
+    uri = write_object(service, "own-bucket/model/saved_model.pb", "x").rpartition("/")[0]
+    own = {"displayName": "own", "artifactUri": uri, "containerSpec": {"imageUri": "host/own-server:1"}}
+    number = service.call("POST", "/models:upload", {"model": own})["response"]["model"].rpartition("/")[2]
+    assert "it cannot run" in browser.post(f"/models/{number}/deploy", 501, version="1", endpoint="", share="100")
+    assert "host/own-server" in browser.page(f"/models/{number}") and service.call("GET", "/endpoints") == {}
+
+
 def test_the_page_of_an_error_stays_in_the_project(browser):
     text = browser.page("/customJobs/404404?parent=projects%2Fother%2Flocations%2Feurope-west4", 404)
     assert "other · europe-west4" in text

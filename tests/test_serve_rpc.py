@@ -304,16 +304,19 @@ def test_a_model_gets_no_traffic_but_what_it_is_given(house, endpoint):
     assert [messages.plain(each) for each in answer.predictions] == [1, 2.5, {"a": [True, None]}] and answer.deployed_model_id == "1"
 
 
-def test_of_two_deployments_at_once_one_gets_the_traffic(house, endpoint):
+def test_of_two_deployments_at_once_one_gets_the_traffic(house, endpoint, monkeypatch):
     made = [deploy(house, endpoint, number, n0=100) for number in ("1", "2")]
     ends = [house.done(operation) for operation in made]
     found = house.call("GetEndpoint", name=endpoint)
     succeeded = [end for end in ends if not end.HasField("error")]
     assert len(found.deployed_models) == len(succeeded) >= 1
     assert sum(found.traffic_split.values()) == 100
+    stopped: list[str] = []
+    monkeypatch.setattr(house.local.predictors, "stop", stopped.append)
     same = [deploy(house, endpoint, "3", n3=100) for _ in range(2)]
     errors = [end.error.code for end in map(house.done, same)]
-    assert sorted(errors) == [0, 6], "of two with one id, one is there already"
+    assert sorted(errors) == [0, 6] and not stopped, "of two with one id, one is there already and keeps its process"
+    monkeypatch.undo()
 
 
 def test_requests_that_wait_for_a_model_that_hangs_are_answered(house, endpoint, monkeypatch):

@@ -64,17 +64,20 @@ def deploy(visit: Visit, number: str) -> Answer:
     """Deploy a version, on an endpoint that is there or a new one; the endpoint's page shows when it answers."""
     version, share = visit.form.get("version"), traffic.percent(visit.form.get("share") or "100")
     model = visit.call("GetModel", name=f"{visit.name('models', number)}@{version}")
-    endpoint = visit.form.get("endpoint")
-    if not endpoint:
-        made = visit.call("CreateEndpoint", parent=visit.parent, endpoint={"displayName": model["displayName"]})
-        endpoint = made["response"]["name"]
+    chosen, new = visit.form.get("endpoint"), {"displayName": model["displayName"]}
+    endpoint = chosen or visit.call("CreateEndpoint", parent=visit.parent, endpoint=new)["response"]["name"]
     deployed = {
         "model": f"{model['name']}@{version}", "displayName": model["displayName"],
         "dedicatedResources": {"machineSpec": {"machineType": "n1-standard-4"}, "minReplicaCount": 1, "maxReplicaCount": 1},
     }  # fmt: skip
     before = visit.call("GetEndpoint", name=endpoint).get("trafficSplit")
     split = {**traffic.scaled(before, 100 - share), "0": share} if before else {"0": 100}  # "0" is the new one
-    visit.call("DeployModel", endpoint=endpoint, deployedModel=deployed, trafficSplit=split)
+    try:
+        visit.call("DeployModel", endpoint=endpoint, deployedModel=deployed, trafficSplit=split)
+    except ApiError:
+        if not chosen:
+            visit.call("DeleteEndpoint", name=endpoint)
+        raise
     return redirect(f"/endpoints/{last_part(endpoint)}", f"Version {version} is being deployed.")
 
 
