@@ -354,7 +354,11 @@ while not pathlib.Path({str(go)!r}).exists(): time.sleep(0.05)
 @pytest.mark.parametrize(
     "kind, fields, shows",
     [
-        ("trainingPipelines", {"trainingTaskInputs": {"a": 1}, "modelToUpload": {"displayName": "m"}}, ["Upload of the model", "a: 1"]),
+        (
+            "trainingPipelines",
+            {"trainingTaskInputs": {"a": 1}, "modelToUpload": {"displayName": "m"}, "inputDataConfig": {"datasetId": "7"}},
+            ["✕ FAILED</span> Upload of the model: m", "a: 1", 'Export of the data set: <a href="/console/datasets/7">7</a>'],
+        ),
         ("pipelineJobs", {"runtimeConfig": {"parameterValues": {"lr": 0.5}}}, ["Run again", "<dt>lr</dt>"]),
         (
             "batchPredictionJobs",
