@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import re
 import urllib.parse
 
@@ -178,6 +179,7 @@ def test_logins_end():
     session = logins.log_in(logins.new_token())
     cookie = f"{logins.cookie_name}={session.cookie}"
     assert logins.find(f"other=1; {cookie}") is session and logins.find("garbage;;=") is None
+    assert logins.find(f'of[another]="program"; {{"on": "this host"}}=1; {cookie}') is session
     now[0] += login.SESSION_SECONDS + 1
     assert logins.find(cookie) is None
     again = logins.log_in(logins.new_token())
@@ -191,7 +193,8 @@ def test_logins_end():
 def test_lists_are_filtered_and_paged(service, browser, job):
     for i in range(60):
         name = f"{PARENT[4:]}/customJobs/9{i:03}"
-        service_record(service, name, {"displayName": f"made-{i}", "state": "JOB_STATE_FAILED", "createTime": f"2020-01-01T00:00:{i:02}Z"})
+        made = {"name": name, "displayName": f"made-{i}", "state": "JOB_STATE_FAILED", "createTime": f"2020-01-01T00:00:{i:02}Z"}
+        keep(service, "customJobs", {**made, "jobSpec": job_spec("pass")})
     first = browser.page("/customJobs")
     assert "made-59" in first and "made-5<" not in first
     older = html.unescape(re.search('rel="next" href="/console([^"]+)"', first)[1])
@@ -220,20 +223,9 @@ def test_pages_stay_in_the_project_that_they_show(service, browser):
     assert done["state"] in ("JOB_STATE_CANCELLING", "JOB_STATE_CANCELLED")
 
 
-def service_record(service: Service, name: str, document: dict) -> None:
-    """Put a record into the service's store, as an earlier start may have left it."""
-    from vertex_local.local.store import Store
-
-    store = Store(service.state)
-    spec = {"jobSpec": job_spec("pass")}
-    store.add(name, "customJobs", {"name": name, **spec, **document})
-    store.close()
-
-
 def test_a_study_tells_which_parameters_matter_over_the_ranges_that_they_may_take(service, browser):
     """The tuning report and the console work it out by one function; a metric of 0, which the API's JSON leaves out, counts."""
     from vertex_local.job import job_file
-    from vertex_local.local.store import Store
     from vertex_local.serve import messages
     from vertex_local.tuning import importance, study
 
@@ -253,9 +245,7 @@ def test_a_study_tells_which_parameters_matter_over_the_ranges_that_they_may_tak
         "trialJobSpec": job_spec("pass"), "maxTrialCount": 12,
         "studySpec": {"metrics": [{"metricId": "loss", "goal": "MINIMIZE"}], "parameters": ranges}, "trials": [trial(i) for i in range(12)],
     }  # fmt: skip
-    store = Store(service.state)
-    store.add(name, "hyperparameterTuningJobs", job)
-    store.close()
+    keep(service, "hyperparameterTuningJobs", job)
     text = browser.page("/hyperparameterTuningJobs/7001")
     shares = importance.of(study.of(job_file.of_message(messages.read(job, "HyperparameterTuningJob"), "job")), job["trials"])
     assert set(shares) == {"lr", "width"} and sum(shares.values()) == pytest.approx(1.0)
@@ -263,6 +253,16 @@ def test_a_study_tells_which_parameters_matter_over_the_ranges_that_they_may_tak
     assert all(f"{share:.6g}" in chart for share in shares.values()), shares
     best = re.search(r'<tr class="best">.*?</tr>', text, re.DOTALL)
     assert best and ">0<" in best[0], "the trial whose loss is 0 is the best one"
+    safe = {"metricId": "latency", "goal": "MINIMIZE", "safetyConfig": {"safetyThreshold": 5}}
+    for i, each in enumerate(job["trials"]):
+        each["finalMeasurement"]["metrics"].append({"metricId": "latency", "value": 9.0 if i == 3 else 1.0})
+    spec = {**job["studySpec"], "metrics": [safe, *job["studySpec"]["metrics"]]}
+    keep(service, "hyperparameterTuningJobs", {**job, "name": name.replace("7001", "7002"), "studySpec": spec})
+    text = browser.page("/hyperparameterTuningJobs/7002")
+    best = re.findall(r'<tr class="best"><td>(\d+)', text)
+    assert best == ["3"] and "History of loss" in text, "what is optimised counts, and what keeps below the threshold"
+    keep(service, "hyperparameterTuningJobs", {**job, "name": name.replace("7001", "7003"), "studySpec": {**spec, "parameters": []}})
+    assert "Create the job again" in browser.page("/hyperparameterTuningJobs/7003", 400)
     few = importance.of(study.of(job_file.of_message(messages.read(job, "HyperparameterTuningJob"), "job")), job["trials"][:3])
     assert few == {}
 
@@ -328,6 +328,7 @@ def test_it_follows_a_job_that_runs(service, browser, tmp_path):
     source = f"""
 import json, os, pathlib, time
 with open(os.environ["TRAINER_EVENTS"], "a") as events:
+    events.write("7\\nno event\\n")
     events.write(json.dumps({{"time": 1.0, "phase": "step", "step": 40, "total_steps": 200, "examples_per_second": 1234,
         "limited_by": "input", "waiting_for_rows": 0.61, "share_of_peak": 0.39, "peak_examples_per_second": 3164}}) + "\\n")
 print("up", os.getpid(), flush=True)
@@ -341,7 +342,7 @@ while not pathlib.Path({str(go)!r}).exists(): time.sleep(0.05)
     assert "Limited by input: 61% of the time waiting for rows, 39% of the 3,164 examples/s that computing takes" in text
     assert "step 40 of 200, 1,234 examples/s" in text and "data-live" in text and "runs" in text and ">Cancel<" in text
     assert "data-tail" in browser.page(f"/logs/{number}/workerpool0-0")
-    assert "1 running" in browser.page("/")
+    assert re.search("[1-9][0-9]* running", browser.page("/")), "perhaps with jobs of other tests"
     pid = int(service.log(number).split()[1])
     go.touch()
     service.ended(number)
@@ -350,16 +351,82 @@ while not pathlib.Path({str(go)!r}).exists(): time.sleep(0.05)
     assert ">Cancel<" not in text and "step 40" not in text
 
 
+@pytest.mark.parametrize(
+    "kind, fields, shows",
+    [
+        (
+            "trainingPipelines",
+            {"trainingTaskInputs": {"a": 1}, "modelToUpload": {"displayName": "m"}, "inputDataConfig": {"datasetId": "7"}},
+            ["✕ FAILED</span> Upload of the model: m", "a: 1", 'Export of the data set: <a href="/console/datasets/7">7</a>'],
+        ),
+        ("pipelineJobs", {"runtimeConfig": {"parameterValues": {"lr": 0.5}}}, ["Run again", "<dt>lr</dt>"]),
+        (
+            "batchPredictionJobs",
+            {"model": "p/models/7", "modelVersionId": "2", "inputConfig": {"gcsSource": {"uris": ["gs://a-b/in/x*"]}},
+             "outputInfo": {"gcsOutputDirectory": "gs://a-bucket/out"}, "completionStats": {"failedCount": "3"}},
+            ['files/a-bucket/out">gs://a-bucket/out</a>', 'files/a-b/in/">gs://a-b/in/x*</a>', 'models/7?version=2">7</a>', "<dd>3</dd>"],
+        ),
+    ],
+)  # fmt: skip
+def test_every_kind_of_job_has_a_page_and_its_record_can_be_deleted(service, browser, kind, fields, shows):
+    from vertex_local.local.job_record import prefix
+
+    name, error = f"{PARENT.removeprefix('/v1/')}/{kind}/8001", {"code": 3, "message": f"went wrong {EVIL}"}
+    keep(service, kind, {"name": name, "displayName": "j", "state": f"{prefix(kind)}FAILED", "error": error, **fields})
+    text = browser.page(f"/{kind}/8001")
+    assert all(each in text for each in (*shows, "FAILED:", "went wrong &lt;script", "Delete the record")), text
+    assert browser.post(f"/{kind}/8001/delete").startswith(f"/console/{kind}?said=The+record+of+")
+    browser.page(f"/{kind}/8001", 404)
+
+
+def keep(service: Service, kind: str, document: dict) -> None:
+    """Put a record into the service's store."""
+    from vertex_local.local.store import Store
+
+    store = Store(service.state)
+    store.add(document["name"], kind, {"createTime": "2026-01-01T00:00:00Z", **document})
+    store.close()
+
+
+def test_what_was_imported_into_a_data_set_is_shown(service, browser):
+    item = {"textContent": "a", "classificationAnnotation": {"displayName": "b"}}
+    made = write_object(service, "text-bucket/titles.jsonl", json.dumps(item))
+    schemas = "gs://google-cloud-aiplatform/schema/dataset"
+    text = {"displayName": "titles", "metadataSchemaUri": f"{schemas}/metadata/text_1.0.0.yaml"}
+    name = service.operation(service.call("POST", "/datasets", text))["response"]["name"].rpartition("/")[2]
+    form = f"{schemas}/ioformat/text_classification_single_label_io_format_1.0.0.yaml"
+    body = {"importConfigs": [{"gcsSource": {"uris": [made]}, "importSchemaUri": form}]}
+    assert "error" not in service.operation(service.call("POST", f"/datasets/{name}:import", body))
+    assert f">{made}</a>" in browser.page(f"/datasets/{name}")
+
+
+def test_a_model_that_cannot_be_deployed_leaves_no_endpoint(service, browser):
+    uri = write_object(service, "own-bucket/model/saved_model.pb", "x").rpartition("/")[0]
+    own = {"displayName": "own", "artifactUri": uri, "containerSpec": {"imageUri": "host/own-server:1"}}
+    number = service.call("POST", "/models:upload", {"model": own})["response"]["model"].rpartition("/")[2]
+    assert "it cannot run" in browser.post(f"/models/{number}/deploy", 501, version="1", endpoint="", share="100")
+    assert "host/own-server" in browser.page(f"/models/{number}") and service.call("GET", "/endpoints") == {}
+
+
+def test_the_page_of_an_error_stays_in_the_project(browser):
+    text = browser.page("/customJobs/404404?parent=projects%2Fother%2Flocations%2Feurope-west4", 404)
+    assert "other · europe-west4" in text
+
+
 def test_errors_are_pages(browser):
     assert "NOT_FOUND" in browser.page("/customJobs/404404", 404)
     assert "no page" in browser.page("/nonsense", 404)
+    assert "takes 0 to 100 percent" in browser.post("/endpoints/1/traffic", 400, **{"share.1": "9" * 5000})
 
 
 def test_a_folder_with_a_link_to_nothing_is_shown(service, browser):
     write_object(service, "odd-bucket/file", "x")
     (service.state / "buckets" / "odd-bucket" / "gone").symlink_to("nowhere")
+    (service.state / "buckets" / "odd-bucket" / os.fsdecode(b"caf\xe9.bin")).touch()
     text = browser.page("/files/odd-bucket")
-    assert ">file<" in text and ">gone<" not in text
+    assert ">file<" in text and ">gone<" not in text and 'href="/console/files/odd-bucket/caf%E9.bin"' in text
+    browser.page(f"/files/odd-bucket/{'x' * 300}", 404)
+    browser.page(f"/logs/{'1' * 300}/workerpool0-0", 404)
 
 
 def test_attributions_of_any_shape_are_bars():
@@ -404,6 +471,9 @@ def test_a_log_however_long_is_read_in_parts(tmp_path):
         places.append(part.begin)
         part = log_view.before(path, part.begin)
     assert len(places) == 2 and log_view.before(path).lines[0].text.startswith("xxx")
+    path.write_bytes(b"found " + b"x" * (9 << 20) + b"\nfound\n")
+    found = log_view.search(path, "Found")
+    assert [line.at for line in found.lines] == [0, 7 + (9 << 20)] and found.end == found.size, "what follows a long line is searched"
     path.write_bytes(b"step 1\rstep 2\r" * 1000)
     assert len(log_view.before(path).lines) == log_view.LINES
     assert log_view.before(tmp_path / "none").lines == [] and log_view.search(tmp_path / "none", "x").lines == []
@@ -417,6 +487,8 @@ def test_forms_are_read():
     )
     found = forms.read("multipart/form-data; boundary=x", body)
     assert found.fields == {"a": "one\ntwo"} and found.files == {"f": b"\x89PNG\r\n\xff"}
+    mail = body.replace(b"image/png", b"message/rfc822")
+    assert forms.read("multipart/form-data; boundary=x", mail).files == found.files, "a file is bytes, whatever is in it"
     for kind, content in (("text/plain", b""), (FORM, b"\xff"), ("multipart/form-data", b"--x"), ("multipart/form-data; boundary=x", b"")):
         with pytest.raises(ApiError):
             forms.read(kind, content)
@@ -426,6 +498,8 @@ def test_charts_are_drawn():
     drawn = str(charts.lines([charts.Series("a<b", [(0, 1.0), (1, float("nan")), (2, 3.0)]), charts.Series("c", [(0, 2.0)])]))
     assert drawn.count("<circle") == 3 and "a&lt;b" in drawn and "<b" not in drawn.replace("a&lt;b", "")
     assert charts.lines([]) == "" and charts.lines([charts.Series("a", [(0, float("inf"))])]) == ""
+    alike = [charts.Series("a", [(0, 0.9), (1, 0.9000000000000001)])]
+    assert str(charts.lines(alike)).count('class="grid"') <= 7, "values that differ by their last digit have few ticks, too"
     axes = [charts.Coordinate("lr", [0.1, 0.001], log=True), charts.Coordinate("kind", ["x", None])]
     assert str(charts.parallel(axes, ["one", "two"], {0})).count("<polyline") == 2
     assert str(charts.bars({"a": 1.0, "b": -2.0})).count("<rect") == 2 and charts.bars({}) == ""
@@ -460,6 +534,27 @@ def test_curves_of_a_run_that_goes_on(tmp_path):
 
 
 def test_a_signature_is_read_without_tensorflow(tmp_path):
+    from tensorboard.compat.proto import meta_graph_pb2, types_pb2
+
     assert saved_models.signature(tmp_path) is None
-    (tmp_path / "saved_model.pb").write_bytes(b"\x08\x01\x12\xff\xff")
+    path = tmp_path / "saved_model.pb"
+    path.write_bytes(b"\x08\x01\x12\xff\xff")
     assert saved_models.signature(tmp_path) is None
+    graph = meta_graph_pb2.MetaGraphDef()
+    signature = graph.signature_def["serving_default"]
+    for name, kind, shape in (("x", types_pb2.DT_FLOAT, (-1, 3)), ("image_bytes", types_pb2.DT_STRING, (-1,))):
+        signature.inputs[name].dtype = kind
+        for size in shape:
+            signature.inputs[name].tensor_shape.dim.add(size=size)
+    signature.outputs["y"].dtype = types_pb2.DT_FLOAT8_E5M2
+    content = graph.SerializeToString()
+    length = bytes([len(content) & 0x7F | 0x80, len(content) >> 7])  # a varint of two bytes
+    path.write_bytes(b"\x08\x01\x12" + length + content)
+    found = saved_models.signature(tmp_path)
+    assert [(each.name, str(each), each.is_file) for each in found.inputs] == [
+        ("image_bytes", "string [any]", True), ("x", "float32 [any, 3]", False),
+    ]  # fmt: skip
+    assert [str(each) for each in found.outputs] == ["float8_e5m2 []"]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "saved_model.pb").write_bytes(b"\x08\x01")
+    assert saved_models.signature(tmp_path / "other") is None, "there is no graph in it"

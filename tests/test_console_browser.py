@@ -82,7 +82,8 @@ def test_from_empty_to_a_prediction(service, page):
     expect(page.locator("#list .chip")).to_contain_text("SUCCEEDED", timeout=PATIENCE)  # nobody reloads the page
     shot(page, "list")
     page.locator("td a").first.click()
-    assert page.locator("#curves svg").count() >= 2 and "exit code 0" in page.inner_text("#replicas")
+    expect(page.locator("#replicas")).to_contain_text("exit code 0")
+    assert page.locator("#curves svg").count() >= 2
     shot(page, "job")
     page.locator("#replicas td a").first.click()
     page.keyboard.press("/")

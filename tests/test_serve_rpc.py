@@ -42,7 +42,13 @@ for line in sys.stdin:
     instances = json.loads(line)["instances"]
     if "never" in instances:
         time.sleep(300)
+    if "dies" in instances:
+        sys.exit()
+    if "one" in instances:
+        del instances[1:]
     print(json.dumps({{"predictions": instances}}), flush=True)
+    if "deaf" in instances:
+        time.sleep(300)
 """
 
 
@@ -307,16 +313,19 @@ def test_a_model_gets_no_traffic_but_what_it_is_given(house, endpoint):
     assert [messages.plain(each) for each in answer.predictions] == [1, 2.5, {"a": [True, None]}] and answer.deployed_model_id == "1"
 
 
-def test_of_two_deployments_at_once_one_gets_the_traffic(house, endpoint):
+def test_of_two_deployments_at_once_one_gets_the_traffic(house, endpoint, monkeypatch):
     made = [deploy(house, endpoint, number, n0=100) for number in ("1", "2")]
     ends = [house.done(operation) for operation in made]
     found = house.call("GetEndpoint", name=endpoint)
     succeeded = [end for end in ends if not end.HasField("error")]
     assert len(found.deployed_models) == len(succeeded) >= 1
     assert sum(found.traffic_split.values()) == 100
+    stopped: list[str] = []
+    monkeypatch.setattr(house.local.predictors, "stop", stopped.append)
     same = [deploy(house, endpoint, "3", n3=100) for _ in range(2)]
     errors = [end.error.code for end in map(house.done, same)]
-    assert sorted(errors) == [0, 6], "of two with one id, one is there already"
+    assert sorted(errors) == [0, 6] and not stopped, "of two with one id, one is there already and keeps its process"
+    monkeypatch.undo()
 
 
 def test_requests_that_wait_for_a_model_that_hangs_are_answered(house, endpoint, monkeypatch):
@@ -334,6 +343,30 @@ def test_requests_that_wait_for_a_model_that_hangs_are_answered(house, endpoint,
     assert found[0] == "UNAVAILABLE" and set(found) <= {"1", "UNAVAILABLE"}
     monkeypatch.setattr(predictor, "ANSWER", 60.0)
     assert outcome(1) == "1", "it is started again"
+
+
+def test_a_model_that_gives_one_prediction_for_several_instances_is_told(house, endpoint):
+    house.done(deploy(house, endpoint, "1", n0=100))
+    assert "gives 1 predictions for 2 instances" in refused(lambda: ask(house, endpoint, "one", "two"), "FAILED_PRECONDITION")
+
+
+def test_a_models_process_is_not_blamed_for_what_an_earlier_one_said(house, endpoint):
+    house.done(deploy(house, endpoint, "1", n0=100))
+    (log,) = (house.local.state / "models").glob("*.log")
+    log.write_text("error: the disk was full, long ago\n")
+    assert "the model's process ended: it said nothing" in refused(lambda: ask(house, endpoint, "dies"), "FAILED_PRECONDITION")
+
+
+def test_a_model_that_reads_no_requests_is_started_again(house, endpoint, monkeypatch):
+    """The time limit is also that of writing: a request may be larger than what lies between two processes."""
+    house.done(deploy(house, endpoint, "1", n0=100))
+    ask(house, endpoint, "deaf")
+    monkeypatch.setattr(predictor, "ANSWER", 1.0)
+    late = threading.Timer(20, house.local.predictors.stop_all)
+    late.start()
+    assert "did not answer within 1 s" in refused(lambda: ask(house, endpoint, "x" * 1_000_000), "UNAVAILABLE")
+    late.cancel()
+    assert ask(house, endpoint, 1).deployed_model_id == "1"
 
 
 def test_only_so_many_requests_wait_for_one_model(house, endpoint, monkeypatch):

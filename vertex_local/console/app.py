@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import pkgutil
 import urllib.parse
 from collections.abc import Callable, Mapping
@@ -46,16 +47,7 @@ class View:
     """What a page shows: its template, which gets `context`."""
 
     template: str
-    context: dict[str, Any] = field(default_factory=dict)
-    code: int = 200
-
-
-@dataclass(frozen=True)
-class Redirect:
-    """Where the browser goes on after a change; `said` is shown there once."""
-
-    path: str
-    said: str = ""
+    context: dict[str, Any]
 
 
 @dataclass
@@ -64,8 +56,8 @@ class Visit:
 
     session: Session
     request: Request
-    form: forms.Form
     console: Console
+    form: forms.Form = field(default_factory=forms.Form)
 
     @property
     def query(self) -> Mapping[str, str]:
@@ -77,13 +69,27 @@ class Visit:
         """The project and region that are looked at: `projects/P/locations/L`."""
         return self.query.get("parent") or self.console.parent
 
+    @property
+    def local(self) -> Local:
+        """The service's folders and records."""
+        return self.console.local
+
+    def name(self, kind: str, number: str) -> str:
+        """Return a resource's full name, given its kind (`customJobs`) and id."""
+        return f"{self.parent}/{kind}/{number}"
+
     def call(self, rpc: str, **fields: Any) -> dict[str, Any]:
-        """Call an RPC of the service, `ListCustomJobs`, and return its response in the API's JSON form."""
-        return self.console.call(rpc, **fields)
+        """Call an RPC of the service, `ListCustomJobs`, with these fields of its request; all is in the API's JSON form.
+
+        Raises:
+            ApiError: what the API answers.
+        """
+        method = self.console.methods[rpc]
+        return messages.to_json(method.call(messages.parse(fields, method.request())))
 
 
 # A page's function: it takes a visit and the names in its path.
-Function = Callable[..., "View | Redirect | Answer"]
+Function = Callable[..., "View | Answer"]
 _pages: list[tuple[str, str, Function]] = []
 
 
@@ -103,7 +109,12 @@ _looked_at: ContextVar[str] = ContextVar("parent", default="")  # the project an
 def href(path: str, **query: Any) -> str:
     """Return the address of a page with parameters, of the project and region that are looked at; empty ones are left out."""
     given = {name: value for name, value in {"parent": _looked_at.get(), **query}.items() if value not in (None, "")}
-    return f"{BASE}{urllib.parse.quote(path)}{'?' * bool(given)}{urllib.parse.urlencode(given)}"
+    return f"{BASE}{urllib.parse.quote(os.fsencode(path))}{'?' * bool(given)}{urllib.parse.urlencode(given)}"
+
+
+def redirect(path: str, said: str = "", **query: Any) -> Answer:
+    """Return what leads the browser on to a page after a change; `said` is shown there once."""
+    return _see_other(href(path, said=said, **query))
 
 
 class Console:
@@ -117,7 +128,7 @@ class Console:
         self.local, self.logins = local, Logins(everybody=everybody)
         self.parent, self._url = "", ""  # known once the service listens
         self.curves = Curves()
-        self._methods = {method.name: method for method in methods}
+        self.methods = {method.name: method for method in methods}
         for module in pkgutil.iter_modules([str(_HERE / "pages")]):
             importlib.import_module(f"{__package__}.pages.{module.name}")
 
@@ -133,27 +144,13 @@ class Console:
     def routes(self) -> list[Route]:
         """Return the routes of all pages."""
         found = [
-            route("GET", "/", lambda request: _redirect(f"{BASE}/")),
-            route("GET", BASE, lambda request: _redirect(f"{BASE}/")),
+            route("GET", "/", lambda request: _see_other(f"{BASE}/")),
+            route("GET", BASE, lambda request: _see_other(f"{BASE}/")),
             route("GET", LOGIN, self._log_in),
             route("GET", f"{BASE}/static/{{name}}", _static),
             route("POST", TOKEN_PATH, lambda request: {"address": self.address()}),
         ]
         return found + [route(method, BASE + path, self._handler(function)) for method, path, function in _pages]
-
-    def has(self, rpc: str) -> bool:
-        """Tell whether the service has an RPC."""
-        return rpc in self._methods
-
-    def call(self, rpc: str, **fields: Any) -> dict[str, Any]:
-        """Call an RPC with a request of these fields and return its response in the API's JSON form.
-
-        Raises:
-            ApiError: what the API answers.
-        """
-        method = self._methods[rpc]
-        request = method.request(**fields)
-        return messages.to_json(method.call(request))
 
     # ------------------------------------------------------------------ requests
 
@@ -161,7 +158,7 @@ class Console:
         session = self.logins.log_in(request.query.get("token", ""))
         if session is None:
             return self._closed("This address has been used already, or belongs to an earlier start of the service.")
-        answer = _redirect(f"{BASE}/")
+        answer = _see_other(f"{BASE}/")
         answer.headers["Set-Cookie"] = self.logins.set_cookie(session)
         return answer
 
@@ -174,32 +171,27 @@ class Console:
             session = self.logins.find(request.headers.get("Cookie", ""))
             if session is None:
                 return self._closed("The console is open to whoever started the service.")
+            visit = Visit(session, request, self)
             try:
-                visit = Visit(session, request, self._form(request, session), self)
-                return self._answer(visit, function(visit, **names))
+                if request.method != "GET":
+                    visit.form = self._form(request, session)
+                result = function(visit, **names)
             except ApiError as error:
-                return self._html("error.html", error.code, session, error=error, back=request.headers.get("Referer", f"{BASE}/"))
+                back = request.headers.get("Referer", f"{BASE}/")
+                return self._html("error.html", error.code, session, visit=visit, error=error, back=back)
+            if isinstance(result, View):
+                said = visit.query.get("said", "")[:300]
+                return self._html(result.template, 200, session, visit=visit, said=said, **result.context)
+            result.headers = {**HEADERS, **result.headers}
+            return result
 
         return handle
 
     def _form(self, request: Request, session: Session) -> forms.Form:
-        if request.method == "GET":
-            return forms.Form()
         form = forms.read(request.headers.get("Content-Type", ""), request.stream.read(request.length))
         if not session.sent(form.fields.pop("secret", "")):
             raise ApiError("PERMISSION_DENIED", "this form is of an earlier login: load its page again, and send it from there.")
         return form
-
-    def _answer(self, visit: Visit, result: View | Redirect | Answer) -> Answer:
-        if isinstance(result, Answer):
-            result.headers = {**HEADERS, **result.headers}
-            return result
-        if isinstance(result, Redirect):
-            path, _, query = result.path.partition("?")
-            said = urllib.parse.urlencode({"said": result.said}) if result.said else ""
-            return _redirect(path + "?" * bool(query or said) + "&".join(filter(None, (query, said))))
-        said = visit.query.get("said", "")[:300]
-        return self._html(result.template, result.code, visit.session, visit=visit, said=said, **result.context)
 
     # ------------------------------------------------------------------ pages
 
@@ -210,20 +202,21 @@ class Console:
             undefined=jinja2.ChainableUndefined,  # the API's JSON leaves out what is empty
         )  # fmt: skip
         found.filters.update(
-            ago=text.ago, duration=text.duration, bytes=text.size, number=text.number, state=plain_state, id=text.last_part,
+            ago=text.ago, duration=text.duration, number=text.number, state=plain_state, id=text.last_part,
             json=lambda value: json.dumps(value, indent=1, ensure_ascii=False), yaml=text.yaml,
         )  # fmt: skip
-        found.globals.update(href=href, kinds=text.KINDS, base=BASE, colours=text.COLOURS)
+        found.globals.update(href=href, kinds=text.KINDS, base=BASE)
         return found
 
     def _html(self, template: str, code: int = 200, session: Session | None = None, **context: Any) -> Answer:
         given = {"session": session, "parent": self.parent, "visit": None, "said": "", **context}
+        given["parts"] = self._templates.get_template("parts.html").make_module(given)  # macros that see what the page sees
         page = self._templates.get_template(template).render(given)
-        return Answer(code, page.encode(), {**HEADERS, "Content-Type": "text/html; charset=utf-8"})
+        return Answer(code, page.encode(errors="replace"), {**HEADERS, "Content-Type": "text/html; charset=utf-8"})
 
 
-def _redirect(path: str) -> Answer:
-    return Answer(303, b"", {**HEADERS, "Location": path, "Content-Type": "text/plain"})
+def _see_other(address: str) -> Answer:
+    return Answer(303, b"", {**HEADERS, "Location": address, "Content-Type": "text/plain"})
 
 
 def _static(request: Request, name: str) -> Answer:
@@ -232,8 +225,3 @@ def _static(request: Request, name: str) -> Answer:
         raise ApiError("NOT_FOUND", f"there is no {name[:80]}.")
     headers = {**HEADERS, "Content-Type": _STATIC[path.suffix], "Cache-Control": "private, max-age=3600"}
     return Answer(200, path.read_bytes(), headers)
-
-
-def message(name: str, body: Any) -> Any:
-    """Return a message of the API's type `name`, given its JSON form."""
-    return messages.parse(body, messages.new(name))

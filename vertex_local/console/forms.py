@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import email.parser
-import email.policy
-import urllib.parse
+import io
 from dataclasses import dataclass, field
+
+from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.formparser import FormDataParser
+from werkzeug.http import parse_options_header
 
 from ..serve.rest import ApiError
 
 URLENCODED, MULTIPART = "application/x-www-form-urlencoded", "multipart/form-data"
-_MOST_FIELDS = 1000
 
 
 @dataclass
@@ -31,31 +32,13 @@ def read(kind: str, body: bytes) -> Form:
     Raises:
         ApiError: it is none.
     """
-    plain = kind.partition(";")[0].strip().lower()
+    plain, options = parse_options_header(kind)
+    if plain not in (URLENCODED, MULTIPART):
+        raise ApiError("INVALID_ARGUMENT", f"a form must be sent as {URLENCODED} or {MULTIPART}; got {plain[:100]!r}.", code=415)
     try:
-        if plain == URLENCODED:
-            pairs = urllib.parse.parse_qsl(body.decode("utf-8"), keep_blank_values=True, max_num_fields=_MOST_FIELDS)
-            return Form({name: value.replace("\r\n", "\n") for name, value in pairs})
-        if plain == MULTIPART:
-            return _multipart(kind, body)
-    except ValueError as error:
+        parser = FormDataParser(max_form_memory_size=None, silent=False)
+        _, fields, files = parser.parse(io.BytesIO(body), plain, len(body), options)
+    except (ValueError, RequestEntityTooLarge) as error:
         raise ApiError("INVALID_ARGUMENT", f"the form cannot be read ({error}): load its page again.") from None
-    raise ApiError("INVALID_ARGUMENT", f"a form must be sent as {URLENCODED} or {MULTIPART}; got {plain[:100]!r}.", code=415)
-
-
-def _multipart(kind: str, body: bytes) -> Form:
-    parser = email.parser.BytesParser(policy=email.policy.HTTP)
-    message = parser.parsebytes(b"Content-Type: " + kind.encode("latin-1") + b"\r\n\r\n" + body)
-    if not message.is_multipart():
-        raise ValueError("it has no parts")
-    form = Form()
-    for part in message.iter_parts():
-        name = part.get_param("name", header="Content-Disposition")
-        content = part.get_payload(decode=True)
-        if not isinstance(name, str) or not isinstance(content, bytes):
-            raise ValueError("a part has no name")
-        if part.get_filename() is not None:
-            form.files[name] = content
-        else:
-            form.fields[name] = content.decode("utf-8").replace("\r\n", "\n")
-    return form
+    texts = {name: values[-1].replace("\r\n", "\n") for name, values in fields.lists()}
+    return Form(texts, {name: file.read() for name, file in files.items()})

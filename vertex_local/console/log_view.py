@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import mmap
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 LINES = 400  # on one page
 _LONGEST = 4000  # letters of a line that are shown
-_BLOCK = 1 << 16
-_MOST = 4 << 20  # bytes in which a page's lines are looked for: a bar of progress may write more without one end of a line
+_MOST_PAGES = 1 << 18  # bytes that hold the lines of most pages
+_WINDOW = 4 << 20  # bytes in which they are looked for at all: a bar of progress may write more without one end of a line
 _SEARCHED = 1 << 30  # bytes that one request looks through
-_SEARCH_BLOCK = 4 << 20
 SEVERITIES = ("ERROR", "CRITICAL", "WARNING")
 
 
@@ -42,68 +39,52 @@ def before(path: Path, end: int | None = None) -> Part:
     """Return the lines before a place, by default the log's last ones."""
     size = _size(path)
     end = size if end is None else min(end, size)
-    if not size:
-        return Part([], 0, 0, 0)
-    blocks, at, found = [], end, 0
-    with open(path, "rb") as file:
-        while at > 0 and found <= LINES and end - at < _MOST:
-            step = min(_BLOCK, at)
-            at -= step
-            file.seek(at)
-            blocks.append(file.read(step))
-            found += blocks[-1].count(b"\n")
-    lines = b"".join(reversed(blocks)).splitlines(keepends=True)
-    dropped = max(0, len(lines) - LINES) or (1 if at > 0 and len(lines) > 1 else 0)
+    for window in (_MOST_PAGES, _WINDOW):
+        at = max(0, end - window)
+        lines = _read(path, at, end).splitlines(keepends=True)
+        if len(lines) > LINES:
+            break
+    dropped = max(len(lines) - LINES, int(at > 0 and len(lines) > 1))  # the first is perhaps only the end of one
     begin = at + sum(map(len, lines[:dropped]))
     return Part(_shown(lines[dropped:], begin), begin, end, size)
 
 
 def behind(path: Path, begin: int) -> Part:
-    """Return whole lines from a place on, which is the beginning of one."""
+    """Return the lines from a place on, which is the beginning of one."""
     size = _size(path)
     begin = min(begin, size)
-    if not size:
-        return Part([], 0, 0, 0)
-    with open(path, "rb") as file:
-        file.seek(begin)
-        lines = []
-        for _ in range(LINES):
-            line = file.readline(1 << 20)
-            if not line:
-                break
-            lines.append(line)
-    end = begin + sum(map(len, lines))
-    return Part(_shown(lines, begin), begin, end, size)
+    lines = _whole_lines(path, begin, size).splitlines(keepends=True)[:LINES]
+    return Part(_shown(lines, begin), begin, begin + sum(map(len, lines)), size)
 
 
 def search(path: Path, text: str, begin: int = 0) -> Part:
-    """Return the lines with `text`, in capitals or not, from a place on: at most `LINES`, of at most `_SEARCHED` bytes."""
-    size = _size(path)
-    if not size or begin >= size:
-        return Part([], begin, begin, size)
-    found, at, last = [], begin, min(size, begin + _SEARCHED)
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        for place in _places(content, text.encode().lower(), begin, last):
-            if place < at:  # in a line that has been found already
-                continue
-            start = content.rfind(b"\n", 0, place) + 1
-            end = content.find(b"\n", place, min(len(content), place + (1 << 20)))
-            at = len(content) if end < 0 else end + 1
-            found += _shown([content[start : min(at, start + (1 << 20))]], start)
-            if len(found) == LINES:
-                break
-    end = at if len(found) == LINES else last
-    return Part(found, begin, end, size, more=end < size)
+    """Return the lines with `text`, in capitals or not, from a place on: at most `LINES`, of about `_SEARCHED` bytes."""
+    size, at, wanted = _size(path), begin, text.encode().lower()
+    found: list[Line] = []
+    while at < min(size, begin + _SEARCHED) and len(found) < LINES:
+        block = _whole_lines(path, at, size)
+        small, end = block.lower(), 0  # a block's small letters are searched many times as fast as by a pattern
+        while len(found) < LINES and (place := small.find(wanted, end)) >= 0:
+            start, end = block.rfind(b"\n", 0, place) + 1, block.find(b"\n", place) + 1 or len(block)
+            found += _shown([block[start:end]], at + start)
+        at += end if len(found) == LINES else len(block)
+    return Part(found, begin, at, size, more=at < size)
 
 
-def _places(content: mmap.mmap, wanted: bytes, begin: int, end: int) -> Iterator[int]:
-    """Yield where `wanted`, itself in small letters, stands; a block's small letters are searched many times as fast as by a pattern."""
-    for start in range(begin, end, _SEARCH_BLOCK):
-        block = content[start : min(end, start + _SEARCH_BLOCK + len(wanted) - 1)].lower()
-        place = block.find(wanted)
-        while place >= 0:
-            yield start + place
-            place = block.find(wanted, place + 1)
+def _whole_lines(path: Path, begin: int, size: int) -> bytes:
+    """Return lines from a place on, as many as a window holds whole; of a line that is longer, a part."""
+    data = _read(path, begin, min(begin + _WINDOW, size))
+    if begin + len(data) == size:
+        return data
+    return data[: data.rfind(b"\n") + 1 or data.rfind(b"\r") + 1 or len(data)]
+
+
+def _read(path: Path, begin: int, end: int) -> bytes:
+    if begin == end:  # perhaps there is no log
+        return b""
+    with open(path, "rb") as file:
+        file.seek(begin)
+        return file.read(end - begin)
 
 
 def _size(path: Path) -> int:

@@ -7,12 +7,13 @@ carries a second secret, which stands in the pages' forms.
 from __future__ import annotations
 
 import hmac
-import http.cookies
 import secrets
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+
+from starlette.requests import cookie_parser
 
 SESSION_SECONDS = 7 * 86_400
 TOKEN_SECONDS = 86_400
@@ -71,16 +72,10 @@ class Logins:
 
     def find(self, cookies: str) -> Session | None:
         """Return the session that a Cookie header belongs to, None if there is none."""
-        if self.everybody:
-            return self._for_everybody()
-        jar: http.cookies.SimpleCookie = http.cookies.SimpleCookie()
-        try:
-            jar.load(cookies)
-        except http.cookies.CookieError:
-            return None
-        given = jar[self.cookie_name].value if self.cookie_name in jar else ""
         with self._lock:
-            session = self._sessions.get(given)
+            if self.everybody:
+                return next(iter(self._sessions.values()), None) or self._start()
+            session = self._sessions.get(cookie_parser(cookies).get(self.cookie_name, ""))
             return session if session and session.ends > self.clock() else None
 
     def log_out(self, session: Session) -> None:
@@ -98,7 +93,3 @@ class Logins:
         while len(self._sessions) > _MOST_SESSIONS:
             del self._sessions[next(iter(self._sessions))]
         return session
-
-    def _for_everybody(self) -> Session:
-        with self._lock:
-            return next(iter(self._sessions.values()), None) or self._start()

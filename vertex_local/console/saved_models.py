@@ -7,11 +7,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
 
 SIGNATURE = "serving_default"
 SAMPLES = "assets.extra/sample_predictions.jsonl"  # our trainers leave some answers there
-_META_GRAPHS = 2 << 3 | 2  # the tag of `meta_graphs` in a SavedModel's message
 
 
 @dataclass(frozen=True)
@@ -52,59 +54,51 @@ def signature(folder: Path) -> Signature | None:
 def _signature(path: Path, changed: int) -> Signature | None:
     """Read a file's signature; once for each time it has `changed`, for pages that are live ask again and again."""
     from google.protobuf.message import DecodeError
-    from tensorboard.compat.proto import meta_graph_pb2
 
     try:
-        graph = _first_meta_graph(path.read_bytes())
-        signatures = meta_graph_pb2.MetaGraphDef.FromString(graph).signature_def
-    except (DecodeError, IndexError):
+        graphs = _message_class().FromString(path.read_bytes()).meta_graphs
+    except DecodeError:
         return None
-    if SIGNATURE not in signatures:
+    if not graphs or SIGNATURE not in graphs[0].signature_def:
         return None
-    found = signatures[SIGNATURE]
+    found = graphs[0].signature_def[SIGNATURE]
     return Signature(_tensors(found.inputs), _tensors(found.outputs))
 
 
-def sample(folder: Path) -> dict[str, str]:
+@functools.cache
+def _message_class() -> type[Message]:
+    """Return the class of TensorFlow's SavedModel message, with the one field of it that is read; TensorBoard has not this class."""
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+    from tensorboard.compat.proto import meta_graph_pb2
+
+    field = descriptor_pb2.FieldDescriptorProto
+    graph = meta_graph_pb2.MetaGraphDef.DESCRIPTOR
+    file = descriptor_pb2.FileDescriptorProto(name="vertex_local/saved_model.proto", package="vertex_local", dependency=[graph.file.name])
+    file.message_type.add(name="SavedModel").field.add(
+        name="meta_graphs", number=2, label=field.LABEL_REPEATED, type=field.TYPE_MESSAGE, type_name=f".{graph.full_name}"
+    )
+    pool = descriptor_pool.Default()
+    pool.AddSerializedFile(file.SerializeToString())
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("vertex_local.SavedModel"))
+
+
+def sample(folder: Path, signature: Signature) -> dict[str, str]:
     """Return an instance that the exporter left with the model, as a form's fields by input; nothing where it left none."""
     try:
         with open(folder / SAMPLES, encoding="utf-8") as file:
             instance = json.loads(file.readline())["instance"]
     except (OSError, ValueError, KeyError, TypeError):
         return {}
-    found = instance if isinstance(instance, dict) and "b64" not in instance else {"": instance}
+    found = instance if isinstance(instance, dict) and "b64" not in instance else {each.name: instance for each in signature.inputs[:1]}
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in found.items() if not isinstance(value, dict)}
 
 
 def _tensors(infos: Mapping[str, Any]) -> tuple[Tensor, ...]:
     from tensorboard.compat.proto import types_pb2
 
-    names = {2: "float64", 1: "float32", 3: "int32", 9: "int64", 7: "string", 10: "bool"}
-    return tuple(
-        Tensor(
-            name, names.get(info.dtype) or types_pb2.DataType.Name(info.dtype).removeprefix("DT_").lower(),
-            tuple(dim.size for dim in info.tensor_shape.dim),
-        )
-        for name, info in sorted(infos.items())
-    )  # fmt: skip
-
-
-def _first_meta_graph(data: bytes) -> bytes:
-    """Return the first `meta_graphs` of a SavedModel's message, whose own class only TensorFlow has."""
-    at = 0
-    while True:
-        tag, at = _varint(data, at)
-        size, at = _varint(data, at)
-        if tag == _META_GRAPHS:
-            return data[at : at + size]
-        at += size if tag & 7 == 2 else 0  # the version before it is a number, which has been read with `size`
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        value |= (data[at] & 0x7F) << shift
-        at += 1
-        if not data[at - 1] & 0x80:
-            return value, at
-        shift += 7
+    names = {"float": "float32", "double": "float64"}
+    found = []
+    for name, info in sorted(infos.items()):
+        kind = types_pb2.DataType.Name(info.dtype).removeprefix("DT_").lower()
+        found.append(Tensor(name, names.get(kind, kind), tuple(dim.size for dim in info.tensor_shape.dim)))
+    return tuple(found)

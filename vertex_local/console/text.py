@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..job import times
-from ..local.job_record import plain_state  # noqa: F401 - for the pages
 
 # Titles of the lists, in the navigation's order, by the API's names.
 KINDS = {
@@ -21,8 +20,6 @@ KINDS = {
     "models": "Models",
     "endpoints": "Endpoints",
 }
-# Okabe and Ito's palette, which people who see red and green alike can tell apart; black is left to the text.
-COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#999999")
 
 
 def ago(when: Any) -> str:
@@ -45,15 +42,6 @@ def duration(document: Mapping[str, Any]) -> str:
     return times.describe(max(0.0, end - times.seconds(document["startTime"])))
 
 
-def size(count: float) -> str:
-    """Return a number of bytes for people."""
-    for unit in ("bytes", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"
-
-
 def number(value: Any) -> str:
     """Return a number with at most six digits that count; anything else as it is."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -61,9 +49,22 @@ def number(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
 
 
+def as_number(text: str) -> float | None:
+    """Return the number that a text is, None if it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
 def last_part(name: str) -> str:
     """Return a resource's id, the last part of its name."""
     return name.rpartition("/")[2]
+
+
+def singular(kind: str) -> str:
+    """Return what an RPC calls one of a kind: `customJobs` -> `CustomJob`."""
+    return kind[0].upper() + kind[1:-1]
 
 
 def yaml(value: Any) -> str:

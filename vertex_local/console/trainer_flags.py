@@ -12,6 +12,7 @@ from typing import Any
 from ..local import commands
 from ..serve.rest import ApiError
 from .forms import Form
+from .text import as_number
 
 _MODULE = re.compile(r"(\w+\.)?trainer\.task")
 
@@ -64,15 +65,9 @@ def put_back(args: Sequence[str], form: Form) -> list[str]:
         text = form.get(f"flag.{field.name}")
         if text and field.value:
             raise ApiError("INVALID_ARGUMENT", f"--{field.name} stands in the arguments and in its own field; give it once.")
-        if text and not _is_number(text):
+        minutes = as_number(text)
+        if text and (minutes is None or not 0 <= minutes < math.inf):
             raise ApiError("INVALID_ARGUMENT", f"--{field.name} takes a number of minutes from 0 on; got {text[:40]!r}.")
         if text or field.value:
             rest.append(f"--{field.name}={text or field.value}")
     return rest
-
-
-def _is_number(text: str) -> bool:
-    try:
-        return 0 <= float(text) < math.inf
-    except ValueError:
-        return False

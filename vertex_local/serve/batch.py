@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import glob
 import json
@@ -11,7 +10,9 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -26,6 +27,7 @@ EVERY = 5.0  # seconds between two lines of the log, and two looks at the figure
 MOST_FAILURES = 20  # that the job itself names
 _INVALID = 3  # google.rpc.Code.INVALID_ARGUMENT
 _PLACE = re.compile(r"(?:instances: )?(\d+): ")
+_URIS = "inputConfig.gcsSource.uris"
 _UNPLACED = "the model refuses the instances"  # what the worker says where it cannot tell which instance is at fault
 
 
@@ -48,20 +50,8 @@ class Counts:
         return {"completionStats": stats, "partialFailures": [status(text) for text in self.failures]}
 
 
-@dataclass(frozen=True)
-class Source:
-    """A file or a table: its URI, and what reads its instances, which raises Unreadable where the rest cannot be read."""
-
-    uri: str
-    read: Callable[[], Iterator[Instance]]
-
-
-class Output(Protocol):
+class Output(AbstractContextManager, Protocol):
     """Where answers and errors go; what it got is there once it is left, however that happens."""
-
-    def __enter__(self) -> Output: ...
-
-    def __exit__(self, *_: object) -> None: ...
 
     def answer(self, instance: Instance, prediction: Any) -> None:
         """Take a prediction."""
@@ -75,12 +65,13 @@ class Batch:
     """What a job asks.
 
     Attributes:
+        sources: the instances of each file or table; one raises Unreadable where the rest of it cannot be read.
         ask: returns the predictions of instances; ones that do not fit the model are an ApiError INVALID_ARGUMENT.
         say: takes a line for the job's log.
         note: takes how far it has come.
     """
 
-    sources: Sequence[Source]
+    sources: Sequence[Iterator[Instance]]
     config: Config
     size: int
     ask: Callable[[list[Any]], list[Any]]
@@ -94,41 +85,41 @@ class Batch:
             Stopped: it was cancelled. ApiError: the model's process ended, or the output takes nothing.
         """
         counts, start = Counts(), time.monotonic()
-        with output as out, _Progress(self, counts) as progress:
-            for number, source in enumerate(self.sources, 1):
-                progress.source = number
-                for some in _batches(self._instances(source, counts), self.size):
-                    if cancel.is_set():
-                        raise Stopped
-                    self._one(some, out, counts)
-                    progress()
+        said = start
+        try:
+            with output:
+                for number, source in enumerate(self.sources, 1):
+                    for some in _batches(self._instances(source, counts), self.size):
+                        if cancel.is_set():
+                            raise Stopped
+                        self._one(some, output, counts)
+                        if time.monotonic() - said >= EVERY:
+                            said = time.monotonic()
+                            self.say(f"{number} of {len(self.sources)}: {counts.succeeded:,} predicted, {counts.failed:,} failed")
+                            self.note(counts)
+        finally:
+            self.note(counts)
         seconds = time.monotonic() - start
         pace = counts.succeeded / max(seconds, 1e-9)
         self.say(f"{counts.succeeded:,} predicted, {counts.failed:,} failed in {seconds:.1f} s ({pace:,.0f}/s)")
         return counts
 
-    def _instances(self, source: Source, counts: Counts) -> Iterator[Instance]:
+    def _instances(self, source: Iterator[Instance], counts: Counts) -> Iterator[Instance]:
         """Yield a source's instances; the part of it that cannot be read is a failure of its own."""
         try:
-            yield from source.read()
-        except (Unreadable, OSError) as error:
-            text = str(error) if isinstance(error, Unreadable) else f"{source.uri}: cannot be read: {error.strerror}"
-            counts.fail(f"{text}; what follows in it is left out.")
-            self.say(f"error: {text}")
+            yield from source
+        except Unreadable as error:
+            counts.fail(f"{error}; what follows in it is left out.")
+            self.say(f"error: {error}")
 
     def _one(self, some: Sequence[Instance], out: Output, counts: Counts) -> None:
         """Predict one batch and write what comes of it, in the order of the instances."""
-        asked: dict[int, Any] = {}
-        problems = {place: each.problem for place, each in enumerate(some) if each.problem}
-        for place, each in enumerate(some):
-            try:
-                asked |= {} if each.problem else {place: self.config.asked(each.content)}
-            except Unreadable as error:
-                problems[place] = str(error)
-        answers = dict(zip(asked, answered(self.ask, list(asked.values()))))
-        for place, each in enumerate(some):
-            answer = problems.get(place) or answers[place]
-            if place in problems or isinstance(answer, Refused):
+        found = [self._asked(each) for each in some]
+        places = [place for place, asked in enumerate(found) if not isinstance(asked, Refused)]
+        for place, answer in zip(places, answered(self.ask, [found[place] for place in places])):
+            found[place] = answer
+        for each, answer in zip(some, found):
+            if isinstance(answer, Refused):
                 counts.failed += 1
                 counts.fail(f"{each.where}: {answer}")
                 out.error(each, str(answer))
@@ -136,9 +127,16 @@ class Batch:
                 counts.succeeded += 1
                 out.answer(each, answer)
 
+    def _asked(self, instance: Instance) -> Any:
+        """Return the model's input for an instance, or a Refused."""
+        try:
+            return Refused(instance.problem) if instance.problem else self.config.asked(instance.content)
+        except Unreadable as error:
+            return Refused(error)
+
 
 class Refused(str):
-    """Why the model gives no prediction for an instance."""
+    """Why there is no prediction for an instance."""
 
 
 def answered(ask: Callable[[list[Any]], list[Any]], instances: list[Any]) -> list[Any]:
@@ -186,16 +184,9 @@ def files(uris: Iterable[str], root: Path) -> dict[str, Path]:
     return found
 
 
-def sources(found: Mapping[str, Path], form: str, root: Path) -> list[Source]:
+def sources(found: Mapping[str, Path], form: str, root: Path) -> list[Iterator[Instance]]:
     """Return files as sources; `form` is one of `instances.FORMATS`."""
-
-    def source(uri: str, path: Path) -> Source:
-        return Source(uri, lambda: read(path, uri, form, lambda name: buckets.to_path(name, root)))
-
-    return [source(uri, path) for uri, path in found.items()]
-
-
-_URIS = "inputConfig.gcsSource.uris"
+    return [read(path, uri, form, partial(buckets.to_path, root=root)) for uri, path in found.items()]
 
 
 def _batches(instances: Iterator[Instance], size: int) -> Iterator[list[Instance]]:
@@ -216,46 +207,26 @@ def status(text: str) -> dict[str, Any]:
     return {"code": _INVALID, "message": text}
 
 
-class _Progress:
-    """Says every few seconds how far a job has come."""
-
-    def __init__(self, batch: Batch, counts: Counts):
-        self.batch, self.counts, self.source, self.last = batch, counts, 0, time.monotonic()
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __call__(self) -> None:
-        if time.monotonic() - self.last >= EVERY:
-            self.last = time.monotonic()
-            of = f"{self.source} of {len(self.batch.sources)}"
-            self.batch.say(f"{of}: {self.counts.succeeded:,} predicted, {self.counts.failed:,} failed")
-            self.batch.note(self.counts)
-
-    def __exit__(self, *_: object) -> None:
-        self.batch.note(self.counts)
-
-
 class Files:
     """An Output: the files of answers and of errors in a new folder, in which they appear as they come; `form` is jsonl or csv."""
 
     def __init__(self, folder: Path, form: str, config: Config):
-        self._folder, self._config, self._form, self._stack = folder, config, form, contextlib.ExitStack()
+        self._folder, self._config, self._form = folder, config, form
         self._writers: dict[IO[str], csv.DictWriter] = {}
 
-    def _opened(self, path: Path) -> IO[str]:
-        # Half a pair of surrogates, which JSON may hold and UTF-8 may not, is written as JSON writes it, in CSV, too.
-        return self._stack.enter_context(open(path, "x", encoding="utf-8", errors="backslashreplace", newline=""))
-
     def __enter__(self) -> Files:
-        ending = ".csv" if self._form == "csv" else ""
         self._folder.mkdir(parents=True)
-        self._answers = self._opened(self._folder / f"prediction.results-00000-of-00001{ending}")
-        self._errors = self._opened(self._folder / f"prediction.errors_stats-00000-of-00001{ending}")
+        self._answers, self._errors = map(self._opened, ("results", "errors_stats"))
         return self
 
+    def _opened(self, what: str) -> IO[str]:
+        path = self._folder / f"prediction.{what}-00000-of-00001{'.csv' if self._form == 'csv' else ''}"
+        # Half a pair of surrogates, which JSON may hold and UTF-8 may not, is written as JSON writes it, in CSV, too.
+        return open(path, "x", encoding="utf-8", errors="backslashreplace", newline="")
+
     def __exit__(self, *_: object) -> None:
-        self._stack.close()
+        for file in (self._answers, self._errors):
+            file.close()
 
     def answer(self, instance: Instance, prediction: Any) -> None:
         """Write a prediction."""

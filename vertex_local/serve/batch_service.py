@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from ..local import job_record
 from ..local.jobs import stop_asked
 from . import batch, batch_tables, jobs, lists, messages, models, runs
 from .executor import Stopped
-from .instances import FORMATS, TYPES, Config
+from .instances import FORMATS, TYPES, Config, Instance
 from .local import Local
 from .rest import ApiError
 
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
 _KIND = "batchPredictionJobs"
-_OUTPUTS = ("jsonl", "csv", batch_tables.FORMAT)
-_WITH_FIELDS = ("jsonl", "csv", batch_tables.FORMAT)
+_WITH_FIELDS = ("jsonl", "csv", batch_tables.FORMAT)  # formats whose instances have fields, and those of predictions
 _UNSUPPORTED = ("unmanaged_container_model", "generate_explanation", "explanation_spec")
 _LOOKS = 0.2  # seconds between two looks whether somebody wants the job to end
 
@@ -71,15 +70,7 @@ def _checked(local: Local, parent: str, job: Message) -> dict[str, Any]:
     jobs.check_name(job)
     messages.unsupported(job, _UNSUPPORTED)
     messages.required(job, "model")
-    messages.unsupported(job.input_config, ("vertex_multimodal_dataset_source",), where="inputConfig.")
-    messages.unsupported(job.output_config, ("vertex_multimodal_dataset_destination",), where="outputConfig.")
-    given, wanted = job.input_config.instances_format, job.output_config.predictions_format
-    messages.required(job, "input_config.instances_format", "output_config.predictions_format")
-    _one_of(given, (*FORMATS, batch_tables.FORMAT), "inputConfig.instancesFormat")
-    _one_of(wanted, _OUTPUTS, "outputConfig.predictionsFormat")
-    source = "bigquery_source.input_uri" if given == batch_tables.FORMAT else "gcs_source.uris"
-    to = "bigquery_destination.output_uri" if wanted == batch_tables.FORMAT else "gcs_destination.output_uri_prefix"
-    messages.required(job, f"input_config.{source}", f"output_config.{to}")
+    _check_places(job)
     _check_instances(job)
     if messages.plain(job.model_parameters):
         raise ApiError("UNIMPLEMENTED", "modelParameters are not supported: the exported model takes none.", "modelParameters")
@@ -90,11 +81,21 @@ def _checked(local: Local, parent: str, job: Message) -> dict[str, Any]:
     table = _table(job)
     if table is None:
         batch.files(job.input_config.gcs_source.uris, local.buckets)
-    if wanted == batch_tables.FORMAT:
-        batch_tables.Tables(job.output_config.bigquery_destination.output_uri, model["displayName"], times.now(), table, _config(job))
-    else:
-        _output_prefix(local, job)
+    _output(local, job, model, table, times.now())
     return model
+
+
+def _check_places(job: Message) -> None:
+    """Check in which form instances come and predictions go, and that the place of either is given."""
+    messages.unsupported(job.input_config, ("vertex_multimodal_dataset_source",), where="inputConfig.")
+    messages.unsupported(job.output_config, ("vertex_multimodal_dataset_destination",), where="outputConfig.")
+    messages.required(job, "input_config.instances_format", "output_config.predictions_format")
+    given, wanted = job.input_config.instances_format, job.output_config.predictions_format
+    _one_of(given, (*FORMATS, batch_tables.FORMAT), "inputConfig.instancesFormat")
+    _one_of(wanted, _WITH_FIELDS, "outputConfig.predictionsFormat")
+    source = "bigquery_source.input_uri" if given == batch_tables.FORMAT else "gcs_source.uris"
+    to = "bigquery_destination.output_uri" if wanted == batch_tables.FORMAT else "gcs_destination.output_uri_prefix"
+    messages.required(job, f"input_config.{source}", f"output_config.{to}")
 
 
 def _table(job: Message) -> batch_tables.Table | None:
@@ -111,12 +112,12 @@ def _config(job: Message) -> Config:
 
 
 def _check_instances(job: Message) -> None:
-    config, form = job.instance_config, job.input_config.instances_format
-    _one_of(config.instance_type, TYPES, "instanceConfig.instanceType")
-    if config.included_fields and config.excluded_fields:
+    given, form, config = job.instance_config, job.input_config.instances_format, _config(job)
+    _one_of(given.instance_type, TYPES, "instanceConfig.instanceType")
+    if config.included and config.excluded:
         text = "includedFields and excludedFields exclude each other: give one of them."
         raise ApiError("INVALID_ARGUMENT", text, "instanceConfig.excludedFields")
-    if form not in _WITH_FIELDS and (config.key_field or config.included_fields or config.excluded_fields or config.instance_type):
+    if form not in _WITH_FIELDS and (config.names_fields or given.instance_type):
         text = f"instanceConfig is about the fields of {', '.join(_WITH_FIELDS)}; {form} has none: leave it out."
         raise ApiError("INVALID_ARGUMENT", text, "instanceConfig")
 
@@ -126,12 +127,25 @@ def _one_of(value: str, known: tuple[str, ...], field: str) -> None:
         raise ApiError("INVALID_ARGUMENT", f"{field} takes {', '.join(filter(None, known))}; got {value[:100]!r}.", field)
 
 
-def _output_prefix(local: Local, job: Message) -> Path:
-    field = "outputConfig.gcsDestination.outputUriPrefix"
+def _output(
+    local: Local, job: Message, model: Mapping[str, Any], table: batch_tables.Table | None, time: str
+) -> tuple[batch.Output, dict[str, str]]:
+    """Return where answers go, which is not made yet, and the record's `outputInfo`; the names are the service's.
+
+    Args:
+        time: when the job was made, in RFC 3339.
+    """
+    wanted, title, config = job.output_config, model["displayName"], _config(job)
+    if wanted.predictions_format == batch_tables.FORMAT:
+        tables = batch_tables.Tables(wanted.bigquery_destination.output_uri, title, time, table, config)
+        return tables, {"bigqueryOutputDataset": tables.dataset, "bigqueryOutputTable": tables.names[batch_tables.PREDICTION]}
+    own = re.sub(r"[^\w.-]+", "_", title)  # a path's own characters
     try:
-        return Path(buckets.to_path(buckets.check_folder(job.output_config.gcs_destination.output_uri_prefix), local.buckets))
+        uri = f"{buckets.check_folder(wanted.gcs_destination.output_uri_prefix).rstrip('/')}/prediction-{own}-{time[:23]}Z"
+        folder = Path(buckets.to_path(uri, local.buckets))
     except buckets.BucketError as error:
-        raise ApiError("INVALID_ARGUMENT", str(error), field) from None
+        raise ApiError("INVALID_ARGUMENT", str(error), "outputConfig.gcsDestination.outputUriPrefix") from None
+    return batch.Files(folder, wanted.predictions_format, config), {"gcsOutputDirectory": uri}
 
 
 # ------------------------------------------------------------------ one job
@@ -141,7 +155,7 @@ class _Run:
     """A job in its turn: the model's process, the log, the record."""
 
     def __init__(self, local: Local, name: str, job: Message, model: dict[str, Any]):
-        self._local, self._name, self._job, self._model, self._config = local, name, job, model, _config(job)
+        self._local, self._name, self._job, self._model = local, name, job, model
         self._own = local.state / "jobs" / name.rpartition("/")[2]
         self._log = runs.Log(self._own, lambda: None)
 
@@ -149,42 +163,27 @@ class _Run:
         """Predict everything; the job has failed if nothing could be predicted."""
         job_record.running(self._local.records, self._name)
         table = _table(self._job)
-        sources = self._files() if table is None else [table.source()]
-        output = self._output(table)
+        sources = self._files() if table is None else [table.instances()]
+        output, about = _output(self._local, self._job, self._model, table, self._local.known(self._name)["createTime"])
+        self._update(outputInfo=about)
         if table is not None:
             self._log.say(table.about)
+        size = self._job.manual_batch_tuning_parameters.batch_size or batch.BATCH
         with self._process(cancel) as ask:
-            counts = self._batch(sources, ask).run(output, cancel)
+            asked = batch.Batch(sources, _config(self._job), size, ask, self._log.say, lambda counts: self._update(**counts.as_fields()))
+            counts = asked.run(output, cancel)
         if counts.succeeded or not counts.failures:
             return "SUCCEEDED", None
         text = f"nothing was predicted: {counts.failed:,} instance(s) failed; the first: {counts.failures[0]}"
         return "FAILED", {"code": 3, "message": text}
 
-    def _files(self) -> list[batch.Source]:
+    def _files(self) -> list[Iterator[Instance]]:
         given, form = self._job.input_config.gcs_source.uris, self._job.input_config.instances_format
         found = batch.files(given, self._local.buckets)
         self._log.say(f"{len(found)} file(s), {sum(path.stat().st_size for path in found.values()):,} bytes")
-        if form == "csv" and self._config.instance_type == "object":
+        if form == "csv" and self._job.instance_config.instance_type == "object":
             self._log.say("note: Vertex AI sends rows of csv as arrays, whatever instanceType says; jsonl has objects there, too.")
         return batch.sources(found, form, self._local.buckets)
-
-    def _output(self, table: batch_tables.Table | None) -> batch.Output:
-        """Return where answers go, as the service names it, and note that in the record."""
-        time, title, wanted = self._local.known(self._name)["createTime"], self._model["displayName"], self._job.output_config
-        if wanted.predictions_format == batch_tables.FORMAT:
-            tables = batch_tables.Tables(wanted.bigquery_destination.output_uri, title, time, table, self._config)
-            self._update(outputInfo={"bigqueryOutputDataset": tables.dataset, "bigqueryOutputTable": tables.names["prediction"]})
-            return tables
-        title = re.sub(r"[^\w.-]+", "_", title)  # the path's own characters
-        folder = _output_prefix(self._local, self._job) / f"prediction-{title}-{time[:23]}Z"
-        self._update(outputInfo={"gcsOutputDirectory": "gs://" + str(folder.relative_to(self._local.buckets))})
-        return batch.Files(folder, wanted.predictions_format, self._config)
-
-    def _batch(self, sources: Sequence[batch.Source], ask: Any) -> batch.Batch:
-        return batch.Batch(
-            sources, self._config, self._job.manual_batch_tuning_parameters.batch_size or batch.BATCH, ask, self._log.say,
-            lambda counts: self._update(**counts.as_fields()),
-        )  # fmt: skip
 
     def _update(self, **fields: Any) -> None:
         job_record.update(self._local.records, self._name, lambda document: document.update(fields))

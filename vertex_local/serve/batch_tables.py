@@ -47,11 +47,8 @@ class Table:
         """What there is to read, for the log."""
         return f"{self.uri}: {self._source.table.num_rows or 0:,} rows"
 
-    def source(self) -> batch.Source:
-        """Return the table as a source of a batch prediction."""
-        return batch.Source(self.uri, self._instances)
-
-    def _instances(self) -> Iterator[Instance]:
+    def instances(self) -> Iterator[Instance]:
+        """Yield the rows as instances; raise Unreadable where the rest cannot be read."""
         number = 0
         try:
             for each in self._source.batches():
@@ -153,7 +150,8 @@ class Tables:
         if not rows:
             return
         if kind not in self._writers:
-            schema = pa.schema([*self._arrow(), _ARROW[kind]()])
+            types = {PREDICTION: pa.string(), ERRORS: pa.struct([("code", pa.int64()), ("message", pa.string())])}
+            schema = pa.schema([*self._arrow(), pa.field(kind, types[kind])])
             self._writers[kind] = self._scratch.enter_context(pq.ParquetWriter(str(self._folder / kind), schema))
         self._writers[kind].write_table(pa.Table.from_pylist(rows, self._writers[kind].schema))
         rows.clear()
@@ -204,18 +202,3 @@ def _optional(field: dict[str, Any]) -> dict[str, Any]:
     names = ("name", "type", "mode", "fields", "precision", "scale", "maxLength")
     kept: dict[str, Any] = {name: field[name] for name in names if name in field}
     return {**kept, "mode": "NULLABLE" if field.get("mode") == "REQUIRED" else field.get("mode", "NULLABLE")}
-
-
-def _prediction() -> Any:
-    import pyarrow as pa
-
-    return pa.field(PREDICTION, pa.string())
-
-
-def _errors() -> Any:
-    import pyarrow as pa
-
-    return pa.field(ERRORS, pa.struct([("code", pa.int64()), ("message", pa.string())]))
-
-
-_ARROW = {PREDICTION: _prediction, ERRORS: _errors}

@@ -95,8 +95,9 @@ class EndpointService:
             self._local.predictors.ready(key, str(models.folder(self._local, model)))
             try:
                 self._changed(endpoint["name"], lambda document: _add(document, deployed, split))
-            except ApiError:  # deleted meanwhile, or another deployment was faster
-                self._local.predictors.stop(key)
+            except ApiError as error:  # deleted meanwhile, or another deployment was faster
+                if error.status != "ALREADY_EXISTS":  # the process is the other deployment's then
+                    self._local.predictors.stop(key)
                 raise
             return "DeployModelResponse", {"deployedModel": deployed}
 

@@ -5,6 +5,7 @@ The service ends them (vertex_local/job/deprecations.py); here they go on, by th
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -92,7 +93,7 @@ def overridden(spec: Mapping[str, Any], override: Message) -> dict[str, Any]:
     """Return a spec with what one request has otherwise: the method with its number of paths or steps, and baselines."""
     where = "explanation_spec_override"
     messages.unsupported(override, ("examples_override",), where=f"{where}.")
-    found = json.loads(json.dumps(spec))
+    found = copy.deepcopy(dict(spec))
     if override.HasField("parameters"):
         _check_method(override.parameters, f"{where}.parameters")
         found["parameters"] = messages.to_json(override.parameters)

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import json
+import math
 import re
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 FORMATS = ("jsonl", "csv", "tf-record", "tf-record-gzip", "file-list")
 TYPES = ("", "object", "array")
 _LARGEST = 1 << 30  # bytes of a TFRecord's record; a greater length means a damaged file
-_NO_TEXT = "is not UTF-8: write the file in that encoding"
 _LONGEST_ROW = 16 << 20  # characters of CSV
 # A cell of CSV: in quotes, with quotes in it doubled; or without quotes.
-_CELL = re.compile(r'"((?:[^"]|"")*)"|([^",]*)')
+_CELL = re.compile(r'"([^"]*(?:""[^"]*)*)"|([^",]*)')
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
@@ -51,24 +53,25 @@ class Config:
     included: Sequence[str] = field(default_factory=tuple)
     excluded: Sequence[str] = field(default_factory=tuple)
 
+    @property
+    def names_fields(self) -> bool:
+        """Whether it is about the fields of objects."""
+        return bool(self.key_field or self.included or self.excluded)
+
     def asked(self, content: Any) -> Any:
         """Return the model's input for an instance.
 
         Raises:
             Unreadable: the instance lacks a field that is wanted, or is no object.
         """
-        if not (self.key_field or self.included or self.excluded or self.instance_type):
-            return content
         if not isinstance(content, Mapping):
-            if self.instance_type == "array" and not (self.key_field or self.included or self.excluded):
-                return content
-            raise Unreadable(f"must be an object, because instanceConfig names fields; got {json.dumps(content)[:80]}")
+            if self.names_fields or self.instance_type == "object":
+                raise Unreadable(f"must be an object, because instanceConfig names fields; got {json.dumps(content)[:80]}")
+            return content
         missing = [name for name in (*self.included, self.key_field) if name and name not in content]
         if missing:
             raise Unreadable(f"lacks the field {missing[0]}, which instanceConfig names")
-        gone = {*self.excluded, self.key_field}
-        names = self.included or [name for name in content if name not in gone]
-        names = [name for name in names if name != self.key_field]
+        names = [name for name in self.included or content if name not in (*self.excluded, self.key_field)]
         return [content[name] for name in names] if self.instance_type == "array" else {name: content[name] for name in names}
 
     def shown(self, content: Any) -> dict[str, Any]:
@@ -88,55 +91,57 @@ def read(path: Path, uri: str, form: str, resolve: Callable[[str], str]) -> Iter
 
     Raises:
         Unreadable: the rest of the file cannot be read.
-        OSError: the file cannot be opened.
     """
-    if form.startswith("tf-record"):
-        with gzip.open(path, "rb") if form == "tf-record-gzip" else open(path, "rb") as file:
-            yield from _records(file, uri)
-        return
-    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:  # bad bytes are reported line by line
-        if form == "file-list":
-            yield from _listed(file, uri, resolve)
-        else:
-            yield from _rows(file, uri) if form == "csv" else _lines(file, uri)
-
-
-def _lines(file: IO[str], uri: str) -> Iterator[Instance]:
-    for number, line in enumerate(file, 1):
-        if not line.strip():
-            continue
-        where = f"{uri}:{number}"
-        if not _is_text(line):
-            yield Instance(line.rstrip("\r\n"), where, len(line), _NO_TEXT)
-            continue
-        try:
-            yield Instance(json.loads(line), where, len(line))
-        except (ValueError, RecursionError) as error:
-            yield Instance(line.rstrip("\r\n"), where, len(line), f"is not JSON: {error}")
-
-
-def _is_text(line: str) -> bool:
-    """Tell whether all of a line was UTF-8."""
-    if line.isascii():
-        return True
     try:
-        line.encode()
-    except UnicodeEncodeError:  # surrogates, in place of bytes that could not be decoded
-        return False
-    return True
+        if form.startswith("tf-record"):
+            with gzip.open(path, "rb") if form == "tf-record-gzip" else open(path, "rb") as file:
+                yield from _records(file, uri)
+            return
+        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:  # bad bytes are reported line by line
+            if form == "csv":
+                yield from _rows(text, uri)
+            else:
+                yield from _lines(text, uri, _json if form == "jsonl" else partial(_file, resolve))
+    except OSError as error:
+        raise Unreadable(f"{uri}: cannot be read: {error.strerror or error}") from None
 
 
-def _listed(file: IO[str], uri: str, resolve: Callable[[str], str]) -> Iterator[Instance]:
+def _lines(file: IO[str], uri: str, content_of: Callable[[str], tuple[Any, int]]) -> Iterator[Instance]:
     for number, line in enumerate(file, 1):
-        name, where = line.strip(), f"{uri}:{number}"
-        if not name:
-            continue
-        try:
-            content = Path(resolve(name)).read_bytes()
-        except (OSError, ValueError) as error:
-            yield Instance(name, where, len(line), f"cannot be read: {getattr(error, 'strerror', None) or error}")
-        else:
-            yield Instance({"b64": base64.b64encode(content).decode()}, where, len(content))
+        if line.strip():
+            yield _instance(line, f"{uri}:{number}", content_of)
+
+
+def _instance(text: str, where: str, content_of: Callable[[str], tuple[Any, int]]) -> Instance:
+    """Return the instance of a line or a row; `content_of` returns its content and size, or raises Unreadable."""
+    try:
+        text.encode()
+        content, size = content_of(text)
+        return Instance(content, where, size)
+    except UnicodeEncodeError:  # surrogates, in place of bytes that could not be decoded
+        problem = "is not UTF-8: write the file in that encoding"
+    except Unreadable as error:
+        problem = str(error)
+    return Instance(text.rstrip("\r\n"), where, len(text), problem)
+
+
+def _json(line: str) -> tuple[Any, int]:
+    try:
+        return json.loads(line), len(line)
+    except (ValueError, RecursionError) as error:
+        raise Unreadable(f"is not JSON: {error}") from None
+
+
+def _file(resolve: Callable[[str], str], line: str) -> tuple[Any, int]:
+    try:
+        content = Path(resolve(line.strip())).read_bytes()
+    except (OSError, ValueError) as error:
+        raise Unreadable(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    return _base64(content), len(content)
+
+
+def _base64(content: bytes) -> dict[str, str]:
+    return {"b64": base64.b64encode(content).decode()}
 
 
 # ------------------------------------------------------------------ CSV
@@ -144,22 +149,22 @@ def _listed(file: IO[str], uri: str, resolve: Callable[[str], str]) -> Iterator[
 
 def _rows(file: IO[str], uri: str) -> Iterator[Instance]:
     header: list[str] = []
+
+    def row(text: str) -> tuple[Any, int]:
+        cells = _cells(text, _typed)
+        if len(cells) != len(header):
+            raise Unreadable(f"has {len(cells)} cells, the header {len(header)}")
+        return dict(zip(header, cells)), len(text)
+
     for number, text in _logical_lines(file, uri):
-        cells = _cells(text)
-        if not header:
-            header = [str(cell) if cell is not None else "" for cell in cells or [""]]
-            if not all(header) or len(set(header)) < len(header):
-                raise Unreadable(f"{uri}:{number}: the first line must name the columns, each once; got {text.strip()[:80]!r}")
-            continue
         where = f"{uri}:{number}"
-        if not _is_text(text):
-            yield Instance(text.rstrip("\r\n"), where, len(text), _NO_TEXT)
-        elif cells is None:
-            yield Instance(text.rstrip("\r\n"), where, len(text), "has a quotation mark within a cell that is not quoted")
-        elif len(cells) != len(header):
-            yield Instance(text.rstrip("\r\n"), where, len(text), f"has {len(cells)} cells, the header {len(header)}")
-        else:
-            yield Instance(dict(zip(header, cells)), where, len(text))
+        if header:
+            yield _instance(text, where, row)
+            continue
+        with contextlib.suppress(Unreadable):
+            header = _cells(text, str)
+        if not header or not all(header) or len(set(header)) < len(header):
+            raise Unreadable(f"{where}: the first line must name the columns, each once; got {text.strip()[:80]!r}")
 
 
 def _logical_lines(file: IO[str], uri: str) -> Iterator[tuple[int, str]]:
@@ -181,27 +186,26 @@ def _logical_lines(file: IO[str], uri: str) -> Iterator[tuple[int, str]]:
         yield start, "".join(held)
 
 
-def _cells(text: str) -> list[Any] | None:
-    """Return a row's cells, None if it is not CSV: a quoted cell is text, an empty one None, any other a number if it reads as one."""
+def _cells(text: str, plain: Callable[[str], Any]) -> list[Any]:
+    """Return a row's cells: a quoted one is text, any other is what `plain` makes of it; raise Unreadable if it is not CSV."""
     text, place, found = text.rstrip("\r\n"), 0, []
     while True:
         match = _CELL.match(text, place)
-        quoted, plain = match.groups() if match else (None, "")
-        found.append(quoted.replace('""', '"') if quoted is not None else _plain(plain))
-        place = match.end() if match else place
+        quoted, bare = match.groups()
+        found.append(plain(bare) if quoted is None else quoted.replace('""', '"'))
+        place = match.end()
         if place == len(text):
             return found
         if text[place] != ",":
-            return None
+            raise Unreadable("has a quotation mark within a cell that is not quoted")
         place += 1
 
 
-def _plain(text: str) -> Any:
-    if not text:
-        return None
-    if not _NUMBER.fullmatch(text.strip()):
-        return text
-    number = float(text)
+def _typed(text: str) -> Any:
+    """Return a cell without quotation marks: a number if it reads as one, None if it is empty, else the text."""
+    number = float(text) if _NUMBER.fullmatch(text.strip()) else math.nan
+    if not math.isfinite(number):  # so is one that no float can hold
+        return text or None
     return int(text) if text.strip().lstrip("+-").isdigit() else number
 
 
@@ -220,7 +224,7 @@ def _records(file: BinaryIO | gzip.GzipFile, uri: str) -> Iterator[Instance]:
             content, checksum = file.read(length), file.read(4)
             if len(content) < length or _masked(content) != checksum:
                 raise Unreadable(f"{where} ends too early, or its checksum is wrong")
-            yield Instance({"b64": base64.b64encode(content).decode()}, where, length)
+            yield Instance(_base64(content), where, length)
     except (EOFError, gzip.BadGzipFile, OSError) as error:
         raise Unreadable(f"{uri}: record {number + 1} cannot be read: {error}") from None
 

@@ -27,15 +27,16 @@ class ModelService(evaluations.ModelEvaluations):
         """Record a model, or a new version of `parent_model`; the operation is done at once."""
         messages.required(request, "model")
         model = models.upload(self._local, request.parent, request.model, request.model_id, request.parent_model)
-        response = {"model": model["name"], "modelVersionId": model["versionId"]}
-        return self._operations.finished(request.parent, "UploadModelOperationMetadata", ("UploadModelResponse", response))
+        return self._made(request.parent, "UploadModel", model)
 
     def copy_model(self, request: types.CopyModelRequest) -> operations_pb2.Operation:
         """Copy a model's version, by default the default one, into a location: as a new model, or as a version of `parent_model`."""
         messages.required(request, "source_model")
-        model = models.copy(self._local, request)
-        response = {"model": model["name"], "modelVersionId": model["versionId"]}
-        return self._operations.finished(request.parent, "CopyModelOperationMetadata", ("CopyModelResponse", response))
+        return self._made(request.parent, "CopyModel", models.copy(self._local, request))
+
+    def _made(self, parent: str, rpc: str, version: dict[str, Any]) -> operations_pb2.Operation:
+        response = {"model": version["name"], "modelVersionId": version["versionId"]}
+        return self._operations.finished(parent, f"{rpc}OperationMetadata", (f"{rpc}Response", response))
 
     def get_model(self, request: types.GetModelRequest) -> types.Model:
         """Return a version of a model, by default the default one."""
@@ -50,14 +51,12 @@ class ModelService(evaluations.ModelEvaluations):
     def list_model_versions(self, request: types.ListModelVersionsRequest) -> types.ListModelVersionsResponse:
         """Return one page of a model's versions, the newest first."""
         record = self._local.known(request.name.partition("@")[0])
-        accepts, size = lists.parsed_filter(request.filter), lists.size(request)
-        token = request.page_token
+        accepts, size, token = lists.parsed_filter(request.filter), lists.size(request), request.page_token
         if token and token not in record["versions"]:
-            raise ApiError(
-                "INVALID_ARGUMENT", f"pageToken: {token[:80]!r} is not a token of this list; start from the first page.", "pageToken"
-            )
-        found = [each for number, each in record["versions"].items() if accepts(each) and (not token or int(number) < int(token))]
-        found.sort(key=lambda each: int(each["versionId"]), reverse=True)
+            text = f"pageToken: {token[:80]!r} is not a token of this list; start from the first page."
+            raise ApiError("INVALID_ARGUMENT", text, "pageToken")
+        found = sorted(filter(accepts, record["versions"].values()), key=lambda each: int(each["versionId"]), reverse=True)
+        found = [each for each in found if not token or int(each["versionId"]) < int(token)]
         after = found[size - 1]["versionId"] if len(found) > size else ""
         shown = [messages.read(each, "Model") for each in found[:size]]
         return messages.new("ListModelVersionsResponse", models=shown, next_page_token=after)

@@ -53,12 +53,13 @@ def check_upload(local: Local, parent: str, model: Message, model_id: str, paren
 def upload(local: Local, parent: str, model: Message, model_id: str, parent_model: str) -> dict[str, Any]:
     """Record a model, or a new version of `parent_model`, and return the version as the API shows it."""
     check_upload(local, parent, model, model_id, parent_model)
-    document = messages.to_json(model)
+    messages.required(model, "artifact_uri", where="model.")
+    document, now = messages.to_json(model), job_record.now()
     _check_files(local, document)
-    name = f"{parent}/models/{model_id}" if model_id else local.new_name(parent, "models")
-    name = _base_name(parent, parent_model) if parent_model else name
-    now = job_record.now()
-    if not parent_model:
+    if parent_model:
+        name = _base_name(parent, parent_model)
+    else:
+        name = f"{parent}/models/{model_id}" if model_id else local.new_name(parent, "models")
         local.records.add(name, "models", {"name": name, "versions": {}, "createTime": now, "updateTime": now})
     record = change(local, name, lambda record: _add_version(record, document, now))
     version = record["versions"][str(record["last"])]
@@ -136,8 +137,6 @@ def _base_name(parent: str, model: str) -> str:
 
 
 def _check_files(local: Local, document: Mapping[str, Any]) -> None:
-    if not document.get("artifactUri"):
-        raise ApiError("INVALID_ARGUMENT", "model.artifactUri is required and must not be empty.", "model.artifactUri")
     path = folder(local, document)
     if not (path / "saved_model.pb").is_file():
         text = f"there is no saved_model.pb directly in {document['artifactUri']} ({path}); the trainer's chief must leave it there."

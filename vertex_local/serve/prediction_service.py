@@ -54,7 +54,7 @@ class PredictionService:
         """Answer instances by a deployed model, chosen at random by the traffic split."""
         endpoint = self._local.known(request.endpoint)
         instances = _instances(request, endpoint)
-        chosen = self._drawn(endpoint)
+        chosen = self._chosen(endpoint)
         predictions = self._ask(chosen, instances)
         return messages.new(
             "PredictResponse", predictions=[messages.value(each) for each in predictions], deployed_model_id=chosen.deployed["id"],
@@ -69,7 +69,7 @@ class PredictionService:
         endpoint = self._local.known(request.endpoint)
         _check_size(len(request.http_body.data), endpoint)
         body = raw.read(request.http_body.data, request.http_body.content_type)
-        chosen = self._drawn(endpoint)
+        chosen = self._chosen(endpoint)
         answer = httpbody_pb2.HttpBody(content_type=raw.JSON, data=body.answer(self._ask(chosen, body.instances)))
         return WithHeaders(answer, {
             "X-Vertex-AI-Endpoint-Id": endpoint["name"].rpartition("/")[2],
@@ -86,7 +86,7 @@ class PredictionService:
         """Answer instances as `predict` does, with an explanation of each answer."""
         endpoint = self._local.known(request.endpoint)
         instances = _instances(request, endpoint)
-        chosen = self._named(endpoint, request.deployed_model_id) if request.deployed_model_id else self._drawn(endpoint)
+        chosen = self._chosen(endpoint, request.deployed_model_id)
         spec = explanations.spec_of(chosen.deployed, chosen.model, chosen.folder)
         if request.HasField("explanation_spec_override"):
             spec = explanations.overridden(spec, request.explanation_spec_override)
@@ -102,21 +102,17 @@ class PredictionService:
         self._samples.add(chosen.endpoint, chosen.deployed["id"], instances, predictions)
         return predictions
 
-    def _drawn(self, endpoint: Mapping[str, Any]) -> _Deployed:
-        """Return a deployed model, chosen at random by the traffic split."""
+    def _chosen(self, endpoint: Mapping[str, Any], wanted: str = "") -> _Deployed:
+        """Return the deployed model of the id `wanted`, by default one chosen at random by the traffic split."""
         deployed = {each["id"]: each for each in endpoint.get("deployedModels", [])}
-        shares = {key: share for key, share in endpoint.get("trafficSplit", {}).items() if key in deployed and share}
+        if wanted and wanted not in deployed:
+            text = f"{endpoint['name']} has no deployed model {wanted[:140]!r}; it has {', '.join(deployed) or 'none'}."
+            raise ApiError("NOT_FOUND", text, "deployedModelId")
+        shares = {wanted: 100} if wanted else {key: share for key, share in endpoint.get("trafficSplit", {}).items() if share}
         if not shares:
             text = f"{endpoint['name']} has no deployed model that gets traffic; deploy one with a trafficSplit, or update that."
             raise ApiError("FAILED_PRECONDITION", text)
         return _Deployed(self._local, endpoint, deployed[random.choices(list(shares), list(shares.values()))[0]])
-
-    def _named(self, endpoint: Mapping[str, Any], wanted: str) -> _Deployed:
-        deployed = {each["id"]: each for each in endpoint.get("deployedModels", [])}
-        if wanted not in deployed:
-            text = f"{endpoint['name']} has no deployed model {wanted[:140]!r}; it has {', '.join(deployed) or 'none'}."
-            raise ApiError("NOT_FOUND", text, "deployedModelId")
-        return _Deployed(self._local, endpoint, deployed[wanted])
 
 
 def _instances(request: Message, endpoint: Mapping[str, Any]) -> list[Any]:

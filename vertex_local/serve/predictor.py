@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import selectors
+import socket
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ MOST_WAITING = 10  # requests that may wait for one process; each of them holds 
 
 
 class Predictors:
-    """The processes of deployed models, by a key that the caller chooses; one that has ended starts again at the next request."""
+    """The processes of deployed models, by the name of the resource; one that has ended starts again at the next request."""
 
     def __init__(self, python: str | None, logs: Path):
         self.python, self.logs = python or sys.executable, logs
@@ -36,7 +34,8 @@ class Predictors:
         with self._lock:
             worker = self._workers.get(key)
             if worker is None or worker.ended:
-                worker = self._workers[key] = _Worker(self.python, model, self.logs / f"{key.rpartition('/')[2]}.log")
+                name = "-".join(key.split("/")[-3::2])  # of endpoint and deployed model: ids of the latter may be chosen
+                worker = self._workers[key] = _Worker(self.python, model, self.logs / f"{name}.log")
         return worker
 
     def ask(self, key: str, model: str, instances: list[Any]) -> list[Any]:
@@ -62,6 +61,10 @@ class Predictors:
             answer = self._worker(key, model).ask(request)
         if "error" in answer:
             raise ApiError("INVALID_ARGUMENT", f"instances: {answer['error']}", "instances")
+        given, asked = len(answer["predictions"]), len(request["instances"])
+        if given != asked:
+            text = f"the model gives {given} predictions for {asked} instances: export a signature that gives one for each."
+            raise ApiError("FAILED_PRECONDITION", text)
         return answer
 
     def stop(self, key: str) -> None:
@@ -87,14 +90,16 @@ class _Worker:
     def __init__(self, python: str, model: str, log: Path):
         env = {**environment.importing_this(os.environ), "TF_CPP_MIN_LOG_LEVEL": "2"}
         log.parent.mkdir(parents=True, exist_ok=True)
-        self.log, self._lock, self._rest = log, threading.Lock(), b""
+        self.log, self._lock = log, threading.Lock()
         self._turns = threading.Semaphore(1 + MOST_WAITING)
         self.ready = self.stopped = self._closed = False
         command = [python, "-m", "vertex_runtime.predict", model, "--requests"]
-        with open(log, "ab") as errors:
-            self.process = subprocess.Popen(
-                command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, start_new_session=True, bufsize=0
-            )
+        self._channel, theirs = socket.socketpair()  # unlike pipes, it has a time limit, for writing as for reading
+        self._answers = self._channel.makefile("rb")
+        end = theirs.fileno()
+        with theirs, open(log, "ab") as errors:
+            self._begin = errors.tell()  # what stands before it was said by an earlier process
+            self.process = subprocess.Popen(command, env=env, stdin=end, stdout=end, stderr=errors, start_new_session=True)
 
     @property
     def ended(self) -> bool:
@@ -119,31 +124,18 @@ class _Worker:
             raise _Ended("UNAVAILABLE", f"the model's process was ended, as it did not answer; see {self.log}.")
         patience = ANSWER if self.ready else START
         try:
-            self.process.stdin.write(json.dumps(request).encode() + b"\n")
-            line = self._line(time.monotonic() + patience)
+            self._channel.settimeout(patience)
+            self._channel.sendall(json.dumps(request).encode() + b"\n")
+            answer = json.loads(self._answers.readline())
             self.ready = True
-            return json.loads(line)
+            return answer
         except TimeoutError:
             self._end()
             raise ApiError("UNAVAILABLE", f"the model did not answer within {patience:g} s; see {self.log}.") from None
-        except (OSError, ValueError):  # the pipe broke, or the answer is not JSON
+        except (OSError, ValueError):  # the channel broke or ended, or the answer is not JSON
             self._end()
-            lines = self.log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
+            lines = self.log.read_bytes()[self._begin :].decode(errors="replace").strip().splitlines() or ["it said nothing"]
             raise _Ended("FAILED_PRECONDITION", f"the model's process ended: {lines[-1].removeprefix('error: ')}") from None
-
-    def _line(self, deadline: float) -> bytes:
-        with selectors.DefaultSelector() as selector:
-            selector.register(self.process.stdout, selectors.EVENT_READ)
-            pieces = [self._rest]
-            while b"\n" not in pieces[-1]:
-                if not selector.select(max(0.0, deadline - time.monotonic())):
-                    raise TimeoutError
-                data = os.read(self.process.stdout.fileno(), 1 << 20)
-                if not data:
-                    raise BrokenPipeError
-                pieces.append(data)
-        line, _, self._rest = b"".join(pieces).partition(b"\n")
-        return line
 
     def stop(self) -> None:
         """Kill it at once, as it has nothing to save; requests that wait get an error."""
@@ -154,11 +146,10 @@ class _Worker:
 
     def _end(self) -> None:
         self._closed = True
-        with contextlib.suppress(OSError):
-            self.process.stdin.close()
+        self._answers.close()
+        self._channel.close()
         try:
             self.process.wait(2)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        self.process.stdout.close()

@@ -10,8 +10,8 @@ from typing import Any
 
 from ...job import buckets
 from ..app import View, Visit, page
+from ..text import as_number
 from .files import address
-from .jobs import named
 
 _ROWS = 6
 
@@ -19,32 +19,32 @@ _ROWS = 6
 @page("GET", "/datasets/{number}")
 def show(visit: Visit, number: str) -> View:
     """Show a data set."""
-    dataset = visit.call("GetDataset", name=named(visit, "datasets", number))
-    uris = _sources(dataset, visit.console.local.records.get(dataset["name"]) or {})
+    dataset = visit.call("GetDataset", name=visit.name("datasets", number))
+    uris = _sources(visit, dataset)
     files = [path for uri in uris for path in _files(visit, uri)]
     head = _head(files[0]) if files else []
     return View("dataset.html", {
         "active": "datasets", "dataset": dataset,
         "kind": dataset.get("metadataSchemaUri", "").rpartition("/")[2].partition("_")[0],
-        "sources": [(uri, address(visit, uri)) for uri in uris], "head": head, "titled": bool(head) and not any(map(_is_number, head[0])),
-        "reports": _reports(visit, files),
+        "sources": [(uri, address(visit, uri)) for uri in uris], "head": head,
+        "titled": bool(head) and all(as_number(cell) is None for cell in head[0]), "reports": _reports(visit, files),
     })  # fmt: skip
 
 
-def _sources(dataset: dict[str, Any], record: dict[str, Any]) -> list[str]:
+def _sources(visit: Visit, dataset: dict[str, Any]) -> list[str]:
+    """Return the URIs of a tabular data set's source, or of what was imported."""
     config = (dataset.get("metadata") or {}).get("inputConfig", {})
-    found = list(config.get("gcsSource", {}).get("uri", []))
-    found += [uri for uri in [config.get("bigquerySource", {}).get("uri")] if uri]
-    for each in record.get("importConfigs", []):
-        found += each.get("gcsSource", {}).get("uris", [])
-    return found
+    table = config.get("bigquerySource", {}).get("uri")
+    imports = visit.local.records.list("imports", dataset["name"])
+    imported = [uri for each in imports for uri in each["config"]["gcsSource"]["uris"]]
+    return [*config.get("gcsSource", {}).get("uri", []), *([table] if table else []), *imported]
 
 
 def _files(visit: Visit, uri: str) -> list[Path]:
     if not uri.startswith("gs://"):
         return []
     try:
-        pattern = buckets.to_path(uri, visit.console.local.buckets)
+        pattern = buckets.to_path(uri, visit.local.buckets)
     except buckets.BucketError:
         return []
     return [Path(path) for path in sorted(glob.glob(str(pattern)))]
@@ -60,14 +60,6 @@ def _head(path: Path) -> list[list[str]]:
     except (OSError, csv.Error):
         return []
     return rows if len(rows) > 1 else []
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
 
 
 def _reports(visit: Visit, files: list[Path]) -> list[tuple[str, str]]:

@@ -4,89 +4,70 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ...serve import messages
-from ...serve.rest import ApiError
-from .. import charts, saved_models
-from ..app import Redirect, View, Visit, href, message, page
-from .jobs import named
+from ...serve.rest import Answer, ApiError
+from .. import charts, saved_models, traffic
+from ..app import View, Visit, page, redirect
+from ..text import last_part
 from .models import artifacts
 
 _BARS = 20  # shares of an answer that are drawn
 _OPERATIONS = 200  # the latest ones, among which deployments are looked for: the page is made anew every few seconds
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What the model said to the form: its answer, which version it was, and what the answer rests on."""
-
-    answer: Any = None
-    version: str = ""
-    attribution: Mapping[str, Any] = field(default_factory=dict)
-
-
 @page("GET", "/endpoints/{number}")
 def show(visit: Visit, number: str) -> View:
     """Show an endpoint."""
-    return _view(visit, number, {}, Asked())
+    return _view(visit, visit.call("GetEndpoint", name=visit.name("endpoints", number)))
 
 
 @page("POST", "/endpoints/{number}")
 def predict(visit: Visit, number: str) -> View:
     """Ask the model for one prediction and show it, with what it rests on where the form asks for that."""
-    endpoint = visit.call("GetEndpoint", name=named(visit, "endpoints", number))
-    found, _ = _signature(visit, endpoint)
-    if found is None:
+    endpoint = visit.call("GetEndpoint", name=visit.name("endpoints", number))
+    deployed = _deployed(visit, endpoint)
+    signature, _ = _signature(visit, deployed)
+    if signature is None:
         raise ApiError("FAILED_PRECONDITION", "no model with a signature is deployed here: deploy one first.")
-    instance = {tensor.name: _value(visit, tensor) for tensor in found.inputs}
+    instance = {tensor.name: _value(visit, tensor) for tensor in signature.inputs}
     content = next(iter(instance.values())) if len(instance) == 1 else instance
     rpc = "Explain" if visit.form.get("explain") else "Predict"
-    answer = visit.call(rpc, endpoint=endpoint["name"], instances=[messages.value(content)])
-    given = {tensor.name: visit.form.fields.get(f"input.{tensor.name}", "") for tensor in found.inputs}
-    return _view(visit, number, given, Asked(answer["predictions"][0], _version(endpoint, answer), _attribution(answer)))
+    said = visit.call(rpc, endpoint=endpoint["name"], instances=[content])
+    answer, version = said["predictions"][0], {each["id"]: each["modelVersionId"] for each in deployed}[said["deployedModelId"]]
+    return _view(
+        visit, endpoint, answer=answer, answered_by=version, chart=charts.bars(_shares(answer)), attribution=_attribution(said),
+        given={tensor.name: visit.form.fields.get(f"input.{tensor.name}", "") for tensor in signature.inputs},
+    )  # fmt: skip
 
 
 @page("POST", "/endpoints/{number}/undeploy")
-def undeploy(visit: Visit, number: str) -> Redirect:
+def undeploy(visit: Visit, number: str) -> Answer:
     """Take a model off the endpoint; what it got of the traffic goes to the others in proportion."""
-    name, gone = named(visit, "endpoints", number), visit.form.get("deployed")
+    name, gone = visit.name("endpoints", number), visit.form.get("deployed")
     before = visit.call("GetEndpoint", name=name).get("trafficSplit", {})
     rest = {key: share for key, share in before.items() if key != gone and share}
-    split = {}
-    if before.get(gone) and rest:
-        total = sum(rest.values())
-        split = {key: share * 100 // total for key, share in rest.items()}
-        split[next(iter(split))] += 100 - sum(split.values())
-    visit.call("UndeployModel", endpoint=name, deployed_model_id=gone, traffic_split=split)
-    return Redirect(href(f"/endpoints/{number}"), "The model is no longer deployed.")
+    split = traffic.scaled(rest, 100) if before.get(gone) and rest else {}
+    visit.call("UndeployModel", endpoint=name, deployedModelId=gone, trafficSplit=split)
+    return redirect(f"/endpoints/{number}", "The model is no longer deployed.")
 
 
 @page("POST", "/endpoints/{number}/traffic")
-def split(visit: Visit, number: str) -> Redirect:
+def split(visit: Visit, number: str) -> Answer:
     """Change how the traffic is split."""
-    shares = {key.removeprefix("share."): value.strip() for key, value in visit.form.fields.items() if key.startswith("share.")}
-    for value in shares.values():
-        if not value.isdecimal() or int(value) > 100:
-            raise ApiError("INVALID_ARGUMENT", f"a share takes 0 to 100 percent; got {value[:20]!r}.")
-    traffic = {key: int(value) for key, value in shares.items()}
-    new = message("Endpoint", {"name": named(visit, "endpoints", number), "trafficSplit": traffic})
-    visit.call("UpdateEndpoint", endpoint=new, update_mask={"paths": ["traffic_split"]})
-    return Redirect(href(f"/endpoints/{number}"), "The traffic is split anew.")
+    given = [name.removeprefix("share.") for name in visit.form.fields if name.startswith("share.")]
+    shares = {deployed: traffic.percent(visit.form.get(f"share.{deployed}")) for deployed in given}
+    new = {"name": visit.name("endpoints", number), "trafficSplit": shares}
+    visit.call("UpdateEndpoint", endpoint=new, updateMask="trafficSplit")
+    return redirect(f"/endpoints/{number}", "The traffic is split anew.")
 
 
 @page("POST", "/endpoints/{number}/delete")
-def delete(visit: Visit, number: str) -> Redirect:
+def delete(visit: Visit, number: str) -> Answer:
     """Delete an endpoint without models."""
-    visit.call("DeleteEndpoint", name=named(visit, "endpoints", number))
-    return Redirect(href("/endpoints"), f"Endpoint {number} is deleted.")
-
-
-def _version(endpoint: Mapping[str, Any], answer: Mapping[str, Any]) -> str:
-    deployed = {each["id"]: each for each in endpoint.get("deployedModels", [])}
-    return deployed.get(answer.get("deployedModelId", ""), {}).get("modelVersionId", "")
+    visit.call("DeleteEndpoint", name=visit.name("endpoints", number))
+    return redirect("/endpoints", f"Endpoint {number} is deleted.")
 
 
 def _attribution(answer: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,49 +92,40 @@ def _numbers(value: Any) -> Iterator[float]:
         yield float(value)
 
 
-def _view(visit: Visit, number: str, given: Mapping[str, str], asked: Asked) -> View:
-    endpoint = visit.call("GetEndpoint", name=named(visit, "endpoints", number))
-    shares = endpoint.get("trafficSplit", {})
-    deployed = [{**each, "share": shares.get(each["id"], 0)} for each in endpoint.get("deployedModels", [])]
-    found, sample = _signature(visit, endpoint)
+def _view(visit: Visit, endpoint: Mapping[str, Any], **asked: Any) -> View:
+    """Show an endpoint, and what the model has been asked and has said, if anything."""
+    deployed = _deployed(visit, endpoint)
+    signature, sample = _signature(visit, deployed)
     under_way, failure = _deployments(visit, endpoint["name"])
-    names = [tensor.name for tensor in found.inputs] if found else []
-    given = given or {name: sample.get(name, sample.get("", "")) for name in names}
     return View("endpoint.html", {
-        "active": "endpoints", "endpoint": endpoint, "number": number, "deployed": deployed, "signature": found,
-        "under_way": under_way, "failure": failure, "given": {name: given.get(name, "") for name in names}, "answer": asked.answer,
-        "answered_by": asked.version, "chart": charts.bars(_shares(asked.answer)), "attribution": asked.attribution,
-        "explains": visit.console.has("Explain") and any(_explained(visit, each) for each in endpoint.get("deployedModels", [])),
+        "active": "endpoints", "endpoint": endpoint, "number": last_part(endpoint["name"]), "deployed": deployed, "signature": signature,
+        "under_way": under_way, "failure": failure, "given": sample,
+        "explains": any("explanationSpec" in each or "explanationSpec" in each["version"] for each in deployed), **asked,
     })  # fmt: skip
 
 
-def _signature(visit: Visit, endpoint: Mapping[str, Any]) -> tuple[saved_models.Signature | None, dict[str, str]]:
-    """Return the signature of the model that gets most of the traffic, and an instance to begin with."""
+def _deployed(visit: Visit, endpoint: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what is deployed, each with its `share` of the traffic and the `version` of the model that it is."""
     shares = endpoint.get("trafficSplit", {})
-    for each in sorted(endpoint.get("deployedModels", []), key=lambda each: -shares.get(each["id"], 0)):
-        model = _model(visit, each)
-        folder = artifacts(visit, model)
+    return [
+        {**each, "share": shares.get(each["id"], 0),
+         "version": visit.call("GetModel", name=f"{each['model'].partition('@')[0]}@{each['modelVersionId']}")}
+        for each in endpoint.get("deployedModels", [])
+    ]  # fmt: skip
+
+
+def _signature(visit: Visit, deployed: Sequence[Mapping[str, Any]]) -> tuple[saved_models.Signature | None, dict[str, str]]:
+    """Return the signature of the model that gets most of the traffic, and an instance to begin with, as a form's fields."""
+    for each in sorted(deployed, key=lambda each: -each["share"]):
+        folder = artifacts(visit, each["version"])
         if folder and (found := saved_models.signature(folder)):
-            return found, saved_models.sample(folder)
+            return found, saved_models.sample(folder, found)
     return None, {}
-
-
-def _model(visit: Visit, deployed: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the version that is deployed."""
-    return visit.call("GetModel", name=f"{deployed['model'].partition('@')[0]}@{deployed['modelVersionId']}")
-
-
-def _explained(visit: Visit, deployed: Mapping[str, Any]) -> bool:
-    """Tell whether a deployed model can be explained."""
-    if "explanationSpec" in deployed:
-        return True
-    model = _model(visit, deployed)
-    return "explanationSpec" in model
 
 
 def _deployments(visit: Visit, endpoint: str) -> tuple[bool, str]:
     """Return whether a model is being deployed, and why the last deployment failed; "" if it did not."""
-    latest = visit.console.local.records.page("operations", visit.parent, _OPERATIONS).documents  # the newest first
+    latest = visit.local.records.page("operations", visit.parent, _OPERATIONS).documents  # the newest first
     operations = [each for each in latest if each.get("resource") == endpoint]
     last = operations[0] if operations else {}
     return any(not each["done"] for each in operations), last.get("error", {}).get("message", "")
@@ -180,7 +152,7 @@ def _value(visit: Visit, tensor: saved_models.Tensor) -> Any:
 def _parsed(text: str, name: str, kind: Any, what: str) -> Any:
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, kind) or (kind == (int, float) and isinstance(found, bool)):
         raise ApiError("INVALID_ARGUMENT", f"{name}: takes {what}; got {text[:80]!r}.", name)

@@ -71,9 +71,9 @@ def _context_name(visit: Visit, name: str) -> str:
 
 def _contexts(visit: Visit, filter_: str) -> list[dict[str, Any]]:
     parent = f"{visit.parent}/metadataStores/default"
-    if visit.console.local.records.get(parent) is None:  # nobody has logged anything yet
+    if visit.local.records.get(parent) is None:  # nobody has logged anything yet
         return []
-    return visit.call("ListContexts", parent=parent, filter=filter_, page_size=_SIZE).get("contexts", [])
+    return visit.call("ListContexts", parent=parent, filter=filter_, pageSize=_SIZE).get("contexts", [])
 
 
 def _runs(visit: Visit, experiment: str) -> list[dict[str, Any]]:
@@ -99,7 +99,7 @@ def _curves(visit: Visit, rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, 
         parent = f"{visit.parent}/metadataStores/default"
         for artifact in visit.call("ListArtifacts", parent=parent, filter=filter_).get("artifacts", []):
             name = (artifact.get("metadata") or {}).get("resourceName", "")
-            if visit.console.local.records.get(name) is None:
+            if visit.local.records.get(name) is None:
                 continue
             for each in visit.call("ListTensorboardTimeSeries", parent=name).get("tensorboardTimeSeries", []):
                 if each.get("valueType") == "SCALAR":
@@ -108,7 +108,7 @@ def _curves(visit: Visit, rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, 
 
 
 def _points(visit: Visit, name: str) -> list[tuple[float, float]]:
-    answer = visit.call("ReadTensorboardTimeSeriesData", tensorboard_time_series=name, max_data_points=_SERIES)
+    answer = visit.call("ReadTensorboardTimeSeriesData", tensorboardTimeSeries=name, maxDataPoints=_SERIES)
     points = answer.get("timeSeriesData", {}).get("values", [])
     return [(float(each.get("step", 0)), float(each.get("scalar", {}).get("value", 0.0))) for each in points]
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import mimetypes
 import os
+import re
+import urllib.parse
 from pathlib import Path
 from typing import Any
 
+from ...job import buckets
 from ...serve.rest import Answer, ApiError
 from ..app import View, Visit, href, page
-from ..text import size
 
 _MOST = 1000  # names of a folder that are shown
 _TEXT = (".txt", ".json", ".jsonl", ".yaml", ".yml", ".csv", ".log", ".md", ".py")
@@ -19,33 +21,40 @@ _SANDBOX = "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline
 
 
 def address(visit: Visit, path: str) -> str:
-    """Return the page of a file or folder in a bucket, given its path here or `gs://…`; "" if it lies in none."""
-    root = str(visit.console.local.buckets)
-    for start in (f"{root}/", "gs://", "/gcs/"):
+    """Return the page of a file or folder in a bucket, given its path here or `gs://…`; "" if it lies in none.
+
+    Of a pattern such as `gs://bucket/data/*.csv` it is the page of the folder.
+    """
+    path = re.sub(r"[^/]*[*?\[].*", "", path)
+    for start in (f"{visit.local.buckets}/", "gs://", "/gcs/"):
         if path.startswith(start):
             return href(f"/files/{path.removeprefix(start)}")
     return ""
 
 
 @page("GET", "/files/")
-def buckets(visit: Visit) -> View:
+def root(visit: Visit) -> View:
     """Show the buckets."""
-    return _folder(visit, visit.console.local.buckets, "")
+    return _folder(visit.local.buckets, "")
 
 
 @page("GET", "/files/{path*}")
 def show(visit: Visit, path: str) -> View | Answer:
     """Show a folder, or send a file."""
-    root = visit.console.local.buckets
-    found = Path(os.path.normpath(root / path))
-    if "\0" in path or root not in found.parents or not found.resolve().is_relative_to(root.resolve()) or not found.exists():
+    try:
+        found = buckets.to_path(f"gs://{path}", visit.local.buckets)
+    except buckets.BucketError as error:
+        raise ApiError("NOT_FOUND", str(error)) from None
+    if os.path.isfile(found):
+        return _file(Path(found))
+    if not os.path.isdir(found):
         raise ApiError("NOT_FOUND", f"there is no gs://{path[:200]}.")
-    return _folder(visit, found, path.strip("/")) if found.is_dir() else _file(found)
+    return _folder(Path(found), path.strip("/"))
 
 
-def _folder(visit: Visit, folder: Path, path: str) -> View:
+def _folder(folder: Path, path: str) -> View:
     entries: list[dict[str, Any]] = []
-    names = sorted(os.scandir(folder), key=lambda entry: (not entry.is_dir(), entry.name)) if folder.is_dir() else []
+    names = sorted(os.scandir(folder), key=lambda entry: (not entry.is_dir(), entry.name))
     for entry in names[:_MOST]:
         try:
             stat, slash = entry.stat(), "/" * entry.is_dir()
@@ -53,7 +62,7 @@ def _folder(visit: Visit, folder: Path, path: str) -> View:
             continue
         entries.append({
             "name": entry.name + slash, "href": href(f"/files/{path}{'/' * bool(path)}{entry.name}{slash}"),
-            "size": "" if slash else size(stat.st_size), "changed": stat.st_mtime,
+            "size": None if slash else stat.st_size, "changed": stat.st_mtime,
         })  # fmt: skip
     above = path.rpartition("/")[0]
     return View("files.html", {
@@ -73,6 +82,6 @@ def _file(path: Path) -> Answer:
     elif suffix in _IMAGES:
         headers["Content-Type"] = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
     else:
-        name = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "._-") else "_" for letter in path.name)
-        headers |= {"Content-Type": "application/octet-stream", "Content-Disposition": f'attachment; filename="{name}"'}
+        name = urllib.parse.quote(os.fsencode(path.name))
+        headers |= {"Content-Type": "application/octet-stream", "Content-Disposition": f"attachment; filename*=UTF-8''{name}"}
     return Answer(200, b"", headers, path, (0, length))

@@ -6,9 +6,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from ...local.job_record import KINDS as JOBS
+from ...local.job_record import plain_state, prefix
 from ...serve.rest import ApiError
 from ..app import View, Visit, href, page
-from ..text import KINDS, ago, duration, plain_state
+from ..text import KINDS, ago, duration, last_part, singular
 
 _SIZE = 50
 _HINTS = {
@@ -20,28 +22,22 @@ _HINTS = {
 }
 
 
-def singular(kind: str) -> str:
-    """Return what an RPC calls one of a kind: `customJobs` -> `CustomJob`."""
-    return kind[0].upper() + kind[1:-1]
-
-
 @page("GET", "/{kind}")
 def show(visit: Visit, kind: str) -> View:
     """Show one page of a list, the newest first."""
-    if kind not in KINDS or not visit.console.has(f"List{singular(kind)}s"):
+    if kind not in KINDS:
         raise ApiError("NOT_FOUND", f"the console has no page {kind[:80]!r}.")
     text, state = visit.query.get("filter", "").strip(), visit.query.get("state", "")
-    has_state = "Job" in kind or "Pipeline" in kind
     answer = visit.call(
-        f"List{singular(kind)}s", parent=visit.parent, filter=_filter(text, state, kind), page_size=_SIZE,
-        page_token=visit.query.get("page", ""),
+        f"List{singular(kind)}s", parent=visit.parent, filter=_filter(text, state, kind), pageSize=_SIZE,
+        pageToken=visit.query.get("page", ""),
     )  # fmt: skip
-    rows = [{"href": href(f"/{kind}/{each['name'].rpartition('/')[2]}"), "cells": _cells(kind, each)} for each in answer.get(kind, [])]
+    rows = [{"href": href(f"/{kind}/{last_part(each['name'])}"), "cells": _cells(kind, each)} for each in answer.get(kind, [])]
     older = answer.get("nextPageToken", "")
     given = {"filter": text, "state": state}
     return View("list.html", {
         "active": kind, "title": KINDS[kind], "columns": _columns(kind), "rows": rows, "filter": text, "state_wanted": state,
-        "has_state": has_state, "hint": _HINTS.get(kind, ""), "total": visit.console.local.records.count(kind, visit.parent),
+        "has_state": kind in JOBS, "hint": _HINTS.get(kind, ""), "total": visit.local.records.count(kind, visit.parent),
         "older": href(f"/{kind}", page=older, **given) if older else "",
     })  # fmt: skip
 
@@ -50,8 +46,7 @@ def _filter(text: str, state: str, kind: str) -> str:
     """Return the API's filter for what was typed: a filter as it is, anything else as a part of the name."""
     if text and not any(sign in text for sign in "=:<>"):
         text = f"displayName:{json.dumps(text)}"
-    prefix = "PIPELINE_STATE_" if "ipeline" in kind else "JOB_STATE_"
-    wanted = f'state="{prefix}{state}"' if state else ""
+    wanted = f'state="{prefix(kind)}{state}"' if state else ""
     return " AND ".join(filter(None, (f"({text})" if text and wanted else text, wanted)))
 
 
@@ -62,7 +57,7 @@ def _columns(kind: str) -> list[str]:
 
 
 def _cells(kind: str, document: Mapping[str, Any]) -> list[Any]:
-    name, number = document.get("displayName", ""), document["name"].rpartition("/")[2]
+    name, number = document.get("displayName", ""), last_part(document["name"])
     created = ago(document.get("createTime"))
     if kind == "models":
         return [name, number, document.get("versionId", ""), ", ".join(document.get("versionAliases", [])), created]

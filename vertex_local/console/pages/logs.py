@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 from ...local.job_record import is_over
@@ -14,9 +15,9 @@ from .jobs import logs
 @page("GET", "/logs/{number}/{replica}")
 def show(visit: Visit, number: str, replica: str) -> View:
     """Show a part of a log."""
-    jobs = visit.console.local.state / "jobs"
+    jobs = visit.local.state / "jobs"
     path = jobs / number / "logs" / f"{replica}.log"
-    if not re.fullmatch(r"[\w.-]+", number) or not re.fullmatch(r"[\w.-]+", replica) or not path.is_file():
+    if not re.fullmatch(r"[\w.-]+", number) or not re.fullmatch(r"[\w.-]+", replica) or not os.path.isfile(path):
         raise ApiError("NOT_FOUND", f"job {number[:80]} has no log of {replica[:80]}.")
     wanted = visit.query.get("search", "").strip()
     before, behind = _place(visit, "before"), _place(visit, "behind")
@@ -41,5 +42,5 @@ def _place(visit: Visit, name: str) -> int | None:
 
 def _owner(visit: Visit, number: str) -> dict | None:
     """Return the record of the job, or of the study of a trial."""
-    found = visit.console.local.records.named(number.partition("-trial-")[0])
+    found = visit.local.records.named(number.partition("-trial-")[0])
     return next((each for each in found if "state" in each), None)

@@ -8,19 +8,18 @@ from typing import Any
 from ...errors import UserError
 from ...job import buckets
 from ...metadata import sources
-from ...serve.rest import ApiError
-from .. import saved_models
-from ..app import Redirect, View, Visit, href, message, page
+from ...serve.rest import Answer, ApiError
+from .. import saved_models, traffic
+from ..app import View, Visit, href, page, redirect
 from ..text import last_part
 from ..text import number as short
 from .files import address
-from .jobs import named
 
 
 @page("GET", "/models/{number}")
 def show(visit: Visit, number: str) -> View:
     """Show a model and one of its versions, by default the default one."""
-    base = named(visit, "models", number)
+    base = visit.name("models", number)
     wanted = visit.query.get("version", "")
     model = visit.call("GetModel", name=f"{base}@{wanted}" if wanted else base)
     versions = visit.call("ListModelVersions", name=base).get("models", [])
@@ -37,7 +36,7 @@ def show(visit: Visit, number: str) -> View:
 def lineage(visit: Visit, number: str) -> View:
     """Follow a version back to its run and its data; every file is looked at again, which may take a while."""
     local, version = visit.console.local, visit.query.get("version", "")
-    name = f"{named(visit, 'models', number)}@{version}" if version else named(visit, "models", number)
+    name = f"{visit.name('models', number)}@{version}" if version else visit.name("models", number)
     try:
         found = sources.origin(local.records, local.buckets, sources.find(local.records, local.buckets, name)).json()
     except UserError as error:
@@ -52,57 +51,45 @@ def lineage(visit: Visit, number: str) -> View:
 
 
 @page("POST", "/models/{number}/alias")
-def change_aliases(visit: Visit, number: str) -> Redirect:
+def change_aliases(visit: Visit, number: str) -> Answer:
     """Give a version aliases, and take those with a leading '-'."""
     given = [alias for alias in visit.form.get("aliases").replace(",", " ").split() if alias]
     version = visit.form.get("version")
-    visit.call("MergeVersionAliases", name=f"{named(visit, 'models', number)}@{version}", version_aliases=given)
-    return Redirect(href(f"/models/{number}", version=version), f"Changed: {' '.join(given)}.")
+    visit.call("MergeVersionAliases", name=f"{visit.name('models', number)}@{version}", versionAliases=given)
+    return redirect(f"/models/{number}", f"Changed: {' '.join(given)}.", version=version)
 
 
 @page("POST", "/models/{number}/deploy")
-def deploy(visit: Visit, number: str) -> Redirect:
+def deploy(visit: Visit, number: str) -> Answer:
     """Deploy a version, on an endpoint that is there or a new one; the endpoint's page shows when it answers."""
-    version, share = visit.form.get("version"), visit.form.get("share") or "100"
-    if not share.isdecimal() or int(share) > 100:
-        raise ApiError("INVALID_ARGUMENT", f"the share takes 0 to 100 percent; got {share[:20]!r}.")
-    model = visit.call("GetModel", name=f"{named(visit, 'models', number)}@{version}")
-    endpoint = visit.form.get("endpoint")
-    if not endpoint:
-        new = message("Endpoint", {"displayName": model["displayName"]})
-        made = visit.call("CreateEndpoint", parent=visit.parent, endpoint=new)
-        endpoint = made["response"]["name"]
+    version, share = visit.form.get("version"), traffic.percent(visit.form.get("share") or "100")
+    model = visit.call("GetModel", name=f"{visit.name('models', number)}@{version}")
+    chosen, new = visit.form.get("endpoint"), {"displayName": model["displayName"]}
+    endpoint = chosen or visit.call("CreateEndpoint", parent=visit.parent, endpoint=new)["response"]["name"]
     deployed = {
         "model": f"{model['name']}@{version}", "displayName": model["displayName"],
         "dedicatedResources": {"machineSpec": {"machineType": "n1-standard-4"}, "minReplicaCount": 1, "maxReplicaCount": 1},
     }  # fmt: skip
-    split = _split(visit, endpoint, int(share))
-    visit.call("DeployModel", endpoint=endpoint, deployed_model=message("DeployedModel", deployed), traffic_split=split)
-    return Redirect(href(f"/endpoints/{last_part(endpoint)}"), f"Version {version} is being deployed.")
-
-
-def _split(visit: Visit, endpoint: str, share: int) -> dict[str, int]:
-    """Return the traffic split after a deployment: the new model gets `share`, the others keep their proportions of the rest."""
-    before = visit.call("GetEndpoint", name=endpoint).get("trafficSplit", {})
-    if not before:
-        return {"0": 100}
-    total, rest = sum(before.values()), 100 - share
-    found = {key: value * rest // total for key, value in before.items()}
-    found[next(iter(found))] += rest - sum(found.values())
-    return {**found, "0": share}
+    before = visit.call("GetEndpoint", name=endpoint).get("trafficSplit")
+    split = {**traffic.scaled(before, 100 - share), "0": share} if before else {"0": 100}  # "0" is the new one
+    try:
+        visit.call("DeployModel", endpoint=endpoint, deployedModel=deployed, trafficSplit=split)
+    except ApiError:
+        if not chosen:
+            visit.call("DeleteEndpoint", name=endpoint)
+        raise
+    return redirect(f"/endpoints/{last_part(endpoint)}", f"Version {version} is being deployed.")
 
 
 def artifacts(visit: Visit, model: dict[str, Any]) -> Path | None:
     """Return the folder of a version's files here."""
     try:
-        return Path(buckets.to_path(model.get("artifactUri", ""), visit.console.local.buckets))
+        return Path(buckets.to_path(model.get("artifactUri", ""), visit.local.buckets))
     except (buckets.BucketError, ValueError):
         return None
 
 
 def _evaluations(visit: Visit, name: str) -> list[dict[str, Any]]:
-    if not visit.console.has("ListModelEvaluations"):
-        return []
     found = visit.call("ListModelEvaluations", parent=name).get("modelEvaluations", [])
     return [{**each, "pairs": _numbers(each.get("metrics") or {})} for each in found]
 

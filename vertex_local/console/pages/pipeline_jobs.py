@@ -5,48 +5,42 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ...local.job_record import is_over
+from ...serve.rest import Answer
 from .. import graph
-from ..app import Redirect, View, Visit, href, message, page
+from ..app import Visit, href, page, redirect
 from ..text import duration, last_part
 from .files import address
-from .jobs import named
+from .job_pages import job_page
 
-_KIND = "pipelineJobs"
 _LONGEST = 160  # letters of a parameter's value that are shown
 # Of the console's own pages, by the kind in a resource's name.
 _PAGES = ("customJobs", "hyperparameterTuningJobs", "models", "endpoints", "batchPredictionJobs", "datasets")
 
 
-@page("GET", f"/{_KIND}/{{number}}")
-def show(visit: Visit, number: str) -> View:
+@job_page("pipelineJobs", "pipeline_job.html", "pipeline")
+def shown(visit: Visit, job: dict[str, Any], number: str) -> dict[str, Any]:
     """Show a pipeline job."""
-    name = named(visit, _KIND, number)
-    job = visit.call("GetPipelineJob", name=name)
-    details = (visit.console.local.records.get(name) or job).get("jobDetail", {}).get("taskDetails", [])
+    details = (visit.local.records.get(job["name"]) or job).get("jobDetail", {}).get("taskDetails", [])
     spec = job.get("pipelineSpec", {})
     known, nodes = graph.states(details), graph.nodes(spec) if spec.get("root") else []
-    folder = visit.console.local.state / "jobs" / number / "logs"
-    return View("pipeline_job.html", {
-        "active": _KIND, "job": job, "number": number, "over": is_over(job),
+    folder = visit.local.state / "jobs" / number / "logs"
+    return {
         "graph": graph.drawn(nodes, known), "titles": {node.name: node.title for node in nodes},
         "tasks": [_task(visit, number, each) for each in details if each.get("componentName") != "root"],
         "parameters": job.get("runtimeConfig", {}).get("parameterValues", {}), "root": job.get("runtimeConfig", {}),
         "root_link": address(visit, job.get("runtimeConfig", {}).get("gcsOutputDirectory", "")),
         "runner_log": href(f"/logs/{number}/kfp") if (folder / "kfp.log").exists() else "",
         "spec": {key: value for key, value in job.items() if key in ("runtimeConfig", "pipelineSpec", "serviceAccount")},
-    })  # fmt: skip
+    }  # fmt: skip
 
 
-@page("POST", f"/{_KIND}/{{number}}/rerun")
-def rerun(visit: Visit, number: str) -> Redirect:
+@page("POST", "/pipelineJobs/{number}/rerun")
+def rerun(visit: Visit, number: str) -> Answer:
     """Run the same pipeline once more; steps whose inputs are the same are taken from the cache."""
-    job = visit.call("GetPipelineJob", name=named(visit, _KIND, number))
+    job = visit.call("GetPipelineJob", name=visit.name("pipelineJobs", number))
     kept = ("displayName", "pipelineSpec", "runtimeConfig", "labels", "serviceAccount", "network")
-    made = visit.call(
-        "CreatePipelineJob", parent=visit.parent, pipeline_job=message("PipelineJob", {key: job[key] for key in kept if key in job})
-    )
-    return Redirect(href(f"/{_KIND}/{last_part(made['name'])}"), "The pipeline was started again.")
+    made = visit.call("CreatePipelineJob", parent=visit.parent, pipelineJob={key: job[key] for key in kept if key in job})
+    return redirect(f"/pipelineJobs/{last_part(made['name'])}", "The pipeline was started again.")
 
 
 def _task(visit: Visit, number: str, detail: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,45 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from ...local.job_record import is_over, plain_state
-from ..app import View, Visit, href, page
+from ..app import Visit, href
 from ..text import last_part
-from .jobs import named
+from .job_pages import job_page
 
-_KIND = "trainingPipelines"
 _BACKING = {"backingCustomJob": "customJobs", "backingHyperparameterTuningJob": "hyperparameterTuningJobs"}
 
 
-@page("GET", f"/{_KIND}/{{number}}")
-def show(visit: Visit, number: str) -> View:
+@job_page("trainingPipelines", "pipeline.html", "pipeline", "job, model and files")
+def shown(visit: Visit, job: dict[str, Any], number: str) -> dict[str, Any]:
     """Show a training pipeline."""
-    job = visit.call("GetTrainingPipeline", name=named(visit, _KIND, number))
     spec = {key: value for key, value in job.items() if key in ("inputDataConfig", "trainingTaskDefinition", "trainingTaskInputs")}
-    return View("pipeline.html", {
-        "active": _KIND, "job": job, "number": number, "over": is_over(job),
-        "steps": list(_steps(visit, job)), "spec": spec,
-    })  # fmt: skip
+    return {"steps": list(_steps(visit, job)), "spec": spec}
 
 
-def _steps(visit: Visit, job: dict[str, Any]) -> Any:
+def _steps(visit: Visit, job: dict[str, Any]) -> Iterator[dict[str, str]]:
     """Yield what the pipeline consists of, with the state of each step."""
     state, metadata = plain_state(job), job.get("trainingTaskMetadata", {})
-    backing = next(((kind, metadata[key]) for key, kind in _BACKING.items() if key in metadata), None)
+    unreached = state if is_over(job) else "PENDING"
+    kind, backing = next(((kind, metadata[key]) for key, kind in _BACKING.items() if key in metadata), ("", ""))
     if "inputDataConfig" in job:
-        dataset = job["inputDataConfig"].get("datasetId", "")
-        done = "SUCCEEDED" if backing else ("RUNNING" if state == "RUNNING" else state)
-        yield {"title": "Export of the data set", "state": done, "what": dataset, "href": href(f"/datasets/{dataset}") if dataset else ""}
+        dataset = job["inputDataConfig"]["datasetId"]
+        exported = "SUCCEEDED" if backing else state
+        yield {"title": "Export of the data set", "state": exported, "what": dataset, "href": href(f"/datasets/{dataset}")}
     if backing:
-        kind, name = backing
-        record = visit.console.local.records.get(name) or {}
-        job_state = plain_state(record) or state
-        yield {"title": "Training", "state": job_state, "what": last_part(name), "href": href(f"/{kind}/{last_part(name)}")}
+        trained = plain_state(visit.local.records.get(backing) or {}) or state
+        yield {"title": "Training", "state": trained, "what": last_part(backing), "href": href(f"/{kind}/{last_part(backing)}")}
     else:
-        yield {"title": "Training", "state": "PENDING" if state in ("PENDING", "RUNNING") else state, "what": "", "href": ""}
+        yield {"title": "Training", "state": unreached}
     if model := job.get("modelToUpload"):
-        name = model.get("name", "")
-        link = href(f"/models/{last_part(name)}", version=model.get("versionId")) if name else ""
-        done = "SUCCEEDED" if name else ("PENDING" if not is_over(job) else state)
-        yield {"title": "Upload of the model", "state": done, "what": model.get("displayName", ""), "href": link}
+        step = {"title": "Upload of the model", "what": model["displayName"], "state": unreached}
+        if name := model.get("name"):
+            step |= {"state": "SUCCEEDED", "href": href(f"/models/{last_part(name)}", version=model.get("versionId"))}
+        yield step
