@@ -583,8 +583,7 @@ def test_the_table_has_the_best_on_top(tmp_path):
 
     for room, shown in ((20, 8), (4, 4)):
         out = io.StringIO()
-        table = tuning_report.Table(wanted, out)
-        Console(file=out, width=120).print(table.draw([*found, active, bad], room))
+        Console(file=out, width=120).print(tuning_report.table(wanted, [*found, active, bad], room))
         rows = [line.strip("│ ").split()[0] for line in out.getvalue().splitlines() if line.startswith("│")]
         order = sorted(found, key=lambda trial: trial["finalMeasurement"]["metrics"][0]["value"])
         assert rows[0] == order[0]["id"] == result(tmp_path)["best"][0] and rows[-1] == "7" and len(rows) == shown

@@ -37,9 +37,7 @@ MOST_BYTES = 200_000_000  # of a managed data set: what is split within seconds
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    parser = cli.Parser(
-        prog="python -m vertex_local check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.Parser(prog="python -m vertex_local check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("spec", metavar="FILE", help="job file as gcloud's --config takes it, for custom or tuning jobs")
     cli.add_place_flags(parser, installs=False)
     parser.add_argument("--freeze", metavar="FILE", help="what the image has, as scripts/image_freeze writes it")

@@ -299,8 +299,9 @@ class Inspection:
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
             return Finding(
-                ERROR, "serving", f"--serving_python {self.depth.serving_python}: cannot load the exported model: {reason}. "
-                "Train with its TensorFlow."
+                ERROR,
+                "serving",
+                f"--serving_python {self.depth.serving_python}: cannot load the exported model: {reason}. Train with its TensorFlow.",
             )
         self.served_by, *names = done.stdout.split()
         problem = f"TensorFlow {self.served_by} loads the exported model, with {', '.join(names)}."

@@ -280,9 +280,7 @@ def _head(file: Path, scratch: Path) -> Path:
     return head
 
 
-def _run(
-    argv: Sequence[str], env: Mapping[str, str], cwd: Path, seconds: float, stop: Stop = never
-) -> subprocess.CompletedProcess[str]:
+def _run(argv: Sequence[str], env: Mapping[str, str], cwd: Path, seconds: float, stop: Stop = never) -> subprocess.CompletedProcess[str]:
     pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     end = time.monotonic() + seconds
     with subprocess.Popen(argv, env=dict(env), cwd=cwd, preexec_fn=_die_with_parent, errors="replace", **pipes) as process:

@@ -123,8 +123,9 @@ def check_machines(case: Case) -> Iterator[Finding]:
             yield Finding(WARNING, "machine", case.at((*path, "machineType"), problem))
         if kind == "tpu" and (len(case.pools) > 1 or pool.replicas > 1):
             yield Finding(
-                ERROR, "machine", case.at(path, "a TPU job has one pool of one replica, whatever the size of the slice; "
-                "leave out the others.")
+                ERROR,
+                "machine",
+                case.at(path, "a TPU job has one pool of one replica, whatever the size of the slice; leave out the others."),
             )
         elif kind == "tpu" and case.study:
             yield Finding(ERROR, "machine", case.at(path, "tuning jobs take no TPUs; use GPUs or CPUs."))
@@ -211,8 +212,9 @@ def check_scheduling(case: Case) -> Iterator[Finding]:
         yield Finding(WARNING, "scheduling", case.at((*path, "restartJobOnWorkerRestart"), problem))
     if not has_timeout:
         yield Finding(
-            WARNING, "scheduling", case.at((*path, "timeout"), "is not given: a job that hangs is paid for seven days; "
-            "give one, such as 7200s.")
+            WARNING,
+            "scheduling",
+            case.at((*path, "timeout"), "is not given: a job that hangs is paid for seven days; give one, such as 7200s."),
         )
     elif case.job.timeout > _WEEK:
         level = ERROR if strategy == "FLEX_START" else WARNING
@@ -259,8 +261,11 @@ def check_outputs(case: Case) -> Iterator[Finding]:
         return
     if (folder / "checkpoints").is_dir() and not case.study:
         yield Finding(
-            WARNING, "outputs", case.at(path, f"{output} holds an earlier run, from whose checkpoints this job would go on; "
-            "choose another folder to begin anew.")
+            WARNING,
+            "outputs",
+            case.at(
+                path, f"{output} holds an earlier run, from whose checkpoints this job would go on; choose another folder to begin anew."
+            ),
         )
     yield Finding(OK, "outputs", case.at(path, f"{output} can be written (in {case.buckets})."))
 
@@ -294,8 +299,7 @@ def check_study(case: Case, plan: Mapping[str, Any] | None) -> Iterator[Finding]
         path, reported = ("studySpec", "metrics", i, "metricId"), ", ".join(plan["metrics"])
         if metric.id not in plan["metrics"]:
             problem = (
-                f"{metric.id!r} is never reported: the trainer reports {reported}; without it every trial is infeasible; "
-                "name one of these."
+                f"{metric.id!r} is never reported: the trainer reports {reported}; without it every trial is infeasible; name one of these."
             )
             yield Finding(ERROR, "metric", case.in_file(path, problem))
         elif metric.maximize != plan["maximize"]:

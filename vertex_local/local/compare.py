@@ -22,7 +22,7 @@ from ..errors import UserError, quoted
 from ..job import buckets, times
 from ..metadata import lineage, runs
 from . import records
-from .report import Follower
+from .events import Follower
 
 _OF_THE_RECORD = (
     "name", "createTime", "startTime", "endTime", "updateTime", "state", "error", "trials", "trainingTaskMetadata", "outputInfo",

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import UserError
@@ -30,14 +30,15 @@ class ContainerError(UserError):
     """An engine or image that cannot be used: which, what it said, and the remedy."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Image:
-    """An image in an engine's store, and what it starts with."""
+    """An image in an engine's store, or what a Dockerfile makes, and what it starts with."""
 
     name: str
-    entrypoint: tuple[str, ...] = ()
-    cmd: tuple[str, ...] = ()
+    entrypoint: Sequence[str] = ()
+    cmd: Sequence[str] = ()
     workdir: str = "/"
+    env: dict[str, str] = field(default_factory=dict)
 
     def command(self, command: Sequence[str], args: Sequence[str]) -> list[str]:
         """Return what a containerSpec runs: `command` replaces ENTRYPOINT and CMD, `args` only CMD."""
@@ -62,9 +63,7 @@ class Engine:
         """Run the engine and return what it wrote to stdout; its output is shown unless `quiet`."""
         stderr = subprocess.PIPE if quiet else None
         stdout = subprocess.PIPE if quiet else sys.stderr
-        done = subprocess.run(
-            [self.name, *words], env=self._variables, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, text=True
-        )
+        done = subprocess.run([self.name, *words], env=self._variables, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, text=True)
         if done.returncode:
             lines = [line for line in (done.stderr or "").splitlines() if line.strip()] or ["what it said is above"]
             raise ContainerError(f"{self.name} {words[0]} ended with {done.returncode}: {lines[-1].strip()[:500]}")
@@ -79,16 +78,8 @@ class Engine:
             described = json.loads(self._call(*words))
         except ContainerError:
             return None
-        if self.name == "buildah":
-            config = described["OCIv1"]["config"]
-        else:
-            config = described[0]["Config"]
-        return Image(
-            name,
-            tuple(config.get("Entrypoint") or ()),
-            tuple(config.get("Cmd") or ()),
-            config.get("WorkingDir") or "/",
-        )
+        config = described["OCIv1"]["config"] if self.name == "buildah" else described[0]["Config"]
+        return Image(name, config.get("Entrypoint") or (), config.get("Cmd") or (), config.get("WorkingDir") or "/")
 
     def pull(self, name: str) -> Image:
         """Return an image, fetched from its registry unless the engine has it."""

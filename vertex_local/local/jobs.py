@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, quoted
-from . import job_record
 from .store import private_folder
 
 STOP = "stop"  # a file in a job's folder: the process that runs the job then ends it
@@ -104,16 +103,15 @@ def stop_asked(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def recorded(result: Result) -> Iterator[None]:
-    """Hold a job's lock while it runs; write `result.json` when it starts and, whatever happens, when it ends."""
-    with job_record.held(result.folder):
+    """Write `result.json` when a job, whose lock is held, starts and, whatever happens, when it ends."""
+    result.write()
+    try:
+        yield
+    except BaseException as error:
+        if result.state == RUNNING:
+            result.state = FAILED if isinstance(error, Exception) else CANCELLED
+            result.error = str(error) or type(error).__name__
+        raise
+    finally:
+        result.end = time.time()
         result.write()
-        try:
-            yield
-        except BaseException as error:
-            if result.state == RUNNING:
-                result.state = FAILED if isinstance(error, Exception) else CANCELLED
-                result.error = str(error) or type(error).__name__
-            raise
-        finally:
-            result.end = time.time()
-            result.write()

@@ -18,7 +18,7 @@ from ..errors import UserError, quoted
 from ..job import buckets, settings
 from ..job.job_file import JobFile
 from ..job.pools import Pool
-from . import commands, containers, debugging, environment
+from . import commands, debugging, environment
 from .containers import Containers
 from .debugging import Debug
 from .engines import Image, Launcher
@@ -157,31 +157,29 @@ class Planner:
         env["PATH"] = os.pathsep.join((os.path.dirname(self.paths.python), env.get("PATH", os.defpath)))
         if site is not None:
             env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(site), env.get("PYTHONPATH"))))
-        cwd = command.cwd
-        if cwd is None:
-            cwd = self.folder / "work" / member.name
-            cwd.mkdir(parents=True, exist_ok=True)
+        cwd = command.cwd or self.folder / "work" / member.name
+        cwd.mkdir(parents=True, exist_ok=True)
         plan = ReplicaPlan(member, command.argv, cwd, env)
-        return self._debugged(plan, ("-m", "debugpy"), lambda: debugging.in_process(self.paths.project, site))
+        return self._debugged(plan, ("-m", "debugpy"), debugging.in_process(self.paths.project, site))
 
     def container(self, member: Member, members: Sequence[Member], image: Image, engine: Containers) -> ReplicaPlan:
         """Return what one replica runs in a container of `image`, which gets nothing of the caller's environment."""
-        command = containers.of_pool(self.job.pools[member.pool], image, self.paths.buckets)
+        command = commands.for_pool(self.job.pools[member.pool], "python3", self.paths.project, self.paths.buckets, image)
         env = self._environment(member, members, {"HOME": "/tmp"}, command.env)
         readable = environment.service_files(env, self.paths.state)
         launcher = engine.launcher(image, self.folder, self.paths.buckets, member.name, readable)
         if self.options.debug is not None:
             launcher = dataclasses.replace(launcher, mounts=[*launcher.mounts, debugging.mount()])
         plan = ReplicaPlan(member, command.argv, self.folder, env, launcher)
-        return self._debugged(plan, (str(debugging.INSIDE),), lambda: debugging.in_container(image.workdir, self.paths.buckets))
+        return self._debugged(plan, (str(debugging.INSIDE),), debugging.in_container(image.workdir, self.paths.buckets))
 
-    def _debugged(self, plan: ReplicaPlan, debugpy: Sequence[str], folders: Callable[[], Mapping[str, str]]) -> ReplicaPlan:
+    def _debugged(self, plan: ReplicaPlan, debugpy: Sequence[str], folders: Mapping[str, str]) -> ReplicaPlan:
         """Return the plan, changed to run under the debugger if its replica is the one to be debugged."""
         debug = self.options.debug
         if debug is None or plan.member.name != debug.replica:
             return plan
         port = debugging.choose_port(debug)
-        found = debugging.launch_configuration(debug.replica, port, folders())
+        found = debugging.launch_configuration(debug.replica, port, folders)
         notes = debugging.instructions(debug.replica, found, self.folder / "launch.json", self.paths.project)
         env = {**plan.env, **debugging.variables()}
         return dataclasses.replace(plan, argv=debugging.wrap(plan.argv, port, debugpy), env=env, notes=tuple(notes))

@@ -29,9 +29,7 @@ from .plan import GRACE, RunOptions
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    run = cli.Parser(
-        prog="python -m vertex_local run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    run = cli.Parser(prog="python -m vertex_local run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     run.add_argument("spec", help="job file as gcloud's --config takes it, or a whole CustomJob; YAML or JSON")
     cli.add_place_flags(run)
     run.add_argument("--job_id", metavar="ID", help="name of the job, must be new (default: a number made of the time)")
@@ -91,13 +89,13 @@ def _run(args: argparse.Namespace, extra: Sequence[str], cancel: threading.Event
         options = dataclasses.replace(options, variables=_exported(job, args, cancel))
     if args.drill:
         return _drill(job, args, options, cancel)
-    result = cluster.run(job, options, kills=args.kill, debug=args.debug, report=report.for_terminal(), cancel=cancel)
+    result = cluster.run(job, options, kills=args.kill, debug=args.debug, report=report.for_terminal(report.of_replicas), cancel=cancel)
     _summary(result)
     return 0 if result.succeeded else 1
 
 
 def _drill(job: JobFile, args: argparse.Namespace, options: RunOptions, cancel: threading.Event) -> int:
-    shown = report.for_terminal()
+    shown = report.for_terminal(report.of_replicas)
     drills = list(drill.run(job, args.drill, args.seed, job_id=args.job_id, report=shown, options=options, cancel=cancel))
     for each in drills:
         shown.say(f"{'ok  ' if each.passed else 'FAIL'} {each}")

@@ -199,8 +199,14 @@ class Store:
         return found
 
     def _ordered(
-        self, kind: str, parent: str, only: tuple[str | None, tuple[str, str] | None], order: str, descending: bool,
-        after: tuple[str, str] | None, rows_at_once: int,
+        self,
+        kind: str,
+        parent: str,
+        only: tuple[str | None, tuple[str, str] | None],
+        order: str,
+        descending: bool,
+        after: tuple[str, str] | None,
+        rows_at_once: int,
     ) -> Iterator[tuple[tuple[str, str], dict[str, Any]]]:
         """Yield ((order's value, name), document), reading a few rows of the file at a time."""
         value = {"createTime": "created", "name": "name"}.get(order, f"ifnull(json_extract(document, '$.{order}'), '')")

@@ -18,11 +18,11 @@ from ..errors import UserError
 from ..job import buckets
 from ..local import cluster, job_record, jobs
 from ..local.plan import Paths, RunOptions
+from ..local.report import Quiet
 from .search import Search, import_optuna
 from .study import Study
 from .trials import Trial
 from .tuner import Result, Tuner
-from .tuning_report import Quiet
 
 
 class TuningError(UserError):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import sys
 import threading
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from .. import cli
 from ..errors import UserError
 from ..job import buckets, settings
 from ..job.schema import SpecError
-from ..local import jobs, records
+from ..local import jobs, records, report
 from ..local.plan import RunOptions
 from . import runner as tuning
 from . import study, tuning_report
@@ -31,9 +32,7 @@ from .study import Study
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    tune = cli.Parser(
-        prog="python -m vertex_local tune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    tune = cli.Parser(prog="python -m vertex_local tune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     tune.add_argument(
         "spec", metavar="FILE", nargs="?",
         help="HyperparameterTuningJob file as gcloud's --config takes it; YAML or JSON (default: that of the job --job_id names)",
@@ -96,7 +95,8 @@ def _file(args: argparse.Namespace) -> Path:
 
 def _run(args: argparse.Namespace, extra: Sequence[str], cancel: threading.Event) -> int:
     wanted = read(args, extra)
-    result = tuning.run(wanted, _options(args, wanted), seed=args.seed, report=tuning_report.for_terminal(wanted), cancel=cancel)
+    shown = report.for_terminal(functools.partial(tuning_report.table, wanted))
+    result = tuning.run(wanted, _options(args, wanted), seed=args.seed, report=shown, cancel=cancel)
     _summary(wanted, result)
     return 0 if result.succeeded else 1
 

@@ -16,11 +16,11 @@ from ..job import buckets, times
 from ..job.job_file import JobFile
 from ..local import cluster, devices, jobs, plan
 from ..local.plan import Paths, RunOptions
-from . import measurements, trials, tuning_page
+from ..local.report import Quiet
+from . import measurements, trials, tuning_page, tuning_report
 from .search import Search, grid_size
 from .study import Study
 from .trials import ACTIVE, INFEASIBLE, STOPPING, SUCCEEDED, Trial
-from .tuning_report import Quiet
 
 CUT = "the job ended before this trial did; the same job id runs it again"
 UNMEASURED = "stopped before its first report"
@@ -283,7 +283,8 @@ class Tuner:
         self.result.best = [trial["id"] for trial in measurements.best(self.study, self.result.trials)]
         self.result.write()
         if is_news:
-            self.report.trial(trial, self.result.trials)
+            said = tuning_report.describe(self.study, trial, self.result.trials)
+            self.report.change(said, in_table=trial["state"] != INFEASIBLE)  # a table has no room for the reason
         if self.on_trial:
             self.on_trial(trial)
 
