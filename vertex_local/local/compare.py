@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from ..job import buckets, times
 from ..metadata import lineage, runs
 from . import records
 from .events import Follower
+from .plan import RunOptions
 
 _OF_THE_RECORD = (
     "name", "createTime", "startTime", "endTime", "updateTime", "state", "error", "trials", "trainingTaskMetadata", "outputInfo",
@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    root = Path(os.path.realpath(args.bucket_root or Path(args.state_dir) / "buckets"))
+    root = RunOptions(args.state_dir, args.bucket_root).paths().buckets
     one, other = (_side(args.state_dir, root, asked) for asked in args.runs)
     rows = [("", one.title, other.title)]
     for name in runs.differing(one.asked, other.asked):  # of the inputs, only those that differ
@@ -68,9 +68,7 @@ def _compare(args: argparse.Namespace) -> int:
     rows += _equal(one, other)
     for mine, others in ((one.went, other.went), (one.metrics, other.metrics)):
         rows += [(name, mine.get(name, _NONE), others.get(name, _NONE)) for name in {**mine, **others}]
-    widths = [max(len(_short(row[i])) for row in rows) for i in range(3)]
-    for row in rows:
-        print("  ".join(_short(cell).ljust(width) for cell, width in zip(row, widths)).rstrip())
+    records.print_columns([[_short(cell) for cell in row] for row in rows])
     return 0
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, quoted
-from .store import private_folder
+from .store import private_folder, replace_text
 
 STOP = "stop"  # a file in a job's folder: the process that runs the job then ends it
 SUCCEEDED, FAILED, CANCELLED, RUNNING = (f"JOB_STATE_{name}" for name in ("SUCCEEDED", "FAILED", "CANCELLED", "RUNNING"))
@@ -53,9 +53,7 @@ class Result:
     def write(self) -> None:
         """Replace `result.json` in one step."""
         content = {**self.__dict__, "folder": str(self.folder), "restarts": self.restarts, "pid": os.getpid()}
-        new = self.folder / "result.json.new"
-        new.write_text(json.dumps(content, indent=1) + "\n")
-        new.replace(self.folder / "result.json")
+        replace_text(self.folder / "result.json", json.dumps(content, indent=1) + "\n")
 
 
 def new_id() -> str:

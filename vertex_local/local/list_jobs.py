@@ -14,6 +14,7 @@ from typing import Any
 from .. import cli
 from ..errors import UserError
 from ..job import times
+from ..job.schema import camel_case
 from . import records
 
 HEADINGS = ("ID", "KIND", "STATE", "NAME", "START", "DURATION")
@@ -31,11 +32,8 @@ def main(argv: Sequence[str]) -> int:
 def _list(state_dir: str, text: str, limit: int) -> int:
     accepts = _filter(text)
     with records.opened(state_dir) as found:
-        chosen = list(itertools.islice((record for record in found.all() if accepts(record.document)), limit))
-        rows = [HEADINGS, *map(_row, chosen)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADINGS))]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+        chosen = itertools.islice((record for record in found.all() if accepts(record.document)), limit)
+        records.print_columns([HEADINGS, *map(_row, chosen)])
     return 0
 
 
@@ -54,8 +52,7 @@ def _lookup(document: Mapping[str, Any], name: str) -> Any:
     for part in name.split("."):
         if not isinstance(value, Mapping):
             return None
-        first, *rest = part.split("_")
-        value = value.get(part, value.get(first + "".join(word.capitalize() for word in rest)))
+        value = value.get(part, value.get(camel_case(part)))
     return value
 
 

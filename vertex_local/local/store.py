@@ -53,6 +53,13 @@ class Page:
     token: str = ""
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Write a file in one step: who reads it meanwhile finds the earlier text or this one."""
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(text, encoding="utf-8")
+    new.replace(path)
+
+
 def private_folder(path: Path) -> Path:
     """Make a folder that only its owner may read, unless it exists, and return it; missing parents are made as usual."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,17 +124,12 @@ class Store:
 
         No other thread or process can change it in between. If `change` raises, the document stays as it was.
         """
-        with self._lock:
+        with self._lock, self._base:  # which commits, or takes everything back
             self._base.execute("BEGIN IMMEDIATE")
-            try:
-                document = self.get(name)
-                if document is not None:
-                    change(document)
-                    self._run("UPDATE resources SET document = ? WHERE name = ?", json.dumps(document), name)
-            except BaseException:
-                self._base.execute("ROLLBACK")
-                raise
-            self._base.execute("COMMIT")
+            document = self.get(name)
+            if document is not None:
+                change(document)
+                self._run("UPDATE resources SET document = ? WHERE name = ?", json.dumps(document), name)
             return document
 
     def remove(self, name: str) -> bool:
@@ -257,14 +259,9 @@ class Store:
     def write_points(self, series: str, points: Iterable[tuple[int, Mapping[str, Any]]]) -> None:
         """Store points, each with its step, under their series' full name; a point replaces an earlier one of the same step."""
         rows = [(series, step, json.dumps(document)) for step, document in points]
-        with self._lock:
+        with self._lock, self._base:
             self._base.execute("BEGIN IMMEDIATE")
-            try:
-                self._base.executemany("INSERT OR REPLACE INTO points VALUES (?, ?, ?)", rows)
-            except BaseException:
-                self._base.execute("ROLLBACK")
-                raise
-            self._base.execute("COMMIT")
+            self._base.executemany("INSERT OR REPLACE INTO points VALUES (?, ?, ?)", rows)
 
     def points(self, series: str) -> Sequence[dict[str, Any]]:
         """Return all points of a series in the order of their steps."""
