@@ -175,9 +175,7 @@ class JobFile(Source):
 
 def trial(job: JobFile) -> JobFile:
     """Return the CustomJob that each trial of a HyperparameterTuningJob is."""
-    message = schema.api_types().CustomJob.pb()()
-    message.job_spec.CopyFrom(job.spec)
-    return JobFile(job.name, job.lines, message)
+    return JobFile(job.name, job.lines, _custom_job(job.spec))
 
 
 def without_data_flags(arguments: Sequence[str]) -> list[str]:
@@ -219,22 +217,18 @@ def parse(text: str, name: str, kinds: Sequence[str] = (CUSTOM,)) -> JobFile:
     Raises:
         SpecError: file, line, field, value and remedy.
     """
-    keys = schema.top_keys(text, name)
-    kind = _kind(keys, kinds)
+    document = schema.opened(text, name)
+    kind = _kind(document.keys, kinds)
     if kind not in kinds:
         raise SpecError(f"{name}:1: {_REFUSALS[kind]}")
     if kind == PIPELINE:
-        job = _pipeline(text, name)
-    elif kind == TUNING or "jobSpec" in keys:
-        tree = schema.parse(text, name, kind)
-        _default_replicas(tree.message)
-        job = JobFile(name, tree.lines, tree.to_message())
+        job = _pipeline(document)
     else:
-        tree = schema.parse(text, name, "CustomJobSpec")
+        bare = kind == CUSTOM and "jobSpec" not in document.keys
+        tree = document.read("CustomJobSpec" if bare else kind)
         _default_replicas(tree.message)
-        message = schema.api_types().CustomJob.pb()()
-        message.job_spec.CopyFrom(tree.to_message())
-        job = JobFile(name, tree.lines, message, bare=True)
+        message = tree.to_message()
+        job = JobFile(name, tree.lines, _custom_job(message) if bare else message, bare=bare)
     if kind != TUNING or job.message.HasField("trial_job_spec"):  # where there is none, the study's own rules say so
         rules.check(job.spec, job.spec_error)
     return job
@@ -256,15 +250,22 @@ _REFUSALS = {
 }
 
 
-def _pipeline(text: str, name: str) -> JobFile:
+def _custom_job(spec: Any) -> Any:
+    """Return the CustomJob of a CustomJobSpec, of which it has a copy."""
+    message = schema.api_types().CustomJob.pb()()
+    message.job_spec.CopyFrom(spec)
+    return message
+
+
+def _pipeline(document: schema.Document) -> JobFile:
     """Return a TrainingPipeline whose task is a custom job."""
-    tree = schema.parse(text, name, PIPELINE, {"trainingTaskInputs": "CustomJobSpec"})
+    tree = document.read(PIPELINE, {"trainingTaskInputs": "CustomJobSpec"})
     task = tree.message.get("trainingTaskDefinition", "")
     if not task.endswith(f"/{schema.TASK.rpartition('/')[2]}"):
         raise tree.error(("trainingTaskDefinition",), f"takes {schema.TASK}; got {quoted(task)}.")
     inputs = tree.message.pop("trainingTaskInputs")
     _default_replicas(inputs)
-    return JobFile(name, tree.lines, tree.to_message(), schema.to_message(inputs, "CustomJobSpec"))
+    return JobFile(tree.name, tree.lines, tree.to_message(), schema.to_message(inputs, "CustomJobSpec"))
 
 
 def _default_replicas(fields: Mapping[str, Any]) -> None:
@@ -285,9 +286,6 @@ def of_message(message: Any, name: str) -> JobFile:
         SpecError: with the `field` of the message and the `problem`.
     """
     bare = message.DESCRIPTOR.name == "CustomJobSpec"
-    if bare:
-        spec, message = message, schema.api_types().CustomJob.pb()()
-        message.job_spec.CopyFrom(spec)
-    job = JobFile(name, None, message, bare=bare)
+    job = JobFile(name, None, _custom_job(message) if bare else message, bare=bare)
     rules.check(job.spec, job.spec_error)
     return job
