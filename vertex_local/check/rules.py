@@ -46,21 +46,6 @@ class Case:
     variables: Mapping[str, str] = field(default_factory=dict)  # of a managed data set that was exported for the check
 
     @property
-    def buckets(self) -> Path:
-        """Where `gs://bucket/x` lies as `bucket/x`."""
-        return self.paths.buckets
-
-    @property
-    def project(self) -> Path:
-        """The checkout."""
-        return self.paths.project
-
-    @property
-    def python(self) -> str:
-        """The interpreter for `python` and `python3`."""
-        return self.paths.python
-
-    @property
     def pools(self) -> list[Pool]:
         """The pools in use."""
         return [pool for pool in self.job.pools if pool.replicas]
@@ -90,11 +75,11 @@ class Case:
 
     def is_local(self, uri: str) -> bool:
         """Tell whether the bucket of a `gs://` address is a folder of this machine."""
-        return (self.buckets / re.sub("^(gs://|/gcs/)", "", uri).partition("/")[0]).is_dir()
+        return (self.paths.buckets / re.sub("^(gs://|/gcs/)", "", uri).partition("/")[0]).is_dir()
 
     def is_here(self, uri: str) -> bool:
         """Tell whether what a `gs://` address names, wildcards too, is on this machine or must be."""
-        return self.is_local(uri) and (self.has_all_buckets or bool(glob.glob(buckets.to_path(uri, self.buckets))))
+        return self.is_local(uri) and (self.has_all_buckets or bool(glob.glob(buckets.to_path(uri, self.paths.buckets))))
 
 
 def load(
@@ -251,10 +236,10 @@ def check_outputs(case: Case) -> Iterator[Finding]:
         return
     if not case.is_local(output):
         bucket = output[len("gs://") :].partition("/")[0]
-        problem = f"whether {output} can be written: that needs the network (no bucket {bucket} under {case.buckets})."
+        problem = f"whether {output} can be written: that needs the network (no bucket {bucket} under {case.paths.buckets})."
         yield Finding(SKIPPED, "outputs", case.at(path, problem))
         return
-    folder = Path(buckets.to_path(output, case.buckets))
+    folder = Path(buckets.to_path(output, case.paths.buckets))
     if problem := _unwritable(folder):
         problem = f"{output} cannot be written: {problem}; make it writable, or choose another folder."
         yield Finding(ERROR, "outputs", case.at(path, problem))
@@ -267,7 +252,7 @@ def check_outputs(case: Case) -> Iterator[Finding]:
                 path, f"{output} holds an earlier run, from whose checkpoints this job would go on; choose another folder to begin anew."
             ),
         )
-    yield Finding(OK, "outputs", case.at(path, f"{output} can be written (in {case.buckets})."))
+    yield Finding(OK, "outputs", case.at(path, f"{output} can be written (in {case.paths.buckets})."))
 
 
 def _unwritable(folder: Path) -> str | None:

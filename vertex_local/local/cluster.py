@@ -20,7 +20,7 @@ from ..metadata import lineage
 from . import debugging, devices, job_record, jobs, lifecycle, packages, plan
 from .containers import Containers
 from .engines import find_engine
-from .environment import Member
+from .environment import DIRECTORIES, Member
 from .kills import Kill
 from .plan import Planner, ReplicaPlan, RunOptions
 from .ports import Ports
@@ -30,7 +30,6 @@ from .store import Store, Taken
 
 # Makes the plan of one replica, given that replica and all replicas of the cluster.
 Planned = Callable[[Member, Sequence[Member]], ReplicaPlan]
-OUTPUTS = ("AIP_MODEL_DIR", "AIP_CHECKPOINT_DIR", "AIP_TENSORBOARD_LOG_DIR")
 
 
 def run(
@@ -59,7 +58,7 @@ def run(
             (paths.buckets / job.output[len("gs://") :].partition("/")[0]).mkdir(parents=True, exist_ok=True)
         planner = Planner(job, options, paths, result.folder, result.job_id)
         replicas = _replicas(planner, pools, _planned(planner, files, containers, report), ports, report)
-        result.outputs = {name: value for name, value in replicas[0].plan.env.items() if name in OUTPUTS}
+        result.outputs = {name: value for name, value in replicas[0].plan.env.items() if name in DIRECTORIES}
         lifecycle.Cluster(job, replicas, result, report, cancel or threading.Event(), options.grace).run()
     return result
 
