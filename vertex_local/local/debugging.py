@@ -21,6 +21,7 @@ PORT = 5678  # the port that editors propose; another free one is taken if it is
 ADDRESS = "127.0.0.1"
 # Set for every replica of the job: our trainers then wait for each other, and for the next step, without a time limit.
 VARIABLE = "TRAINER_DEBUG"
+VARIABLES = {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # of the debugged replica: silences debugpy's warnings about frozen modules
 INSIDE = Path("/vertex_local/debug/debugpy")  # where this interpreter's debugpy is mounted in a container
 WORKSPACE = "${workspaceFolder}"  # an editor's name for the folder that it has opened: the checkout
 _FORM = re.compile(r"(workerpool[0-3]-\d+)(?::(\d{1,5}))?")
@@ -100,11 +101,6 @@ def wrap(argv: Sequence[str], port: int, debugpy: Sequence[str] = ("-m", "debugp
     # Watchers that a trainer forks are not to be debugged, and the editor is not asked about them.
     listen = ["--listen", f"{ADDRESS}:{port}", "--wait-for-client", "--configure-subProcess", "False"]
     return (*argv[:start], *debugpy, *listen, *argv[start:])
-
-
-def variables() -> dict[str, str]:
-    """Return further variables of the debugged replica: they silence debugpy's warnings about frozen modules."""
-    return {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}
 
 
 def mount() -> tuple[Path, str]:

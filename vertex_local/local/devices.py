@@ -6,7 +6,6 @@ import glob
 import os
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from ..job.job_file import JobFile
 
@@ -53,11 +52,4 @@ def not_imitated(job: JobFile) -> Iterator[str]:
             yield f"{name}: a TPU"
         if pool.replicas and (pool.message.disk_spec.boot_disk_size_gb or pool.message.disk_spec.boot_disk_type):
             yield f"{name}: the boot disk's kind and size: replicas share this machine's disks"
-    for field, what in _OF_THE_SERVICE.items():
-        if field in job.spec.DESCRIPTOR.fields_by_name and _is_set(job.spec, field):
-            yield what
-
-
-def _is_set(message: Any, field: str) -> bool:
-    descriptor = message.DESCRIPTOR.fields_by_name[field]
-    return message.HasField(field) if descriptor.message_type is not None and descriptor.has_presence else bool(getattr(message, field))
+    yield from (_OF_THE_SERVICE[field.name] for field, _ in job.spec.ListFields() if field.name in _OF_THE_SERVICE)

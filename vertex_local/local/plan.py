@@ -135,11 +135,6 @@ class Planner:
     folder: Path
     job_id: str
 
-    @property
-    def identity(self) -> Identity:
-        """Which job the replicas belong to."""
-        return self.options.identity(self.job, self.job_id, self.paths.buckets)
-
     def members(self, take_port: Callable[[], int]) -> list[Member]:
         """Return all replicas with their addresses in the cluster."""
         return [
@@ -181,13 +176,14 @@ class Planner:
         port = debugging.choose_port(debug)
         found = debugging.launch_configuration(debug.replica, port, folders)
         notes = debugging.instructions(debug.replica, found, self.folder / "launch.json", self.paths.project)
-        env = {**plan.env, **debugging.variables()}
+        env = {**plan.env, **debugging.VARIABLES}
         return dataclasses.replace(plan, argv=debugging.wrap(plan.argv, port, debugpy), env=env, notes=tuple(notes))
 
     def _environment(
         self, member: Member, members: Sequence[Member], surroundings: Mapping[str, str], own: Mapping[str, str]
     ) -> dict[str, str]:  # fmt: skip
         """Return a replica's variables: its surroundings', then its image's and job's `own`, then the service's; later ones win."""
+        of = self.options.identity(self.job, self.job_id, self.paths.buckets)
         clients = {} if self.options.cloud_credentials else environment.client_variables(self.paths.state, self.folder)
         return {
             **clients,
@@ -195,7 +191,7 @@ class Planner:
             **surroundings,
             **{name: clients[name] for name in environment.CERTIFICATES if name in clients},
             **own,
-            **environment.service_variables(self.job, members, member, self.identity),
+            **environment.service_variables(self.job, members, member, of),
             **(self.options.variables or {}),
             **self._of_folder(member.name),
         }

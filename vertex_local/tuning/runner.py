@@ -25,10 +25,6 @@ from .trials import Trial
 from .tuner import Result, Tuner
 
 
-class TuningError(UserError):
-    """A tuning job that cannot be started as asked."""
-
-
 def run(
     study: Study, options: RunOptions | None = None, *, seed: int = 0, report: Quiet | None = None,
     cancel: threading.Event | None = None, on_trial: Callable[[Trial], None] | None = None, **changes: Any,
@@ -78,7 +74,7 @@ def _held(result: Result) -> Any:
         with job_record.held(result.folder):
             yield
     except job_record.InUse:
-        raise TuningError(f"job {result.job_id} is running in another process; wait for it or end it.") from None
+        raise UserError(f"job {result.job_id} is running in another process; wait for it or end it.") from None
 
 
 def _keep_start(result: Result) -> None:
@@ -102,7 +98,7 @@ def _refuse_used_output(study: Study, paths: Paths) -> None:
             if other["log_dir"] == str(base).rstrip("/"):
                 others.append(other["job_id"])
     remedy = f"go on with that study by --job_id {others[-1]}" if others else "remove it"
-    raise TuningError(
+    raise UserError(
         f"{study.name}: {base}/{used[0]} holds an earlier trial {used[0]}: {remedy}, or give another outputUriPrefix (--output)."
     )
 
