@@ -569,6 +569,16 @@ def test_another_studys_trials_are_not_taken_for_this_ones(tmp_path):
     assert tune(tmp_path, "--job_id", "u", "--output", "gs://bucket/hp2").returncode == 0
 
 
+def test_the_folder_of_a_job_that_is_no_study_is_left_alone(tmp_path):
+    kept = tmp_path / ".vertex_local" / "jobs" / "s" / "spec.yaml"
+    (kept.parent / "events").mkdir(parents=True)
+    kept.write_text("workerPoolSpecs: []\n")  # of a custom job of that id
+    write_study(tmp_path, "report(1, 1)\n", trials=1)
+    done = tune(tmp_path)
+    assert done.returncode == 2 and "job s exists already" in done.stderr and "choose another --job_id" in done.stderr
+    assert kept.read_text() == "workerPoolSpecs: []\n" and not (kept.parent / "study.db").exists()
+
+
 # ------------------------------------------------------------------ what people see
 
 

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
+
 FILE = "records.sqlite"
 ORDERS = ("createTime", "updateTime", "startTime", "endTime", "displayName", "name")
 _ROWS = 200  # documents that are read at a time while a page is filled
@@ -68,16 +70,24 @@ def private_folder(path: Path) -> Path:
 
 
 class Store:
-    """All records of one state folder; safe to use from several threads and processes."""
+    """All records of one state folder; safe to use from several threads and processes.
+
+    Raises:
+        UserError: the folder's file is no such store, or damaged.
+    """
 
     def __init__(self, state_dir: Path):
         path = private_folder(state_dir) / FILE
         self._lock = threading.RLock()
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # before SQLite makes it readable for everybody
         self._base = sqlite3.connect(path, timeout=60, check_same_thread=False, isolation_level=None)
-        for setting in ("journal_mode=WAL", "synchronous=NORMAL"):  # safe from kill -9
-            self._base.execute(f"PRAGMA {setting}")
-        self._base.executescript(_TABLES)
+        try:
+            for setting in ("journal_mode=WAL", "synchronous=NORMAL"):  # safe from kill -9
+                self._base.execute(f"PRAGMA {setting}")
+            self._base.executescript(_TABLES)
+        except sqlite3.DatabaseError as error:
+            self._base.close()
+            raise UserError(f"{path}: holds no records of jobs: {error}. Move it away, or name another --state_dir.") from None
 
     def close(self) -> None:
         """Write what is left and close the file."""

@@ -61,7 +61,7 @@ def _result(study: Study, options: RunOptions, paths: Paths) -> Result:
     """Return the result of a new job, or of the earlier one that this run continues."""
     if options.job_id is not None:
         folder = jobs.folder_of(paths.state, options.job_id)
-        if (folder / "spec.yaml").exists():
+        if (folder / "study.db").exists():
             return Result(options.job_id, folder)
     _refuse_used_output(study, paths)
     made = jobs.create(paths.state, options.job_id)
