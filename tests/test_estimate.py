@@ -86,6 +86,13 @@ def test_time_is_a_range_from_perfect_sharing_to_none(tmp_path):
     assert "half as fast as a CPU here, and more of them gain nothing" in time.how
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="only Linux tells which CPUs a process may use")
+def test_the_cpus_here_are_those_that_the_training_could_use(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0}, raising=False)
+    time = estimate.duration(case(tmp_path, ({"machineType": "n1-standard-8"}, 1)), PLAN, MEASURED)
+    assert time.low == 15 + 370 / 8 and "with 1 CPUs" in time.how
+
+
 def test_fewer_cpus_there_cost_in_proportion_or_nothing(tmp_path):
     time = estimate.duration(case(tmp_path, ({"machineType": "n1-standard-8"}, 1)), PLAN, MEASURED, cpus=32)
     assert time.low == time.here and time.high == 2 * (15 + 370 * 32 / 8) and "and there are 8" in time.how

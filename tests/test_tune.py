@@ -21,7 +21,7 @@ from test_local_support import ROOT, alive, environ, wait_for
 
 from vertex_local.__main__ import main
 from vertex_local.job import times
-from vertex_local.local import supervise
+from vertex_local.local import records, supervise
 from vertex_local.tuning import measurements, search, study, trials, tuner, tuning_report
 from vertex_local.tuning import runner as tuning
 
@@ -548,6 +548,8 @@ def test_another_study_under_the_same_id_is_refused(tmp_path):
     done = tune(tmp_path)
     assert done.returncode == 2 and "was begun with other parameters; choose another --job_id" in done.stderr
     assert len(done.stderr.splitlines()) == 1 and states(tmp_path) == ["SUCCEEDED"]
+    with records.opened(tmp_path / ".vertex_local") as found:  # what `list` shows
+        assert found.get("s").state == "SUCCEEDED"
 
 
 def test_a_study_that_is_running_is_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""This machine's GPUs, shared out among trials that run at once; and what a job asks for that this machine does not have."""
+"""This machine's CPUs and GPUs, shared out among trials that run at once; and what a job asks for that this machine does not have."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ _OF_THE_SERVICE = {
     "persistent_resource_id": "the persistent resource",
     "reserved_ip_ranges": "the reserved addresses",
 }
+
+
+def cpus() -> int:
+    """Return how many CPUs programs here may use, which may be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def gpus() -> list[str]:

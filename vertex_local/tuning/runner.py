@@ -47,12 +47,12 @@ def run(
     options = dataclasses.replace(options or RunOptions(), **changes)
     paths = options.paths()
     result = _result(study, options, paths)
-    with _held(result), cluster.kept(study.job, options, result), contextlib.closing(Search(study, result.folder, seed)) as search:
+    with _held(result), contextlib.closing(Search(study, result.folder, seed)) as search:
         search.check(_asked(study), f"job {result.job_id} in {result.folder}")
         (result.folder / "spec.yaml").write_text(study.job.text(), encoding="utf-8")
         _keep_start(result)
         tuner = Tuner(study, search, result, options, paths, report or Quiet(), cancel or threading.Event(), on_trial)
-        with jobs.recorded(result):
+        with cluster.kept(study.job, options, result), jobs.recorded(result):
             tuner.run()
     return result
 
