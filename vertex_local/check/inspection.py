@@ -8,12 +8,13 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..job import images, machines
 from ..local import commands, packages
+from ..tuning.parameters import walk
 from . import estimate, probe, requirements
 from . import rules as checks
 from .rules import ERROR, OK, SKIPPED, WARNING, Case, Finding
@@ -44,7 +45,7 @@ class Inspection:
     file_only: bool
     measures: bool
     plan: dict[str, Any] | None = None
-    programs: dict[int, probe.Program] = field(default_factory=dict)
+    program: probe.Program | None = None  # the chief's, if it answers
     site: Path | None = None
     served_by: str | None = None
 
@@ -136,20 +137,18 @@ class Inspection:
 
     def check_programs(self) -> Iterator[Finding]:
         """Find each pool's program and let it parse its arguments."""
-        case, seen = self.case, {}
+        case, seen = self.case, set()
         for pool in case.trainers:
-            i = pool.index
-            key, task = (pool.image, pool.command, pool.module, pool.args, pool.env), ("workerPoolSpecs", i, pool.task_field)
+            key, task = (pool.image, pool.command, pool.module, pool.args, pool.env), ("workerPoolSpecs", pool.index, pool.task_field)
             if key in seen:
-                self.programs |= {i: seen[key]} if seen[key] else {}
                 continue
-            seen[key] = None
+            seen.add(key)
             try:
-                found = probe.program(case, i, self.site, self.scratch)
+                found = probe.program(case, pool.index, self.site, self.scratch)
                 if found.ours:
                     probe.ask(found, "flags", self.left(20))
                     yield Finding(OK, "arguments", case.at((*task, "args"), f"{found.name} takes them."))
-                    self.programs[i] = seen[key] = found
+                    self.program = found if pool.index == 0 else self.program
                 else:
                     done = probe.import_plain(found)
                     problem = f"{found.name} was {done}; it knows no --plan, so its arguments and data were not looked at."
@@ -165,7 +164,7 @@ class Inspection:
 
     def check_data(self) -> Iterator[Finding]:
         """Let the chief's program import its model and read the data that is here."""
-        case, found = self.case, self.programs.get(0)
+        case, found = self.case, self.program
         if found is None:
             return
         pool = case.pools[0]
@@ -224,24 +223,22 @@ class Inspection:
 
     def check_parameters(self) -> Iterator[Finding]:
         """Let the trainer parse the study's parameters at the ends of their ranges, and divide its batches."""
-        case, found = self.case, self.programs.get(0)
+        case, found = self.case, self.program
         if case.study is None or found is None:
             return
-        bad: set[str] = set()
+        bad, places = set(), {parameter.id: parameter.place for parameter in walk(case.study.parameters)}
         for row in checks.samples(case.study):
             if self.left(20) < 3:
                 yield Finding(SKIPPED, "parameters", f"{case.job.name}: not all values of the parameters: the time was up.")
                 return
             values, wrong = self._parse([(parameter.id, value) for parameter, value in row if parameter.id not in bad])
+            if "batch_size" in places.keys() - bad - wrong.keys() and (problem := self._batch_problem(values.get("batch_size"))):
+                wrong["batch_size"] = problem
             bad |= wrong.keys()
             for name, problem in wrong.items():
-                yield Finding(ERROR, "parameters", case.in_file(checks.parameter_path(case, name), problem))
-            batch = None if "batch_size" in bad or "batch_size" not in case.study_ids else values.get("batch_size")
-            if problem := self._batch_problem(batch):
-                bad.add("batch_size")
-                yield Finding(ERROR, "parameters", case.in_file(checks.parameter_path(case, "batch_size"), problem))
+                yield Finding(ERROR, "parameters", case.in_file(places[name], problem))
         if not bad:
-            problem = f"{found.name} takes the ends of {', '.join(case.study_ids)}."
+            problem = f"{found.name} takes the ends of {', '.join(places)}."
             yield Finding(OK, "parameters", case.in_file(("studySpec", "parameters"), problem))
 
     def _parse(self, values: list[tuple[str, str]]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -250,7 +247,7 @@ class Inspection:
         while True:
             flags = {name: f"--{name}={value}" for name, value in values if name not in wrong}
             try:
-                return probe.ask(self.programs[0], "flags", self.left(20), *flags.values())["hyperparameters"], wrong
+                return probe.ask(self.program, "flags", self.left(20), *flags.values())["hyperparameters"], wrong
             except probe.ProbeError as error:
                 if not flags:
                     return {}, wrong
@@ -267,7 +264,7 @@ class Inspection:
 
     def check_time(self) -> Iterator[Finding]:
         """Train for a moment, load the model with the serving TensorFlow if there is one, and compare with the timeout."""
-        case, found = self.case, self.programs.get(0)
+        case, found = self.case, self.program
         if self.file_only or not self.measures:
             return
         if found is None or self.plan is None:

@@ -56,11 +56,6 @@ class Case:
         return [pool for pool in self.pools if pool.trains]
 
     @property
-    def study_ids(self) -> list[str]:
-        """The names of the study's parameters."""
-        return [parameter.id for parameter in walk(self.study.parameters)] if self.study else []
-
-    @property
     def workers(self) -> int:
         """How many replicas train together."""
         return sum(pool.replicas for pool in self.pools if pool.index < 2)
@@ -307,18 +302,6 @@ def _values(parameter: Parameter) -> list[str]:
         return [str(int(parameter.low)), str(int(parameter.high))]
     values = parameter.values or (parameter.low, parameter.high)
     return [value if isinstance(value, str) else repr(float(value)) for value in values[:20]]
-
-
-def parameter_path(case: Case, name: str) -> tuple[Any, ...]:
-    """Return where the file writes a parameter's id."""
-
-    def search(raw: Any, path: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        items = raw.items() if isinstance(raw, dict) else enumerate(raw) if isinstance(raw, list) else ()
-        if isinstance(raw, dict) and raw.get("parameterId") == name:
-            return (*path, "parameterId")
-        return next(filter(None, (search(value, (*path, key)) for key, value in items)), None)
-
-    return search(case.job.fields().get("studySpec", {}), ("studySpec",)) or ("studySpec",)
 
 
 def remote(case: Case, pool: Pool) -> list[str]:

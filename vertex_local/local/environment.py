@@ -75,11 +75,10 @@ def inherited(variables: Mapping[str, str], cloud_credentials: bool = False) -> 
     kept = {name: value for name, value in variables.items() if not _OURS.fullmatch(name)}
     if cloud_credentials:
         return kept
-    return {name: value for name, value in kept.items() if not _CLOUD.fullmatch(name) and not _is_cloud_emulator(name, value)}
-
-
-def _is_cloud_emulator(name: str, value: str) -> bool:
-    return name in _EMULATORS and "googleapis.com" in value
+    return {
+        name: value for name, value in kept.items()
+        if not _CLOUD.fullmatch(name) and not (name in _EMULATORS and "googleapis.com" in value)
+    }  # fmt: skip
 
 
 def client_variables(state: Path, folder: Path) -> dict[str, str]:

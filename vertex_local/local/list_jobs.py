@@ -8,13 +8,12 @@ A filter is written as for the API's list calls, over the fields of jobs as the 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from .. import cli
 from ..errors import UserError
 from ..job import times
-from ..job.schema import camel_case
 from . import records
 
 HEADINGS = ("ID", "KIND", "STATE", "NAME", "START", "DURATION")
@@ -41,19 +40,9 @@ def _filter(text: str) -> Any:
     from ..serve import filters
 
     try:
-        return filters.parse(text, _lookup)
+        return filters.parse(text, filters.lookup)
     except filters.FilterError as error:
         raise UserError(f"--filter: {str(error).removeprefix('filter: ')}") from None
-
-
-def _lookup(document: Mapping[str, Any], name: str) -> Any:
-    """Return the value of a field such as `displayName`, `display_name` or `labels.stage`."""
-    value: Any = document
-    for part in name.split("."):
-        if not isinstance(value, Mapping):
-            return None
-        value = value.get(part, value.get(camel_case(part)))
-    return value
 
 
 def _row(record: records.Record) -> tuple[str, ...]:
