@@ -272,7 +272,7 @@ class Inspection:
             return
         plan = self.plan if "total_steps" in self.plan else None
         try:
-            measured = probe.measure(found, plan, self.scratch, STEPS, SECONDS, max(SECONDS, self.left(IN_ALL)), self.cancel)
+            measured = probe.measure(found, plan, self.scratch, STEPS, self.left(SECONDS), max(SECONDS, self.left(IN_ALL)), self.cancel)
         except probe.ProbeError as error:
             self.time = str(error)
             yield Finding(WARNING, "time", f"{case.job.name}: not measured: {error}")

@@ -175,28 +175,37 @@ def measure(
     if plan is None:
         argv, on = without_data_flags(argv), "its sample data, since the job's is not on this machine"
         env = {name: value for name, value in env.items() if not name.startswith("CLOUD_ML_")}
-        plan = ask(dataclasses.replace(found, argv=tuple(argv), env=env), "data", seconds)
+        plan = ask(dataclasses.replace(found, argv=tuple(argv), env=env), "data", most)
     sample = _sample(plan, scratch, on)
     count = min(steps, plan["total_steps"]) * plan["batch_size"]
     argv += [*sample.flags, f"--num_examples_to_train_on={count}", "--num_evals=2", "--strategy=auto", "--in_memory=yes"]
     argv += [f"--output_dir={target}", f"--jit_compile={'yes' if plan['jit_compile'] else 'no'}", "--profile=", "--plan=no"]
-    start, seen, progress = time.time(), [], Follower(events)
+    start = time.time()
+    seen, ended = _train(argv, {**env, "TRAINER_EVENTS": str(events)}, found.cwd, seconds, most, cancel)
+    folder = next((str(folder) for folder in (target / "model", target / "1" / "model") if (folder / "saved_model.pb").is_file()), None)
+    timed = _timed(seen, start, ended, plan["batch_size"])
+    return dataclasses.replace(timed, evaluation=timed.evaluation * sample.evaluated, read=sample.bytes, on=sample.what, model=folder)
+
+
+def _train(
+    argv: Sequence[str], env: Mapping[str, str], cwd: Path, seconds: float, most: float, cancel: threading.Event
+) -> tuple[list[dict[str, Any]], float | None]:
+    """Run a short training; return its events, and the time of its end or None where it was ended."""
+    seen, progress, start = [], Follower(Path(env["TRAINER_EVENTS"])), time.time()
 
     def enough() -> bool:
         seen.extend(event for event in progress.new() if "phase" in event)
         spent = time.time() - start
         return cancel.is_set() or spent > most or spent > seconds and len(_steps(seen)) >= _TIMED
 
-    done = _run(argv, {**env, "TRAINER_EVENTS": str(events)}, found.cwd, enough)
+    done = _run(argv, env, cwd, enough)
     ended = time.time()
     if cancel.is_set():
         raise KeyboardInterrupt
     if done is not None and done.returncode:
         raise ProbeError(f"a short training failed here: {_why(done)}", "run")
     enough()  # reads what came last
-    folder = next((str(folder) for folder in (target / "model", target / "1" / "model") if (folder / "saved_model.pb").is_file()), None)
-    timed = _timed(seen, start, None if done is None else ended, plan["batch_size"])
-    return dataclasses.replace(timed, evaluation=timed.evaluation * sample.evaluated, read=sample.bytes, on=sample.what, model=folder)
+    return seen, None if done is None else ended
 
 
 @dataclass(frozen=True)

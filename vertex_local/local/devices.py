@@ -57,4 +57,5 @@ def not_imitated(job: JobFile) -> Iterator[str]:
             yield f"{name}: a TPU"
         if pool.replicas and (pool.message.disk_spec.boot_disk_size_gb or pool.message.disk_spec.boot_disk_type):
             yield f"{name}: the boot disk's kind and size: replicas share this machine's disks"
-    yield from (_OF_THE_SERVICE[field.name] for field, _ in job.spec.ListFields() if field.name in _OF_THE_SERVICE)
+    given = {field.name for field, _ in job.spec.ListFields()}
+    yield from (what for field, what in _OF_THE_SERVICE.items() if field in given)
