@@ -138,39 +138,31 @@ class JobFile(Source):
 
     # ------------------------------------------------------------------ edited
 
-    def edited(self, edit: Callable[[JobFile], Any]) -> JobFile:
-        """Return a copy whose messages `edit` has changed; what it makes of them is not checked again."""
-        new = dataclasses.replace(self, message=copy.deepcopy(self.message), task=copy.deepcopy(self.task))
-        edit(new)
-        return new
+    def copied(self) -> JobFile:
+        """Return a copy with messages of its own, to be changed; what is made of them is not checked again."""
+        return dataclasses.replace(self, message=copy.deepcopy(self.message), task=copy.deepcopy(self.task))
 
     def with_args(self, args: Sequence[str] | Callable[[Pool], Sequence[str]]) -> JobFile:
         """Return the job with `args` after the arguments of every pool that trains: the later of two equal flags wins."""
-
-        def edit(job: JobFile) -> None:
-            for pool in job.pools:
-                if pool.trains:
-                    pool.task.args.extend(args(pool) if callable(args) else args)
-
-        return self.edited(edit)
+        new = self.copied()
+        for pool in new.pools:
+            if pool.trains:
+                pool.task.args.extend(args(pool) if callable(args) else args)
+        return new
 
     def without_data(self) -> JobFile:
         """Return the job without the arguments that name data, which would win over a managed data set."""
-
-        def edit(job: JobFile) -> None:
-            for pool in job.pools:
-                if pool.task is not None:
-                    pool.task.args[:] = without_data_flags(pool.args)
-
-        return self.edited(edit)
+        new = self.copied()
+        for pool in new.pools:
+            if pool.task is not None:
+                pool.task.args[:] = without_data_flags(pool.args)
+        return new
 
     def with_output(self, prefix: str) -> JobFile:
         """Return the job with another `baseOutputDirectory`."""
-
-        def edit(job: JobFile) -> None:
-            job.spec.base_output_directory.output_uri_prefix = prefix
-
-        return self.edited(edit)
+        new = self.copied()
+        new.spec.base_output_directory.output_uri_prefix = prefix
+        return new
 
 
 def trial(job: JobFile) -> JobFile:
