@@ -238,6 +238,7 @@ def test_training_prices_go_before_compute_engines_and_new_ones_before_old(tmp_p
         ("{machine: m, region: r, price: 1, date: 2026-01-01}", "needs its source and the date"),
         ("{machine: m, region: r, price: 1, source: s}", "needs its source and the date"),
         ("{machine: m, region: r, price: free, source: s, date: 2026-01-01}", "a price above 0"),
+        ("{machine: m, region: r, price: .inf, source: s, date: 2026-01-01}", "a price above 0"),
         ("{machine: m, region: r, cost: 1, source: s, date: 2026-01-01}", "got \\['cost'\\]"),
         ("{machine: m, region: r, price: 1, source: s, date: 2026-01-01 10:00:00}", "needs its source and the date"),
         ("{machine: [m], region: r, price: 1, source: s, date: 2026-01-01}", "needs one of machine"),

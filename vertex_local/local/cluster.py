@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..job import job_file
+from ..job import buckets, job_file
 from ..job.job_file import JobFile
 from ..job.pools import Pool
 from ..metadata import lineage
@@ -68,8 +68,14 @@ def _checked(
 ) -> dict[int, list[Path]]:  # fmt: skip
     """Check all that can be checked before the job has a folder; return the package files of each pool."""
     options.identity(job, "", paths.buckets)  # raises for an output that is in no bucket
-    for pool in pools if containers is None else ():
-        plan.command_of(pool, paths)
+    for pool in pools:
+        try:
+            for text in (*pool.command, *pool.args, *pool.package_uris, *(value for _, value in pool.env)):
+                buckets.localize(text, paths.buckets)
+        except buckets.BucketError as error:
+            raise job.spec_error(("workerPoolSpecs", pool.index), str(error)) from None
+        if containers is None:
+            plan.command_of(pool, paths)
     files = {pool.index: packages.locate(pool.package_uris, paths.project, paths.buckets) for pool in pools}
     _check_kills(options.kills, pools)
     _check_debug(options.debug, pools, paths, containers)

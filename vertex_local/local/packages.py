@@ -141,7 +141,7 @@ def _pip(python: str, target: Path, say: Callable[[str], None], *args: str) -> N
     if done.returncode:
         lines = done.stderr.splitlines()
         errors = [line for line in lines if "error" in line.lower()] or lines
-        problem = output.last_error(errors, "no message")
+        problem = output.last_error(errors, "no message").rstrip(".")
         raise PackageError(
             f"pip could not install {args[-1]} (exit code {done.returncode}): {problem}. Mend what it names, or install it yourself."
         )

@@ -91,7 +91,7 @@ class RunOptions:
         """Return the paths that the options name.
 
         Raises:
-            UserError: there is no such checkout or interpreter.
+            UserError: there is no such checkout or interpreter, or buckets would lie in a file.
         """
         state, project = Path(os.path.abspath(self.state_dir)), Path(os.path.abspath(self.project_dir))
         if not project.is_dir():
@@ -100,6 +100,8 @@ class RunOptions:
         if program is None:
             raise UserError(f"--python: {self.python} is not a program that can be run. Name an interpreter.")
         root = Path(os.path.realpath(self.bucket_root or state / "buckets"))
+        if root.exists() and not root.is_dir():
+            raise UserError(f"--bucket_root: {root} is a file. Name a folder.")
         return Paths(state, root, project, os.path.abspath(program))
 
     def identity(self, job: JobFile, job_id: str, root: Path) -> Identity:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from typing import Any
 from .. import cli
 from ..datasets import flags
 from ..datasets.dataset import Stopped
-from ..errors import UserError
+from ..errors import UserError, quoted
 from ..job import job_file, settings
 from ..job.job_file import JobFile
 from . import cluster, debugging, drill, jobs, kills, report
@@ -35,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--job_id", metavar="ID", help="name of the job, must be new (default: a number made of the time)")
     run.add_argument("--announce", metavar="POOL", action="append", default=[], help="pool in the cluster, but not started")
     run.add_argument(
-        "--grace", metavar="SECONDS", type=float, default=GRACE, help="for the others when the chief is done (default: %(default)g)"
+        "--grace", metavar="SECONDS", type=_seconds, default=GRACE, help="for the others when the chief is done (default: %(default)g)"
     )
     run.add_argument(
         "--kill", metavar="REPLICA@PLACE=N[,signal=S]", type=_flag(kills.parse), action="append", default=[],
@@ -51,6 +52,12 @@ def build_parser() -> argparse.ArgumentParser:
     flags.add_flags(run)
     settings.add_flags(run)
     return run
+
+
+def _seconds(text: str) -> float:
+    if not re.fullmatch(r"\d+(\.\d+)?", text):
+        raise argparse.ArgumentTypeError(f"takes seconds such as {GRACE:g}; got {quoted(text)}.")
+    return float(text)
 
 
 def _flag(parse: Callable[[str], Any]) -> Callable[[str], Any]:

@@ -63,9 +63,16 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def private_folder(path: Path) -> Path:
-    """Make a folder that only its owner may read, unless it exists, and return it; missing parents are made as usual."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.mkdir(mode=0o700, exist_ok=True)
+    """Make a folder that only its owner may read, unless it exists, and return it; missing parents are made as usual.
+
+    Raises:
+        UserError: it cannot be made, or is a file.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be made a folder: {error.strerror}. Name another --state_dir.") from None
     return path
 
 
