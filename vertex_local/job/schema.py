@@ -183,8 +183,9 @@ class Document(Source):
         own: set[str] = set()
         for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
             if key.value in own:
-                self.lines[(*path, key.value)] = key.start_mark.line + 1
-                raise self.error((*path, key.value), "is given twice; keep one.")
+                again = (*path, key.value)
+                self.lines[again] = key.start_mark.line + 1
+                raise self.error(again, "is given twice; keep one.")
             own.add(key.value)
 
     def _other(self, node: Any, kind: str, path: tuple, parents: tuple) -> Any:
@@ -211,9 +212,9 @@ class Document(Source):
     def _list(self, node: Any, path: tuple, read: Callable[[Any, tuple], Any]) -> list[Any]:
         if not isinstance(node, yaml.SequenceNode):
             raise self.error(path, "takes a list: write `- ` before each item, or [a, b].")
-        for i, item in enumerate(node.value):
-            self.lines[(*path, i)] = item.start_mark.line + 1
-        return [read(item, (*path, i)) for i, item in enumerate(node.value)]
+        places = [(*path, i) for i in range(len(node.value))]
+        self.lines.update((place, item.start_mark.line + 1) for place, item in zip(places, node.value))
+        return [read(item, place) for place, item in zip(places, node.value)]
 
     def _value(self, node: Any, field: Any, path: tuple, parents: tuple) -> Any:
         self.lines.setdefault(path, node.start_mark.line + 1)
@@ -275,6 +276,11 @@ def opened(text: str, name: str) -> Document:
         raise SpecError(f"{name}:1: {error}") from None
     with _placed(name, loader):
         return Document(name, {}, loader, loader.get_single_node())
+
+
+def top_keys(text: str, name: str) -> list[str]:
+    """Return the names at the top of a text."""
+    return opened(text, name).keys
 
 
 def parse(text: str, name: str, kind: str, others: Mapping[str, str] | None = None) -> Tree:
