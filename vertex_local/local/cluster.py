@@ -67,19 +67,27 @@ def _checked(
     job: JobFile, options: RunOptions, paths: plan.Paths, pools: Sequence[Pool], containers: Containers | None
 ) -> dict[int, list[Path]]:  # fmt: skip
     """Check all that can be checked before the job has a folder; return the package files of each pool."""
-    options.identity(job, "", paths.buckets)  # raises for an output that is in no bucket
-    for pool in pools:
-        try:
-            for text in (*pool.command, *pool.args, *pool.package_uris, *(value for _, value in pool.env)):
-                buckets.localize(text, paths.buckets)
-        except buckets.BucketError as error:
-            raise job.spec_error(("workerPoolSpecs", pool.index), str(error)) from None
-        if containers is None:
-            plan.command_of(pool, paths)
+    _check_addresses(job, pools, paths.buckets)
+    for pool in pools if containers is None else ():
+        plan.command_of(pool, paths)
     files = {pool.index: packages.locate(pool.package_uris, paths.project, paths.buckets) for pool in pools}
     _check_kills(options.kills, pools)
     _check_debug(options.debug, pools, paths, containers)
     return files
+
+
+def _check_addresses(job: JobFile, pools: Sequence[Pool], root: Path) -> None:
+    """Check that every `gs://…` of a job has a place below `root`."""
+    path: tuple = ("baseOutputDirectory", "outputUriPrefix")
+    try:
+        if job.output:
+            buckets.to_path(job.output, root)
+        for pool in pools:
+            path = ("workerPoolSpecs", pool.index)
+            for text in (*pool.command, *pool.args, *pool.package_uris, *(value for _, value in pool.env)):
+                buckets.localize(text, root)
+    except buckets.BucketError as error:
+        raise job.spec_error(path, str(error)) from None
 
 
 def _names(pools: Sequence[Pool]) -> list[str]:

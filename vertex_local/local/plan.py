@@ -104,11 +104,6 @@ class RunOptions:
             raise UserError(f"--bucket_root: {root} is a file. Name a folder.")
         return Paths(state, root, project, os.path.abspath(program))
 
-    def identity(self, job: JobFile, job_id: str, root: Path) -> Identity:
-        """Return which job the replicas belong to; `root` is where buckets lie."""
-        output = None if job.output is None else buckets.to_path(job.output, root)
-        return Identity(job_id, output, self.trial, self.google_project, self.region)
-
 
 @dataclass(frozen=True)
 class ReplicaPlan:
@@ -185,8 +180,9 @@ class Planner:
         self, member: Member, members: Sequence[Member], surroundings: Mapping[str, str], own: Mapping[str, str]
     ) -> dict[str, str]:  # fmt: skip
         """Return a replica's variables: its surroundings', then its image's and job's `own`, then the service's; later ones win."""
-        of = self.options.identity(self.job, self.job_id, self.paths.buckets)
-        clients = {} if self.options.cloud_credentials else environment.client_variables(self.paths.state, self.folder)
+        options, output = self.options, self.job.output and buckets.to_path(self.job.output, self.paths.buckets)
+        of = Identity(self.job_id, output, options.trial, options.google_project, options.region)
+        clients = {} if options.cloud_credentials else environment.client_variables(self.paths.state, self.folder)
         return {
             **clients,
             "PYTHONUNBUFFERED": "1",
@@ -194,7 +190,7 @@ class Planner:
             **{name: clients[name] for name in environment.CERTIFICATES if name in clients},
             **own,
             **environment.service_variables(self.job, members, member, of),
-            **(self.options.variables or {}),
+            **(options.variables or {}),
             **self._of_folder(member.name),
         }
 
