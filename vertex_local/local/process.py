@@ -101,12 +101,13 @@ class Replica:
         env = dict(self.plan.env)
         if self.kill and self.kill.for_trainer and not self.attempts:
             env["TRAINER_KILL"] = self.kill.for_trainer
+        command = self.launcher.command(self.plan.argv, env) if self.launcher else []  # it may fail: before there are pipes
         orders, self._orders = os.pipe()
         status, report = os.pipe()
-        if self.launcher is None:
-            command = [sys.executable, "-I", "-S", str(_SUPERVISOR), str(report), *self.plan.argv]
+        if self.launcher:
+            env = dict(os.environ)
         else:
-            command, env = self.launcher.command(self.plan.argv, env), dict(os.environ)
+            command = [sys.executable, "-I", "-S", str(_SUPERVISOR), str(report), *self.plan.argv]
         try:
             self._process = subprocess.Popen(
                 command, cwd=self.plan.cwd, env=env, stdin=orders, stdout=subprocess.PIPE, stderr=subprocess.PIPE,

@@ -47,9 +47,7 @@ class Record:
     @property
     def duration(self) -> float | None:
         """How many seconds it ran, or has been running for; None before its start."""
-        if "startTime" not in self.document:
-            return None
-        return times.seconds(self.document.get("endTime") or times.now()) - times.seconds(self.document["startTime"])
+        return times.spent(self.document) if "startTime" in self.document else None
 
     @property
     def result(self) -> dict[str, Any]:

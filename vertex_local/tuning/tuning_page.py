@@ -75,7 +75,7 @@ def _table(study: Study, result: Any) -> str:
     rows = [f"<tr>{''.join(f'<th>{html.escape(name)}</th>' for name in head)}</tr>"]
     for trial in tuning_report.ranked(study, result.trials):
         drawn, values = trials.parameters(trial), trials.final_values(trial) or {}
-        final, spent = trial.get("finalMeasurement", {}), times.seconds(trial["endTime"]) - times.seconds(trial["startTime"])
+        final, spent = trial.get("finalMeasurement", {}), times.spent(trial)
         cells = [trial["id"], trial["state"], *(f"{values[m.id]:.6g}" if m.id in values else "" for m in study.metrics)]
         cells += [final.get("stepCount", ""), f"{spent:.1f}", *(_text(drawn.get(name, "-")) for name in names)]
         kind = "best" if trial["id"] in result.best else trial["state"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,7 +36,7 @@ def _row(study: Study, trial: Trial, names: Sequence[str]) -> list[str]:
     drawn = trials.parameters(trial)
     shown = [f"{values[metric.id]:.5g}" if metric.id in values else "" for metric in study.metrics]
     parameters = [_short(drawn[name]) if name in drawn else "-" for name in names]
-    return [trial["id"], trial["state"], *shown, step, f"{_duration(trial):.1f} s", *parameters]
+    return [trial["id"], trial["state"], *shown, step, f"{times.spent(trial):.1f} s", *parameters]
 
 
 def ranked(study: Study, everyone: Sequence[Trial]) -> list[Trial]:
@@ -64,17 +63,12 @@ def describe(study: Study, trial: Trial, everyone: Sequence[Trial]) -> str:
     values, step = _newest(trial)
     text = ", ".join(f"{name} {value:.5g}" for name, value in values.items())
     is_best = trial["id"] in [other["id"] for other in measurements.best(study, everyone)]
-    return f"{head}: {text} at step {step}, {_duration(trial):.1f} s{' (best so far)' if is_best else ''}"
+    return f"{head}: {text} at step {step}, {times.spent(trial):.1f} s{' (best so far)' if is_best else ''}"
 
 
 def _newest(trial: Trial) -> tuple[dict[str, float], str]:
     measured = trial.get("finalMeasurement") or (trial["measurements"][-1] if trial["measurements"] else None)
     return (measurements.value_of(measured), measured["stepCount"]) if measured else ({}, "")
-
-
-def _duration(trial: Trial) -> float:
-    end = times.seconds(trial["endTime"]) if "endTime" in trial else time.time()
-    return end - times.seconds(trial["startTime"])
 
 
 def _short(value: Any) -> str:
