@@ -217,10 +217,11 @@ def parse(text: str, name: str, kinds: Sequence[str] = (CUSTOM,)) -> JobFile:
         job = _pipeline(document)
     else:
         bare = kind == CUSTOM and "jobSpec" not in document.keys
-        tree = document.read("CustomJobSpec" if bare else kind)
-        _default_replicas(tree.message)
-        message = tree.to_message()
-        job = JobFile(name, tree.lines, _custom_job(message) if bare else message, bare=bare)
+        form = "CustomJobSpec" if bare else kind
+        fields = document.read(form)
+        _default_replicas(fields)
+        message = schema.to_message(fields, form)
+        job = JobFile(name, document.lines, _custom_job(message) if bare else message, bare=bare)
     if kind != TUNING or job.message.HasField("trial_job_spec"):  # where there is none, the study's own rules say so
         rules.check(job.spec, job.spec_error)
     return job
@@ -251,13 +252,13 @@ def _custom_job(spec: Any) -> Any:
 
 def _pipeline(document: schema.Document) -> JobFile:
     """Return a TrainingPipeline whose task is a custom job."""
-    tree = document.read(PIPELINE, {"trainingTaskInputs": "CustomJobSpec"})
-    task = tree.message.get("trainingTaskDefinition", "")
+    fields = document.read(PIPELINE, {"trainingTaskInputs": "CustomJobSpec"})
+    task = fields.get("trainingTaskDefinition", "")
     if not task.endswith(f"/{schema.TASK.rpartition('/')[2]}"):
-        raise tree.error(("trainingTaskDefinition",), f"takes {schema.TASK}; got {quoted(task)}.")
-    inputs = tree.message.pop("trainingTaskInputs")
+        raise document.error(("trainingTaskDefinition",), f"takes {schema.TASK}; got {quoted(task)}.")
+    inputs = fields.pop("trainingTaskInputs")
     _default_replicas(inputs)
-    return JobFile(tree.name, tree.lines, tree.to_message(), schema.to_message(inputs, "CustomJobSpec"))
+    return JobFile(document.name, document.lines, schema.to_message(fields, PIPELINE), schema.to_message(inputs, "CustomJobSpec"))
 
 
 def _default_replicas(fields: Mapping[str, Any]) -> None:

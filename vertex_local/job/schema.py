@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import functools
 import math
@@ -57,18 +58,6 @@ class Source:
         return SpecError(f"{where}: {dotted or 'the file'}: {problem}", dotted, problem)
 
 
-@dataclass(frozen=True)
-class Tree(Source):
-    """A file that was read: the fields of its message in JSON form, as `kind`, one of the API's types, takes them."""
-
-    kind: str
-    message: dict[str, Any]
-
-    def to_message(self) -> Any:
-        """Return the protobuf message; its fields must be those of its type alone."""
-        return to_message(self.message, self.kind)
-
-
 def to_message(fields: Mapping[str, Any], kind: str) -> Any:
     """Return fields in JSON form as a message of the API's type `kind`.
 
@@ -121,18 +110,19 @@ def api_types() -> Any:
 
 @dataclass(frozen=True)
 class Document(Source):
-    """YAML or JSON text, not read as a message yet."""
+    """YAML or JSON text, and once it has been read as a message, the fields of that in JSON form."""
 
     loader: Any
     root: Any
+    message: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def keys(self) -> list[str]:
         """The names at its top: they tell one kind of job from another."""
         return [str(key.value) for key, _ in self.root.value] if isinstance(self.root, yaml.MappingNode) else []
 
-    def read(self, kind: str, others: Mapping[str, str] | None = None) -> Tree:
-        """Return it as a message of the API's type `kind` in JSON form; raise a SpecError with file and line if it is none.
+    def read(self, kind: str, others: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """Read it as a message of the API's type `kind` and return that; raise a SpecError with file and line if it is none.
 
         Args:
             others: names at the top that are messages of a type of their own, or a list of them, as `{"importConfigs": "[Type]"}`.
@@ -144,12 +134,12 @@ class Document(Source):
             raise SpecError(f"{self.name}: checking it needs the package google-cloud-aiplatform: install it ({error}).") from None
         others = others or {}
         with _placed(self.name, self.loader):
-            fields = self._message(self.root, descriptor, (), (), others)
+            self.message.update(self._message(self.root, descriptor, (), (), others))
         try:
-            to_message({name: value for name, value in fields.items() if name not in others}, kind)
+            to_message({name: value for name, value in self.message.items() if name not in others}, kind)
         except json_format.ParseError as error:  # whatever the walk does not know about
             raise SpecError(f"{self.name}: {error}") from None
-        return Tree(self.name, self.lines, kind, fields)
+        return self.message
 
     def _message(self, node: Any, descriptor: Any, path: tuple, parents: tuple, others: Mapping[str, str]) -> dict[str, Any]:
         fields = {field.json_name: field for field in descriptor.fields}
@@ -283,9 +273,11 @@ def top_keys(text: str, name: str) -> list[str]:
     return opened(text, name).keys
 
 
-def parse(text: str, name: str, kind: str, others: Mapping[str, str] | None = None) -> Tree:
-    """Return text as a message of the API's type `kind`: `opened`, then `read`."""
-    return opened(text, name).read(kind, others)
+def parse(text: str, name: str, kind: str, others: Mapping[str, str] | None = None) -> Document:
+    """Return text that was read as a message of the API's type `kind`: `opened`, then `read`."""
+    document = opened(text, name)
+    document.read(kind, others)
+    return document
 
 
 @contextlib.contextmanager
