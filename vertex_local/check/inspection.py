@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..job import images, machines
-from ..local import commands, packages
+from ..local import commands, output, packages
 from ..tuning.parameters import walk
 from . import estimate, probe, requirements
 from . import rules as checks
@@ -293,7 +293,7 @@ class Inspection:
         env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
         done = subprocess.run([self.serving_python, "-c", _LOAD, model], capture_output=True, text=True, env=env, stdin=subprocess.DEVNULL)
         if done.returncode:
-            reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            reason = output.last_error(done.stderr.splitlines())
             return Finding(
                 ERROR,
                 "serving",

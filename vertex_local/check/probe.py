@@ -176,15 +176,15 @@ def measure(
         argv, on = without_data_flags(argv), "its sample data, since the job's is not on this machine"
         env = {name: value for name, value in env.items() if not name.startswith("CLOUD_ML_")}
         plan = ask(dataclasses.replace(found, argv=tuple(argv), env=env), "data", most)
-    sample = _sample(plan, scratch, on)
+    flags, size, more, on = _sample(plan, scratch, on)
     count = min(steps, plan["total_steps"]) * plan["batch_size"]
-    argv += [*sample.flags, f"--num_examples_to_train_on={count}", "--num_evals=2", "--strategy=auto", "--in_memory=yes"]
+    argv += [*flags, f"--num_examples_to_train_on={count}", "--num_evals=2", "--strategy=auto", "--in_memory=yes"]
     argv += [f"--output_dir={target}", f"--jit_compile={'yes' if plan['jit_compile'] else 'no'}", "--profile=", "--plan=no"]
     start = time.time()
     seen, ended = _train(argv, {**env, "TRAINER_EVENTS": str(events)}, found.cwd, seconds, most, cancel)
     folder = next((str(folder) for folder in (target / "model", target / "1" / "model") if (folder / "saved_model.pb").is_file()), None)
     timed = _timed(seen, start, ended, plan["batch_size"])
-    return dataclasses.replace(timed, evaluation=timed.evaluation * sample.evaluated, read=sample.bytes, on=sample.what, model=folder)
+    return dataclasses.replace(timed, evaluation=timed.evaluation * more, read=size, on=on, model=folder)
 
 
 def _train(
@@ -208,27 +208,21 @@ def _train(
     return seen, None if done is None else ended
 
 
-@dataclass(frozen=True)
-class _Sample:
-    """The data of a short training: the flags that name it, its size in bytes, and how much more the job evaluates on."""
+def _sample(plan: Mapping[str, Any], scratch: Path, what: str) -> tuple[Sequence[str], int, float, str]:
+    """Return the data of a short training: the job's own, or the first part of it where that is much.
 
-    flags: Sequence[str]
-    bytes: int
-    evaluated: float
-    what: str
-
-
-def _sample(plan: Mapping[str, Any], scratch: Path, what: str) -> _Sample:
-    """Return the job's own data, or the first part of it where that is much."""
+    Returns:
+        The flags that name it, its size in bytes, how many times as much the job evaluates on, and what it is in words.
+    """
     if plan["bytes"] <= HEAD_BYTES:
-        return _Sample((), plan["bytes"], 1.0, what)
+        return (), plan["bytes"], 1.0, what
     if not os.path.isfile(plan["files"][0]):
         raise ProbeError(f"its data is too much to measure with ({plan['bytes']:,} bytes in folders).", "run")
     head = _head(Path(plan["files"][0]), scratch)
     size = head.stat().st_size
     evaluated = plan["evaluation_rows"] / (plan["rows"] * size / plan["bytes"])
     flags = (f"--train_data_path={head}", f"--eval_data_path={head}", "--bad_rows=skip")
-    return _Sample(flags, size, evaluated, f"the first {size:,} bytes of {plan['files'][0]}")
+    return flags, size, evaluated, f"the first {size:,} bytes of {plan['files'][0]}"
 
 
 def _steps(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
