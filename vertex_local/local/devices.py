@@ -48,14 +48,14 @@ def dealt(slot: int, slots: int, devices: Sequence[str]) -> dict[str, str]:
 def not_imitated(job: JobFile) -> Iterator[str]:
     """Yield what the job asks of the service's machines and does not get on this one, one thing a line."""
     here = len(gpus())
-    for pool in job.pools:
-        machine, name = pool.message.machine_spec, f"workerpool{pool.index}"
-        if pool.replicas and machine.accelerator_count and machine.accelerator_count * pool.replicas > here:
-            kind = machine.DESCRIPTOR.fields_by_name["accelerator_type"].enum_type.values_by_number[machine.accelerator_type].name
-            yield f"{name}: {machine.accelerator_count} x {kind} for each of {pool.replicas}; this machine has {here or 'no'} GPU(s)"
-        if pool.replicas and machine.machine_type == "cloud-tpu":
+    for pool in filter(lambda pool: pool.replicas, job.pools):
+        machine, name = pool.machine_fields, f"workerpool{pool.index}"
+        count, kind = machine.get("acceleratorCount", 0), machine.get("acceleratorType", "accelerator")
+        if count * pool.replicas > here:
+            yield f"{name}: {count} x {kind} for each of {pool.replicas}; this machine has {here or 'no'} GPU(s)"
+        if pool.machine == "cloud-tpu":
             yield f"{name}: a TPU"
-        if pool.replicas and (pool.message.disk_spec.boot_disk_size_gb or pool.message.disk_spec.boot_disk_type):
+        if pool.message.disk_spec.boot_disk_size_gb or pool.message.disk_spec.boot_disk_type:
             yield f"{name}: the boot disk's kind and size: replicas share this machine's disks"
     given = {field.name for field, _ in job.spec.ListFields()}
     yield from (what for field, what in _OF_THE_SERVICE.items() if field in given)

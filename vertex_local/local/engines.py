@@ -54,16 +54,12 @@ class Engine:
     name: str
     say: Callable[[str], None] = print
 
-    @property
-    def _variables(self) -> dict[str, str]:
-        """The engine's own environment; chroot isolation lets buildah run without namespaces of its own."""
-        return {**os.environ, "BUILDAH_ISOLATION": os.environ.get("BUILDAH_ISOLATION", "chroot")}
-
     def _call(self, *words: str, quiet: bool = True) -> str:
         """Run the engine and return what it wrote to stdout; its output is shown unless `quiet`."""
+        env = {"BUILDAH_ISOLATION": "chroot", **os.environ}  # chroot isolation lets buildah run without namespaces of its own
         stderr = subprocess.PIPE if quiet else None
         stdout = subprocess.PIPE if quiet else sys.stderr
-        done = subprocess.run([self.name, *words], env=self._variables, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, text=True)
+        done = subprocess.run([self.name, *words], env=env, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, text=True)
         if done.returncode:
             lines = [line for line in (done.stderr or "").splitlines() if line.strip()] or ["what it said is above"]
             raise ContainerError(f"{self.name} {words[0]} ended with {done.returncode}: {lines[-1].strip()[:500]}")
