@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
+import sys
+import threading
 from datetime import date
 from pathlib import Path
 
@@ -12,7 +15,7 @@ import pytest
 from conftest import ROOT
 
 from vertex_local.__main__ import main
-from vertex_local.check import estimate, prices
+from vertex_local.check import estimate, prices, probe
 from vertex_local.check import rules as checks
 from vertex_local.check.estimate import Estimate
 from vertex_local.check.probe import Measured
@@ -83,6 +86,13 @@ def test_time_is_a_range_from_perfect_sharing_to_none(tmp_path):
     assert "half as fast as a CPU here, and more of them gain nothing" in time.how
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="only Linux tells which CPUs a process may use")
+def test_the_cpus_here_are_those_that_the_training_could_use(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0}, raising=False)
+    time = estimate.duration(case(tmp_path, ({"machineType": "n1-standard-8"}, 1)), PLAN, MEASURED)
+    assert time.low == 15 + 370 / 8 and "with 1 CPUs" in time.how
+
+
 def test_fewer_cpus_there_cost_in_proportion_or_nothing(tmp_path):
     time = estimate.duration(case(tmp_path, ({"machineType": "n1-standard-8"}, 1)), PLAN, MEASURED, cpus=32)
     assert time.low == time.here and time.high == 2 * (15 + 370 * 32 / 8) and "and there are 8" in time.how
@@ -108,6 +118,36 @@ def test_a_gpu_has_no_least_time_and_a_tpu_none_at_all(tmp_path, table):
     assert said["price"][0].startswith("on demand (this job): at most 0.9411 EUR; 4.40 EUR an hour for 4 machines in here.")
     time = estimate.duration(case(tmp_path, (TPU, 1)), PLAN, MEASURED, cpus=8)
     assert time.low is None and time.high is None and "is not known" in time.how
+
+
+SLOW = """
+import json, os, time
+for step in range(1, {calls} * 10, 10):
+    time.sleep(1)
+    with open(os.environ["TRAINER_EVENTS"], "a") as file:
+        file.write(json.dumps({{"phase": "step", "step": step, "time": time.time()}}) + "\\n")
+time.sleep(600)
+"""
+
+
+def slow(folder: Path, calls: int, most: float) -> Measured:
+    """Measure a trainer that calls its compiled steps so often, once a second, in half a second or, if need be, in `most`."""
+    script = folder / "slow.py"
+    script.write_text(SLOW.format(calls=calls))
+    program = probe.Program((sys.executable, str(script)), 2, dict(os.environ), folder, script, True)
+    plan = {"total_steps": 1000, "batch_size": 10, "bytes": 100, "jit_compile": False}
+    return probe.measure(program, plan, folder, 1000, 0.5, most, threading.Event())
+
+
+def test_a_training_that_is_slow_is_waited_for_until_there_is_something_to_time(tmp_path):
+    measured = slow(tmp_path, 5, 120)
+    assert measured.steps == 11 and measured.finish == 0 and 10 < measured.examples_per_second <= 100 and measured.startup >= 1
+
+
+def test_a_training_that_is_too_slow_to_be_timed_gets_a_line_with_what_was_seen_and_the_remedy(tmp_path):
+    said = r"not two calls of the compiled steps were done within \d+ s, the first after \d+\.\d s: try again when .* --no_measure"
+    with pytest.raises(probe.ProbeError, match=said):
+        slow(tmp_path, 1, 10)
 
 
 # ------------------------------------------------------------------ price
@@ -198,6 +238,7 @@ def test_training_prices_go_before_compute_engines_and_new_ones_before_old(tmp_p
         ("{machine: m, region: r, price: 1, date: 2026-01-01}", "needs its source and the date"),
         ("{machine: m, region: r, price: 1, source: s}", "needs its source and the date"),
         ("{machine: m, region: r, price: free, source: s, date: 2026-01-01}", "a price above 0"),
+        ("{machine: m, region: r, price: .inf, source: s, date: 2026-01-01}", "a price above 0"),
         ("{machine: m, region: r, cost: 1, source: s, date: 2026-01-01}", "got \\['cost'\\]"),
         ("{machine: m, region: r, price: 1, source: s, date: 2026-01-01 10:00:00}", "needs its source and the date"),
         ("{machine: [m], region: r, price: 1, source: s, date: 2026-01-01}", "needs one of machine"),

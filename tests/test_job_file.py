@@ -121,7 +121,9 @@ def test_a_studys_counts_edit_its_message():
     fields = {"studySpec": {"metrics": [{"metricId": "loss"}], "parameters": [parameter]}, "trialJobSpec": spec_of("--a=1")}
     found = study.of(job_file.of_message(message_of(fields, "HyperparameterTuningJob"), "request"))
     assert (found.max_trials, found.parallel) == (1, 1)
-    edited = found.edited(max_trial_count=5, output="gs://bucket/x").with_args(["--b=2"])
+    job = found.job.with_output("gs://bucket/x").with_args(["--b=2"])
+    job.message.max_trial_count = 5
+    edited = study.of(job)
     assert edited.job.fields()["maxTrialCount"] == 5 and edited.job.pools[0].args == ("--a=1", "--b=2")
     assert edited.job.output == "gs://bucket/x" and found.job.output is None
     again = study.loads(edited.job.text(), "spec.yaml")

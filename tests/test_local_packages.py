@@ -181,6 +181,7 @@ def test_images_that_are_not_the_projects(project):
 
     assert "does not name one of this project's trainers (stackoverflow, taxifare)" in refused("host/p/other:1")
     assert "Docker puts no variables into" in refused("a/taxifare:1", 'FROM x\nENTRYPOINT ["python", "-m", "$T.task"]\n')
+    assert "Dockerfile: ENV 'A=\"b': No closing quotation; mend the line" in refused("a/taxifare:1", 'FROM x\nENV A="b\nCMD a\n')
     assert "ends without ENTRYPOINT and CMD" in refused("a/taxifare:1", "FROM x\n")
     (project / "Dockerfile").unlink()
     assert "there is no" in refused("a/taxifare:1") and "give containerSpec.command" in refused("a/taxifare:1")

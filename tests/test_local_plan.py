@@ -79,6 +79,7 @@ def test_what_could_not_be_installed_leaves_nothing(tmp_path):
 def test_what_an_sdist_requires(tmp_path):
     file = tmp_path / build(tmp_path, "'numpy>=1', 'tqdm'")
     assert packages_.requirements(file) == (["numpy>=1", "tqdm"], None)
+    (tmp_path / "trainer" / ".#task.py").symlink_to("somebody@somewhere.1")  # as Emacs marks a file that is open
     again = packages_.build(tmp_path, tmp_path / "again")
     assert again.name == "tiny_trainer-0.1.tar.gz" and packages_.requirements(again) == (["numpy>=1", "tqdm"], None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from test_local_support import ROOT, call, run
@@ -131,6 +132,32 @@ def test_the_command_line_ends_with_one_line(tmp_path):
     assert not (tmp_path / ".vertex_local").exists()
     missing = run(tmp_path, "none.yaml")
     assert missing.returncode == 2 and missing.stderr.startswith("error: none.yaml: cannot be read")
+
+
+@pytest.mark.parametrize(
+    "flag, said",
+    [
+        ("--state_dir=afile", r"/afile: cannot be made a folder: .*\. Name another --state_dir\.\n"),
+        ("--state_dir=afile/x", r"/afile/x: cannot be made a folder: .*\. Name another --state_dir\.\n"),
+        ("--bucket_root=afile", r"--bucket_root: .*/afile is a file\. Name a folder\.\n"),
+        ("--grace=nan", r"argument --grace: takes seconds such as 15; got 'nan'\. See .* --help\.\n"),
+        ("--grace=-1", r"argument --grace: takes seconds such as 15; got '-1'\. See .* --help\.\n"),
+        ("--project_dir=.", r"x\.yaml:2: workerPoolSpecs\[0\]: bucket name 'B': it must have .*; rename it\.\n"),
+    ],
+)
+def test_a_flag_or_an_argument_that_is_wrong_is_named(tmp_path, flag, said):
+    (tmp_path / "afile").write_text("mine")
+    (tmp_path / "x.yaml").write_text("workerPoolSpecs:\n- {replicaCount: 1, containerSpec: {imageUri: x, command: [cat, gs://B/x]}}\n")
+    if "project_dir" not in flag:
+        (tmp_path / "x.yaml").write_text("workerPoolSpecs: [{replicaCount: 1, containerSpec: {imageUri: x, command: ['true']}}]\n")
+    done = run(tmp_path, "x.yaml", flag)
+    assert done.returncode == 2 and re.fullmatch(f"error: .*{said}", done.stderr), done.stderr
+    assert (tmp_path / "afile").read_text() == "mine"
+
+
+def test_a_command_without_a_name_says_so(tmp_path):
+    (tmp_path / "x.yaml").write_text("workerPoolSpecs: [{replicaCount: 1, containerSpec: {imageUri: x, command: ['']}}]\n")
+    assert "exit code 127: error: cannot start ''" in run(tmp_path, "x.yaml").stderr
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.yaml")), ids=lambda path: path.name)

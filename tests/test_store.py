@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from conftest import ROOT
 
+from vertex_local.errors import UserError
 from vertex_local.local import job_record
 from vertex_local.local.store import BadToken, Store, Taken
 
@@ -32,6 +33,14 @@ def add(store, number, **fields):
 
 def names(page):
     return [document["name"].rpartition("/")[2] for document in page.documents]
+
+
+def test_a_file_that_holds_no_records_is_said_and_kept(tmp_path):
+    path = tmp_path / "records.sqlite"
+    path.write_text("notes of my own, which are no database\n")
+    with pytest.raises(UserError, match=r"records\.sqlite: holds no records of jobs: file is not a database\. Move it away"):
+        Store(tmp_path)
+    assert path.read_text().startswith("notes of my own")
 
 
 def test_pages_survive_what_changes_meanwhile(store):

@@ -21,7 +21,7 @@ from test_local_support import ROOT, alive, environ, wait_for
 
 from vertex_local.__main__ import main
 from vertex_local.job import times
-from vertex_local.local import supervise
+from vertex_local.local import records, supervise
 from vertex_local.tuning import measurements, search, study, trials, tuner, tuning_report
 from vertex_local.tuning import runner as tuning
 
@@ -548,6 +548,8 @@ def test_another_study_under_the_same_id_is_refused(tmp_path):
     done = tune(tmp_path)
     assert done.returncode == 2 and "was begun with other parameters; choose another --job_id" in done.stderr
     assert len(done.stderr.splitlines()) == 1 and states(tmp_path) == ["SUCCEEDED"]
+    with records.opened(tmp_path / ".vertex_local") as found:  # what `list` shows
+        assert found.get("s").state == "SUCCEEDED"
 
 
 def test_a_study_that_is_running_is_refused(tmp_path):
@@ -569,6 +571,16 @@ def test_another_studys_trials_are_not_taken_for_this_ones(tmp_path):
     assert tune(tmp_path, "--job_id", "u", "--output", "gs://bucket/hp2").returncode == 0
 
 
+def test_the_folder_of_a_job_that_is_no_study_is_left_alone(tmp_path):
+    kept = tmp_path / ".vertex_local" / "jobs" / "s" / "spec.yaml"
+    (kept.parent / "events").mkdir(parents=True)
+    kept.write_text("workerPoolSpecs: []\n")  # of a custom job of that id
+    write_study(tmp_path, "report(1, 1)\n", trials=1)
+    done = tune(tmp_path)
+    assert done.returncode == 2 and "job s exists already" in done.stderr and "choose another --job_id" in done.stderr
+    assert kept.read_text() == "workerPoolSpecs: []\n" and not (kept.parent / "study.db").exists()
+
+
 # ------------------------------------------------------------------ what people see
 
 
@@ -583,8 +595,7 @@ def test_the_table_has_the_best_on_top(tmp_path):
 
     for room, shown in ((20, 8), (4, 4)):
         out = io.StringIO()
-        table = tuning_report.Table(wanted, out)
-        Console(file=out, width=120).print(table.draw([*found, active, bad], room))
+        Console(file=out, width=120).print(tuning_report.table(wanted, [*found, active, bad], room))
         rows = [line.strip("│ ").split()[0] for line in out.getvalue().splitlines() if line.startswith("│")]
         order = sorted(found, key=lambda trial: trial["finalMeasurement"]["metrics"][0]["value"])
         assert rows[0] == order[0]["id"] == result(tmp_path)["best"][0] and rows[-1] == "7" and len(rows) == shown

@@ -29,7 +29,7 @@ from ..job import job_file, settings
 from ..local.plan import RunOptions
 from . import estimate, prices, requirements
 from . import rules as checks
-from .inspection import Depth, Inspection
+from .inspection import Inspection
 from .rules import ERROR, OK, SKIPPED, WARNING, Finding
 
 MOST_BYTES = 200_000_000  # of a managed data set: what is split within seconds
@@ -37,9 +37,7 @@ MOST_BYTES = 200_000_000  # of a managed data set: what is split within seconds
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    parser = cli.Parser(
-        prog="python -m vertex_local check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.Parser(prog="python -m vertex_local check", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("spec", metavar="FILE", help="job file as gcloud's --config takes it, for custom or tuning jobs")
     cli.add_place_flags(parser, installs=False)
     parser.add_argument("--freeze", metavar="FILE", help="what the image has, as scripts/image_freeze writes it")
@@ -77,8 +75,8 @@ def _check(args: argparse.Namespace, extra: Sequence[str], cancel: threading.Eve
     with tempfile.TemporaryDirectory(prefix="vertex-check-") as scratch:
         case, about_data = _with_dataset(case, args, extra, Path(scratch), cancel)
         unread = [finding for finding in about_data if finding.level in (ERROR, SKIPPED)]
-        depth = Depth(freeze, args.serving_python, args.file_only or bool(unread), not args.no_measure)
-        inspection = Inspection(case, Path(scratch), depth, cancel.is_set)
+        file_only, measures = args.file_only or bool(unread), not args.no_measure
+        inspection = Inspection(case, Path(scratch), cancel, freeze, args.serving_python, file_only, measures)
         for finding in itertools.chain(about_data, inspection.findings()):
             if cancel.is_set():
                 raise KeyboardInterrupt
@@ -107,7 +105,7 @@ def _with_dataset(
     read = job_file.read(args.spec, settings.from_flags(args), (job_file.CUSTOM, job_file.PIPELINE))
     job, lines = read.without_data().with_args(extra), []
     try:
-        wanted = flags.plan(job, args, case.buckets, scratch / "data", stop=cancel.is_set)
+        wanted = flags.plan(job, args, case.paths.buckets, scratch / "data", stop=cancel.is_set)
         if reason := _why_not_split(wanted):
             return case, [Finding(SKIPPED, "data set", f"{wanted.label}: {reason}")]
         wanted.say = lines.append

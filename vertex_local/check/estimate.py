@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ..job import machines, times
 from ..job.pools import Pool
+from ..local import devices
 from .prices import Price, Table
 from .probe import Measured
 from .rules import Case
@@ -55,7 +55,7 @@ def duration(case: Case, plan: Mapping[str, Any], measured: Measured, cpus: int 
     At most: more vCPUs and workers gain nothing, fewer cost in proportion, and each is half as fast. Start-up and export run
     mostly on one. GPUs have no least time; their most is that of the CPUs beside them.
     """
-    cpus = cpus or os.cpu_count() or 1
+    cpus = cpus or devices.cpus()
     examples = plan["total_steps"] * plan["batch_size"]
     fixed = measured.startup + measured.finish
     if measured.read and plan["bytes"] > measured.read:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..job import images, machines
-from ..local import commands, packages
+from ..local import commands, output, packages
+from ..tuning.parameters import walk
 from . import estimate, probe, requirements
 from . import rules as checks
 from .rules import ERROR, OK, SKIPPED, WARNING, Case, Finding
@@ -22,33 +24,33 @@ IN_ALL = 52.0  # seconds for everything: what does not fit into them is left out
 _LOAD = "import sys, tensorflow as tf; m = tf.saved_model.load(sys.argv[1]); print(tf.__version__, *sorted(m.signatures))"
 
 
-@dataclass(frozen=True)
-class Depth:
-    """How far the checks go.
+@dataclass
+class Inspection:
+    """One job's checks.
 
     Attributes:
+        cancel: set it to end a training that is measured.
         freeze: a file that says what the image has.
         serving_python: an interpreter with the serving image's TensorFlow, to load the model with.
         file_only: read the job's file alone, build nothing and start nothing.
         measures: train for a moment.
+        plan, time: what the checks leave for the estimate.
     """
 
-    freeze: Path | None = None
-    serving_python: str | None = None
-    file_only: bool = False
-    measures: bool = True
+    case: Case
+    scratch: Path
+    cancel: threading.Event
+    freeze: Path | None
+    serving_python: str | None
+    file_only: bool
+    measures: bool
+    plan: dict[str, Any] | None = None
+    program: probe.Program | None = None  # the chief's, if it answers
+    site: Path | None = None
+    served_by: str | None = None
 
-
-class Inspection:
-    """One job's checks; `plan` and `time` are what they leave for the estimate."""
-
-    def __init__(self, case: Case, scratch: Path, depth: Depth, stop: probe.Stop = probe.never):
-        self.case, self.scratch, self.depth, self.stop = case, scratch, depth, stop
-        self.plan: dict[str, Any] | None = None
-        self.time: estimate.Estimate | str = f"it was not measured ({'--file_only' if depth.file_only else '--no_measure'})"
-        self.programs: dict[int, probe.Program] = {}
-        self.site: Path | None = None
-        self.served_by: str | None = None
+    def __post_init__(self) -> None:
+        self.time: estimate.Estimate | str = f"it was not measured ({'--file_only' if self.file_only else '--no_measure'})"
         self.end = time.monotonic() + IN_ALL
 
     def left(self, most: float) -> float:
@@ -63,7 +65,7 @@ class Inspection:
         yield from checks.check_scheduling(case)
         yield from checks.check_outputs(case)
         yield from checks.check_explanations(case)
-        if not self.depth.file_only:
+        if not self.file_only:
             yield from self.check_package()
             yield from self.check_programs()
             yield from self.check_data()
@@ -78,21 +80,21 @@ class Inspection:
         if found:
             return found.tensorflow
         code = "import importlib.metadata as m; print(m.version('tensorflow'))"
-        done = subprocess.run([self.case.python, "-c", code], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        done = subprocess.run([self.case.paths.python, "-c", code], capture_output=True, text=True, stdin=subprocess.DEVNULL)
         return done.stdout.strip() or None
 
     def check_package(self) -> Iterator[Finding]:
         """Build the sdist and compare what it requires with what the image has; look for the packages of the job."""
         case, pool = self.case, self.case.job.pools[0]
-        if pool.module is None and not (case.project / "setup.py").is_file():
-            yield Finding(SKIPPED, "package", f"{case.project}: has no setup.py, and what the container holds is not known.")
+        if pool.module is None and not (case.paths.project / "setup.py").is_file():
+            yield Finding(SKIPPED, "package", f"{case.paths.project}: has no setup.py, and what the container holds is not known.")
             return
         try:
-            package = packages.build(case.project, self.scratch, self._narrowed(), case.python)
+            package = packages.build(case.paths.project, self.scratch, self._narrowed(), case.paths.python)
             yield from self._requirements(package)
             if pool.module:
                 self.site = self.scratch / "site"
-                packages.install(package, self.site, case.python)
+                packages.install(package, self.site, case.paths.python)
         except packages.PackageError as error:
             yield Finding(ERROR, "package", case.at(("workerPoolSpecs", 0), str(error)))
             return
@@ -102,14 +104,14 @@ class Inspection:
                 yield Finding(SKIPPED, "package", case.at(path, f"whether {uri} is there: that needs the network."))
                 continue
             try:
-                packages.locate([uri], case.project, case.buckets)
+                packages.locate([uri], case.paths.project, case.paths.buckets)
                 yield Finding(OK, "package", case.at(path, f"{uri} is there."))
             except packages.PackageError as error:
                 yield Finding(ERROR, "package", case.at(path, str(error)))
 
     def _narrowed(self) -> str | None:
         """Return the trainer of a package that holds one only, as the module `trainer.task` asks for; its address says which."""
-        pool, known = self.case.job.pools[0], commands.trainers(self.case.project)
+        pool, known = self.case.job.pools[0], commands.trainers(self.case.paths.project)
         if not (pool.module or "").startswith("trainer.") or len(known) < 2:
             return None
         parts = [part for uri in pool.package_uris for part in reversed(uri.split("/"))]
@@ -118,7 +120,7 @@ class Inspection:
     def _requirements(self, package: Path) -> Iterator[Finding]:
         case, pool = self.case, self.case.job.pools[0]
         image = images.find(pool.image)
-        has = requirements.constraints(image, self.depth.freeze)
+        has = requirements.constraints(image, self.freeze)
         if not has:
             problem = f"{package.name} was built; what {pool.image} has is not known (--freeze FILE tells: scripts/image_freeze)."
             yield Finding(SKIPPED, "package", case.at(("workerPoolSpecs", 0), problem))
@@ -129,26 +131,24 @@ class Inspection:
         for requirement, problem in bad:
             yield Finding(ERROR, "package", case.at(place, f"{package.name} requires {requirement}, but {problem}"))
         if not bad:
-            source = self.depth.freeze or "the few that the documents list"
+            source = self.freeze or "the few that the documents list"
             summary = f"{package.name}: its requirements clash with none of the image's {len(has)} packages ({source})"
             yield Finding(OK, "package", case.at(place, f"{summary}; names and versions only: without an index nothing is resolved."))
 
     def check_programs(self) -> Iterator[Finding]:
         """Find each pool's program and let it parse its arguments."""
-        case, seen = self.case, {}
+        case, seen = self.case, set()
         for pool in case.trainers:
-            i = pool.index
-            key, task = (pool.image, pool.command, pool.module, pool.args, pool.env), ("workerPoolSpecs", i, pool.task_field)
+            key, task = (pool.image, pool.command, pool.module, pool.args, pool.env), ("workerPoolSpecs", pool.index, pool.task_field)
             if key in seen:
-                self.programs |= {i: seen[key]} if seen[key] else {}
                 continue
-            seen[key] = None
+            seen.add(key)
             try:
-                found = probe.program(case, i, self.site, self.scratch)
+                found = probe.program(case, pool.index, self.site, self.scratch)
                 if found.ours:
                     probe.ask(found, "flags", self.left(20))
                     yield Finding(OK, "arguments", case.at((*task, "args"), f"{found.name} takes them."))
-                    self.programs[i] = seen[key] = found
+                    self.program = found if pool.index == 0 else self.program
                 else:
                     done = probe.import_plain(found)
                     problem = f"{found.name} was {done}; it knows no --plan, so its arguments and data were not looked at."
@@ -164,7 +164,7 @@ class Inspection:
 
     def check_data(self) -> Iterator[Finding]:
         """Let the chief's program import its model and read the data that is here."""
-        case, found = self.case, self.programs.get(0)
+        case, found = self.case, self.program
         if found is None:
             return
         pool = case.pools[0]
@@ -223,24 +223,22 @@ class Inspection:
 
     def check_parameters(self) -> Iterator[Finding]:
         """Let the trainer parse the study's parameters at the ends of their ranges, and divide its batches."""
-        case, found = self.case, self.programs.get(0)
+        case, found = self.case, self.program
         if case.study is None or found is None:
             return
-        bad: set[str] = set()
+        bad, places = set(), {parameter.id: parameter.place for parameter in walk(case.study.parameters)}
         for row in checks.samples(case.study):
             if self.left(20) < 3:
                 yield Finding(SKIPPED, "parameters", f"{case.job.name}: not all values of the parameters: the time was up.")
                 return
             values, wrong = self._parse([(parameter.id, value) for parameter, value in row if parameter.id not in bad])
+            if "batch_size" in places.keys() - bad - wrong.keys() and (problem := self._batch_problem(values.get("batch_size"))):
+                wrong["batch_size"] = problem
             bad |= wrong.keys()
             for name, problem in wrong.items():
-                yield Finding(ERROR, "parameters", case.in_file(checks.parameter_path(case, name), problem))
-            batch = None if "batch_size" in bad or "batch_size" not in case.study_ids else values.get("batch_size")
-            if problem := self._batch_problem(batch):
-                bad.add("batch_size")
-                yield Finding(ERROR, "parameters", case.in_file(checks.parameter_path(case, "batch_size"), problem))
+                yield Finding(ERROR, "parameters", case.in_file(places[name], problem))
         if not bad:
-            problem = f"{found.name} takes the ends of {', '.join(case.study_ids)}."
+            problem = f"{found.name} takes the ends of {', '.join(places)}."
             yield Finding(OK, "parameters", case.in_file(("studySpec", "parameters"), problem))
 
     def _parse(self, values: list[tuple[str, str]]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -249,7 +247,7 @@ class Inspection:
         while True:
             flags = {name: f"--{name}={value}" for name, value in values if name not in wrong}
             try:
-                return probe.ask(self.programs[0], "flags", self.left(20), *flags.values())["hyperparameters"], wrong
+                return probe.ask(self.program, "flags", self.left(20), *flags.values())["hyperparameters"], wrong
             except probe.ProbeError as error:
                 if not flags:
                     return {}, wrong
@@ -266,20 +264,20 @@ class Inspection:
 
     def check_time(self) -> Iterator[Finding]:
         """Train for a moment, load the model with the serving TensorFlow if there is one, and compare with the timeout."""
-        case, found = self.case, self.programs.get(0)
-        if self.depth.file_only or not self.depth.measures:
+        case, found = self.case, self.program
+        if self.file_only or not self.measures:
             return
         if found is None or self.plan is None:
             self.time = "the trainer could not be asked"
             return
         plan = self.plan if "total_steps" in self.plan else None
         try:
-            measured = probe.measure(found, plan, self.scratch, STEPS, self.left(SECONDS), self.stop)
+            measured = probe.measure(found, plan, self.scratch, STEPS, self.left(SECONDS), max(SECONDS, self.left(IN_ALL)), self.cancel)
         except probe.ProbeError as error:
             self.time = str(error)
             yield Finding(WARNING, "time", f"{case.job.name}: not measured: {error}")
             return
-        if self.depth.serving_python:
+        if self.serving_python:
             yield self._served(measured.model)
         if plan is None:
             self.time = f"the data is not here; {measured.examples_per_second:,.0f} examples/s on {measured.on}"
@@ -293,14 +291,13 @@ class Inspection:
         if model is None:
             return Finding(SKIPPED, "serving", "--serving_python: the short training did not come to an export.")
         env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
-        done = subprocess.run(
-            [self.depth.serving_python, "-c", _LOAD, model], capture_output=True, text=True, env=env, stdin=subprocess.DEVNULL
-        )
+        done = subprocess.run([self.serving_python, "-c", _LOAD, model], capture_output=True, text=True, env=env, stdin=subprocess.DEVNULL)
         if done.returncode:
-            reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+            reason = output.last_error(done.stderr.splitlines())
             return Finding(
-                ERROR, "serving", f"--serving_python {self.depth.serving_python}: cannot load the exported model: {reason}. "
-                "Train with its TensorFlow."
+                ERROR,
+                "serving",
+                f"--serving_python {self.serving_python}: cannot load the exported model: {reason}. Train with its TensorFlow.",
             )
         self.served_by, *names = done.stdout.split()
         problem = f"TensorFlow {self.served_by} loads the exported model, with {', '.join(names)}."

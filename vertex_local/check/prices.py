@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date
@@ -101,7 +102,7 @@ def _prices(entry: Any, where: str) -> Iterator[Price]:
     name, unit = next(((entry[key], unit) for key, unit in _NAMES.items() if entry.get(key)), (None, ""))
     strategies = {"price": entry.get("strategy", "STANDARD"), "spot": "SPOT"}
     amounts = {key: entry[key] for key in strategies if key in entry}
-    wrong = [amount for amount in amounts.values() if isinstance(amount, bool) or not isinstance(amount, (int, float)) or not amount > 0]
+    wrong = [amount for amount in amounts.values() if type(amount) not in (int, float) or not 0 < amount < math.inf]
     texts = (name, entry.get("region"), entry.get("strategy", "STANDARD"))
     if not all(isinstance(text, str) and text for text in texts) or not amounts or wrong:
         raise PriceError(f"{where}: needs one of {', '.join(_NAMES)}, region, and a price above 0; got {quoted(entry)}.")

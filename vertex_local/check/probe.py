@@ -16,6 +16,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..local import commands, output, restarts
+from ..job.job_file import without_data_flags
+from ..local import commands, environment, output, restarts
+from ..local.events import Follower
 from ..local.plan import Planner, RunOptions
 from .rules import Case
 
@@ -31,15 +34,9 @@ _PLAN, _FINDINGS = '{"plan": ', '{"findings": '
 _FIND = "import importlib.util, sys; found = importlib.util.find_spec(sys.argv[1]); print(found.origin if found else '')"
 _IMPORT = "import importlib, sys; importlib.import_module(sys.argv[1])"
 _OF_THE_IMAGE = ("TF_PLUGGABLE_DEVICE_LIBRARY_PATH", "NEXT_PLUGGABLE_DEVICE_USE_C_API")  # libraries that are in there only
-_OF_THE_JOB = ("TF_CONFIG", "CLUSTER_SPEC", "AIP_MODEL_DIR", "AIP_CHECKPOINT_DIR", "AIP_TENSORBOARD_LOG_DIR")  # not of a short training
+_OF_THE_JOB = ("TF_CONFIG", "CLUSTER_SPEC", *environment.DIRECTORIES)  # not of a short training
+_TIMED = 2  # calls of the compiled steps between which there is a time
 HEAD_BYTES = 32 << 20  # of larger training data, so much of the first file is measured with
-
-Stop = Callable[[], bool]
-
-
-def never() -> bool:
-    """Tell that nobody wants to stop."""
-    return False
 
 
 class ProbeError(UserError):
@@ -115,7 +112,7 @@ def _source(argv: Sequence[str], start: int, env: Mapping[str, str], cwd: Path, 
     if start == 2:
         found = cwd / name
     else:
-        done = _run([argv[0], "-c", _FIND, name], env, cwd, 60)
+        done = _answer([argv[0], "-c", _FIND, name], env, cwd, 60)
         found = Path(done.stdout.strip() or "?") if done.returncode == 0 else Path("?")
         if done.returncode:
             raise ProbeError(f"{name} cannot be imported: {_last_error(done.stderr)}", "import")
@@ -135,7 +132,7 @@ def ask(found: Program, plan: str, seconds: float, *more: str, devices: int = 1)
         ProbeError: it ended with an error, whose one line is the message, or took longer than `seconds` (kind `time`).
     """
     env = {**found.env, "TRAINER_DEVICES": str(devices)}
-    done = _run([*found.argv, *more, f"--plan={plan}"], env, found.cwd, seconds)
+    done = _answer([*found.argv, *more, f"--plan={plan}"], env, found.cwd, seconds)
     answers = [line for line in done.stdout.splitlines() if line.startswith(_PLAN)]
     found_in_data = [line for line in done.stdout.splitlines() if line.startswith(_FINDINGS)]
     findings = json.loads(found_in_data[-1])["findings"] if found_in_data else []
@@ -156,76 +153,92 @@ def import_plain(found: Program) -> str:
     guarded = any(isinstance(node, ast.If) and "__name__" in ast.dump(node.test) for node in tree.body)
     if not guarded or found.start == 2:
         return "compiled, not imported, which might train"
-    done = _run([found.argv[0], "-c", _IMPORT, found.name], found.env, found.cwd, 60)
+    done = _answer([found.argv[0], "-c", _IMPORT, found.name], found.env, found.cwd, 60)
     if done.returncode:
         raise ProbeError(f"{found.name} cannot be imported: {_last_error(done.stderr)}", "import")
     return "imported"
 
 
-def measure(found: Program, plan: Mapping[str, Any] | None, scratch: Path, steps: int, seconds: float, stop: Stop = never) -> Measured:
+def measure(
+    found: Program, plan: Mapping[str, Any] | None, scratch: Path, steps: int, seconds: float, most: float, cancel: threading.Event
+) -> Measured:  # fmt: skip
     """Train up to `steps` steps on this machine and time them; without a `plan`, on the trainer's sample data.
 
+    It is ended after `seconds`, or where there is nothing to time by then, as soon as there is something, after `most` at last.
+
     Raises:
-        ProbeError: it failed, or no step was done within `seconds`; KeyboardInterrupt: `stop` became true.
+        ProbeError: it failed, or there was nothing to time; KeyboardInterrupt: `cancel` was set.
     """
     env = {name: value for name, value in found.env.items() if name not in _OF_THE_JOB}
     events, target = scratch / "events.jsonl", scratch / "measured"
     argv, on = list(found.argv), "its own data"
     if plan is None:
-        argv, on = _without_data(argv), "its sample data, since the job's is not on this machine"
+        argv, on = without_data_flags(argv), "its sample data, since the job's is not on this machine"
         env = {name: value for name, value in env.items() if not name.startswith("CLOUD_ML_")}
-        plan = ask(Program(tuple(argv), found.start, env, found.cwd, found.source, True), "data", seconds)
-    sample = _sample(plan, scratch, on)
+        plan = ask(dataclasses.replace(found, argv=tuple(argv), env=env), "data", most)
+    flags, size, more, on = _sample(plan, scratch, on)
     count = min(steps, plan["total_steps"]) * plan["batch_size"]
-    argv += [*sample.flags, f"--num_examples_to_train_on={count}", "--num_evals=2", "--strategy=auto", "--in_memory=yes"]
+    argv += [*flags, f"--num_examples_to_train_on={count}", "--num_evals=2", "--strategy=auto", "--in_memory=yes"]
     argv += [f"--output_dir={target}", f"--jit_compile={'yes' if plan['jit_compile'] else 'no'}", "--profile=", "--plan=no"]
     start = time.time()
-    ended = _train(argv, {**env, "TRAINER_EVENTS": str(events)}, found.cwd, seconds, stop)
+    seen, ended = _train(argv, {**env, "TRAINER_EVENTS": str(events)}, found.cwd, seconds, most, cancel)
     folder = next((str(folder) for folder in (target / "model", target / "1" / "model") if (folder / "saved_model.pb").is_file()), None)
-    timed = _timed(_events(events), start, ended, plan["batch_size"], seconds)
-    return dataclasses.replace(timed, evaluation=timed.evaluation * sample.evaluated, read=sample.bytes, on=sample.what, model=folder)
+    timed = _timed(seen, start, ended, plan["batch_size"])
+    return dataclasses.replace(timed, evaluation=timed.evaluation * more, read=size, on=on, model=folder)
 
 
-def _train(argv: Sequence[str], env: Mapping[str, str], cwd: Path, seconds: float, stop: Stop) -> float | None:
-    """Run a short training and return the time of its end; None where it was ended after `seconds`."""
-    try:
-        done = _run(argv, env, cwd, seconds, stop)
-    except ProbeError:
-        return None
+def _train(
+    argv: Sequence[str], env: Mapping[str, str], cwd: Path, seconds: float, most: float, cancel: threading.Event
+) -> tuple[list[dict[str, Any]], float | None]:
+    """Run a short training; return its events, and the time of its end or None where it was ended."""
+    seen, progress, start = [], Follower(Path(env["TRAINER_EVENTS"])), time.time()
+
+    def enough() -> bool:
+        seen.extend(event for event in progress.new() if "phase" in event)
+        spent = time.time() - start
+        return cancel.is_set() or spent > most or spent > seconds and len(_steps(seen)) >= _TIMED
+
+    done = _run(argv, env, cwd, enough)
     ended = time.time()
-    if done.returncode:
+    if cancel.is_set():
+        raise KeyboardInterrupt
+    if done is not None and done.returncode:
         raise ProbeError(f"a short training failed here: {_why(done)}", "run")
-    return ended
+    enough()  # reads what came last
+    return seen, None if done is None else ended
 
 
-@dataclass(frozen=True)
-class _Sample:
-    """The data of a short training: the flags that name it, its size in bytes, and how much more the job evaluates on."""
+def _sample(plan: Mapping[str, Any], scratch: Path, what: str) -> tuple[Sequence[str], int, float, str]:
+    """Return the data of a short training: the job's own, or the first part of it where that is much.
 
-    flags: Sequence[str]
-    bytes: int
-    evaluated: float
-    what: str
-
-
-def _sample(plan: Mapping[str, Any], scratch: Path, what: str) -> _Sample:
-    """Return the job's own data, or the first part of it where that is much."""
+    Returns:
+        The flags that name it, its size in bytes, how many times as much the job evaluates on, and what it is in words.
+    """
     if plan["bytes"] <= HEAD_BYTES:
-        return _Sample((), plan["bytes"], 1.0, what)
+        return (), plan["bytes"], 1.0, what
     if not os.path.isfile(plan["files"][0]):
         raise ProbeError(f"its data is too much to measure with ({plan['bytes']:,} bytes in folders).", "run")
     head = _head(Path(plan["files"][0]), scratch)
     size = head.stat().st_size
     evaluated = plan["evaluation_rows"] / (plan["rows"] * size / plan["bytes"])
     flags = (f"--train_data_path={head}", f"--eval_data_path={head}", "--bad_rows=skip")
-    return _Sample(flags, size, evaluated, f"the first {size:,} bytes of {plan['files'][0]}")
+    return flags, size, evaluated, f"the first {size:,} bytes of {plan['files'][0]}"
 
 
-def _timed(events: list[dict[str, Any]], start: float, ended: float | None, batch: int, seconds: float) -> Measured:
-    """Return what a training's events tell; it had so many seconds."""
-    steps = [event for event in events if event["phase"] == "step"]
-    if len(steps) < 2:
-        raise ProbeError(f"not two calls of the compiled steps were done within {seconds:g} s.", "run")
+def _steps(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [event for event in events if event["phase"] == "step"]
+
+
+def _timed(events: Sequence[dict[str, Any]], start: float, ended: float | None, batch: int) -> Measured:
+    """Return what the events of a training tell that began at `start` and ended by itself, or was ended (None)."""
+    steps = _steps(events)
+    if len(steps) < _TIMED:
+        spent = (ended or time.time()) - start
+        first = f", the first after {steps[0]['time'] - start:.1f} s" if steps else ""
+        raise ProbeError(
+            f"not two calls of the compiled steps were done within {spent:.0f} s{first}: try again when the machine is less busy, "
+            "or give --no_measure.", "run",
+        )  # fmt: skip
     phases = {event["phase"]: event["time"] for event in reversed(events)}  # the first of each
     # Rates over calls one after the other: an evaluation between two of them is not training.
     pairs = [(a, b) for a, b in zip(events, events[1:]) if a["phase"] == b["phase"] == "step"]
@@ -252,25 +265,6 @@ def _evaluation(events: Sequence[Mapping[str, Any]]) -> float:
     return 0.0
 
 
-def _events(path: Path) -> list[dict[str, Any]]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    return [event for event in map(json.loads, (line for line in lines if line.endswith("}"))) if "phase" in event]
-
-
-def _without_data(argv: Sequence[str]) -> list[str]:
-    """Return the command line without the flags that name data, and their values."""
-    kept, dropping = [], False
-    for word in argv:
-        if word.startswith("--"):
-            dropping = bool(re.match("--(train|eval|test)[_-]data[_-]path", word))
-        if not dropping:
-            kept.append(word)
-    return kept
-
-
 def _head(file: Path, scratch: Path) -> Path:
     """Write the first part of a file, up to a line's end, to a file of its own."""
     head = scratch / f"head-{file.name}"
@@ -280,23 +274,28 @@ def _head(file: Path, scratch: Path) -> Path:
     return head
 
 
-def _run(
-    argv: Sequence[str], env: Mapping[str, str], cwd: Path, seconds: float, stop: Stop = never
-) -> subprocess.CompletedProcess[str]:
-    pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+def _answer(argv: Sequence[str], env: Mapping[str, str], cwd: Path, seconds: float) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end; raise a ProbeError where that takes longer than `seconds`."""
     end = time.monotonic() + seconds
+    done = _run(argv, env, cwd, lambda: time.monotonic() > end)
+    if done is None:
+        raise ProbeError(f"gave no answer within {seconds:.0f} s.", "time")
+    return done
+
+
+def _run(argv: Sequence[str], env: Mapping[str, str], cwd: Path, enough: Callable[[], bool]) -> subprocess.CompletedProcess[str] | None:
+    """Run a program; return how it ended, or None where it was killed because there was `enough` of it."""
+    pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(argv, env=dict(env), cwd=cwd, preexec_fn=_die_with_parent, errors="replace", **pipes) as process:
         while True:
             try:
                 out, err = process.communicate(timeout=0.2)
                 return subprocess.CompletedProcess(argv, process.returncode, out, err)
             except subprocess.TimeoutExpired:
-                if stop() or time.monotonic() > end:
+                if enough():
                     process.kill()
                     process.communicate()
-                    if stop():
-                        raise KeyboardInterrupt from None
-                    raise ProbeError(f"gave no answer within {seconds:.0f} s.", "time") from None
+                    return None
             except BaseException:
                 process.kill()
                 raise

@@ -25,15 +25,11 @@ LISTED = {
 }  # fmt: skip
 
 
-class FreezeError(UserError):
-    """A freeze file that cannot be read."""
-
-
 def constraints(image: Image | None, freeze: Path | None) -> dict[str, str | None]:
     """Return name -> version (or its beginning) of what the image has, the freeze file's word going first.
 
     Raises:
-        FreezeError: the freeze file's line that is none of pip's.
+        UserError: the freeze file's line that is none of pip's.
     """
     found: dict[str, str | None] = {}
     if image is not None and image.role == "training":
@@ -51,17 +47,17 @@ def read_freeze(path: Path) -> dict[str, str | None]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise FreezeError(f"--freeze {path}: cannot be read: {error}; write it with scripts/image_freeze.") from None
+        raise UserError(f"--freeze {path}: cannot be read: {error}; write it with scripts/image_freeze.") from None
     for number, line in enumerate(lines, 1):
         text = line.partition(" #")[0].strip()
         if not text or text.startswith(("#", "-")):
             continue
         match = re.fullmatch(r"([A-Za-z0-9][\w.-]*)\s*(?:===?\s*([\w.+!-]+)|@ .+)", text)
         if match is None:
-            raise FreezeError(f"--freeze {path}:{number}: takes lines of `pip freeze` such as numpy==1.26.4; got {quoted(text)}.")
+            raise UserError(f"--freeze {path}:{number}: takes lines of `pip freeze` such as numpy==1.26.4; got {quoted(text)}.")
         found[canonicalize_name(match[1])] = match[2]
     if not found:
-        raise FreezeError(f"--freeze {path}: holds no package; write it with scripts/image_freeze.")
+        raise UserError(f"--freeze {path}: holds no package; write it with scripts/image_freeze.")
     return found
 
 

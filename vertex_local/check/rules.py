@@ -46,21 +46,6 @@ class Case:
     variables: Mapping[str, str] = field(default_factory=dict)  # of a managed data set that was exported for the check
 
     @property
-    def buckets(self) -> Path:
-        """Where `gs://bucket/x` lies as `bucket/x`."""
-        return self.paths.buckets
-
-    @property
-    def project(self) -> Path:
-        """The checkout."""
-        return self.paths.project
-
-    @property
-    def python(self) -> str:
-        """The interpreter for `python` and `python3`."""
-        return self.paths.python
-
-    @property
     def pools(self) -> list[Pool]:
         """The pools in use."""
         return [pool for pool in self.job.pools if pool.replicas]
@@ -69,11 +54,6 @@ class Case:
     def trainers(self) -> list[Pool]:
         """The pools that run a trainer, which a Reduction Server does not."""
         return [pool for pool in self.pools if pool.trains]
-
-    @property
-    def study_ids(self) -> list[str]:
-        """The names of the study's parameters."""
-        return [parameter.id for parameter in walk(self.study.parameters)] if self.study else []
 
     @property
     def workers(self) -> int:
@@ -90,11 +70,11 @@ class Case:
 
     def is_local(self, uri: str) -> bool:
         """Tell whether the bucket of a `gs://` address is a folder of this machine."""
-        return (self.buckets / re.sub("^(gs://|/gcs/)", "", uri).partition("/")[0]).is_dir()
+        return (self.paths.buckets / re.sub("^(gs://|/gcs/)", "", uri).partition("/")[0]).is_dir()
 
     def is_here(self, uri: str) -> bool:
         """Tell whether what a `gs://` address names, wildcards too, is on this machine or must be."""
-        return self.is_local(uri) and (self.has_all_buckets or bool(glob.glob(buckets.to_path(uri, self.buckets))))
+        return self.is_local(uri) and (self.has_all_buckets or bool(glob.glob(buckets.to_path(uri, self.paths.buckets))))
 
 
 def load(
@@ -123,8 +103,9 @@ def check_machines(case: Case) -> Iterator[Finding]:
             yield Finding(WARNING, "machine", case.at((*path, "machineType"), problem))
         if kind == "tpu" and (len(case.pools) > 1 or pool.replicas > 1):
             yield Finding(
-                ERROR, "machine", case.at(path, "a TPU job has one pool of one replica, whatever the size of the slice; "
-                "leave out the others.")
+                ERROR,
+                "machine",
+                case.at(path, "a TPU job has one pool of one replica, whatever the size of the slice; leave out the others."),
             )
         elif kind == "tpu" and case.study:
             yield Finding(ERROR, "machine", case.at(path, "tuning jobs take no TPUs; use GPUs or CPUs."))
@@ -211,8 +192,9 @@ def check_scheduling(case: Case) -> Iterator[Finding]:
         yield Finding(WARNING, "scheduling", case.at((*path, "restartJobOnWorkerRestart"), problem))
     if not has_timeout:
         yield Finding(
-            WARNING, "scheduling", case.at((*path, "timeout"), "is not given: a job that hangs is paid for seven days; "
-            "give one, such as 7200s.")
+            WARNING,
+            "scheduling",
+            case.at((*path, "timeout"), "is not given: a job that hangs is paid for seven days; give one, such as 7200s."),
         )
     elif case.job.timeout > _WEEK:
         level = ERROR if strategy == "FLEX_START" else WARNING
@@ -249,20 +231,23 @@ def check_outputs(case: Case) -> Iterator[Finding]:
         return
     if not case.is_local(output):
         bucket = output[len("gs://") :].partition("/")[0]
-        problem = f"whether {output} can be written: that needs the network (no bucket {bucket} under {case.buckets})."
+        problem = f"whether {output} can be written: that needs the network (no bucket {bucket} under {case.paths.buckets})."
         yield Finding(SKIPPED, "outputs", case.at(path, problem))
         return
-    folder = Path(buckets.to_path(output, case.buckets))
+    folder = Path(buckets.to_path(output, case.paths.buckets))
     if problem := _unwritable(folder):
         problem = f"{output} cannot be written: {problem}; make it writable, or choose another folder."
         yield Finding(ERROR, "outputs", case.at(path, problem))
         return
     if (folder / "checkpoints").is_dir() and not case.study:
         yield Finding(
-            WARNING, "outputs", case.at(path, f"{output} holds an earlier run, from whose checkpoints this job would go on; "
-            "choose another folder to begin anew.")
+            WARNING,
+            "outputs",
+            case.at(
+                path, f"{output} holds an earlier run, from whose checkpoints this job would go on; choose another folder to begin anew."
+            ),
         )
-    yield Finding(OK, "outputs", case.at(path, f"{output} can be written (in {case.buckets})."))
+    yield Finding(OK, "outputs", case.at(path, f"{output} can be written (in {case.paths.buckets})."))
 
 
 def _unwritable(folder: Path) -> str | None:
@@ -294,8 +279,7 @@ def check_study(case: Case, plan: Mapping[str, Any] | None) -> Iterator[Finding]
         path, reported = ("studySpec", "metrics", i, "metricId"), ", ".join(plan["metrics"])
         if metric.id not in plan["metrics"]:
             problem = (
-                f"{metric.id!r} is never reported: the trainer reports {reported}; without it every trial is infeasible; "
-                "name one of these."
+                f"{metric.id!r} is never reported: the trainer reports {reported}; without it every trial is infeasible; name one of these."
             )
             yield Finding(ERROR, "metric", case.in_file(path, problem))
         elif metric.maximize != plan["maximize"]:
@@ -318,18 +302,6 @@ def _values(parameter: Parameter) -> list[str]:
         return [str(int(parameter.low)), str(int(parameter.high))]
     values = parameter.values or (parameter.low, parameter.high)
     return [value if isinstance(value, str) else repr(float(value)) for value in values[:20]]
-
-
-def parameter_path(case: Case, name: str) -> tuple[Any, ...]:
-    """Return where the file writes a parameter's id."""
-
-    def search(raw: Any, path: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        items = raw.items() if isinstance(raw, dict) else enumerate(raw) if isinstance(raw, list) else ()
-        if isinstance(raw, dict) and raw.get("parameterId") == name:
-            return (*path, "parameterId")
-        return next(filter(None, (search(value, (*path, key)) for key, value in items)), None)
-
-    return search(case.job.fields().get("studySpec", {}), ("studySpec",)) or ("studySpec",)
 
 
 def remote(case: Case, pool: Pool) -> list[str]:

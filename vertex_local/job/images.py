@@ -11,9 +11,6 @@ from dataclasses import dataclass
 from datetime import date
 
 CHECKED = date(2026, 8, 22)
-FRAMEWORKS = "docs.cloud.google.com: Supported frameworks"
-INFERENCE = "docs.cloud.google.com: Prebuilt containers for inference"
-OPTIMIZED = "docs.cloud.google.com: Optimized TensorFlow runtime"
 _PREBUILT = re.compile(r"(?:us|europe|asia)(-docker\.pkg\.dev/vertex-ai(?:-restricted)?/(?:training|prediction)/tf[\w.-]*?)(?::([\w.-]+))?")
 
 
@@ -24,43 +21,51 @@ class Image:
     uri: str
     role: str  # training or serving
     tensorflow: str
-    python: str | None
     accelerator: str  # cpu, gpu or tpu
-    support_end: date | None
-    availability_end: date | None
-    source: str
-    gone: bool = False  # past its end of availability when the table was checked, the day unknown
+    support_end: date | None = None
+    availability_end: date | None = None
+
+    @property
+    def python(self) -> str | None:
+        """The Python that it has; None where the documents do not say."""
+        return "3.10" if self.role == "training" else None
+
+    @property
+    def gone(self) -> bool:
+        """Whether it was past its end of availability when the table was checked, the day unknown."""
+        return self.role == "training" and self.availability_end is None
 
 
-def _training(version: str, kind: str, support: date | None, available: date | None) -> Image:
-    uri = f"us-docker.pkg.dev/vertex-ai/training/tf-{kind}.{version.replace('.', '-')}.{'cp310' if kind == 'tpu' else 'py310'}"
-    return Image(uri, "training", version, "3.10", kind, support, available, FRAMEWORKS, gone=available is None)
-
-
-def _serving(version: str, kind: str, support: date | None, available: date) -> Image:
-    uri = f"us-docker.pkg.dev/vertex-ai/prediction/tf2-{kind}.{version.replace('.', '-')}"
-    return Image(uri, "serving", version, None, kind, support, available, INFERENCE)
-
-
-def _optimized(kind: str) -> Image:
-    uri = f"us-docker.pkg.dev/vertex-ai-restricted/prediction/tf_opt-{kind}.2-17"
-    return Image(uri, "serving", "2.17", None, kind, None, None, OPTIMIZED)
-
-
+# docs.cloud.google.com: Supported frameworks. TensorFlow -> ends of support and availability of the images for CPU and GPU
+_TRAINING = {
+    "2.17": (date(2025, 7, 11), date(2026, 7, 11)),
+    "2.16": (date(2025, 6, 28), date(2026, 6, 28)),
+    "2.15": (date(2024, 11, 14), date(2025, 11, 14)),
+    "2.14": (date(2024, 9, 26), date(2025, 9, 26)),
+    "2.13": (date(2024, 7, 5), date(2025, 7, 5)),
+    "2.12": (date(2024, 6, 30), date(2025, 6, 30)),
+    "2.11": (None, None),
+}
+# docs.cloud.google.com: Prebuilt containers for inference
+_SERVING = {
+    "2.15": (date(2026, 7, 14), date(2027, 1, 14)),
+    "2.14": (None, date(2027, 1, 14)),
+    "2.13": (date(2024, 11, 28), date(2025, 11, 28)),
+}
+_ROOT = "us-docker.pkg.dev/vertex-ai"
 IMAGES = (
-    *(_training("2.17", kind, date(2025, 7, 11), date(2026, 7, 11)) for kind in ("cpu", "gpu")),
-    *(_training("2.16", kind, date(2025, 6, 28), date(2026, 6, 28)) for kind in ("cpu", "gpu")),
-    *(_training("2.15", kind, date(2024, 11, 14), date(2025, 11, 14)) for kind in ("cpu", "gpu")),
-    _training("2.15", "tpu", None, date(2025, 10, 23)),
-    *(_training("2.14", kind, date(2024, 9, 26), date(2025, 9, 26)) for kind in ("cpu", "gpu")),
-    *(_training("2.13", kind, date(2024, 7, 5), date(2025, 7, 5)) for kind in ("cpu", "gpu")),
-    *(_training("2.12", kind, date(2024, 6, 30), date(2025, 6, 30)) for kind in ("cpu", "gpu")),
-    *(_training("2.11", kind, None, None) for kind in ("cpu", "gpu")),
-    *(_serving("2.15", kind, date(2026, 7, 14), date(2027, 1, 14)) for kind in ("cpu", "gpu")),
-    *(_serving("2.14", kind, None, date(2027, 1, 14)) for kind in ("cpu", "gpu")),
-    *(_serving("2.13", kind, date(2024, 11, 28), date(2025, 11, 28)) for kind in ("cpu", "gpu")),
-    *(_optimized(kind) for kind in ("cpu", "gpu", "tpu")),
-)
+    Image(f"{_ROOT}/training/tf-tpu.2-15.cp310", "training", "2.15", "tpu", None, date(2025, 10, 23)),
+    *(
+        Image(f"{_ROOT}/training/tf-{kind}.{version.replace('.', '-')}.py310", "training", version, kind, *ends)
+        for version, ends in _TRAINING.items() for kind in ("cpu", "gpu")
+    ),
+    *(
+        Image(f"{_ROOT}/prediction/tf2-{kind}.{version.replace('.', '-')}", "serving", version, kind, *ends)
+        for version, ends in _SERVING.items() for kind in ("cpu", "gpu")
+    ),
+    # docs.cloud.google.com: Optimized TensorFlow runtime
+    *(Image(f"{_ROOT}-restricted/prediction/tf_opt-{kind}.2-17", "serving", "2.17", kind) for kind in ("cpu", "gpu", "tpu")),
+)  # fmt: skip
 _BY_URI = {image.uri: image for image in IMAGES}
 
 

@@ -138,46 +138,36 @@ class JobFile(Source):
 
     # ------------------------------------------------------------------ edited
 
-    def edited(self, edit: Callable[[JobFile], Any]) -> JobFile:
-        """Return a copy whose messages `edit` has changed; what it makes of them is not checked again."""
-        new = dataclasses.replace(self, message=copy.deepcopy(self.message), task=copy.deepcopy(self.task))
-        edit(new)
-        return new
+    def copied(self) -> JobFile:
+        """Return a copy with messages of its own, to be changed; what is made of them is not checked again."""
+        return dataclasses.replace(self, message=copy.deepcopy(self.message), task=copy.deepcopy(self.task))
 
     def with_args(self, args: Sequence[str] | Callable[[Pool], Sequence[str]]) -> JobFile:
         """Return the job with `args` after the arguments of every pool that trains: the later of two equal flags wins."""
-
-        def edit(job: JobFile) -> None:
-            for pool in job.pools:
-                if pool.trains:
-                    pool.task.args.extend(args(pool) if callable(args) else args)
-
-        return self.edited(edit)
+        new = self.copied()
+        for pool in new.pools:
+            if pool.trains:
+                pool.task.args.extend(args(pool) if callable(args) else args)
+        return new
 
     def without_data(self) -> JobFile:
         """Return the job without the arguments that name data, which would win over a managed data set."""
-
-        def edit(job: JobFile) -> None:
-            for pool in job.pools:
-                if pool.task is not None:
-                    pool.task.args[:] = without_data_flags(pool.args)
-
-        return self.edited(edit)
+        new = self.copied()
+        for pool in new.pools:
+            if pool.task is not None:
+                pool.task.args[:] = without_data_flags(pool.args)
+        return new
 
     def with_output(self, prefix: str) -> JobFile:
         """Return the job with another `baseOutputDirectory`."""
-
-        def edit(job: JobFile) -> None:
-            job.spec.base_output_directory.output_uri_prefix = prefix
-
-        return self.edited(edit)
+        new = self.copied()
+        new.spec.base_output_directory.output_uri_prefix = prefix
+        return new
 
 
 def trial(job: JobFile) -> JobFile:
     """Return the CustomJob that each trial of a HyperparameterTuningJob is."""
-    message = schema.api_types().CustomJob.pb()()
-    message.job_spec.CopyFrom(job.spec)
-    return JobFile(job.name, job.lines, message)
+    return JobFile(job.name, job.lines, _custom_job(job.spec))
 
 
 def without_data_flags(arguments: Sequence[str]) -> list[str]:
@@ -219,22 +209,19 @@ def parse(text: str, name: str, kinds: Sequence[str] = (CUSTOM,)) -> JobFile:
     Raises:
         SpecError: file, line, field, value and remedy.
     """
-    keys = schema.top_keys(text, name)
-    kind = _kind(keys, kinds)
+    document = schema.opened(text, name)
+    kind = _kind(document.keys, kinds)
     if kind not in kinds:
         raise SpecError(f"{name}:1: {_REFUSALS[kind]}")
     if kind == PIPELINE:
-        job = _pipeline(text, name)
-    elif kind == TUNING or "jobSpec" in keys:
-        tree = schema.parse(text, name, kind)
-        _default_replicas(tree.message)
-        job = JobFile(name, tree.lines, tree.to_message())
+        job = _pipeline(document)
     else:
-        tree = schema.parse(text, name, "CustomJobSpec")
-        _default_replicas(tree.message)
-        message = schema.api_types().CustomJob.pb()()
-        message.job_spec.CopyFrom(tree.to_message())
-        job = JobFile(name, tree.lines, message, bare=True)
+        bare = kind == CUSTOM and "jobSpec" not in document.keys
+        form = "CustomJobSpec" if bare else kind
+        fields = document.read(form)
+        _default_replicas(fields)
+        message = schema.to_message(fields, form)
+        job = JobFile(name, document.lines, _custom_job(message) if bare else message, bare=bare)
     if kind != TUNING or job.message.HasField("trial_job_spec"):  # where there is none, the study's own rules say so
         rules.check(job.spec, job.spec_error)
     return job
@@ -256,15 +243,22 @@ _REFUSALS = {
 }
 
 
-def _pipeline(text: str, name: str) -> JobFile:
+def _custom_job(spec: Any) -> Any:
+    """Return the CustomJob of a CustomJobSpec, of which it has a copy."""
+    message = schema.api_types().CustomJob.pb()()
+    message.job_spec.CopyFrom(spec)
+    return message
+
+
+def _pipeline(document: schema.Document) -> JobFile:
     """Return a TrainingPipeline whose task is a custom job."""
-    tree = schema.parse(text, name, PIPELINE, {"trainingTaskInputs": "CustomJobSpec"})
-    task = tree.message.get("trainingTaskDefinition", "")
+    fields = document.read(PIPELINE, {"trainingTaskInputs": "CustomJobSpec"})
+    task = fields.get("trainingTaskDefinition", "")
     if not task.endswith(f"/{schema.TASK.rpartition('/')[2]}"):
-        raise tree.error(("trainingTaskDefinition",), f"takes {schema.TASK}; got {quoted(task)}.")
-    inputs = tree.message.pop("trainingTaskInputs")
+        raise document.error(("trainingTaskDefinition",), f"takes {schema.TASK}; got {quoted(task)}.")
+    inputs = fields.pop("trainingTaskInputs")
     _default_replicas(inputs)
-    return JobFile(name, tree.lines, tree.to_message(), schema.to_message(inputs, "CustomJobSpec"))
+    return JobFile(document.name, document.lines, schema.to_message(fields, PIPELINE), schema.to_message(inputs, "CustomJobSpec"))
 
 
 def _default_replicas(fields: Mapping[str, Any]) -> None:
@@ -285,9 +279,6 @@ def of_message(message: Any, name: str) -> JobFile:
         SpecError: with the `field` of the message and the `problem`.
     """
     bare = message.DESCRIPTOR.name == "CustomJobSpec"
-    if bare:
-        spec, message = message, schema.api_types().CustomJob.pb()()
-        message.job_spec.CopyFrom(spec)
-    job = JobFile(name, None, message, bare=bare)
+    job = JobFile(name, None, _custom_job(message) if bare else message, bare=bare)
     rules.check(job.spec, job.spec_error)
     return job

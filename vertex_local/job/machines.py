@@ -34,9 +34,7 @@ ON_N1 = {
 }
 # TPU machines that name a topology: type -> the smallest one; only those of four chips make larger slices.
 TPUS = {
-    f"{family}-{chips}t": shape
-    for family in ("ct5lp-hightpu", "ct6e-standard")
-    for chips, shape in ((1, "1x1"), (4, "2x2"), (8, "2x4"))
+    f"{family}-{chips}t": shape for family in ("ct5lp-hightpu", "ct6e-standard") for chips, shape in ((1, "1x1"), (4, "2x2"), (8, "2x4"))
 }
 TPUS["tpu7x-standard-4t"] = "2x2x1"
 FLEXIBLE = ("NVIDIA_L4", "NVIDIA_TESLA_A100", "NVIDIA_A100_80GB", "NVIDIA_H100", "NVIDIA_H200", "NVIDIA_B200")  # for FLEX_START

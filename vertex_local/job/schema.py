@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import difflib
 import functools
 import math
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,18 +58,6 @@ class Source:
         return SpecError(f"{where}: {dotted or 'the file'}: {problem}", dotted, problem)
 
 
-@dataclass(frozen=True)
-class Tree(Source):
-    """A file that was read: the fields of its message in JSON form, as `kind`, one of the API's types, takes them."""
-
-    kind: str
-    message: dict[str, Any]
-
-    def to_message(self) -> Any:
-        """Return the protobuf message, without the fields that were read as messages of their own."""
-        return to_message(self.message, self.kind)
-
-
 def to_message(fields: Mapping[str, Any], kind: str) -> Any:
     """Return fields in JSON form as a message of the API's type `kind`.
 
@@ -106,18 +96,6 @@ def camel_case(name: str) -> str:
     return first + "".join(word.capitalize() for word in others)
 
 
-def top_keys(text: str, name: str) -> list[str]:
-    """Return the names at the top of the file: they tell one kind of job from another."""
-    loader = _loader(text, name)
-    try:
-        node = loader.get_single_node()
-    except _BROKEN:
-        return []  # parse() says where
-    finally:
-        loader.dispose()
-    return [str(key.value) for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
-
-
 @functools.cache  # catch_warnings is not for threads, of which the service answers requests in many
 def api_types() -> Any:
     """Return the module of the API's proto types; importing it takes a second or two."""
@@ -127,95 +105,193 @@ def api_types() -> Any:
     return types
 
 
-def parse(text: str, name: str, kind: str, others: Mapping[str, str] | None = None) -> Tree:
-    """Return `text` as a message of the API's type `kind` in JSON form; raise a SpecError with file and line if it is none.
+# ------------------------------------------------------------------ from text
 
-    Args:
-        others: names at the top that are messages of a type of their own, or a list of them, as `{"importConfigs": "[Type]"}`.
+
+@dataclass(frozen=True)
+class Document(Source):
+    """YAML or JSON text, and once it has been read as a message, the fields of that in JSON form."""
+
+    loader: Any
+    root: Any
+    message: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def keys(self) -> list[str]:
+        """The names at its top: they tell one kind of job from another."""
+        return [str(key.value) for key, _ in self.root.value] if isinstance(self.root, yaml.MappingNode) else []
+
+    def read(self, kind: str, others: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """Read it as a message of the API's type `kind` and return that; raise a SpecError with file and line if it is none.
+
+        Args:
+            others: names at the top that are messages of a type of their own, or a list of them, as `{"importConfigs": "[Type]"}`.
+        """
+        try:
+            descriptor = _descriptor(kind)
+            from google.protobuf import json_format
+        except ImportError as error:
+            raise SpecError(f"{self.name}: checking it needs the package google-cloud-aiplatform: install it ({error}).") from None
+        others = others or {}
+        with _placed(self.name, self.loader):
+            self.message.update(self._message(self.root, descriptor, (), (), others))
+        try:
+            to_message({name: value for name, value in self.message.items() if name not in others}, kind)
+        except json_format.ParseError as error:  # whatever the walk does not know about
+            raise SpecError(f"{self.name}: {error}") from None
+        return self.message
+
+    def _message(self, node: Any, descriptor: Any, path: tuple, parents: tuple, others: Mapping[str, str]) -> dict[str, Any]:
+        fields = {field.json_name: field for field in descriptor.fields}
+        if not isinstance(node, yaml.MappingNode):
+            raise self.error(path, f"takes a mapping of fields ({', '.join((*fields, *others))}).")
+        if id(node) in parents:
+            raise self.error(path, "a YAML alias refers to itself; write the value out.")
+        self._refuse_twice(node, path)
+        self.loader.flatten_mapping(node)  # puts what `<<: *other` merges in first, so that the mapping's own fields win
+        result: dict[str, Any] = {}
+        for key, value in node.value:
+            name = key.value if isinstance(key, yaml.ScalarNode) else "?"
+            where, within = (*path, name), (*parents, id(node))
+            self.lines[where] = key.start_mark.line + 1
+            if name in others:
+                result[name] = self._other(value, others[name], where, within)
+                continue
+            if name not in fields:
+                raise self.error(where, _unknown(name, descriptor))
+            item = self._field(value, fields[name], where, within)
+            if item is None:
+                continue
+            oneof = fields[name].containing_oneof
+            rivals = [other.json_name for other in oneof.fields if other.json_name in result.keys() - {name}] if oneof else []
+            if rivals:
+                raise self.error(where, f"cannot stand beside {rivals[0]}; keep one of them.")
+            result[name] = item
+        return result
+
+    def _refuse_twice(self, node: Any, path: tuple) -> None:
+        own: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in own:
+                again = (*path, key.value)
+                self.lines[again] = key.start_mark.line + 1
+                raise self.error(again, "is given twice; keep one.")
+            own.add(key.value)
+
+    def _other(self, node: Any, kind: str, path: tuple, parents: tuple) -> Any:
+        """Return what a field holds that is a message of the type `kind`, or for `[kind]` a list of them."""
+        descriptor = _descriptor(kind.strip("[]"))
+        if kind.startswith("["):
+            return self._list(node, path, lambda item, at: self._message(item, descriptor, at, parents, {}))
+        return self._message(node, descriptor, path, parents, {})
+
+    def _field(self, node: Any, field: Any, path: tuple, parents: tuple) -> Any:
+        if isinstance(node, yaml.ScalarNode) and self._plain(node, path) is None:
+            return None  # "args:" with nothing after it: unset, as in JSON
+        kind = field.message_type
+        if kind is not None and kind.GetOptions().map_entry:
+            if not isinstance(node, yaml.MappingNode):
+                raise self.error(path, "takes a mapping of names to values.")
+            value = kind.fields_by_name["value"]
+            return {str(k.value): self._value(v, value, (*path, str(k.value)), parents) for k, v in node.value}
+        repeated = getattr(field, "is_repeated", None)  # protobuf from 6.31 on; before it, a label
+        if not (field.label == field.LABEL_REPEATED if repeated is None else repeated):
+            return self._value(node, field, path, parents)
+        return self._list(node, path, lambda item, at: self._value(item, field, at, parents))
+
+    def _list(self, node: Any, path: tuple, read: Callable[[Any, tuple], Any]) -> list[Any]:
+        if not isinstance(node, yaml.SequenceNode):
+            raise self.error(path, "takes a list: write `- ` before each item, or [a, b].")
+        places = [(*path, i) for i in range(len(node.value))]
+        self.lines.update((place, item.start_mark.line + 1) for place, item in zip(places, node.value))
+        return [read(item, place) for place, item in zip(places, node.value)]
+
+    def _value(self, node: Any, field: Any, path: tuple, parents: tuple) -> Any:
+        self.lines.setdefault(path, node.start_mark.line + 1)
+        kind = field.message_type
+        if kind is not None and not kind.full_name.startswith("google.protobuf."):
+            return self._message(node, kind, path, parents, {})
+        value = self._plain(node, path)
+        if kind is None:
+            return self._scalar(value, field, path)
+        if kind.name == "Duration" and not (isinstance(value, str) and _DURATION.fullmatch(value)):
+            raise self.error(path, f"takes seconds as text such as 3600s; got {quoted(value)}.")
+        if kind.name == "Timestamp" and not (isinstance(value, str) and _TIME.fullmatch(value)):
+            raise self.error(path, f'takes a quoted time such as "2026-01-31T18:00:00Z"; got {quoted(value)}.')
+        return value
+
+    def _plain(self, node: Any, path: tuple) -> Any:
+        try:
+            return self.loader.construct_object(node, deep=True)
+        except _NO_VALUE as error:
+            reason = f": {error}" if isinstance(error, ValueError) else f", which is no {node.tag.rpartition(':')[2]}"
+            raise self.error(path, f"got {quoted(node.value)}{reason}; put text in quotes.") from None
+
+    def _scalar(self, value: Any, field: Any, path: tuple) -> Any:
+        if field.enum_type is not None:
+            names = list(field.enum_type.values_by_name)
+            if value not in names:
+                near = difflib.get_close_matches(str(value).upper().replace("-", "_"), names, 1, 0.5)
+                hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(names)}."
+                raise self.error(path, f"{quoted(value)} is not one of its values; {hint}")
+        elif field.type == field.TYPE_STRING and not isinstance(value, str):
+            raise self.error(path, f"takes text; got {quoted(value)} ({type(value).__name__}): put it in quotes.")
+        elif field.type == field.TYPE_BOOL and not isinstance(value, bool):
+            raise self.error(path, f"takes true or false; got {quoted(value)}.")
+        elif field.type in (field.TYPE_DOUBLE, field.TYPE_FLOAT):
+            if isinstance(value, str) and _EXPONENT.fullmatch(value):
+                return float(value)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise self.error(path, f"takes a number; got {quoted(value)}.")
+        for name, bits in _BITS.items():
+            if field.type == getattr(field, f"TYPE_{name}"):
+                # REST answers show 64-bit numbers as text, and ParseDict takes both.
+                digits = isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) <= _MOST_DIGITS
+                number = isinstance(value, int) and not isinstance(value, bool)
+                if not (number or digits) or not -(2**bits) <= int(value) < 2**bits:
+                    raise self.error(path, f"takes a whole number; got {quoted(value)}.")
+                return int(value)
+        return value
+
+
+def opened(text: str, name: str) -> Document:
+    """Return YAML or JSON text whose form is right; `name` stands for the file in messages.
+
+    Raises:
+        SpecError: it has another form; file, line and what is wrong there.
     """
+    try:  # JSON may be indented with tabs, YAML may not; a JSON string holds no raw tab, so no value changes
+        loader = yaml.SafeLoader(text.replace("\t", " ") if text.lstrip().startswith("{") else text)
+    except yaml.YAMLError as error:
+        raise SpecError(f"{name}:1: {error}") from None
+    with _placed(name, loader):
+        return Document(name, {}, loader, loader.get_single_node())
+
+
+def top_keys(text: str, name: str) -> list[str]:
+    """Return the names at the top of a text."""
+    return opened(text, name).keys
+
+
+def parse(text: str, name: str, kind: str, others: Mapping[str, str] | None = None) -> Document:
+    """Return text that was read as a message of the API's type `kind`: `opened`, then `read`."""
+    document = opened(text, name)
+    document.read(kind, others)
+    return document
+
+
+@contextlib.contextmanager
+def _placed(name: str, loader: Any) -> Iterator[None]:
+    """Turn PyYAML's errors into a SpecError with file and line."""
     try:
-        message_type = getattr(api_types(), kind)
-        from google.protobuf import json_format
-    except ImportError as error:
-        raise SpecError(f"{name}: checking it needs the package google-cloud-aiplatform: install it ({error}).") from None
-    loader = _loader(text, name)
-    tree = Tree(name, {}, kind, {})
-    try:
-        root = loader.get_single_node()
-        apart = _others(tree, loader, root, others or {})
-        tree.message.update(_message(tree, loader, root, message_type.pb().DESCRIPTOR, (), ()))
+        yield
     except _BROKEN as error:
         mark = getattr(error, "problem_mark", None) or loader.get_mark()
         raise SpecError(f"{name}:{mark.line + 1}: {getattr(error, 'problem', None) or error}") from None
-    finally:
-        loader.dispose()
-    try:
-        tree.to_message()
-    except json_format.ParseError as error:  # whatever the walk does not know about
-        raise SpecError(f"{name}: {error}") from None
-    tree.message.update(apart)
-    return tree
 
 
-def _others(tree: Tree, loader: Any, root: Any, kinds: Mapping[str, str]) -> dict[str, Any]:
-    """Take the fields `kinds` out of the file's top and return them, checked as messages of those types."""
-    found: dict[str, Any] = {}
-    pairs = root.value if isinstance(root, yaml.MappingNode) else []
-    for key, node in [(key, node) for key, node in pairs if isinstance(key, yaml.ScalarNode) and key.value in kinds]:
-        field, kind = key.value, kinds[key.value]
-        tree.lines[(field,)] = key.start_mark.line + 1
-        if field in found:
-            raise tree.error((field,), "is given twice; keep one.")
-        descriptor = getattr(api_types(), kind.strip("[]")).pb().DESCRIPTOR
-        if kind.startswith("["):
-            if not isinstance(node, yaml.SequenceNode):
-                raise tree.error((field,), "takes a list: write `- ` before each item, or [a, b].")
-            found[field] = []
-            for i, item in enumerate(node.value):
-                tree.lines[(field, i)] = item.start_mark.line + 1
-                found[field].append(_message(tree, loader, item, descriptor, (field, i), ()))
-        else:
-            found[field] = _message(tree, loader, node, descriptor, (field,), ())
-        root.value.remove((key, node))
-    return found
-
-
-def _loader(text: str, name: str) -> yaml.SafeLoader:
-    try:  # JSON may be indented with tabs, YAML may not; a JSON string holds no raw tab, so no value changes
-        return yaml.SafeLoader(text.replace("\t", " ") if text.lstrip().startswith("{") else text)
-    except yaml.YAMLError as error:
-        raise SpecError(f"{name}:1: {error}") from None
-
-
-def _message(tree: Tree, loader: Any, node: Any, descriptor: Any, path: tuple, parents: tuple) -> dict[str, Any]:
-    if not isinstance(node, yaml.MappingNode):
-        raise tree.error(path, f"takes a mapping of fields ({', '.join(f.json_name for f in descriptor.fields)}).")
-    if id(node) in parents:
-        raise tree.error(path, "a YAML alias refers to itself; write the value out.")
-    own: list[str] = []
-    for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-        if key.value in own:
-            again = (*path, key.value)
-            tree.lines[again] = key.start_mark.line + 1
-            raise tree.error(again, "is given twice; keep one.")
-        own.append(key.value)
-    loader.flatten_mapping(node)  # puts what `<<: *other` merges in first, so that the mapping's own fields win
-    fields, result = {field.json_name: field for field in descriptor.fields}, {}
-    for key, value in node.value:
-        name = key.value if isinstance(key, yaml.ScalarNode) else "?"
-        where = (*path, name)
-        tree.lines[where] = key.start_mark.line + 1
-        if name not in fields:
-            raise tree.error(where, _unknown(name, descriptor))
-        item = _field(tree, loader, value, fields[name], where, (*parents, id(node)))
-        if item is None:
-            continue
-        oneof = fields[name].containing_oneof
-        rivals = [other.json_name for other in oneof.fields if other.json_name in result.keys() - {name}] if oneof else []
-        if rivals:
-            raise tree.error(where, f"cannot stand beside {rivals[0]}; keep one of them.")
-        result[name] = item
-    return result
+def _descriptor(kind: str) -> Any:
+    return getattr(api_types(), kind).pb().DESCRIPTOR
 
 
 def _unknown(key: str, descriptor: Any) -> str:
@@ -224,70 +300,3 @@ def _unknown(key: str, descriptor: Any) -> str:
         return f"unknown field; job files use camelCase: write {descriptor.fields_by_name[key].json_name}."
     near = difflib.get_close_matches(key, names, 1, 0.5)
     return f"unknown field; {f'did you mean {near[0]}?' if near else 'known are ' + ', '.join(names) + '.'}"
-
-
-def _field(tree: Tree, loader: Any, node: Any, field: Any, path: tuple, parents: tuple) -> Any:
-    if isinstance(node, yaml.ScalarNode) and _plain(tree, loader, node, path) is None:
-        return None  # "args:" with nothing after it: unset, as in JSON
-    kind = field.message_type
-    if kind is not None and kind.GetOptions().map_entry:
-        if not isinstance(node, yaml.MappingNode):
-            raise tree.error(path, "takes a mapping of names to values.")
-        value = kind.fields_by_name["value"]
-        return {str(k.value): _value(tree, loader, v, value, (*path, str(k.value)), parents) for k, v in node.value}
-    repeated = getattr(field, "is_repeated", None)  # protobuf from 6.31 on; before it, a label
-    if not (field.label == field.LABEL_REPEATED if repeated is None else repeated):
-        return _value(tree, loader, node, field, path, parents)
-    if not isinstance(node, yaml.SequenceNode):
-        raise tree.error(path, "takes a list: write `- ` before each item, or [a, b].")
-    return [_value(tree, loader, item, field, (*path, i), parents) for i, item in enumerate(node.value)]
-
-
-def _value(tree: Tree, loader: Any, node: Any, field: Any, path: tuple, parents: tuple) -> Any:
-    tree.lines.setdefault(path, node.start_mark.line + 1)
-    kind = field.message_type
-    if kind is not None and not kind.full_name.startswith("google.protobuf."):
-        return _message(tree, loader, node, kind, path, parents)
-    value = _plain(tree, loader, node, path)
-    if kind is None:
-        return _scalar(tree, value, field, path)
-    if kind.name == "Duration" and not (isinstance(value, str) and _DURATION.fullmatch(value)):
-        raise tree.error(path, f"takes seconds as text such as 3600s; got {quoted(value)}.")
-    if kind.name == "Timestamp" and not (isinstance(value, str) and _TIME.fullmatch(value)):
-        raise tree.error(path, f'takes a quoted time such as "2026-01-31T18:00:00Z"; got {quoted(value)}.')
-    return value
-
-
-def _plain(tree: Tree, loader: Any, node: Any, path: tuple) -> Any:
-    try:
-        return loader.construct_object(node, deep=True)
-    except _NO_VALUE as error:
-        reason = f": {error}" if isinstance(error, ValueError) else f", which is no {node.tag.rpartition(':')[2]}"
-        raise tree.error(path, f"got {quoted(node.value)}{reason}; put text in quotes.") from None
-
-
-def _scalar(tree: Tree, value: Any, field: Any, path: tuple) -> Any:
-    if field.enum_type is not None:
-        names = list(field.enum_type.values_by_name)
-        if value not in names:
-            near = difflib.get_close_matches(str(value).upper().replace("-", "_"), names, 1, 0.5)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(names)}."
-            raise tree.error(path, f"{quoted(value)} is not one of its values; {hint}")
-    elif field.type == field.TYPE_STRING and not isinstance(value, str):
-        raise tree.error(path, f"takes text; got {quoted(value)} ({type(value).__name__}): put it in quotes.")
-    elif field.type == field.TYPE_BOOL and not isinstance(value, bool):
-        raise tree.error(path, f"takes true or false; got {quoted(value)}.")
-    elif field.type in (field.TYPE_DOUBLE, field.TYPE_FLOAT):
-        if isinstance(value, str) and _EXPONENT.fullmatch(value):
-            return float(value)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise tree.error(path, f"takes a number; got {quoted(value)}.")
-    for name, bits in _BITS.items():
-        if field.type == getattr(field, f"TYPE_{name}"):
-            # REST answers show 64-bit numbers as text, and ParseDict takes both.
-            digits = isinstance(value, str) and value.isascii() and value.isdecimal() and len(value) <= _MOST_DIGITS
-            number = isinstance(value, int) and not isinstance(value, bool)
-            if not (number or digits) or not -(2**bits) <= int(value) < 2**bits:
-                raise tree.error(path, f"takes a whole number; got {quoted(value)}.")
-            return int(value)
-    return value

@@ -85,15 +85,11 @@ def render(text: str, name: str, given: Mapping[str, str] | None = None) -> str:
     """
     if not _PLACEHOLDER.search(text):
         return text
-    values, lines = _by_name(load(Path(name).parent, given)), text.split("\n")
+    values, lines = {key.upper(): value for key, value in load(Path(name).parent, given).items()}, text.split("\n")
     for number, line in enumerate(lines, 1):
         if not line.lstrip().startswith("#"):
             lines[number - 1] = _PLACEHOLDER.sub(lambda match, number=number: _value(match, values, f"{name}:{number}"), line)
     return "\n".join(lines)
-
-
-def _by_name(values: Mapping[str, str]) -> dict[str, str]:
-    return {key.upper(): value for key, value in values.items()}
 
 
 def _value(match: re.Match[str], values: Mapping[str, str], where: str) -> str:

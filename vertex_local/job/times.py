@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import time
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -33,6 +34,12 @@ def duration(value: Any) -> float:
     if isinstance(value, str):
         return float(value.removesuffix("s"))
     return value.seconds + value.nanos / 1e9
+
+
+def spent(document: Mapping[str, Any]) -> float:
+    """Return how many seconds a job or a trial has taken from its startTime to its endTime, or until now."""
+    end = document.get("endTime")
+    return (seconds(end) if end else time.time()) - seconds(document["startTime"])
 
 
 def describe(spent: float) -> str:

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..job import job_file
+from ..job import buckets, job_file
 from ..job.job_file import JobFile
 from ..job.pools import Pool
 from ..metadata import lineage
 from . import debugging, devices, job_record, jobs, lifecycle, packages, plan
 from .containers import Containers
 from .engines import find_engine
-from .environment import Member
+from .environment import DIRECTORIES, Member
 from .kills import Kill
 from .plan import Planner, ReplicaPlan, RunOptions
 from .ports import Ports
@@ -30,7 +30,6 @@ from .store import Store, Taken
 
 # Makes the plan of one replica, given that replica and all replicas of the cluster.
 Planned = Callable[[Member, Sequence[Member]], ReplicaPlan]
-OUTPUTS = ("AIP_MODEL_DIR", "AIP_CHECKPOINT_DIR", "AIP_TENSORBOARD_LOG_DIR")
 
 
 def run(
@@ -58,12 +57,8 @@ def run(
         if job.output:
             (paths.buckets / job.output[len("gs://") :].partition("/")[0]).mkdir(parents=True, exist_ok=True)
         planner = Planner(job, options, paths, result.folder, result.job_id)
-        if containers is None:
-            planned = _in_processes(planner, files, report)
-        else:
-            planned = _in_containers(planner, pools, files, containers)
-        replicas = _replicas(planner, pools, planned, ports, report)
-        result.outputs = {name: value for name, value in replicas[0].env.items() if name in OUTPUTS}
+        replicas = _replicas(planner, pools, _planned(planner, files, containers, report), ports, report)
+        result.outputs = {name: value for name, value in replicas[0].plan.env.items() if name in DIRECTORIES}
         lifecycle.Cluster(job, replicas, result, report, cancel or threading.Event(), options.grace).run()
     return result
 
@@ -72,13 +67,27 @@ def _checked(
     job: JobFile, options: RunOptions, paths: plan.Paths, pools: Sequence[Pool], containers: Containers | None
 ) -> dict[int, list[Path]]:  # fmt: skip
     """Check all that can be checked before the job has a folder; return the package files of each pool."""
-    options.identity(job, "", paths.buckets)  # raises for an output that is in no bucket
+    _check_addresses(job, pools, paths.buckets)
     for pool in pools if containers is None else ():
         plan.command_of(pool, paths)
     files = {pool.index: packages.locate(pool.package_uris, paths.project, paths.buckets) for pool in pools}
     _check_kills(options.kills, pools)
     _check_debug(options.debug, pools, paths, containers)
     return files
+
+
+def _check_addresses(job: JobFile, pools: Sequence[Pool], root: Path) -> None:
+    """Check that every `gs://…` of a job has a place below `root`."""
+    path: tuple = ("baseOutputDirectory", "outputUriPrefix")
+    try:
+        if job.output:
+            buckets.to_path(job.output, root)
+        for pool in pools:
+            path = ("workerPoolSpecs", pool.index)
+            for text in (*pool.command, *pool.args, *pool.package_uris, *(value for _, value in pool.env)):
+                buckets.localize(text, root)
+    except buckets.BucketError as error:
+        raise job.spec_error(path, str(error)) from None
 
 
 def _names(pools: Sequence[Pool]) -> list[str]:
@@ -111,26 +120,20 @@ def _containers(options: RunOptions, paths: plan.Paths, report: Quiet) -> Contai
     return Containers(find_engine(wanted, report.say), paths.project, options.build_args or {})
 
 
-def _in_processes(planner: Planner, files: Mapping[int, Sequence[Path]], report: Quiet) -> Planned:
-    """Install the packages of each pool and return the function that plans a replica as a process."""
-    options, paths = planner.options, planner.paths
-    sites = {
-        index: packages.site(found, paths.state, paths.python, options.with_index, report.say) for index, found in files.items() if found
-    }
+def _planned(planner: Planner, files: Mapping[int, Sequence[Path]], containers: Containers | None, report: Quiet) -> Planned:
+    """Make the image of each pool, or install its packages, and return the function that plans a replica."""
+    if containers is not None:
+        images = {index: containers.image(planner.job.pools[index], found) for index, found in files.items()}
+        return lambda member, members: planner.container(member, members, images[member.pool], containers)
+    state, python, with_index = planner.paths.state, planner.paths.python, planner.options.with_index
+    sites = {index: packages.site(found, state, python, with_index, report.say) for index, found in files.items() if found}
     return lambda member, members: planner.replica(member, members, sites.get(member.pool))
 
 
-def _in_containers(planner: Planner, pools: Sequence[Pool], files: Mapping[int, Sequence[Path]], containers: Containers) -> Planned:
-    """Build or pull the image of each pool and return the function that plans a replica in a container."""
-    images = {pool.index: containers.image(pool, files[pool.index]) for pool in pools}
-    return lambda member, members: planner.container(member, members, images[member.pool], containers)
-
-
-def _replicas(
-    planner: Planner, pools: Sequence[Pool], planned: Planned, ports: Ports, report: Quiet
-) -> list[Replica]:
+def _replicas(planner: Planner, pools: Sequence[Pool], planned: Planned, ports: Ports, report: Quiet) -> list[Replica]:
     """Give every replica its address, report what each one runs, and return those to start."""
     members, indices, replicas = planner.members(ports.take), {pool.index for pool in pools}, []
+    kills = {kill.replica: kill for kill in planner.options.kills}
     for member in members:
         who = f"{member.name} ({member.role} {member.index}, {member.address})"
         if member.pool not in indices:
@@ -138,15 +141,8 @@ def _replicas(
             continue
         found = planned(member, members)
         report.say(f"{who} {found}")
-        replicas.append(_replica(found, planner))
+        replicas.append(Replica(found, planner.folder, kills.get(member.name)))
     return replicas
-
-
-def _replica(found: ReplicaPlan, planner: Planner) -> Replica:
-    name = found.member.name
-    log, events = planner.folder / "logs" / f"{name}.log", planner.folder / "events" / f"{name}.jsonl"
-    kill = next((kill for kill in planner.options.kills if kill.replica == name), None)
-    return Replica(found.member, found.argv, found.cwd, found.env, log, events, kill, found.launcher, found.notes)
 
 
 @contextlib.contextmanager

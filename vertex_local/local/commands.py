@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import UserError, quoted
 from ..job import buckets
 from ..job.pools import Pool
+from .engines import Image
 
 # These describe the image's own file system, not the program.
 _IMAGE_ONLY = {"PATH", "HOME", "LD_LIBRARY_PATH", "VIRTUAL_ENV"}
@@ -32,40 +34,42 @@ class Command:
     cwd: Path | None
 
 
-@dataclass
-class _Stage:
-    env: dict[str, str] = field(default_factory=dict)
-    entrypoint: list[str] = field(default_factory=list)
-    cmd: list[str] = field(default_factory=list)
-    workdir: str = "/"
-    has_own_cmd: bool = False  # whether this stage sets CMD itself: ENTRYPOINT clears only a CMD of the base image
+def for_pool(pool: Pool, python: str, project: Path, bucket_root: Path, image: Image | None = None) -> Command:
+    """Return the command of a replica of `pool`, with local paths for `gs://…`.
 
+    Args:
+        python: the program for a module; without an `image`, for `python` and `python3`, too.
+        image: what the replica's container is made from; None for a process, which starts in the checkout.
 
-def for_pool(pool: Pool, python: str, project: Path, bucket_root: Path) -> Command:
-    """Return the command of a replica of `pool`, with local paths for `gs://…` and the program `python` for `python` and `python3`."""
-    args = [buckets.localize(arg, bucket_root) for arg in pool.args]
+    Raises:
+        CommandError: what the pool starts is not known.
+    """
+    args, command = ([buckets.localize(word, bucket_root) for word in words] for words in (pool.args, pool.command))
     env = {name: buckets.localize(value, bucket_root) for name, value in pool.env}
     if pool.module:
         return Command((python, "-m", pool.module, *args), env, None)
-    command = [buckets.localize(word, bucket_root) for word in pool.command]
+    if image is not None:
+        argv = image.command(command, args)
+        if not argv:
+            raise CommandError(f"image {pool.image}: has neither ENTRYPOINT nor CMD: give containerSpec.command.")
+        return Command(tuple(argv), env, None)
     if not command:
-        stage = _image(pool.image, project)
-        command, args, env = stage.entrypoint, args or stage.cmd, {**_on_disk(stage, project), **env}
-    argv = [*command, *args]
-    if argv[0] in ("python", "python3"):
-        argv[0] = python
-    return Command(tuple(argv), env, project)
+        image = _image(pool.image, project)
+        env = {**_on_disk(image, project), **env}
+    first, *others = [*command, *args] if image is None else image.command(command, args)
+    return Command((python if first in ("python", "python3") else first, *others), env, project)
 
 
-def _image(image: str, project: Path) -> _Stage:
+def _image(image: str, project: Path) -> Image:
     """Return the last stage of the project's Dockerfile, from which `image` must be built."""
-    path = project / "Dockerfile"
+    path, build_args = project / "Dockerfile", {}
     try:
         text = path.read_text(encoding="utf-8")
     except OSError:
         problem = f"image {image} is not the project's own, because there is no {path}"
         raise CommandError(f"{problem}: give containerSpec.command, or --project_dir.") from None
-    build_args = {}
+    except UnicodeDecodeError as error:
+        raise CommandError(f"{path}: is not UTF-8 text: {error}. Save it as UTF-8, or give containerSpec.command.") from None
     if re.search(r"^\s*ARG\s+TRAINER\b", text, re.MULTILINE | re.IGNORECASE):
         known = trainers(project)
         named = trainer_in(image, known)
@@ -73,7 +77,10 @@ def _image(image: str, project: Path) -> _Stage:
             problem = f"image {image} does not name one of this project's trainers ({', '.join(known)})"
             raise CommandError(f"{problem}: give containerSpec.command if the image is another's.")
         build_args["TRAINER"] = named
-    stage = parse_dockerfile(text, build_args)
+    try:
+        stage = parse_dockerfile(text, build_args)
+    except CommandError as error:
+        raise CommandError(f"{path}: {error}") from None
     command = stage.entrypoint or stage.cmd
     if not command:
         raise CommandError(f"{path} ends without ENTRYPOINT and CMD: give containerSpec.command.")
@@ -96,44 +103,45 @@ def trainer_in(image: str, known: Sequence[str]) -> str | None:
     return named[0] if len(named) == 1 else None
 
 
-def parse_dockerfile(text: str, build_args: Mapping[str, str]) -> _Stage:
-    """Return the last stage of a Dockerfile: FROM, ARG, ENV, WORKDIR, ENTRYPOINT and CMD as Docker reads them."""
+def parse_dockerfile(text: str, build_args: Mapping[str, str]) -> Image:
+    """Return the last stage of a Dockerfile: FROM, ARG, ENV, WORKDIR, ENTRYPOINT and CMD as Docker reads them.
+
+    Raises:
+        CommandError: an ENV has a quotation mark that is not closed.
+    """
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
-    stages: dict[str, _Stage] = {}
-    stage, shared, args = _Stage(), {}, {}
-    started = False
+    stages: dict[str, Image] = {}
+    stage, shared, args = Image(""), {}, {}
+    started = has_own_cmd = False
     for line in re.sub(r"\\[ \t]*\n", " ", "\n".join(lines)).splitlines():
         word, _, rest = line.strip().partition(" ")
         word, rest = word.upper(), rest.strip()
         if word == "FROM":
-            parts = _expand(rest, shared).split()
-            parts = [part for part in parts if not part.startswith("--")]
-            known, args, started = stages.get(parts[0], _Stage()), {}, True
-            stage = _Stage(dict(known.env), known.entrypoint, known.cmd, known.workdir)
-            stages[parts[-1]] = stage
+            parts = [part for part in _expand(rest, shared).split() if not part.startswith("--")] or [""]
+            args, started, has_own_cmd = {}, True, False
+            stages[parts[-1]] = stage = copy.deepcopy(stages.get(parts[0], Image("")))
         elif word == "ARG":
             name, _, default = rest.partition("=")
             value = build_args.get(name, _expand(default.strip("\"'"), {**args, **stage.env}) or shared.get(name, ""))
             (args if started else shared)[name] = value
         elif word == "ENV":
-            pairs = shlex.split(rest) if "=" in rest.split()[0] else [rest.replace(" ", "=", 1)]
-            seen = {**args, **stage.env}
+            pairs, seen = _pairs(rest), {**args, **stage.env}
             stage.env.update((pair.partition("=")[0], _expand(pair.partition("=")[2], seen)) for pair in pairs)
         elif word == "WORKDIR":
             stage.workdir = _expand(rest, {**args, **stage.env})
-        elif word in ("ENTRYPOINT", "CMD"):
-            _start(stage, word, _words(rest))
+        elif word == "CMD":
+            stage.cmd, has_own_cmd = _words(rest), True
+        elif word == "ENTRYPOINT":  # it clears a CMD that comes from the base image
+            stage.entrypoint, stage.cmd = _words(rest), stage.cmd if has_own_cmd else []
     return stage
 
 
-def _start(stage: _Stage, word: str, words: list[str]) -> None:
-    """Set a stage's CMD or ENTRYPOINT; ENTRYPOINT clears a CMD that comes from the base image."""
-    if word == "CMD":
-        stage.cmd, stage.has_own_cmd = words, True
-        return
-    stage.entrypoint = words
-    if not stage.has_own_cmd:
-        stage.cmd = []
+def _pairs(text: str) -> list[str]:
+    """Return the NAME=VALUE words of an ENV, which may also be written `NAME VALUE`."""
+    try:
+        return shlex.split(text) if "=" in text.partition(" ")[0] else [text.replace(" ", "=", 1)]
+    except ValueError as error:
+        raise CommandError(f"ENV {quoted(text)}: {error}; mend the line, or give containerSpec.command.") from None
 
 
 def _words(text: str) -> list[str]:
@@ -150,7 +158,7 @@ def _expand(text: str, variables: Mapping[str, str]) -> str:
     return _VARIABLE.sub(lambda match: variables.get(match[1] or match[3]) or match[2] or "", text)
 
 
-def _on_disk(stage: _Stage, project: Path) -> dict[str, str]:
+def _on_disk(stage: Image, project: Path) -> dict[str, str]:
     """Return the image's ENV with the working directory, which holds a copy of the checkout, replaced by the checkout itself."""
     inside = rf"(^|(?<=:)){re.escape(stage.workdir.rstrip('/'))}(?=/|:|$)"
     found = {name: value for name, value in stage.env.items() if name not in _IMAGE_ONLY}

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,8 @@ from ..errors import UserError, quoted
 from ..job import buckets, times
 from ..metadata import lineage, runs
 from . import records
-from .report import Follower
+from .events import Follower
+from .plan import RunOptions
 
 _OF_THE_RECORD = (
     "name", "createTime", "startTime", "endTime", "updateTime", "state", "error", "trials", "trainingTaskMetadata", "outputInfo",
@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    root = Path(os.path.realpath(args.bucket_root or Path(args.state_dir) / "buckets"))
+    root = RunOptions(args.state_dir, args.bucket_root).paths().buckets
     one, other = (_side(args.state_dir, root, asked) for asked in args.runs)
     rows = [("", one.title, other.title)]
     for name in runs.differing(one.asked, other.asked):  # of the inputs, only those that differ
@@ -68,9 +68,7 @@ def _compare(args: argparse.Namespace) -> int:
     rows += _equal(one, other)
     for mine, others in ((one.went, other.went), (one.metrics, other.metrics)):
         rows += [(name, mine.get(name, _NONE), others.get(name, _NONE)) for name in {**mine, **others}]
-    widths = [max(len(_short(row[i])) for row in rows) for i in range(3)]
-    for row in rows:
-        print("  ".join(_short(cell).ljust(width) for cell, width in zip(row, widths)).rstrip())
+    records.print_columns([[_short(cell) for cell in row] for row in rows])
     return 0
 
 
@@ -100,12 +98,10 @@ def _side(state_dir: str, root: Path, asked: str) -> Side:
     with records.opened(state_dir) as kept:
         if "/" in asked and not asked.startswith("projects/"):
             found, logged = runs.of_experiment_run(kept.store, root, asked)
-            side = Side(asked).take(found)
-            of_run = {name: value for name, value in logged.items() if name.startswith("parameters.") and not found}
-            side.asked |= of_run
-            side.went.setdefault("state", logged["state"])
-            own = {name: value for name, value in logged.items() if name != "state" and not name.startswith("parameters.")}
-            side.metrics = {**own, **side.metrics}
+            state, parameters = logged.pop("state"), [name for name in logged if name.startswith("parameters.")]
+            metrics = {name: value for name, value in logged.items() if name not in parameters}
+            side = Side(asked, {} if found else {name: logged[name] for name in parameters}, metrics=metrics).take(found)
+            side.went.setdefault("state", state)
             return side
         return _job(kept.get(asked))
 
@@ -123,8 +119,7 @@ def _short(cell: str) -> str:
 
 def _fields(record: records.Record) -> dict[str, str]:
     """Return what a job was asked to do: one entry for each field, and for each flag of its trainers."""
-    asked = {key: value for key, value in record.document.items() if key not in _OF_THE_RECORD}
-    return dict(_flat(asked, ""))
+    return dict(_flat({key: value for key, value in record.document.items() if key not in _OF_THE_RECORD}, ""))
 
 
 def _flat(value: Any, path: str) -> Iterator[tuple[str, str]]:
@@ -166,11 +161,10 @@ def _how_it_went(record: records.Record) -> dict[str, str]:
 def _metrics(record: records.Record) -> dict[str, str]:
     """Return the final metrics, from the best trial or from the outputs' metrics.json, and the last step and speed."""
     result, found = record.result, {}
-    best = next(iter(result.get("best", ())), None)
-    for trial in (trial for trial in result.get("trials", ()) if trial["id"] == best):
-        found["best trial"] = best
+    for trial in (trial for trial in result.get("trials", ()) if trial["id"] in result["best"][:1]):
+        found["best trial"] = trial["id"]
         found |= {item["metricId"]: f"{item['value']:.6g}" for item in trial["finalMeasurement"]["metrics"]}
-    for folder in _output_folders(result):
+    for folder in _outputs(result):
         with contextlib.suppress(OSError, ValueError):
             left = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
             found |= {key: f"{value:.6g}" for key, value in left.items() if isinstance(value, (int, float)) and not isinstance(value, bool)}
@@ -181,13 +175,9 @@ def _metrics(record: records.Record) -> dict[str, str]:
 
 def _bases(result: Mapping[str, Any]) -> list[Path]:
     """Return the folder of a job's outputs, or of the outputs of a study's trials; nothing if it is not known."""
-    if "log_dir" in result:
-        return [Path(result["log_dir"])]
-    return [Path(folder).parent for folder in list(_output_folders(result))[:1]]
+    return [Path(result["log_dir"])] if "log_dir" in result else [folder.parent for folder in _outputs(result)[:1]]
 
 
-def _output_folders(result: Mapping[str, Any]) -> Iterator[Path]:
+def _outputs(result: Mapping[str, Any]) -> list[Path]:
     outputs = result.get("outputs", {})
-    for name in ("AIP_CHECKPOINT_DIR", "AIP_MODEL_DIR"):
-        if name in outputs:
-            yield Path(outputs[name])
+    return [Path(outputs[name]) for name in ("AIP_CHECKPOINT_DIR", "AIP_MODEL_DIR") if name in outputs]

@@ -15,10 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..job import buckets
 from ..job.pools import Pool
 from . import commands
-from .engines import INSIDE, ContainerError, Engine, Image, Launcher
+from .engines import INSIDE, Engine, Image, Launcher
 
 BUCKETS = "/gcs"
 _TAG = "localhost/vertex-local"
@@ -62,18 +61,6 @@ class Containers:
         mounts: list[tuple[Path, str | Path]] = [(bucket_root, BUCKETS), (bucket_root, bucket_root), (folder, folder)]
         mounts += [(path, f"{path}:ro") for path in readable]
         return Launcher(self.engine, image, mounts, folder / "work" / f"{replica}.status")
-
-
-def of_pool(pool: Pool, image: Image, bucket_root: Path) -> commands.Command:
-    """Return the command of each replica of a pool in its image, with local paths for `gs://…`."""
-    args = [buckets.localize(arg, bucket_root) for arg in pool.args]
-    variables = {name: buckets.localize(value, bucket_root) for name, value in pool.env}
-    if pool.module:
-        return commands.Command(("python3", "-m", pool.module, *args), variables, None)
-    argv = image.command([buckets.localize(word, bucket_root) for word in pool.command], args)
-    if not argv:
-        raise ContainerError(f"image {pool.image}: has neither ENTRYPOINT nor CMD: give containerSpec.command.")
-    return commands.Command(tuple(argv), variables, None)
 
 
 def project_image(engine: Engine, project: Path, trainer: str, build_args: Mapping[str, str]) -> Image:

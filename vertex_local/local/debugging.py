@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, quoted
+from . import ports
 
 PORT = 5678  # the port that editors propose; another free one is taken if it is in use
 ADDRESS = "127.0.0.1"
 # Set for every replica of the job: our trainers then wait for each other, and for the next step, without a time limit.
 VARIABLE = "TRAINER_DEBUG"
+VARIABLES = {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # of the debugged replica: silences debugpy's warnings about frozen modules
 INSIDE = Path("/vertex_local/debug/debugpy")  # where this interpreter's debugpy is mounted in a container
 WORKSPACE = "${workspaceFolder}"  # an editor's name for the folder that it has opened: the checkout
 _FORM = re.compile(r"(workerpool[0-3]-\d+)(?::(\d{1,5}))?")
@@ -66,23 +68,13 @@ def check(debug: Debug, known: Sequence[str], python: str | None) -> None:
         found = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True).returncode == 0
     if not found:
         raise UserError(f"{debug}: {python or sys.executable} has no debugpy: pip install debugpy.")
-    if debug.port and not _is_free(debug.port):
+    if debug.port and not ports.is_free(debug.port, reuse=True):  # as debugpy takes it
         raise UserError(f"{debug}: {ADDRESS}:{debug.port} is in use; give another port, or none for a free one.")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as one:
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as debugpy does: an earlier job's connections do not count
-        try:
-            one.bind((ADDRESS, port))
-        except OSError:
-            return False
-    return True
 
 
 def choose_port(debug: Debug) -> int:
     """Return the port to listen on: the one asked for, else the usual one, else a free one."""
-    if debug.port or _is_free(PORT):
+    if debug.port or ports.is_free(PORT, reuse=True):
         return debug.port or PORT
     with socket.socket() as one:
         one.bind((ADDRESS, 0))
@@ -109,11 +101,6 @@ def wrap(argv: Sequence[str], port: int, debugpy: Sequence[str] = ("-m", "debugp
     # Watchers that a trainer forks are not to be debugged, and the editor is not asked about them.
     listen = ["--listen", f"{ADDRESS}:{port}", "--wait-for-client", "--configure-subProcess", "False"]
     return (*argv[:start], *debugpy, *listen, *argv[start:])
-
-
-def variables() -> dict[str, str]:
-    """Return further variables of the debugged replica: they silence debugpy's warnings about frozen modules."""
-    return {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}
 
 
 def mount() -> tuple[Path, str]:

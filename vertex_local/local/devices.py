@@ -1,4 +1,4 @@
-"""This machine's GPUs, shared out among trials that run at once; and what a job asks for that this machine does not have."""
+"""This machine's CPUs and GPUs, shared out among trials that run at once; and what a job asks for that this machine does not have."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import glob
 import os
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from ..job.job_file import JobFile
 
@@ -20,6 +19,11 @@ _OF_THE_SERVICE = {
     "persistent_resource_id": "the persistent resource",
     "reserved_ip_ranges": "the reserved addresses",
 }
+
+
+def cpus() -> int:
+    """Return how many CPUs programs here may use, which may be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def gpus() -> list[str]:
@@ -44,20 +48,14 @@ def dealt(slot: int, slots: int, devices: Sequence[str]) -> dict[str, str]:
 def not_imitated(job: JobFile) -> Iterator[str]:
     """Yield what the job asks of the service's machines and does not get on this one, one thing a line."""
     here = len(gpus())
-    for pool in job.pools:
-        machine, name = pool.message.machine_spec, f"workerpool{pool.index}"
-        if pool.replicas and machine.accelerator_count and machine.accelerator_count * pool.replicas > here:
-            kind = machine.DESCRIPTOR.fields_by_name["accelerator_type"].enum_type.values_by_number[machine.accelerator_type].name
-            yield f"{name}: {machine.accelerator_count} x {kind} for each of {pool.replicas}; this machine has {here or 'no'} GPU(s)"
-        if pool.replicas and machine.machine_type == "cloud-tpu":
+    for pool in filter(lambda pool: pool.replicas, job.pools):
+        machine, name = pool.machine_fields, f"workerpool{pool.index}"
+        count, kind = machine.get("acceleratorCount", 0), machine.get("acceleratorType", "accelerator")
+        if count * pool.replicas > here:
+            yield f"{name}: {count} x {kind} for each of {pool.replicas}; this machine has {here or 'no'} GPU(s)"
+        if pool.machine == "cloud-tpu":
             yield f"{name}: a TPU"
-        if pool.replicas and (pool.message.disk_spec.boot_disk_size_gb or pool.message.disk_spec.boot_disk_type):
+        if pool.message.disk_spec.boot_disk_size_gb or pool.message.disk_spec.boot_disk_type:
             yield f"{name}: the boot disk's kind and size: replicas share this machine's disks"
-    for field, what in _OF_THE_SERVICE.items():
-        if field in job.spec.DESCRIPTOR.fields_by_name and _is_set(job.spec, field):
-            yield what
-
-
-def _is_set(message: Any, field: str) -> bool:
-    descriptor = message.DESCRIPTOR.fields_by_name[field]
-    return message.HasField(field) if descriptor.message_type is not None and descriptor.has_presence else bool(getattr(message, field))
+    given = {field.name for field, _ in job.spec.ListFields()}
+    yield from (what for field, what in _OF_THE_SERVICE.items() if field in given)

@@ -9,7 +9,8 @@ from typing import Any
 from ..errors import UserError
 from ..job.job_file import JobFile
 from . import cluster, jobs, kills
-from .report import Quiet, places
+from .events import places
+from .report import Quiet
 
 
 @dataclasses.dataclass(frozen=True)

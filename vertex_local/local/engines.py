@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import UserError
@@ -30,14 +30,15 @@ class ContainerError(UserError):
     """An engine or image that cannot be used: which, what it said, and the remedy."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Image:
-    """An image in an engine's store, and what it starts with."""
+    """An image in an engine's store, or what a Dockerfile makes, and what it starts with."""
 
     name: str
-    entrypoint: tuple[str, ...] = ()
-    cmd: tuple[str, ...] = ()
+    entrypoint: Sequence[str] = ()
+    cmd: Sequence[str] = ()
     workdir: str = "/"
+    env: dict[str, str] = field(default_factory=dict)
 
     def command(self, command: Sequence[str], args: Sequence[str]) -> list[str]:
         """Return what a containerSpec runs: `command` replaces ENTRYPOINT and CMD, `args` only CMD."""
@@ -53,18 +54,12 @@ class Engine:
     name: str
     say: Callable[[str], None] = print
 
-    @property
-    def _variables(self) -> dict[str, str]:
-        """The engine's own environment; chroot isolation lets buildah run without namespaces of its own."""
-        return {**os.environ, "BUILDAH_ISOLATION": os.environ.get("BUILDAH_ISOLATION", "chroot")}
-
     def _call(self, *words: str, quiet: bool = True) -> str:
         """Run the engine and return what it wrote to stdout; its output is shown unless `quiet`."""
+        env = {"BUILDAH_ISOLATION": "chroot", **os.environ}  # chroot isolation lets buildah run without namespaces of its own
         stderr = subprocess.PIPE if quiet else None
         stdout = subprocess.PIPE if quiet else sys.stderr
-        done = subprocess.run(
-            [self.name, *words], env=self._variables, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, text=True
-        )
+        done = subprocess.run([self.name, *words], env=env, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, text=True)
         if done.returncode:
             lines = [line for line in (done.stderr or "").splitlines() if line.strip()] or ["what it said is above"]
             raise ContainerError(f"{self.name} {words[0]} ended with {done.returncode}: {lines[-1].strip()[:500]}")
@@ -74,37 +69,28 @@ class Engine:
 
     def find(self, name: str) -> Image | None:
         """Return an image of the engine's own store; None if it is not there."""
-        words = ["inspect", "--type", "image", name] if self.name == "buildah" else ["image", "inspect", name]
         try:
-            described = json.loads(self._call(*words))
+            return self._inspect(name)
         except ContainerError:
             return None
-        if self.name == "buildah":
-            config = described["OCIv1"]["config"]
-        else:
-            config = described[0]["Config"]
-        return Image(
-            name,
-            tuple(config.get("Entrypoint") or ()),
-            tuple(config.get("Cmd") or ()),
-            config.get("WorkingDir") or "/",
-        )
+
+    def _inspect(self, name: str) -> Image:
+        words = ["inspect", "--type", "image", name] if self.name == "buildah" else ["image", "inspect", name]
+        described = json.loads(self._call(*words))
+        config = described["OCIv1"]["config"] if self.name == "buildah" else described[0]["Config"]
+        return Image(name, config.get("Entrypoint") or (), config.get("Cmd") or (), config.get("WorkingDir") or "/")
 
     def pull(self, name: str) -> Image:
         """Return an image, fetched from its registry unless the engine has it."""
-        found = self.find(name)
-        if found is None:
-            self.say(f"$ {self.name} pull {name}")
-            try:
-                self._call("pull", name, quiet=False)
-            except ContainerError as error:
-                raise ContainerError(
-                    f"image {name}: is not here, and cannot be pulled: {error}. Build or pull it first, or name another."
-                ) from None
-            found = self.find(name)
-        if found is None:
-            raise ContainerError(f"image {name}: {self.name} pulled it and does not have it. Pull it by hand.")
-        return found
+        if found := self.find(name):
+            return found
+        self.say(f"$ {self.name} pull {name}")
+        try:
+            self._call("pull", name, quiet=False)
+            return self._inspect(name)
+        except ContainerError as error:
+            problem = f"image {name}: is not here, and cannot be pulled: {error}"
+            raise ContainerError(f"{problem}. Build or pull it first, or name another.") from None
 
     def build(self, context: Path, build_args: Mapping[str, str], name: str) -> Image:
         """Build `context`'s Dockerfile as `name` and return the image; pip inside uses this machine's own settings."""
@@ -118,10 +104,7 @@ class Engine:
             words += [f"--tag={name}", str(context)]
             self.say(f"$ {self.name} {' '.join(words)}")
             self._call(*words, quiet=False)
-        found = self.find(name)
-        if found is None:
-            raise ContainerError(f"{self.name} built {name} and does not have it. Build it by hand.")
-        return found
+        return self._inspect(name)
 
     # ------------------------------------------------------------------ containers
 
@@ -207,14 +190,13 @@ def _problem(name: str) -> str | None:
         return f"is not one of {', '.join(ENGINES)}"
     if shutil.which(name) is None:
         return "is not on PATH"
-    words = {"docker": ["docker", "info"], "podman": ["podman", "info"], "buildah": ["buildah", "images"]}[name]
-    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    if done.returncode:
-        return (done.stderr.strip().splitlines() or [f"`{' '.join(words)}` ended with {done.returncode}"])[-1][:200]
-    if name == "podman":  # where it may not raise limits, it can build images but not run them
-        done = subprocess.run(["podman", "unshare", "true"], stdin=subprocess.DEVNULL, capture_output=True, text=True)
-        if done.returncode and os.getuid():
-            return (done.stderr.strip().splitlines() or ["cannot start a process"])[-1][:200]
+    tried = [[name, "images" if name == "buildah" else "info"]]
+    if name == "podman" and os.getuid():  # where it may not raise limits, it can build images but not run them
+        tried.append(["podman", "unshare", "true"])
+    for words in tried:
+        done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        if done.returncode:
+            return (done.stderr.strip().splitlines() or [f"`{' '.join(words)}` ended with {done.returncode}"])[-1][:200]
     return None
 
 

@@ -26,6 +26,7 @@ REGION = "us-central1"
 TENANT = "local-tp"  # in place of the Google-owned project in which the service runs code
 SERVICE_FILE = Path("serve", "environment.json")  # in the state folder: variables for clients of the running service
 REFUSES = "127.0.0.1:9"  # the port for discarded data, where nothing listens
+DIRECTORIES = {"AIP_MODEL_DIR": "model", "AIP_CHECKPOINT_DIR": "checkpoints", "AIP_TENSORBOARD_LOG_DIR": "logs"}  # in a job's output
 _ROOT = Path(__file__).resolve().parents[2]
 _OURS = re.compile("(AIP_|CLOUD_ML_|TRAINER_|VERTEX_LOCAL_).*|TF_CONFIG|CLUSTER_SPEC|TPU_(NODE_NAME|CONFIG)")
 _CLOUD = re.compile("CLOUDSDK_.*|GOOGLE_(APPLICATION_CREDENTIALS|(CLOUD|API|OAUTH|AUTH)_.*)|GCE_METADATA_.*|GCLOUD_PROJECT|BOTO_CONFIG")
@@ -74,11 +75,10 @@ def inherited(variables: Mapping[str, str], cloud_credentials: bool = False) -> 
     kept = {name: value for name, value in variables.items() if not _OURS.fullmatch(name)}
     if cloud_credentials:
         return kept
-    return {name: value for name, value in kept.items() if not _CLOUD.fullmatch(name) and not _is_cloud_emulator(name, value)}
-
-
-def _is_cloud_emulator(name: str, value: str) -> bool:
-    return name in _EMULATORS and "googleapis.com" in value
+    return {
+        name: value for name, value in kept.items()
+        if not _CLOUD.fullmatch(name) and not (name in _EMULATORS and "googleapis.com" in value)
+    }  # fmt: skip
 
 
 def client_variables(state: Path, folder: Path) -> dict[str, str]:
@@ -196,5 +196,4 @@ def _directories(of: Identity) -> dict[str, str]:
     if of.output is None:
         return {}
     base = of.output.rstrip("/") + ("" if of.trial is None else f"/{of.trial}")
-    names = {"AIP_MODEL_DIR": "model", "AIP_CHECKPOINT_DIR": "checkpoints", "AIP_TENSORBOARD_LOG_DIR": "logs"}
-    return {name: f"{base}/{folder}/" for name, folder in names.items()}
+    return {name: f"{base}/{folder}/" for name, folder in DIRECTORIES.items()}

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..job.times import now
-from .store import Store, private_folder
+from .store import Store, private_folder, replace_text
 
 KINDS = ("customJobs", "hyperparameterTuningJobs", "batchPredictionJobs", "trainingPipelines", "pipelineJobs")
 SUCCEEDED, FAILED, CANCELLED = ENDED = ("SUCCEEDED", "FAILED", "CANCELLED")
@@ -230,6 +230,4 @@ def _settle_result(path: Path, message: str) -> None:
     with contextlib.suppress(OSError, ValueError, KeyError):  # there is none, or it is not ours
         result = json.loads(path.read_text())
         if result["state"] == "JOB_STATE_RUNNING":
-            new = path.with_name("result.json.new")
-            new.write_text(json.dumps({**result, "state": "JOB_STATE_FAILED", "error": message}, indent=1) + "\n")
-            new.replace(path)
+            replace_text(path, json.dumps({**result, "state": "JOB_STATE_FAILED", "error": message}, indent=1) + "\n")

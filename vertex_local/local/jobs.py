@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, quoted
-from . import job_record
-from .store import private_folder
+from .store import private_folder, replace_text
 
 STOP = "stop"  # a file in a job's folder: the process that runs the job then ends it
 SUCCEEDED, FAILED, CANCELLED, RUNNING = (f"JOB_STATE_{name}" for name in ("SUCCEEDED", "FAILED", "CANCELLED", "RUNNING"))
@@ -54,9 +53,7 @@ class Result:
     def write(self) -> None:
         """Replace `result.json` in one step."""
         content = {**self.__dict__, "folder": str(self.folder), "restarts": self.restarts, "pid": os.getpid()}
-        new = self.folder / "result.json.new"
-        new.write_text(json.dumps(content, indent=1) + "\n")
-        new.replace(self.folder / "result.json")
+        replace_text(self.folder / "result.json", json.dumps(content, indent=1) + "\n")
 
 
 def new_id() -> str:
@@ -104,16 +101,15 @@ def stop_asked(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def recorded(result: Result) -> Iterator[None]:
-    """Hold a job's lock while it runs; write `result.json` when it starts and, whatever happens, when it ends."""
-    with job_record.held(result.folder):
+    """Write `result.json` when a job, whose lock is held, starts and, whatever happens, when it ends."""
+    result.write()
+    try:
+        yield
+    except BaseException as error:
+        if result.state == RUNNING:
+            result.state = FAILED if isinstance(error, Exception) else CANCELLED
+            result.error = str(error) or type(error).__name__
+        raise
+    finally:
+        result.end = time.time()
         result.write()
-        try:
-            yield
-        except BaseException as error:
-            if result.state == RUNNING:
-                result.state = FAILED if isinstance(error, Exception) else CANCELLED
-                result.error = str(error) or type(error).__name__
-            raise
-        finally:
-            result.end = time.time()
-            result.write()

@@ -23,9 +23,7 @@ _TICK = 0.1
 class Cluster:
     """One job from its start to its end; all of it happens in the thread that calls `run`."""
 
-    def __init__(
-        self, job: JobFile, replicas: list[Replica], result: jobs.Result, report: Quiet, cancel: threading.Event, grace: float
-    ):
+    def __init__(self, job: JobFile, replicas: list[Replica], result: jobs.Result, report: Quiet, cancel: threading.Event, grace: float):
         self.job, self.replicas, self.result = job, replicas, result
         self.report, self.cancel, self.grace = report, cancel, grace
         self.selector = selectors.DefaultSelector()
@@ -113,7 +111,7 @@ class Cluster:
     def _start(self, replicas: Sequence[Replica]) -> None:
         for replica in replicas:
             replica.start(self.selector)
-            for note in replica.notes if len(replica.attempts) == 1 else replica.notes[:1]:
+            for note in replica.plan.notes if len(replica.attempts) == 1 else replica.plan.notes[:1]:
                 self.report.say(note)
         self._note()
         self.result.write()  # so that others can see the job's progress
@@ -164,7 +162,7 @@ class Cluster:
             self.result.replicas[replica.name] = {
                 "role": replica.member.role,
                 "index": replica.member.index,
-                "command": list(replica.argv),
+                "command": list(replica.plan.argv),
                 "log": str(replica.log),
                 "attempts": [vars(attempt) for attempt in replica.attempts],
             }

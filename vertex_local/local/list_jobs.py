@@ -8,7 +8,7 @@ A filter is written as for the API's list calls, over the fields of jobs as the 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from .. import cli
@@ -31,11 +31,8 @@ def main(argv: Sequence[str]) -> int:
 def _list(state_dir: str, text: str, limit: int) -> int:
     accepts = _filter(text)
     with records.opened(state_dir) as found:
-        chosen = list(itertools.islice((record for record in found.all() if accepts(record.document)), limit))
-        rows = [HEADINGS, *map(_row, chosen)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADINGS))]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+        chosen = itertools.islice((record for record in found.all() if accepts(record.document)), limit)
+        records.print_columns([HEADINGS, *map(_row, chosen)])
     return 0
 
 
@@ -43,20 +40,9 @@ def _filter(text: str) -> Any:
     from ..serve import filters
 
     try:
-        return filters.parse(text, _lookup)
+        return filters.parse(text, filters.lookup)
     except filters.FilterError as error:
         raise UserError(f"--filter: {str(error).removeprefix('filter: ')}") from None
-
-
-def _lookup(document: Mapping[str, Any], name: str) -> Any:
-    """Return the value of a field such as `displayName`, `display_name` or `labels.stage`."""
-    value: Any = document
-    for part in name.split("."):
-        if not isinstance(value, Mapping):
-            return None
-        first, *rest = part.split("_")
-        value = value.get(part, value.get(first + "".join(word.capitalize() for word in rest)))
-    return value
 
 
 def _row(record: records.Record) -> tuple[str, ...]:

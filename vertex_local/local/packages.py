@@ -141,7 +141,7 @@ def _pip(python: str, target: Path, say: Callable[[str], None], *args: str) -> N
     if done.returncode:
         lines = done.stderr.splitlines()
         errors = [line for line in lines if "error" in line.lower()] or lines
-        problem = output.last_error(errors, "no message")
+        problem = output.last_error(errors, "no message").rstrip(".")
         raise PackageError(
             f"pip could not install {args[-1]} (exit code {done.returncode}): {problem}. Mend what it names, or install it yourself."
         )
@@ -186,7 +186,7 @@ def build(project: Path, folder: Path, trainer: str | None = None, python: str =
         raise PackageError(f"there is no {project / 'setup.py'} to build the package with; give --project_dir.")
     with tempfile.TemporaryDirectory(prefix="sdist-") as scratch:
         tree = Path(scratch) / "tree"
-        shutil.copytree(project, tree, ignore=_left_out(project))
+        shutil.copytree(project, tree, ignore=_left_out(project), ignore_dangling_symlinks=True)  # an editor's locks
         variables = {name: value for name, value in os.environ.items() if name != "VERTEX_TRAINER"}
         variables |= {"VERTEX_TRAINER": trainer} if trainer else {}
         words = [python, "setup.py", "--quiet", "sdist", "--formats=gztar", f"--dist-dir={scratch}"]

@@ -18,7 +18,7 @@ from ..errors import UserError, quoted
 from ..job import buckets, settings
 from ..job.job_file import JobFile
 from ..job.pools import Pool
-from . import commands, containers, debugging, environment
+from . import commands, debugging, environment
 from .containers import Containers
 from .debugging import Debug
 from .engines import Image, Launcher
@@ -91,7 +91,7 @@ class RunOptions:
         """Return the paths that the options name.
 
         Raises:
-            UserError: there is no such checkout or interpreter.
+            UserError: there is no such checkout or interpreter, or buckets would lie in a file.
         """
         state, project = Path(os.path.abspath(self.state_dir)), Path(os.path.abspath(self.project_dir))
         if not project.is_dir():
@@ -100,12 +100,9 @@ class RunOptions:
         if program is None:
             raise UserError(f"--python: {self.python} is not a program that can be run. Name an interpreter.")
         root = Path(os.path.realpath(self.bucket_root or state / "buckets"))
+        if root.exists() and not root.is_dir():
+            raise UserError(f"--bucket_root: {root} is a file. Name a folder.")
         return Paths(state, root, project, os.path.abspath(program))
-
-    def identity(self, job: JobFile, job_id: str, root: Path) -> Identity:
-        """Return which job the replicas belong to; `root` is where buckets lie."""
-        output = None if job.output is None else buckets.to_path(job.output, root)
-        return Identity(job_id, output, self.trial, self.google_project, self.region)
 
 
 @dataclass(frozen=True)
@@ -135,11 +132,6 @@ class Planner:
     folder: Path
     job_id: str
 
-    @property
-    def identity(self) -> Identity:
-        """Which job the replicas belong to."""
-        return self.options.identity(self.job, self.job_id, self.paths.buckets)
-
     def members(self, take_port: Callable[[], int]) -> list[Member]:
         """Return all replicas with their addresses in the cluster."""
         return [
@@ -157,48 +149,48 @@ class Planner:
         env["PATH"] = os.pathsep.join((os.path.dirname(self.paths.python), env.get("PATH", os.defpath)))
         if site is not None:
             env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(site), env.get("PYTHONPATH"))))
-        cwd = command.cwd
-        if cwd is None:
-            cwd = self.folder / "work" / member.name
-            cwd.mkdir(parents=True, exist_ok=True)
+        cwd = command.cwd or self.folder / "work" / member.name
+        cwd.mkdir(parents=True, exist_ok=True)
         plan = ReplicaPlan(member, command.argv, cwd, env)
-        return self._debugged(plan, ("-m", "debugpy"), lambda: debugging.in_process(self.paths.project, site))
+        return self._debugged(plan, ("-m", "debugpy"), debugging.in_process(self.paths.project, site))
 
     def container(self, member: Member, members: Sequence[Member], image: Image, engine: Containers) -> ReplicaPlan:
         """Return what one replica runs in a container of `image`, which gets nothing of the caller's environment."""
-        command = containers.of_pool(self.job.pools[member.pool], image, self.paths.buckets)
+        command = commands.for_pool(self.job.pools[member.pool], "python3", self.paths.project, self.paths.buckets, image)
         env = self._environment(member, members, {"HOME": "/tmp"}, command.env)
         readable = environment.service_files(env, self.paths.state)
         launcher = engine.launcher(image, self.folder, self.paths.buckets, member.name, readable)
         if self.options.debug is not None:
             launcher = dataclasses.replace(launcher, mounts=[*launcher.mounts, debugging.mount()])
         plan = ReplicaPlan(member, command.argv, self.folder, env, launcher)
-        return self._debugged(plan, (str(debugging.INSIDE),), lambda: debugging.in_container(image.workdir, self.paths.buckets))
+        return self._debugged(plan, (str(debugging.INSIDE),), debugging.in_container(image.workdir, self.paths.buckets))
 
-    def _debugged(self, plan: ReplicaPlan, debugpy: Sequence[str], folders: Callable[[], Mapping[str, str]]) -> ReplicaPlan:
+    def _debugged(self, plan: ReplicaPlan, debugpy: Sequence[str], folders: Mapping[str, str]) -> ReplicaPlan:
         """Return the plan, changed to run under the debugger if its replica is the one to be debugged."""
         debug = self.options.debug
         if debug is None or plan.member.name != debug.replica:
             return plan
         port = debugging.choose_port(debug)
-        found = debugging.launch_configuration(debug.replica, port, folders())
+        found = debugging.launch_configuration(debug.replica, port, folders)
         notes = debugging.instructions(debug.replica, found, self.folder / "launch.json", self.paths.project)
-        env = {**plan.env, **debugging.variables()}
+        env = {**plan.env, **debugging.VARIABLES}
         return dataclasses.replace(plan, argv=debugging.wrap(plan.argv, port, debugpy), env=env, notes=tuple(notes))
 
     def _environment(
         self, member: Member, members: Sequence[Member], surroundings: Mapping[str, str], own: Mapping[str, str]
     ) -> dict[str, str]:  # fmt: skip
         """Return a replica's variables: its surroundings', then its image's and job's `own`, then the service's; later ones win."""
-        clients = {} if self.options.cloud_credentials else environment.client_variables(self.paths.state, self.folder)
+        options, output = self.options, self.job.output and buckets.to_path(self.job.output, self.paths.buckets)
+        of = Identity(self.job_id, output, options.trial, options.google_project, options.region)
+        clients = {} if options.cloud_credentials else environment.client_variables(self.paths.state, self.folder)
         return {
             **clients,
             "PYTHONUNBUFFERED": "1",
             **surroundings,
             **{name: clients[name] for name in environment.CERTIFICATES if name in clients},
             **own,
-            **environment.service_variables(self.job, members, member, self.identity),
-            **(self.options.variables or {}),
+            **environment.service_variables(self.job, members, member, of),
+            **(options.variables or {}),
             **self._of_folder(member.name),
         }
 

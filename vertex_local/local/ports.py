@@ -20,7 +20,7 @@ class Ports:
     def take(self) -> int:
         """Return a port that nothing listens on and no other job holds."""
         for port in random.SystemRandom().sample(range(*_RANGE), 2000):
-            if _is_free(port) and self._reserve(port):
+            if is_free(port) and self._reserve(port):
                 return port
         raise OSError(f"found no free port between {_RANGE[0]} and {_RANGE[1]}; end some of what listens there.")
 
@@ -42,10 +42,12 @@ class Ports:
             self._held.pop().close()
 
 
-def _is_free(port: int) -> bool:
+def is_free(port: int, reuse: bool = False) -> bool:
+    """Tell whether a program can listen on a port; with `reuse`, one that does not count what is left of earlier connections."""
     for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
         try:
             with socket.socket(family) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
                 probe.bind((host, port))
         except OSError as error:
             if family == socket.AF_INET or error.errno == errno.EADDRINUSE:

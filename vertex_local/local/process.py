@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 from . import output
-from .engines import Launcher
 from .environment import Member
+from .events import Follower
 from .kills import Kill
+from .plan import ReplicaPlan
 
 _SUPERVISOR = Path(__file__).with_name("supervise.py")
 _LONGEST = 1 << 16  # bytes: output without a line end, such as a progress bar, is shown when it gets longer
@@ -45,17 +46,11 @@ class Attempt:
 
 @dataclass
 class Replica:
-    """A replica that is started: what it runs, and its attempts so far. All of it belongs to one thread."""
+    """A replica that is started: what it runs, and its attempts so far; `folder` is its job's. All of it belongs to one thread."""
 
-    member: Member
-    argv: tuple[str, ...]
-    cwd: Path
-    env: dict[str, str]
-    log: Path
-    events: Path
+    plan: ReplicaPlan
+    folder: Path
     kill: Kill | None = None
-    launcher: Launcher | None = None  # where it runs in a container
-    notes: tuple[str, ...] = ()  # what to say when it starts: it waits for a debugger
     attempts: list[Attempt] = field(default_factory=list)
     restarts_in_try: int = 0
     kill_sent: bool = False
@@ -68,6 +63,14 @@ class Replica:
     _file: BinaryIO | None = None
     _lines: TextIO | None = None
 
+    def __post_init__(self) -> None:
+        self.log, self.events = self.folder / "logs" / f"{self.name}.log", self.folder / "events" / f"{self.name}.jsonl"
+        self.progress, self.launcher = Follower(self.events), self.plan.launcher
+
+    @property
+    def member(self) -> Member:
+        return self.plan.member
+
     @property
     def name(self) -> str:
         return self.member.name
@@ -75,7 +78,7 @@ class Replica:
     @property
     def debugged(self) -> bool:
         """Whether somebody debugs it: then no time limit ends the job."""
-        return bool(self.notes)
+        return bool(self.plan.notes)
 
     @property
     def running(self) -> bool:
@@ -95,18 +98,19 @@ class Replica:
 
     def start(self, selector: selectors.BaseSelector) -> None:
         """Start the next attempt; a kill drill belongs to the first one only."""
-        env = dict(self.env)
+        env = dict(self.plan.env)
         if self.kill and self.kill.for_trainer and not self.attempts:
             env["TRAINER_KILL"] = self.kill.for_trainer
+        command = self.launcher.command(self.plan.argv, env) if self.launcher else []  # it may fail: before there are pipes
         orders, self._orders = os.pipe()
         status, report = os.pipe()
-        if self.launcher is None:
-            command = [sys.executable, "-I", "-S", str(_SUPERVISOR), str(report), *self.argv]
+        if self.launcher:
+            env = dict(os.environ)
         else:
-            command, env = self.launcher.command(self.argv, env), dict(os.environ)
+            command = [sys.executable, "-I", "-S", str(_SUPERVISOR), str(report), *self.plan.argv]
         try:
             self._process = subprocess.Popen(
-                command, cwd=self.cwd, env=env, stdin=orders, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                command, cwd=self.plan.cwd, env=env, stdin=orders, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                 pass_fds=(report,), start_new_session=True, bufsize=0,
             )  # fmt: skip
         except BaseException:
@@ -127,7 +131,7 @@ class Replica:
             os.close(status)
         self._rest = dict.fromkeys(self._open, b"")
         self._file = open(self.log, "ab")
-        self._lines = open(self.log.parents[1] / "lines" / self.log.name, "a")
+        self._lines = open(self.folder / "lines" / self.log.name, "a")
         self.errors.clear()
         self.last_line = ""
         self.attempts.append(Attempt(time.time()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,9 +47,7 @@ class Record:
     @property
     def duration(self) -> float | None:
         """How many seconds it ran, or has been running for; None before its start."""
-        if "startTime" not in self.document:
-            return None
-        return times.seconds(self.document.get("endTime") or times.now()) - times.seconds(self.document["startTime"])
+        return times.spent(self.document) if "startTime" in self.document else None
 
     @property
     def result(self) -> dict[str, Any]:
@@ -65,19 +63,12 @@ class Record:
         return [folder for folder in (self.folder, *trials) if folder.is_dir()]
 
 
+@dataclass(frozen=True)
 class Records:
-    """The jobs of a state folder; opening it records those whose process was killed as failed."""
+    """The jobs of a state folder."""
 
-    def __init__(self, state_dir: str | Path):
-        self.state = Path(state_dir).resolve()
-        if not (self.state / FILE).is_file():
-            raise UserError(f"--state_dir: no job was recorded in {state_dir} yet. Name the folder in which one was run.")
-        self.store = Store(self.state)
-        job_record.settle(self.store, self.state, _hint)
-
-    def close(self) -> None:
-        """Close the store."""
-        self.store.close()
+    state: Path
+    store: Store
 
     def all(self) -> list[Record]:
         """Return every job, the newest first."""
@@ -122,6 +113,17 @@ def parser(command: str, description: str | None) -> argparse.ArgumentParser:
 
 @contextlib.contextmanager
 def opened(state_dir: str | Path) -> Iterator[Records]:
-    """Open the records of a state folder."""
-    with contextlib.closing(Records(state_dir)) as records:
-        yield records
+    """Open the records of a state folder; jobs whose process was killed are recorded as failed."""
+    state = Path(state_dir).resolve()
+    if not (state / FILE).is_file():
+        raise UserError(f"--state_dir: no job was recorded in {state_dir} yet. Name the folder in which one was run.")
+    with contextlib.closing(Store(state)) as store:
+        job_record.settle(store, state, _hint)
+        yield Records(state, store)
+
+
+def print_columns(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows of cells, each column as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())

@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
+import re
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from .. import cli
 from ..datasets import flags
 from ..datasets.dataset import Stopped
-from ..errors import UserError
+from ..errors import UserError, quoted
 from ..job import job_file, settings
 from ..job.job_file import JobFile
 from . import cluster, debugging, drill, jobs, kills, report
@@ -29,23 +30,21 @@ from .plan import GRACE, RunOptions
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    run = cli.Parser(
-        prog="python -m vertex_local run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    run = cli.Parser(prog="python -m vertex_local run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     run.add_argument("spec", help="job file as gcloud's --config takes it, or a whole CustomJob; YAML or JSON")
     cli.add_place_flags(run)
     run.add_argument("--job_id", metavar="ID", help="name of the job, must be new (default: a number made of the time)")
     run.add_argument("--announce", metavar="POOL", action="append", default=[], help="pool in the cluster, but not started")
     run.add_argument(
-        "--grace", metavar="SECONDS", type=float, default=GRACE, help="for the others when the chief is done (default: %(default)g)"
+        "--grace", metavar="SECONDS", type=_seconds, default=GRACE, help="for the others when the chief is done (default: %(default)g)"
     )
     run.add_argument(
-        "--kill", metavar="REPLICA@PLACE=N[,signal=S]", type=_kill, action="append", default=[],
+        "--kill", metavar="REPLICA@PLACE=N[,signal=S]", type=_flag(kills.parse), action="append", default=[],
         help="end a replica's first attempt, such as workerpool1-0@step=40,signal=KILL; places: step, checkpoint, "
         "evaluation, export (n-th; by our trainers), seconds (any program); repeatable",
     )  # fmt: skip
     run.add_argument(
-        "--debug", metavar="REPLICA[:PORT]", type=_debug,
+        "--debug", metavar="REPLICA[:PORT]", type=_flag(debugging.parse),
         help="start that replica, such as workerpool1-0, under debugpy; it waits on 127.0.0.1:PORT until an editor attaches",
     )  # fmt: skip
     run.add_argument("--drill", metavar="N", type=cli.whole(1), help="run once unbroken, then N times with kills drawn by --seed")
@@ -55,18 +54,22 @@ def build_parser() -> argparse.ArgumentParser:
     return run
 
 
-def _kill(text: str) -> kills.Kill:
-    try:
-        return kills.parse(text)
-    except UserError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+def _seconds(text: str) -> float:
+    if not re.fullmatch(r"\d+(\.\d+)?", text):
+        raise argparse.ArgumentTypeError(f"takes seconds such as {GRACE:g}; got {quoted(text)}.")
+    return float(text)
 
 
-def _debug(text: str) -> debugging.Debug:
-    try:
-        return debugging.parse(text)
-    except UserError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+def _flag(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Return the type of a flag whose text `parse` reads."""
+
+    def read(text: str) -> Any:
+        try:
+            return parse(text)
+        except UserError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return read
 
 
 def main(argv: Sequence[str]) -> int:
@@ -88,16 +91,16 @@ def _run(args: argparse.Namespace, extra: Sequence[str], cancel: threading.Event
     job = (job.without_data() if managed else job).with_args(extra)
     options = cli.run_options(args, announce=args.announce, grace=args.grace, job_id=args.job_id, record=True).known_under(job, given)
     if managed:
-        options = dataclasses.replace(options, variables=_exported(job, args, cancel))
+        options = dataclasses.replace(options, variables=_exported(job, args, options.paths().buckets, cancel))
     if args.drill:
         return _drill(job, args, options, cancel)
-    result = cluster.run(job, options, kills=args.kill, debug=args.debug, report=report.for_terminal(), cancel=cancel)
+    result = cluster.run(job, options, kills=args.kill, debug=args.debug, report=report.for_terminal(report.of_replicas), cancel=cancel)
     _summary(result)
     return 0 if result.succeeded else 1
 
 
 def _drill(job: JobFile, args: argparse.Namespace, options: RunOptions, cancel: threading.Event) -> int:
-    shown = report.for_terminal()
+    shown = report.for_terminal(report.of_replicas)
     drills = list(drill.run(job, args.drill, args.seed, job_id=args.job_id, report=shown, options=options, cancel=cancel))
     for each in drills:
         shown.say(f"{'ok  ' if each.passed else 'FAIL'} {each}")
@@ -106,9 +109,8 @@ def _drill(job: JobFile, args: argparse.Namespace, options: RunOptions, cancel: 
     return 0 if passed == args.drill else 1
 
 
-def _exported(job: JobFile, args: argparse.Namespace, cancel: threading.Event) -> dict[str, str]:
+def _exported(job: JobFile, args: argparse.Namespace, root: Path, cancel: threading.Event) -> dict[str, str]:
     """Export the job's managed data set and return the variables that say where it is."""
-    root = Path(os.path.realpath(args.bucket_root or Path(args.state_dir) / "buckets"))
     try:
         return flags.plan(job, args, root, say=lambda text: print(text, flush=True), stop=cancel.is_set).run()
     except Stopped:

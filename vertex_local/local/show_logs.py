@@ -1,6 +1,6 @@
 """Show what a job's replicas printed, in the order in which they printed it; with -f, go on until the job ends.
 
-    python -m vertex_local logs 20261128120000 -f
+python -m vertex_local logs 20261128120000 -f
 """
 
 from __future__ import annotations

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
+
 FILE = "records.sqlite"
 ORDERS = ("createTime", "updateTime", "startTime", "endTime", "displayName", "name")
 _ROWS = 200  # documents that are read at a time while a page is filled
@@ -53,24 +55,46 @@ class Page:
     token: str = ""
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Write a file in one step: who reads it meanwhile finds the earlier text or this one."""
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(text, encoding="utf-8")
+    new.replace(path)
+
+
 def private_folder(path: Path) -> Path:
-    """Make a folder that only its owner may read, unless it exists, and return it; missing parents are made as usual."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.mkdir(mode=0o700, exist_ok=True)
+    """Make a folder that only its owner may read, unless it exists, and return it; missing parents are made as usual.
+
+    Raises:
+        UserError: it cannot be made, or is a file.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be made a folder: {error.strerror}. Name another --state_dir.") from None
     return path
 
 
 class Store:
-    """All records of one state folder; safe to use from several threads and processes."""
+    """All records of one state folder; safe to use from several threads and processes.
+
+    Raises:
+        UserError: the folder's file is no such store, or damaged.
+    """
 
     def __init__(self, state_dir: Path):
         path = private_folder(state_dir) / FILE
         self._lock = threading.RLock()
         os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))  # before SQLite makes it readable for everybody
         self._base = sqlite3.connect(path, timeout=60, check_same_thread=False, isolation_level=None)
-        for setting in ("journal_mode=WAL", "synchronous=NORMAL"):  # safe from kill -9
-            self._base.execute(f"PRAGMA {setting}")
-        self._base.executescript(_TABLES)
+        try:
+            for setting in ("journal_mode=WAL", "synchronous=NORMAL"):  # safe from kill -9
+                self._base.execute(f"PRAGMA {setting}")
+            self._base.executescript(_TABLES)
+        except sqlite3.DatabaseError as error:
+            self._base.close()
+            raise UserError(f"{path}: holds no records of jobs: {error}. Move it away, or name another --state_dir.") from None
 
     def close(self) -> None:
         """Write what is left and close the file."""
@@ -117,17 +141,12 @@ class Store:
 
         No other thread or process can change it in between. If `change` raises, the document stays as it was.
         """
-        with self._lock:
+        with self._lock, self._base:  # which commits, or takes everything back
             self._base.execute("BEGIN IMMEDIATE")
-            try:
-                document = self.get(name)
-                if document is not None:
-                    change(document)
-                    self._run("UPDATE resources SET document = ? WHERE name = ?", json.dumps(document), name)
-            except BaseException:
-                self._base.execute("ROLLBACK")
-                raise
-            self._base.execute("COMMIT")
+            document = self.get(name)
+            if document is not None:
+                change(document)
+                self._run("UPDATE resources SET document = ? WHERE name = ?", json.dumps(document), name)
             return document
 
     def remove(self, name: str) -> bool:
@@ -199,8 +218,14 @@ class Store:
         return found
 
     def _ordered(
-        self, kind: str, parent: str, only: tuple[str | None, tuple[str, str] | None], order: str, descending: bool,
-        after: tuple[str, str] | None, rows_at_once: int,
+        self,
+        kind: str,
+        parent: str,
+        only: tuple[str | None, tuple[str, str] | None],
+        order: str,
+        descending: bool,
+        after: tuple[str, str] | None,
+        rows_at_once: int,
     ) -> Iterator[tuple[tuple[str, str], dict[str, Any]]]:
         """Yield ((order's value, name), document), reading a few rows of the file at a time."""
         value = {"createTime": "created", "name": "name"}.get(order, f"ifnull(json_extract(document, '$.{order}'), '')")
@@ -251,14 +276,9 @@ class Store:
     def write_points(self, series: str, points: Iterable[tuple[int, Mapping[str, Any]]]) -> None:
         """Store points, each with its step, under their series' full name; a point replaces an earlier one of the same step."""
         rows = [(series, step, json.dumps(document)) for step, document in points]
-        with self._lock:
+        with self._lock, self._base:
             self._base.execute("BEGIN IMMEDIATE")
-            try:
-                self._base.executemany("INSERT OR REPLACE INTO points VALUES (?, ?, ?)", rows)
-            except BaseException:
-                self._base.execute("ROLLBACK")
-                raise
-            self._base.execute("COMMIT")
+            self._base.executemany("INSERT OR REPLACE INTO points VALUES (?, ?, ?)", rows)
 
     def points(self, series: str) -> Sequence[dict[str, Any]]:
         """Return all points of a series in the order of their steps."""

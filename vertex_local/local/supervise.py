@@ -43,8 +43,8 @@ def _start(command: list[str], status: int) -> int:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.close(status)
         os.execvp(command[0], command)
-    except OSError as error:
-        os.write(2, f"error: cannot start {command[0]!r}: {error.strerror}\n".encode())
+    except (OSError, ValueError) as error:  # the latter for an empty name
+        os.write(2, f"error: cannot start {command[0]!r}: {getattr(error, 'strerror', None) or error}\n".encode())
     finally:
         os._exit(127)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..job import times
-from ..local.report import Follower
+from ..local.events import Follower
 from .parameters import Metric
 from .study import Study
 
@@ -110,9 +110,7 @@ def best(study: Study, trials: Iterable[dict[str, Any]]) -> list[dict[str, Any]]
     if len(study.objectives) == 1:
         return [safe[costs.index(min(costs))]] if safe else []
     return [
-        trial
-        for trial, mine in zip(safe, costs)
-        if not any(other != mine and all(a <= b for a, b in zip(other, mine)) for other in costs)
+        trial for trial, mine in zip(safe, costs) if not any(other != mine and all(a <= b for a, b in zip(other, mine)) for other in costs)
     ]
 
 

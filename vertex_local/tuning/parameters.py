@@ -39,6 +39,7 @@ class Parameter:
     high: float = 0
     values: tuple[Any, ...] = ()
     children: tuple[tuple[tuple[Any, ...], Parameter], ...] = ()
+    place: tuple[str | int, ...] = ()  # of its id in the file
 
     def active(self, value: Any) -> Iterator[Parameter]:
         """Yield the children that this parameter's `value` makes active."""
@@ -91,7 +92,7 @@ def _parameter(job: JobFile, raw: Any, path: tuple, seen: set[str]) -> Parameter
     if not kind:
         raise job.error(path, f"{name} needs one of {', '.join(f'{kind}ValueSpec' for kind in KINDS)}.")
     low, high, choices = _range(job, getattr(raw, f"{kind}_value_spec"), kind, (*path, f"{kind}ValueSpec"))
-    parameter = Parameter(name, kind, raw.ScaleType.Name(raw.scale_type), low, high, choices)
+    parameter = Parameter(name, kind, raw.ScaleType.Name(raw.scale_type), low, high, choices, place=(*path, "parameterId"))
     if kind == CATEGORICAL and parameter.scale != NO_SCALE:
         raise job.error((*path, "scaleType"), f"{name} is categorical, which has no scale; leave it out.")
     if parameter.scale in (LOG, REVERSE_LOG) and low <= 0:

@@ -18,15 +18,11 @@ from ..errors import UserError
 from ..job import buckets
 from ..local import cluster, job_record, jobs
 from ..local.plan import Paths, RunOptions
+from ..local.report import Quiet
 from .search import Search, import_optuna
 from .study import Study
 from .trials import Trial
 from .tuner import Result, Tuner
-from .tuning_report import Quiet
-
-
-class TuningError(UserError):
-    """A tuning job that cannot be started as asked."""
 
 
 def run(
@@ -51,12 +47,12 @@ def run(
     options = dataclasses.replace(options or RunOptions(), **changes)
     paths = options.paths()
     result = _result(study, options, paths)
-    with _held(result), cluster.kept(study.job, options, result), contextlib.closing(Search(study, result.folder, seed)) as search:
+    with _held(result), contextlib.closing(Search(study, result.folder, seed)) as search:
         search.check(_asked(study), f"job {result.job_id} in {result.folder}")
         (result.folder / "spec.yaml").write_text(study.job.text(), encoding="utf-8")
         _keep_start(result)
         tuner = Tuner(study, search, result, options, paths, report or Quiet(), cancel or threading.Event(), on_trial)
-        with jobs.recorded(result):
+        with cluster.kept(study.job, options, result), jobs.recorded(result):
             tuner.run()
     return result
 
@@ -65,7 +61,7 @@ def _result(study: Study, options: RunOptions, paths: Paths) -> Result:
     """Return the result of a new job, or of the earlier one that this run continues."""
     if options.job_id is not None:
         folder = jobs.folder_of(paths.state, options.job_id)
-        if (folder / "spec.yaml").exists():
+        if (folder / "study.db").exists():
             return Result(options.job_id, folder)
     _refuse_used_output(study, paths)
     made = jobs.create(paths.state, options.job_id)
@@ -78,7 +74,7 @@ def _held(result: Result) -> Any:
         with job_record.held(result.folder):
             yield
     except job_record.InUse:
-        raise TuningError(f"job {result.job_id} is running in another process; wait for it or end it.") from None
+        raise UserError(f"job {result.job_id} is running in another process; wait for it or end it.") from None
 
 
 def _keep_start(result: Result) -> None:
@@ -102,7 +98,7 @@ def _refuse_used_output(study: Study, paths: Paths) -> None:
             if other["log_dir"] == str(base).rstrip("/"):
                 others.append(other["job_id"])
     remedy = f"go on with that study by --job_id {others[-1]}" if others else "remove it"
-    raise TuningError(
+    raise UserError(
         f"{study.name}: {base}/{used[0]} holds an earlier trial {used[0]}: {remedy}, or give another outputUriPrefix (--output)."
     )
 

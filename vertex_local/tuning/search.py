@@ -23,16 +23,12 @@ STARTUP = 8  # trials drawn at random before the model is used
 _PER_DOUBLING = 8  # points at which the pruner compares trials, for each doubling of steps or seconds
 
 
-class SearchError(UserError):
-    """A search that cannot begin or go on."""
-
-
 def import_optuna() -> Any:
-    """Return the package, with its log messages below errors switched off; raise a SearchError if it is not installed."""
+    """Return the package, with its log messages below errors switched off; raise a UserError if it is not installed."""
     try:
         import optuna
     except ImportError as error:
-        raise SearchError(f"tuning needs the package optuna: pip install '.[tune]' ({error}).") from None
+        raise UserError(f"tuning needs the package optuna: pip install '.[tune]' ({error}).") from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
 
@@ -58,12 +54,12 @@ class Search:
         self.storage.engine.dispose()
 
     def check(self, asked: Mapping[str, Any], name: str) -> None:
-        """Raise a SearchError, whose message begins with `name`, if the study was begun with values other than `asked`."""
+        """Raise a UserError, whose message begins with `name`, if the study was begun with values other than `asked`."""
         before = self.inner.user_attrs.get("asked")
         if before is None:
             self.inner.set_user_attr("asked", dict(asked))
         elif changed := [name for name in asked if asked[name] != before.get(name)]:
-            raise SearchError(f"{name} was begun with other {' and '.join(changed)}; choose another --job_id.")
+            raise UserError(f"{name} was begun with other {' and '.join(changed)}; choose another --job_id.")
 
     def trials(self) -> list[dict[str, Any]]:
         """Return every trial that was saved, in the API's form."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,24 +91,6 @@ class Study:
     def notes(self) -> tuple[str, ...]:
         """One line for each thing that a local run does not imitate or does differently."""
         return tuple(_notes(self))
-
-    def edited(self, **fields: Any) -> Study:
-        """Return a study with other counts, such as max_trial_count, or another `algorithm` or `output`; it is checked again."""
-
-        def edit(job: JobFile) -> None:
-            for name, value in fields.items():
-                if name == "algorithm":
-                    job.message.study_spec.algorithm = type(job.message.study_spec).Algorithm.Value(value)
-                elif name == "output":
-                    job.spec.base_output_directory.output_uri_prefix = value
-                else:
-                    setattr(job.message, name, value)
-
-        return of(self.job.edited(edit))
-
-    def with_args(self, args: Any) -> Study:
-        """Return a study whose trials get `args` after their own arguments."""
-        return dataclasses.replace(self, job=self.job.with_args(args))
 
 
 def load(path: str | Path, given: Mapping[str, str] | None = None) -> Study:

@@ -10,7 +10,7 @@ from typing import Any
 from ..job import job_file
 from ..job.job_file import JobFile
 from ..job.pools import Pool
-from ..local import plan
+from ..local import devices, plan
 from ..local.plan import Paths
 from .measurements import value_of
 from .study import Study
@@ -68,6 +68,5 @@ def thread_limits(study: Study) -> dict[str, str]:
     processes = study.parallel * sum(pool.replicas for pool in pools[:2])
     if study.parallel == 1:
         return {}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     taken = {name for pool in pools for name, _ in pool.env} | set(os.environ)
-    return {name: str(max(1, cores // processes)) for name in _THREADS if name not in taken}
+    return {name: str(max(1, devices.cpus() // processes)) for name in _THREADS if name not in taken}

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import sys
 import threading
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from .. import cli
 from ..errors import UserError
 from ..job import buckets, settings
 from ..job.schema import SpecError
-from ..local import jobs, records
+from ..local import jobs, records, report
 from ..local.plan import RunOptions
 from . import runner as tuning
 from . import study, tuning_report
@@ -31,9 +32,7 @@ from .study import Study
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    tune = cli.Parser(
-        prog="python -m vertex_local tune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    tune = cli.Parser(prog="python -m vertex_local tune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     tune.add_argument(
         "spec", metavar="FILE", nargs="?",
         help="HyperparameterTuningJob file as gcloud's --config takes it; YAML or JSON (default: that of the job --job_id names)",
@@ -60,26 +59,27 @@ def main(argv: Sequence[str]) -> int:
 
 def read(args: argparse.Namespace, extra: Sequence[str]) -> Study:
     """Return the file's study, changed by the flags and with `extra` arguments for the trainer."""
-    changes: dict[str, Any] = {}
-    if args.output:
-        try:
-            changes["output"] = buckets.check_folder(args.output)
-        except buckets.BucketError as error:
-            raise SpecError(f"--output {error}") from None
-    for name in ("max_trial_count", "parallel_trial_count"):
-        if getattr(args, name):
-            changes[name] = getattr(args, name)
-    if args.algorithm:
-        changes["algorithm"] = study.ALGORITHMS[args.algorithm]
-    found = study.load(_file(args), settings.from_flags(args))
-    if found.max_failed > changes.get("max_trial_count", found.max_trials):
-        changes["max_failed_trial_count"] = changes["max_trial_count"]
-        note = f"maxFailedTrialCount is lowered from {found.max_failed} to {changes['max_trial_count']}"
-        print(f"note: {note}: the service allows at most maxTrialCount", flush=True)
+    job = study.load(_file(args), settings.from_flags(args)).job.with_args(extra)
+    _edit(job.message, args)
     try:
-        return found.edited(**changes).with_args(extra)
+        return study.of(job.with_output(buckets.check_folder(args.output)) if args.output else job)
+    except buckets.BucketError as error:
+        raise UserError(f"--output {error}") from None
     except SpecError as error:
-        raise SpecError(f"--algorithm: {error.problem}" if error.field == "studySpec.algorithm" else str(error)) from None
+        raise UserError(f"--algorithm: {error.problem}" if error.field == "studySpec.algorithm" else str(error)) from None
+
+
+def _edit(message: Any, args: argparse.Namespace) -> None:
+    """Change in a HyperparameterTuningJob what flags give."""
+    for name in ("max_trial_count", "parallel_trial_count"):
+        if count := getattr(args, name):
+            setattr(message, name, count)
+    if args.algorithm:
+        message.study_spec.algorithm = type(message.study_spec).Algorithm.Value(study.ALGORITHMS[args.algorithm])
+    trials, failed = message.max_trial_count or 1, message.max_failed_trial_count
+    if failed > trials:
+        message.max_failed_trial_count = trials
+        print(f"note: maxFailedTrialCount is lowered from {failed} to {trials}: the service allows at most maxTrialCount", flush=True)
 
 
 def _file(args: argparse.Namespace) -> Path:
@@ -96,7 +96,8 @@ def _file(args: argparse.Namespace) -> Path:
 
 def _run(args: argparse.Namespace, extra: Sequence[str], cancel: threading.Event) -> int:
     wanted = read(args, extra)
-    result = tuning.run(wanted, _options(args, wanted), seed=args.seed, report=tuning_report.for_terminal(wanted), cancel=cancel)
+    shown = report.for_terminal(functools.partial(tuning_report.table, wanted))
+    result = tuning.run(wanted, _options(args, wanted), seed=args.seed, report=shown, cancel=cancel)
     _summary(wanted, result)
     return 0 if result.succeeded else 1
 

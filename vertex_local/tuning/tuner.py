@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 import threading
 import time
@@ -16,11 +15,11 @@ from ..job import buckets, times
 from ..job.job_file import JobFile
 from ..local import cluster, devices, jobs, plan
 from ..local.plan import Paths, RunOptions
-from . import measurements, trials, tuning_page
+from ..local.report import Quiet
+from . import measurements, trials, tuning_page, tuning_report
 from .search import Search, grid_size
 from .study import Study
 from .trials import ACTIVE, INFEASIBLE, STOPPING, SUCCEEDED, Trial
-from .tuning_report import Quiet
 
 CUT = "the job ended before this trial did; the same job id runs it again"
 UNMEASURED = "stopped before its first report"
@@ -44,11 +43,10 @@ class _Running:
     """A trial under way: its job in a thread of its own, and what it has reported."""
 
     number: int
-    trial: Trial
     source: measurements.Reports
     start: float
+    slot: int  # among the trials that run at once
     cancel: threading.Event = field(default_factory=threading.Event)
-    slot: int = 0  # among the trials that run at once
     stopped: bool = False
     wrong: str = ""
     tags: set[str] = field(default_factory=set)
@@ -180,22 +178,23 @@ class Tuner:
     def _start(self, number: int) -> None:
         values, trial_id = self.search.values(number), str(number + 1)
         before = self.trials.get(number, {})
-        names = (f"{self.result.job_id}-trial-{trial_id}{f'-{n}' if n > 1 else ''}" for n in itertools.count(1))
-        earlier = list(itertools.takewhile(lambda name: (self.paths.state / "jobs" / name).exists(), names))
-        job_id = f"{self.result.job_id}-trial-{trial_id}{f'-{len(earlier) + 1}' if earlier else ''}"
+        job_id, earlier = f"{self.result.job_id}-trial-{trial_id}", []
+        while (self.paths.state / "jobs" / job_id).exists():
+            earlier.append(job_id)
+            job_id = f"{earlier[0]}-{len(earlier) + 1}"
         trial = {
             "id": trial_id, "state": ACTIVE, "parameters": [{"parameterId": k, "value": v} for k, v in values.items()],
             "measurements": before.get("measurements", []), "startTime": before.get("startTime", times.now()), "customJob": job_id,
         }  # fmt: skip
-        running = _Running(number, trial, measurements.Reports(self._metric_file(job_id)), times.seconds(trial["startTime"]))
-        running.slot = min(set(range(self.study.parallel)) - {other.slot for other in self.running.values()}, default=0)
+        slot = min(set(range(self.study.parallel)) - {other.slot for other in self.running.values()}, default=0)
+        running = _Running(number, measurements.Reports(self._metric_file(job_id)), times.seconds(trial["startTime"]), slot)
         for name in earlier if before else ():  # a trainer that resumes from a checkpoint does not repeat its reports
-            self._note(running, measurements.Reports(self._metric_file(name)).new())
+            trial["measurements"] = self._merged(running, trial, measurements.Reports(self._metric_file(name)).new())
         if before:  # the time between the two runs does not count
-            running.start = time.time() - max(map(measurements.seconds, running.trial["measurements"]), default=0.0)
-        self.search.save(number, running.trial)
+            running.start = time.time() - max(map(measurements.seconds, trial["measurements"]), default=0.0)
         self.running[number] = running
-        self._changed(number, running.trial, is_new=True)
+        self.trials.pop(number, None)
+        self._change(number, **trial)
         job = trials.job_for(self.study.job, values)
         threading.Thread(target=self._work, args=(running, job, job_id), daemon=True).start()
 
@@ -207,7 +206,7 @@ class Tuner:
         variables = {**self.variables, **devices.dealt(running.slot, self.study.parallel, self.gpus)}
         try:
             outcome: jobs.Result | BaseException = cluster.run(
-                job, self.options, job_id=job_id, trial=running.trial["id"], variables=variables, record=False, cancel=running.cancel
+                job, self.options, job_id=job_id, trial=str(running.number + 1), variables=variables, record=False, cancel=running.cancel
             )
         except BaseException as error:  # for the thread that waits for this one
             outcome = error
@@ -221,51 +220,52 @@ class Tuner:
             running.reports += running.source.new()
             # Some trainers report faster than each report could be handled by itself.
             if running.reports and (over or time.monotonic() - running.noted > _NOTE_AFTER):
-                self._note(running, running.reports)
+                measured = self._merged(running, self.trials[number], running.reports)
                 running.reports, running.noted = [], time.monotonic()
-                self.search.save(number, running.trial)
-                self._changed(number, running.trial)
-                if prunes and self.search.should_stop(number, running.trial["measurements"]) and not (over or running.stopped):
+                self._change(number, measurements=measured)
+                if prunes and self.search.should_stop(number, measured) and not (over or running.stopped):
                     self._stop(running)
             if over:
                 self._finish(running)
         self.report.update([self.trials[number] for number in sorted(self.trials)])
 
-    def _note(self, running: _Running, reports: Sequence[dict[str, Any]]) -> None:
-        trial, metrics = running.trial, self.study.metrics
-        running.trial = {**trial, "measurements": measurements.merge(trial["measurements"], reports, metrics, running.start)}
+    def _merged(self, running: _Running, trial: Trial, reports: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return a trial's measurements with further reports, and note what is wrong with these."""
         for report in reports:
             running.tags |= set(report["values"])
-            for metric in metrics:
+            for metric in self.study.metrics:
                 value = report["values"].get(metric.id, 0.0)
                 if not math.isfinite(value):
                     running.wrong = running.wrong or f"{metric.id} was {value} at step {report['step']}"
+        return measurements.merge(trial["measurements"], reports, self.study.metrics, running.start)
 
     def _stop(self, running: _Running) -> None:
         running.stopped = True
-        running.trial = {**running.trial, "state": STOPPING}
-        self._changed(running.number, running.trial)
+        self._change(running.number, state=STOPPING)
         running.cancel.set()
 
     def _finish(self, running: _Running) -> None:
         """Record the outcome of a trial whose job has ended."""
         del self.running[running.number]
-        outcome, trial = running.outcome, {**running.trial, "endTime": times.now()}
+        outcome, number, trial = running.outcome, running.number, self.trials[running.number]
         if isinstance(outcome, BaseException):
             raise outcome
         if running.source.lost:
             self.report.say(f"warning: trial {trial['id']} reported faster than its metric file can be read: some reports may be missing.")
         final = measurements.final(self.study, trial["measurements"])
         if outcome.state == jobs.CANCELLED and not running.stopped:
-            return self._changed(running.number, {**trial, "state": INFEASIBLE, "infeasibleReason": CUT})  # for the search it still runs
+            return self._cut(number)
         why = (outcome.error or "its job failed") if outcome.state == jobs.FAILED else running.wrong
         if not why and final is None:
             why = UNMEASURED if running.stopped else self._unmeasured(running)
-        trial |= {"state": INFEASIBLE, "infeasibleReason": why} if why else {"state": SUCCEEDED, "finalMeasurement": final}
-        self.search.save(running.number, trial)
-        self.search.tell(running.number, trials.final_values(trial), pruned=running.stopped)
-        self._changed(running.number, trial)
+        end = {"state": INFEASIBLE, "infeasibleReason": why} if why else {"state": SUCCEEDED, "finalMeasurement": final}
+        trial = self._change(number, endTime=times.now(), **end)
+        self.search.tell(number, trials.final_values(trial), pruned=running.stopped)
         tuning_page.write_events(self.study, trial, self._log_dir(trial))
+
+    def _cut(self, number: int) -> None:
+        """Record a trial that did not end by itself; for the search, which begins it again, it still runs."""
+        self._change(number, saved=False, state=INFEASIBLE, infeasibleReason=CUT, endTime=times.now())
 
     def _unmeasured(self, running: _Running) -> str:
         wanted, got = ", ".join(metric.id for metric in self.study.metrics), ", ".join(sorted(running.tags))
@@ -276,16 +276,21 @@ class Tuner:
         folders = (trial["id"],) if self.study.job.output is None else (trial["id"], "logs")
         return Path(str(self.result.log_dir), *folders)
 
-    def _changed(self, number: int, trial: Trial, is_new: bool = False) -> None:
-        is_news = is_new or self.trials[number]["state"] != trial["state"]
-        self.trials[number] = trial
+    def _change(self, number: int, saved: bool = True, **fields: Any) -> Trial:
+        """Give a trial these fields and return it: in the search, if it is to be `saved` there, in the result, in what is shown."""
+        before = self.trials.get(number, {})
+        self.trials[number] = trial = {**before, **fields}
+        if saved:
+            self.search.save(number, trial)
         self.result.trials = [self.trials[number] for number in sorted(self.trials)]
         self.result.best = [trial["id"] for trial in measurements.best(self.study, self.result.trials)]
         self.result.write()
-        if is_news:
-            self.report.trial(trial, self.result.trials)
+        if before.get("state") != trial["state"]:
+            said = tuning_report.describe(self.study, trial, self.result.trials)
+            self.report.change(said, in_table=trial["state"] != INFEASIBLE)  # a table has no room for the reason
         if self.on_trial:
             self.on_trial(trial)
+        return trial
 
     # ------------------------------------------------------------------ the end
 
@@ -295,7 +300,7 @@ class Tuner:
         self._wait()
         for number, trial in self.trials.items():
             if trial["state"] in (ACTIVE, STOPPING):  # interrupted earlier, and not run again
-                self._changed(number, {**trial, "state": INFEASIBLE, "infeasibleReason": CUT, "endTime": times.now()})
+                self._cut(number)
         self.result.state, self.result.error = state, error
 
     def _wait(self, quietly: bool = False) -> None:

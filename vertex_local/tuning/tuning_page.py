@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ..job import times
+from ..local.store import replace_text
 from . import importance, measurements, trials, tuning_report
-from .parameters import CATEGORICAL, walk
+from .parameters import INTEGER, Parameter, walk
 from .search import import_optuna
 from .study import Study
 from .trials import Trial
@@ -39,9 +40,7 @@ def write_report(study: Study, result: Any, path: Path) -> str | None:
         import plotly  # noqa: F401
     except ImportError as error:
         return f"it needs the package plotly: pip install '.[tune]' ({error})."
-    new = path.with_name(path.name + ".new")
-    new.write_text("\n".join(_page(study, result)), encoding="utf-8")
-    new.replace(path)
+    replace_text(path, "\n".join(_page(study, result)))
     return None
 
 
@@ -76,7 +75,7 @@ def _table(study: Study, result: Any) -> str:
     rows = [f"<tr>{''.join(f'<th>{html.escape(name)}</th>' for name in head)}</tr>"]
     for trial in tuning_report.ranked(study, result.trials):
         drawn, values = trials.parameters(trial), trials.final_values(trial) or {}
-        final, spent = trial.get("finalMeasurement", {}), times.seconds(trial["endTime"]) - times.seconds(trial["startTime"])
+        final, spent = trial.get("finalMeasurement", {}), times.spent(trial)
         cells = [trial["id"], trial["state"], *(f"{values[m.id]:.6g}" if m.id in values else "" for m in study.metrics)]
         cells += [final.get("stepCount", ""), f"{spent:.1f}", *(_text(drawn.get(name, "-")) for name in names)]
         kind = "best" if trial["id"] in result.best else trial["state"]
@@ -145,25 +144,28 @@ def write_events(study: Study, trial: Trial, folder: Path) -> None:
 def _session_events(study: Study, trial: Trial, begin: float, end: float) -> Iterator[Any]:
     """Yield the events from which the HParams view knows a trial: the study, the trial's parameters, and its end."""
     from tensorboard.compat.proto import event_pb2
-    from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+    from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2, summary_v2
 
-    started = plugin_data_pb2.SessionStartInfo(group_name=f"trial {trial['id']}", start_time_secs=begin)
-    for key, value in trials.parameters(trial).items():
-        if isinstance(value, str):
-            started.hparams[key].string_value = value
-        else:
-            started.hparams[key].number_value = value
+    ranges = [summary_v2.HParam(parameter.id, _domain(parameter)) for parameter in walk(study.parameters)]
+    metrics = [summary_v2.Metric(metric.id) for metric in study.metrics]
+    yield event_pb2.Event(wall_time=end, summary=summary_v2.hparams_config_pb(ranges, metrics, time_created_secs=0))
+    values = summary_v2.hparams_pb(trials.parameters(trial), f"trial {trial['id']}", begin)
+    yield event_pb2.Event(wall_time=end, summary=values)
     status = api_pb2.STATUS_SUCCESS if trial["state"] == trials.SUCCEEDED else api_pb2.STATUS_FAILURE
-    ended = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=end)
-    data = plugin_data_pb2.HParamsPluginData
-    for tag, part in (
-        (metadata.EXPERIMENT_TAG, data(experiment=_experiment(study))),
-        (metadata.SESSION_START_INFO_TAG, data(session_start_info=started)),
-        (metadata.SESSION_END_INFO_TAG, data(session_end_info=ended)),
-    ):
-        event = event_pb2.Event(wall_time=end)
-        event.summary.value.add(tag=tag, metadata=metadata.create_summary_metadata(part), tensor=metadata.NULL_TENSOR)
-        yield event
+    part = plugin_data_pb2.HParamsPluginData(session_end_info=plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=end))
+    event = event_pb2.Event(wall_time=end)
+    about = metadata.create_summary_metadata(part)
+    event.summary.value.add(tag=metadata.SESSION_END_INFO_TAG, metadata=about, tensor=metadata.NULL_TENSOR)
+    yield event
+
+
+def _domain(parameter: Parameter) -> Any:
+    """Return the values that a parameter may take, as TensorBoard has them."""
+    from tensorboard.plugins.hparams import summary_v2
+
+    if parameter.values:
+        return summary_v2.Discrete(parameter.values)
+    return (summary_v2.IntInterval if parameter.kind == INTEGER else summary_v2.RealInterval)(parameter.low, parameter.high)
 
 
 def _value_events(trial: Trial, begin: float) -> Iterator[Any]:
@@ -176,22 +178,3 @@ def _value_events(trial: Trial, begin: float) -> Iterator[Any]:
             for metric, value in measurements.value_of(item).items():
                 event.summary.value.add(tag=f"{prefix}{metric}", simple_value=value)
             yield event
-
-
-def _experiment(study: Study) -> Any:
-    """Return what the HParams view shows of the study itself: the parameters' ranges, and the metrics."""
-    from tensorboard.plugins.hparams import api_pb2
-
-    found = api_pb2.Experiment(name=study.message.display_name, time_created_secs=0)
-    for parameter in walk(study.parameters):
-        info = found.hparam_infos.add(name=parameter.id)
-        is_text = parameter.kind == CATEGORICAL
-        info.type = api_pb2.DATA_TYPE_STRING if is_text else api_pb2.DATA_TYPE_FLOAT64
-        if parameter.values:
-            for value in parameter.values:
-                info.domain_discrete.values.add(**{"string_value" if is_text else "number_value": value})
-        else:
-            info.domain_interval.min_value, info.domain_interval.max_value = parameter.low, parameter.high
-    for metric in study.metrics:
-        found.metric_infos.add().name.tag = metric.id
-    return found

@@ -2,76 +2,41 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from typing import Any, TextIO
+from typing import Any
 
 from ..job import times
-from ..local import terminal
 from . import measurements, trials
 from .parameters import walk
 from .study import Study
 from .trials import Trial
 
 
-class Quiet(terminal.Quiet):
-    """Prints nothing: for use as a library."""
+def table(study: Study, everyone: Sequence[Trial], room: int) -> Any:
+    """Return rich's table with at most `room` rows: the best trials on top, and always those that run."""
+    from rich.table import Table
 
-    def trial(self, trial: Trial, everyone: Sequence[Trial]) -> None:
-        """Show that a trial's state has changed."""
-
-
-class Lines(terminal.Lines, Quiet):
-    """One line per change."""
-
-    def __init__(self, study: Study, out: TextIO):
-        super().__init__(out)
-        self.study = study
-
-    def trial(self, trial: Trial, everyone: Sequence[Trial]) -> None:
-        self.say(describe(self.study, trial, everyone))
-
-
-class Table(terminal.Table, Quiet):
-    """Notes above a table of the trials."""
-
-    def __init__(self, study: Study, out: TextIO):
-        super().__init__(out)
-        self.study = study
-
-    def trial(self, trial: Trial, everyone: Sequence[Trial]) -> None:
-        if trial["state"] == trials.INFEASIBLE:  # the table has no room for the reason
-            self.say(describe(self.study, trial, everyone))
-
-    def draw(self, everyone: Sequence[Trial], room: int) -> Any:
-        """Return the table with at most `room` rows: the best trials on top, and always those that run."""
-        from rich.table import Table as Grid
-
-        names = [parameter.id for parameter in walk(self.study.parameters)]
-        grid = Grid("trial", "state", *(metric.id for metric in self.study.metrics), "step", "time", *names)
-        over, active = ranked(self.study, everyone), [trial for trial in everyone if "endTime" not in trial]
-        best = {trial["id"] for trial in measurements.best(self.study, everyone)}
-        kept = over if len(over) + len(active) <= room else over[: max(1, room - len(active) - 1)]
-        styles = {trials.SUCCEEDED: None, trials.INFEASIBLE: "red"}
-        for trial in kept:
-            grid.add_row(*self._row(trial, names), style="bold green" if trial["id"] in best else styles.get(trial["state"]))
-        if len(kept) < len(over):
-            grid.add_row("…", f"{len(over) - len(kept)} more")
-        for trial in active:
-            grid.add_row(*self._row(trial, names), style="cyan")
-        return grid
-
-    def _row(self, trial: Trial, names: Sequence[str]) -> list[str]:
-        values, step = _newest(trial)
-        drawn = trials.parameters(trial)
-        shown = [f"{values[metric.id]:.5g}" if metric.id in values else "" for metric in self.study.metrics]
-        parameters = [_short(drawn[name]) if name in drawn else "-" for name in names]
-        return [trial["id"], trial["state"], *shown, step, f"{_duration(trial):.1f} s", *parameters]
+    names = [parameter.id for parameter in walk(study.parameters)]
+    grid = Table("trial", "state", *(metric.id for metric in study.metrics), "step", "time", *names)
+    over, active = ranked(study, everyone), [trial for trial in everyone if "endTime" not in trial]
+    best = {trial["id"] for trial in measurements.best(study, everyone)}
+    kept = over if len(over) + len(active) <= room else over[: max(1, room - len(active) - 1)]
+    styles = {trials.SUCCEEDED: None, trials.INFEASIBLE: "red"}
+    for trial in kept:
+        grid.add_row(*_row(study, trial, names), style="bold green" if trial["id"] in best else styles.get(trial["state"]))
+    if len(kept) < len(over):
+        grid.add_row("…", f"{len(over) - len(kept)} more")
+    for trial in active:
+        grid.add_row(*_row(study, trial, names), style="cyan")
+    return grid
 
 
-def for_terminal(study: Study, out: TextIO | None = None) -> Quiet:
-    """Return the report that suits `out`, by default standard output."""
-    return terminal.choose(out, lambda to: Lines(study, to), lambda to: Table(study, to))
+def _row(study: Study, trial: Trial, names: Sequence[str]) -> list[str]:
+    values, step = _newest(trial)
+    drawn = trials.parameters(trial)
+    shown = [f"{values[metric.id]:.5g}" if metric.id in values else "" for metric in study.metrics]
+    parameters = [_short(drawn[name]) if name in drawn else "-" for name in names]
+    return [trial["id"], trial["state"], *shown, step, f"{times.spent(trial):.1f} s", *parameters]
 
 
 def ranked(study: Study, everyone: Sequence[Trial]) -> list[Trial]:
@@ -98,17 +63,12 @@ def describe(study: Study, trial: Trial, everyone: Sequence[Trial]) -> str:
     values, step = _newest(trial)
     text = ", ".join(f"{name} {value:.5g}" for name, value in values.items())
     is_best = trial["id"] in [other["id"] for other in measurements.best(study, everyone)]
-    return f"{head}: {text} at step {step}, {_duration(trial):.1f} s{' (best so far)' if is_best else ''}"
+    return f"{head}: {text} at step {step}, {times.spent(trial):.1f} s{' (best so far)' if is_best else ''}"
 
 
 def _newest(trial: Trial) -> tuple[dict[str, float], str]:
     measured = trial.get("finalMeasurement") or (trial["measurements"][-1] if trial["measurements"] else None)
     return (measurements.value_of(measured), measured["stepCount"]) if measured else ({}, "")
-
-
-def _duration(trial: Trial) -> float:
-    end = times.seconds(trial["endTime"]) if "endTime" in trial else time.time()
-    return end - times.seconds(trial["startTime"])
 
 
 def _short(value: Any) -> str:
