@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import secrets
-import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -56,24 +55,26 @@ def ensure_store(records: Store, location: str) -> str:
     Args:
         location: `projects/P/locations/L`.
     """
-    name = f"{location}/{STORES}/{DEFAULT_STORE}"
-    if records.get(name) is None:
-        try:
-            when = now()
-            records.add(name, STORES, {"name": name, "createTime": when, "updateTime": when})
-        except Taken:
-            pass  # another process was faster
-    return name
+    return ensure(records, location, STORES, DEFAULT_STORE, {})["name"]
 
 
-def add(records: Store, store: str, collection: str, document: Mapping[str, Any], number: str = "") -> dict[str, Any]:
-    """Record a new node and return it; without `number` it gets a random id.
+def ensure(records: Store, parent: str, collection: str, number: str, document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the resource of that id; make it if it is missing."""
+    name = f"{parent}/{collection}/{number}"
+    try:
+        return records.get(name) or add(records, parent, collection, document, number)
+    except Taken:  # another process was faster
+        return records.get(name) or {"name": name}
+
+
+def add(records: Store, parent: str, collection: str, document: Mapping[str, Any], number: str) -> dict[str, Any]:
+    """Record a new resource below `parent`, such as a node of a metadata store, and return it.
 
     Raises:
         BadId: the id is not valid.
-        Taken: there is a node of that name.
+        Taken: there is a resource of that name.
     """
-    name = f"{store}/{collection}/{check_id(number or str(uuid.uuid4()))}"
+    name = f"{parent}/{collection}/{check_id(number)}"
     when = now()
     document = {**document, "name": name, "createTime": when, "updateTime": when, "etag": secrets.token_hex(8)}
     return records.add(name, collection, document)
@@ -139,8 +140,7 @@ def shown(records: Store, document: dict[str, Any]) -> dict[str, Any]:
     """Return a context as the API shows it, with the contexts above it; any other node as it is."""
     if f"/{CONTEXTS}/" not in document["name"]:
         return document
-    parents = list(records.links_from(PARENT, document["name"]))
-    return {**document, "parentContexts": parents} if parents else document
+    return {**document, "parentContexts": list(records.links_from(PARENT, document["name"]))}
 
 
 # ------------------------------------------------------------------ subgraphs

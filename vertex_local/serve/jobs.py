@@ -13,6 +13,7 @@ from . import messages
 from .executor import Stopped
 from .local import Local, location_of
 from .rest import ApiError
+from .standard_methods import Resources
 
 if TYPE_CHECKING:
     from google.longrunning import operations_pb2
@@ -40,8 +41,14 @@ Work = Callable[[str, threading.Event], End]
 def check_name(job: Message) -> None:
     """Refuse a job without a display name, or with one that is too long."""
     messages.required(job, "display_name")
-    if len(job.display_name) > LONGEST_NAME:
-        raise ApiError("INVALID_ARGUMENT", f"displayName may have {LONGEST_NAME} characters at most.", "displayName")
+    check_length_of_name(job)
+
+
+def check_length_of_name(resource: Message, where: str = "") -> None:
+    """Refuse a resource whose display name is too long; `where` comes before the field's name in the error."""
+    if (length := len(resource.display_name)) > LONGEST_NAME:
+        field = f"{where}displayName"
+        raise ApiError("INVALID_ARGUMENT", f"{field} may have {LONGEST_NAME} characters at most; got {length:,}.", field)
 
 
 def create(local: Local, parent: str, kind: str, job: Message, work: Work, job_id: str = "", **more: Any) -> dict[str, Any]:
@@ -118,9 +125,7 @@ def run_backing(local: Local, name: str, kind: str, job: Message, work: Work, ca
 
 def cancel(local: Local, name: str) -> None:
     """Ask a job to end; its state shows when it has."""
-    document = local.known(name)
-    if job_record.is_over(document):
-        raise ApiError("FAILED_PRECONDITION", f"{name} is over ({document['state']}); there is nothing to cancel.")
+    check_under_way(local, name)
     if not local.executor_of(name.split("/")[-2]).cancel(name):
         raise ApiError("FAILED_PRECONDITION", f"{name} is run by another process than the service; end it there.")
     job_record.cancelling(local.records, name)
@@ -128,10 +133,37 @@ def cancel(local: Local, name: str) -> None:
 
 def forget(local: Local, name: str) -> None:
     """Remove the record of a job that is over; its files stay."""
+    local.records.remove(ended(local, name)["name"])
+
+
+def check_under_way(local: Local, name: str) -> None:
+    """Refuse to cancel a job that is over."""
+    document = local.known(name)
+    if job_record.is_over(document):
+        raise ApiError("FAILED_PRECONDITION", f"{name} is over ({document['state']}); there is nothing to cancel.")
+
+
+def ended(local: Local, name: str) -> dict[str, Any]:
+    """Return the record of a job that is over, so that it may be forgotten; refuse another."""
     document = local.known(name)
     if not job_record.is_over(document):
-        raise ApiError("FAILED_PRECONDITION", f"{document['name']} is in {document['state']}; cancel it first.")
-    local.records.remove(name)
+        raise ApiError("FAILED_PRECONDITION", f"{name} is in {document['state']}; cancel it first.")
+    return document
+
+
+class JobResources(Resources):
+    """The standard methods of a kind of job, and how it is cancelled."""
+
+    def cancel(self, request: Message) -> empty_pb2.Empty:
+        """Ask a job to end; its state shows when it has."""
+        from google.protobuf import empty_pb2
+
+        cancel(self._local, request.name)
+        return empty_pb2.Empty()
+
+    def forget(self, name: str) -> None:
+        """Remove the record of a job that is over; what it made and all files stay."""
+        forget(self._local, name)
 
 
 class Jobs:

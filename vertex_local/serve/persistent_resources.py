@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..job import schema
 from ..local import job_record
-from . import messages
+from . import jobs, messages
 from .local import Local
 from .rest import ApiError
 
@@ -27,8 +27,7 @@ def check(resource: Message, resource_id: str) -> None:
     if not _ID.fullmatch(resource_id):
         text = f"takes up to 63 small letters, digits and '-', a letter first and no '-' at the end; got {resource_id[:80]!r}"
         raise ApiError("INVALID_ARGUMENT", f"persistentResourceId {text}.", "persistentResourceId")
-    if len(resource.display_name) > 128:
-        raise ApiError("INVALID_ARGUMENT", "displayName may have 128 characters at most.", "persistentResource.displayName")
+    jobs.check_length_of_name(resource, "persistentResource.")
     messages.unsupported(resource.resource_runtime_spec, ("ray_spec",), where="persistentResource.resourceRuntimeSpec.")
     messages.required(resource, "resource_pools", where="persistentResource.")
     for index, pool in enumerate(resource.resource_pools):

@@ -50,8 +50,7 @@ def checked(local: Local, parent: str, job: Message, job_id: str) -> Pipeline:
     if job.template_uri and not job.pipeline_spec.fields:
         raise ApiError("UNIMPLEMENTED", "templateUri is not fetched by the local service; give pipelineSpec.", "pipelineJob.templateUri")
     messages.required(job, "pipeline_spec", where="pipelineJob.")
-    if len(job.display_name) > jobs.LONGEST_NAME:
-        raise ApiError("INVALID_ARGUMENT", f"displayName may have {jobs.LONGEST_NAME} characters at most.", "pipelineJob.displayName")
+    jobs.check_length_of_name(job, "pipelineJob.")
     messages.unsupported(job.runtime_config, ("parameters", "input_artifacts"), where="pipelineJob.runtimeConfig.")
     found = {name: messages.plain(value) for name, value in job.pipeline_spec.fields.items()}
     values = {name: messages.plain(value) for name, value in job.runtime_config.parameter_values.items()}
