@@ -142,6 +142,21 @@ def test_outputs_of_an_earlier_run_are_taken_by_content(run, pipelines):  # noqa
     assert set(states(run("chain", "--parameter=text=cached", "--no_caching").job).values()) == {"SUCCEEDED"}
 
 
+def test_a_link_to_nothing_in_the_checkout_is_no_source(tmp_path):
+    for name in ("setup.py", "model.py"):
+        (tmp_path / name).write_text("")
+    code = "import sys\nfrom pathlib import Path\nfrom vertex_local.pipelines import caching\nprint(caching.sources(Path(sys.argv[1])))"
+
+    def checksum() -> str:
+        done = subprocess.run([kfp_python(), "-c", code, str(tmp_path)], env=environ(), capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    before = checksum()
+    (tmp_path / ".#model.py").symlink_to("user@host.123:456")
+    assert checksum() == before
+
+
 def test_runs_that_start_within_a_second_have_names_of_their_own(run, pipelines, compiled, monkeypatch, capsys):  # noqa: F811
     monkeypatch.setattr(command, "_new_id", lambda name: f"{name}-now")
     assert [run("chain", "--parameter=text=cached").id for _ in range(3)] == ["chain-now", "chain-now-2", "chain-now-3"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 import subprocess
@@ -18,8 +19,9 @@ from vertex_local.__main__ import main
 from vertex_local.errors import UserError
 from vertex_local.job import pipeline_spec
 from vertex_local.job.pipeline_spec import PipelineError
-from vertex_local.pipelines import conditions, patches, python, spec, steps
+from vertex_local.pipelines import command, conditions, patches, python, spec, steps
 from vertex_local.pipelines.forks import Fork, ForkServer
+from vertex_local.pipelines.tasks import Task, Tasks, log_name
 
 GOOGLE = "google_cloud_pipeline_components.container.v1"
 
@@ -152,6 +154,23 @@ def test_flags_that_are_wrong_start_nothing(tmp_path, capsys, monkeypatch):
         assert main(["pipeline", "one.yaml", "--parameter", "n=1"]) == 2
         assert f"{sys.executable} has no kfp" in capsys.readouterr().err
     assert not Path(".vertex_local").exists()
+
+
+@pytest.mark.parametrize("name", ["train", "2-steps", "x" * 128])
+def test_a_run_gets_a_name_that_the_service_takes_whatever_the_pipelines_is(name):
+    assert pipeline_spec.JOB_ID.fullmatch(command._new_id(name))
+
+
+def test_the_log_that_the_command_names_is_that_of_the_last_attempt_and_of_a_long_name():
+    long = hashlib.sha256(b"x" * 150).hexdigest()[:12]
+    for name, attempts, ending in (("add", 1, "add"), ("add", 3, "add-retry-2"), ("x" * 150, 1, long)):
+        found = []
+        known = Tasks("projects/p/locations/l", "job", found.append)
+        task = known.begin(Task(name, "comp", Task("root", "root", None, "root"), "container"))
+        for _ in range(attempts - 1):
+            known.to(task, "RUNNING", "not yet")
+        known.to(task, "FAILED", "never")
+        assert command._log_name(found[-1]) == log_name(task.unique_name, attempts) and command._log_name(found[-1]).endswith(ending)
 
 
 # ------------------------------------------------------------------ conditions

@@ -116,6 +116,20 @@ def test_a_job_is_a_message_in_and_out(house):
     assert [job.name for job in house.call("ListCustomJobs", parent=PARENT).custom_jobs] == [made.name]
 
 
+def test_a_job_is_held_until_its_end_is_recorded(house, monkeypatch):
+    """Else `list`, in another process, could take it for one that was killed."""
+    held, end = [], job_record.end
+
+    def noted(records, name, *rest):
+        held.append(job_record.is_held(house.local.state / "jobs" / name.rpartition("/")[2]))
+        end(records, name, *rest)
+
+    monkeypatch.setattr(job_record, "end", noted)
+    made = house.create("pass")
+    wait_for(lambda: house.state(made.name) == "SUCCEEDED")
+    assert held == [True]
+
+
 def test_jobs_that_wait_hold_no_thread_and_can_be_cancelled(house):
     before = threading.active_count()
     names = [house.create(SLEEP).name for _ in range(100)]

@@ -146,50 +146,39 @@ def shown(records: Store, document: dict[str, Any]) -> dict[str, Any]:
 # ------------------------------------------------------------------ subgraphs
 
 
-def of_execution(records: Store, execution: str) -> Subgraph:
-    """Return an execution with its artifacts and events."""
-    found = Subgraph()
-    _take(records, found, execution)
-    for event in events_of(records, execution):
-        found.events.append(event)
-        _take(records, found, event["artifact"])
-    return found
-
-
 def of_context(records: Store, context: str) -> Subgraph:
     """Return the nodes that belong to a context, and the events between them."""
     found = Subgraph()
-    for name in records.links_to(IN_CONTEXT, context):
-        _take(records, found, name)
+    for document in filter(None, map(records.get, records.links_to(IN_CONTEXT, context))):
+        _take(found, document)
     for execution in found.executions:
         found.events += [event for event in events_of(records, execution) if event["artifact"] in found.artifacts]
     return found
 
 
-def of_artifact(
-    records: Store, artifact: str, hops: int | None = None, accepts: Callable[[dict[str, Any]], bool] | None = None
+def around(
+    records: Store, start: str, hops: int | None = None, accepts: Callable[[dict[str, Any]], bool] | None = None
 ) -> Subgraph:  # fmt: skip
-    """Return all nodes that an artifact was made from, and all that were made from it.
+    """Return an artifact or an execution with all that it was made from, and all that was made from it.
 
     Args:
-        hops: the most events between the artifact and a node; None for no limit.
-        accepts: whether an artifact, other than the one asked for, belongs to the result.
+        hops: the most events between `start` and a node; None for no limit.
+        accepts: whether an artifact, other than `start`, belongs to the result.
     """
-    found, seen = Subgraph(), {artifact}
-    queue = deque([(artifact, 0)])
+    found, seen = Subgraph(), {start}
+    queue = deque([(start, 0)])
     known: dict[tuple[str, str, str], dict[str, Any]] = {}
     while queue:
         name, distance = queue.popleft()
         document = records.get(name)
-        is_artifact = f"/{ARTIFACTS}/" in name
-        if document is None or (is_artifact and name != artifact and accepts is not None and not accepts(document)):
+        if document is None or (_is_artifact(name) and name != start and accepts is not None and not accepts(document)):
             continue
-        _take(records, found, name)
+        _take(found, document)
         if hops is not None and distance >= hops:
             continue
-        for event in events_at(records, name) if is_artifact else events_of(records, name):
+        for event in events_of(records, name):
             known[event["execution"], event["artifact"], event["type"]] = event
-            other = event["execution"] if is_artifact else event["artifact"]
+            other = event["execution"] if _is_artifact(name) else event["artifact"]
             if other not in seen:
                 seen.add(other)
                 queue.append((other, distance + 1))
@@ -198,25 +187,20 @@ def of_artifact(
     return found
 
 
-def events_of(records: Store, execution: str) -> list[dict[str, Any]]:
-    """Return the events of an execution, its inputs first."""
-    return [
-        {"execution": execution, "artifact": name, "type": kind, **document}
-        for kind in EVENTS
-        for name, document in records.links_from(kind, execution).items()
-    ]
+def events_of(records: Store, name: str) -> list[dict[str, Any]]:
+    """Return the events of an execution or of an artifact, those in which an execution has read one first."""
+    found = []
+    for kind in EVENTS:
+        links = records.links_to(kind, name) if _is_artifact(name) else records.links_from(kind, name)
+        for other, document in links.items():
+            execution, artifact = (other, name) if _is_artifact(name) else (name, other)
+            found.append({"execution": execution, "artifact": artifact, "type": kind, **document})
+    return found
 
 
-def events_at(records: Store, artifact: str) -> list[dict[str, Any]]:
-    """Return the events of an artifact, those of executions that made it last."""
-    return [
-        {"execution": name, "artifact": artifact, "type": kind, **document}
-        for kind in EVENTS
-        for name, document in records.links_to(kind, artifact).items()
-    ]
+def _is_artifact(name: str) -> bool:
+    return f"/{ARTIFACTS}/" in name
 
 
-def _take(records: Store, found: Subgraph, name: str) -> None:
-    document = records.get(name)
-    if document is not None:
-        (found.artifacts if f"/{ARTIFACTS}/" in name else found.executions)[name] = document
+def _take(found: Subgraph, document: dict[str, Any]) -> None:
+    (found.artifacts if _is_artifact(document["name"]) else found.executions)[document["name"]] = document

@@ -8,12 +8,9 @@ a message that says so. Runs in the pipelines' environment.
 from __future__ import annotations
 
 import importlib
-import importlib.abc
-import importlib.util
 import inspect
 import json
 import re
-import sys
 import types
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -42,6 +39,8 @@ _RUNNER = (
     ("kfp.local.orchestrator.task_executor", "execute_single_task", _SCOPE),
     ("kfp.local.io", "IOStore", "parent"),
     ("kfp.local.cache", "get_local_cache", ""),
+    ("kfp.local.cache", "LocalCache._serialize_artifact", "artifact"),
+    ("kfp.local.cache", "LocalCache._deserialize_artifact", "data"),
     ("kfp.local.importer_handler", "run_importer", "pipeline_resource_name component_name component_spec executor_spec arguments "
      "pipeline_root unique_pipeline_id"),
     ("kfp.local.executor_input_utils", "get_local_task_resource_name", "component_name"),
@@ -115,6 +114,8 @@ def for_runner(run: PipelineRun) -> None:
     io.IOStore = _scopes(io.IOStore, run)
     task_executor.time = types.SimpleNamespace(sleep=run.sleep)  # a cancellation ends this sleep
     cache.get_local_cache = lambda: run.cache
+    cache.LocalCache._serialize_artifact = staticmethod(_cached(cache.LocalCache._serialize_artifact))
+    cache.LocalCache._deserialize_artifact = staticmethod(_from_cache(cache.LocalCache._deserialize_artifact))
     # A nested pipeline gets the arguments of its task, including artefacts from other tasks.
     task_spec_utils.build_nested_dag_arguments = _nested_arguments(utils)
     utils.get_dag_output_artifacts = classmethod(_output_artifacts)
@@ -247,10 +248,8 @@ def whole(value: Any) -> Any:
 
 def _typed(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def read(runtime_artifact: Any) -> Any:
-        artifact = original(runtime_artifact)
+        artifact = _with_type(original(runtime_artifact), runtime_artifact.type)
         artifact.metadata = whole(dict(artifact.metadata))
-        artifact.schema_title = runtime_artifact.type.schema_title or artifact.schema_title
-        artifact.schema_version = runtime_artifact.type.schema_version or artifact.schema_version
         return artifact
 
     return read
@@ -259,13 +258,26 @@ def _typed(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
 def _typed_import(original: Callable[..., Any]) -> Callable[..., Any]:
     def run_importer(executor_spec: Any, **names: Any) -> Any:
         outputs, state = original(executor_spec=executor_spec, **names)
-        schema = executor_spec.importer.type_schema
         for artifact in outputs.values():
-            artifact.schema_title = schema.schema_title or artifact.schema_title
-            artifact.schema_version = schema.schema_version or artifact.schema_version
+            _with_type(artifact, executor_spec.importer.type_schema)
         return outputs, state
 
     return run_importer
+
+
+def _with_type(artifact: Any, schema: Any) -> Any:
+    """Give an artefact the type that a message names, of which kfp keeps its own types only, and return it."""
+    artifact.schema_title = schema.schema_title or artifact.schema_title
+    artifact.schema_version = schema.schema_version or artifact.schema_version
+    return artifact
+
+
+def _cached(original: Callable[[Any], dict[str, Any]]) -> Callable[[Any], dict[str, Any]]:
+    return lambda artifact: {**original(artifact), "schema_title": artifact.schema_title, "schema_version": artifact.schema_version}
+
+
+def _from_cache(original: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], Any]:
+    return lambda data: _with_type(original(data), types.SimpleNamespace(**data))
 
 
 # ------------------------------------------------------------------ the process of one step
@@ -280,6 +292,7 @@ def for_step(service: Mapping[str, str]) -> None:
     import google.auth
     import google.oauth2.credentials
     import requests
+    import wrapt
     from kfp.dsl.types import artifact_types
 
     if not hasattr(artifact_types, "_GCS_LOCAL_MOUNT_PREFIX"):
@@ -297,7 +310,7 @@ def for_step(service: Mapping[str, str]) -> None:
 
     requests.Session.request = redirected
     for name in ("google.cloud.aiplatform_v1", "google.cloud.aiplatform_v1beta1"):
-        _after_import(name, _over_rest)
+        wrapt.register_post_import_hook(_over_rest, name)
 
 
 def for_launcher() -> None:
@@ -322,38 +335,6 @@ def _with_transport(original: Callable[..., None]) -> Callable[..., None]:
         original(self, credentials=credentials, transport="rest" if transport in (None, "grpc") else transport, **names)
 
     return create
-
-
-class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Calls a function with a module once the module has been imported."""
-
-    def __init__(self, name: str, function: Callable[[types.ModuleType], None]):
-        self.name, self.function = name, function
-        self.loader: Any = None  # the module's own
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        if name != self.name:
-            return None
-        sys.meta_path.remove(self)
-        found = importlib.util.find_spec(name)
-        if found is not None:
-            self.loader, found.loader = found.loader, self
-        return found
-
-    def create_module(self, spec: Any) -> Any:
-        return self.loader.create_module(spec)
-
-    def exec_module(self, module: types.ModuleType) -> None:
-        module.__loader__ = module.__spec__.loader = self.loader
-        self.loader.exec_module(module)
-        self.function(module)
-
-
-def _after_import(name: str, function: Callable[[types.ModuleType], None]) -> None:
-    if name in sys.modules:
-        function(sys.modules[name])
-    else:
-        sys.meta_path.insert(0, _Finder(name, function))
 
 
 # ------------------------------------------------------------------ placeholders

@@ -20,13 +20,11 @@ from typing import Any
 
 from ..errors import UserError
 from ..job import buckets
-from ..local import output
 from . import caching, conditions, forks, patches, steps
 from .service import Service
-from .tasks import Task, Tasks
+from .tasks import Task, Tasks, log_name
 
 _ITERATION = re.compile(r"(.*)-iteration-\d+")
-_LOG_TAIL = 1 << 16  # bytes of a step's log in which its error is looked for
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,7 @@ class PipelineRun:
         workspace.mkdir(exist_ok=True)
         runner = local.SubprocessRunner(use_venv=False)
         local.init(runner, pipeline_root=str(workspace), workspace_root=str(workspace), raise_on_error=False)
-        self.cache = caching.ContentCache(self.request, self._used_cache)
+        self.cache = caching.ContentCache(self.request, self._service, self._used_cache)
         self._take_conditions({"root": spec.root, **spec.components})
         root = self.tasks.begin(Task(self.request.job_id, "root", None, "root", inputs=dict(self.request.parameters)))
         executors = {name: utils.struct_to_executor_spec(each) for name, each in spec.deployment_spec["executors"].items()}
@@ -365,7 +363,7 @@ class PipelineRun:
         task, request = self.current, self.request
         if self.cancelled.is_set():
             return 1
-        log = Path(request.folder, "logs", f"{task.file_name}.log")
+        log = Path(request.folder, "logs", f"{log_name(task.unique_name, task.attempts)}.log")
         task.log = f"logs/{log.name}"
         argument = steps.plan(command, request.service, Path(request.cache_dir).parent / "packages")
         address = request.servers[argument["server"]]
@@ -386,7 +384,7 @@ class PipelineRun:
         if self.cancelled.is_set() and task.resource:  # the launcher may have been ended before it could cancel its job
             self._service.ask("POST", f"{task.resource}:cancel", {})
         if code:
-            task.error = self._error_of_resource(task.resource) or _headline(log, code)
+            task.error = self._error_of_resource(task.resource) or fork.last_error()
         return code
 
     def _error_of_resource(self, name: str) -> str:
@@ -397,15 +395,6 @@ class PipelineRun:
     def _env(self, more: Mapping[str, str]) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if name != forks.EVENTS}
         return {**kept, **more, "VERTEX_AI_PIPELINES_RUN_LABELS": json.dumps(self.request.labels)}
-
-
-def _headline(log: Path, code: int) -> str:
-    """Return the line that best says why a step failed."""
-    with contextlib.suppress(OSError), open(log, "rb") as file:
-        file.seek(max(0, os.path.getsize(log) - _LOG_TAIL))
-        lines = file.read().decode("utf-8", "replace").splitlines()
-        return output.last_error(lines, f"it ended with code {code} and said nothing")
-    return f"it ended with code {code}"
 
 
 if __name__ == "__main__":

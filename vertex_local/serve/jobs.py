@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import threading
 from collections.abc import Callable, Mapping
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..local import job_record
+from ..local import jobs as local_jobs
 from . import messages
 from .executor import Stopped
 from .local import Local, location_of
@@ -78,8 +80,17 @@ def kept(job: Message) -> dict[str, Any]:
     return {key: value for key, value in messages.to_json(job).items() if key not in _OUTPUT_ONLY}
 
 
-def _run(local: Local, name: str, work: Work, cancel: threading.Event) -> None:
-    _end(local, name, *as_seen(local, *outcome(work, name, cancel)))
+def _run(local: Local, name: str, work: Work, cancel: threading.Event) -> End:
+    """Do a job's work, and record and return how it ended."""
+    with contextlib.ExitStack() as stack:  # until the end is recorded: no other process takes the job for one that was killed
+
+        def held(name: str, cancel: threading.Event) -> End:
+            stack.enter_context(job_record.held(local_jobs.folder_of(local.state, name.rpartition("/")[2])))
+            return work(name, cancel)
+
+        state, error = as_seen(local, *outcome(held, name, cancel))
+        _end(local, name, state, error)
+        return state, error
 
 
 def outcome(work: Work, name: str, cancel: threading.Event) -> End:
@@ -118,8 +129,7 @@ def run_backing(local: Local, name: str, kind: str, job: Message, work: Work, ca
     key = "backingCustomJob" if kind == "customJobs" else "backingHyperparameterTuningJob"
     job_record.update(local.records, name, lambda pipeline: pipeline.update(trainingTaskMetadata={key: backing}))
     local.executor.share(name, backing)
-    state, error = as_seen(local, *outcome(work, backing, cancel))
-    _end(local, backing, state, error)
+    state, error = _run(local, backing, work, cancel)
     return backing, (state, None if state == "CANCELLED" else error)
 
 

@@ -49,7 +49,7 @@ class MetadataService:
         if request.max_hops < 0:
             raise ApiError("INVALID_ARGUMENT", f"maxHops takes a whole number from 0 on; got {request.max_hops}.", "maxHops")
         accepts = self._artifacts.parsed(request.filter) if request.filter else None
-        return _subgraph(nodes.of_artifact(self._records, request.artifact, request.max_hops or None, accepts))
+        return _subgraph(nodes.around(self._records, request.artifact, request.max_hops or None, accepts))
 
     def add_execution_events(self, request: types.AddExecutionEventsRequest) -> types.AddExecutionEventsResponse:
         """Record which artifacts an execution has read and made."""
@@ -69,7 +69,7 @@ class MetadataService:
     def query_execution_inputs_and_outputs(self, request: types.QueryExecutionInputsAndOutputsRequest) -> types.LineageSubgraph:
         """Return an execution with its artifacts."""
         self._local.known(request.execution)
-        return _subgraph(nodes.of_execution(self._records, request.execution))
+        return _subgraph(nodes.around(self._records, request.execution, hops=1))
 
     # ------------------------------------------------------------------ contexts
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from ..job import buckets, pipeline_spec
-from ..local import environment, job_record, output
+from ..local import environment, job_record
 from ..local import jobs as local_jobs
 from ..pipelines import forks, python, spec, tasks
 from . import endpoint, jobs, messages, pipeline_lineage
@@ -86,9 +86,7 @@ def create(local: Local, parent: str, pipeline: Pipeline) -> dict[str, Any]:
     local.workers.start("google" if spec.uses_google(pipeline.spec) else "kfp")  # imports while the job is kept and waits its turn
 
     def work(name: str, cancel: threading.Event) -> jobs.End:
-        folder = local.state / "jobs" / pipeline.job_id
-        with job_record.held(folder):  # so that no other process takes the pipeline for lost
-            return _run(local, name, pipeline, folder, cancel)
+        return _run(local, name, pipeline, local.state / "jobs" / pipeline.job_id, cancel)
 
     return jobs.create(local, parent, KIND, pipeline.job, work, pipeline.job_id)
 
@@ -99,13 +97,12 @@ def _run(local: Local, name: str, pipeline: Pipeline, folder: Path, cancel: thre
         (folder / each).mkdir(exist_ok=True)
     (folder / "pipeline.json").write_text(json.dumps({"pipelineSpec": pipeline.spec, "parameters": pipeline.parameters}, indent=1) + "\n")
     job_record.running(local.records, name)
-    contexts = _contexts(name, pipeline)
-    job_record.update(local.records, name, lambda document: document.update(jobDetail=contexts))
-    pipeline_lineage.begin(local.records, contexts, name)
+    detail = pipeline_lineage.begin(local.records, name, pipeline.spec["pipelineInfo"]["name"])
+    job_record.update(local.records, name, lambda document: document.update(jobDetail=detail))
     request, variables = _request(local, name, pipeline, folder), _variables(local, folder)
-    log = folder / "logs" / LOG
     fork = forks.Fork(
-        local.workers.address("kfp"), "vertex_local.pipelines.run:main", request, env=variables, cwd=local.project_dir, log=log
+        local.workers.address("kfp"), "vertex_local.pipelines.run:main", request, env=variables, cwd=local.project_dir,
+        log=folder / "logs" / LOG,
     )  # fmt: skip
     end, asked = None, False
 
@@ -126,12 +123,8 @@ def _run(local: Local, name: str, pipeline: Pipeline, folder: Path, cancel: thre
     if unwanted() and (end is None or end["state"] != "SUCCEEDED"):
         return "CANCELLED", None
     if end is None:
-        return "FAILED", {"code": 13, "message": f"kfp's runner ended with code {fork.code}: {_last_error(log)}"}
+        return "FAILED", {"code": 13, "message": f"kfp's runner ended with code {fork.code}: {fork.last_error()}"}
     return end["state"], {"code": 9, "message": end["error"]} if end["state"] == "FAILED" else None
-
-
-def _last_error(log: Path) -> str:
-    return output.last_error(log.read_text(encoding="utf-8", errors="replace").splitlines()[-200:] if log.exists() else [])
 
 
 def _note(local: Local, name: str, detail: dict[str, Any]) -> None:
@@ -149,20 +142,6 @@ def _note(local: Local, name: str, detail: dict[str, Any]) -> None:
             pipeline_lineage.ended(local.records, name, document["jobDetail"], detail)
         error = detail.get("error", {}).get("message", "")
         local.say(f"{name}: {detail['execution']['displayName']}: {detail['state']}{': ' * bool(error)}{error}")
-
-
-def _contexts(name: str, pipeline: Pipeline) -> dict[str, Any]:
-    """Return a job's detail before its first task: the pipeline and this run of it, as ML Metadata calls them."""
-    store = f"{name.partition('/pipelineJobs/')[0]}/metadataStores/default/contexts"
-    title = pipeline.spec["pipelineInfo"].get("name", pipeline.job_id)
-    return {
-        "pipelineContext": {"name": f"{store}/{title}", "displayName": title, "schemaTitle": "system.Pipeline", "schemaVersion": "0.0.1"},
-        "pipelineRunContext": {
-            "name": f"{store}/{pipeline.job_id}", "displayName": pipeline.job_id, "schemaTitle": "system.PipelineRun",
-            "schemaVersion": "0.0.1", "parentContexts": [f"{store}/{title}"],
-        },
-        "taskDetails": [],
-    }  # fmt: skip
 
 
 def _request(local: Local, name: str, pipeline: Pipeline, folder: Path) -> dict[str, Any]:

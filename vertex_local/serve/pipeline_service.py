@@ -49,9 +49,7 @@ class PipelineService:
             self._check_upload(request.parent, pipeline, task.output)
 
         def work(name: str, cancel: threading.Event) -> jobs.End:
-            folder = self._local.state / "jobs" / name.rpartition("/")[2]
-            with job_record.held(folder):  # otherwise another process would record the pipeline as failed
-                return self._run(name, cancel, pipeline, task, export)
+            return self._run(name, cancel, pipeline, task, export)
 
         return messages.read(jobs.create(self._local, request.parent, _KIND, pipeline, work), "TrainingPipeline")
 
