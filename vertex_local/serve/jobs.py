@@ -65,9 +65,8 @@ def create(local: Local, parent: str, kind: str, job: Message, work: Work, job_i
     name = f"{parent}/{kind}/{job_id}" if job_id else local.new_name(parent, kind)
     document = job_record.add(local.records, name, kind, {**kept(job), **more})
     try:
-        local.executor_of(kind).start(
-            name, lambda cancel: _run(local, name, work, cancel), lambda: _end(local, name, *as_seen(local, "CANCELLED", None))
-        )
+        executor = local.executor_of(kind)
+        executor.start(name, lambda cancel: _run(local, name, work, cancel), lambda: _end(local, name, "CANCELLED", None))
     except ApiError:
         local.records.remove(name)
         raise
@@ -81,45 +80,30 @@ def kept(job: Message) -> dict[str, Any]:
 
 
 def _run(local: Local, name: str, work: Work, cancel: threading.Event) -> End:
-    """Do a job's work, and record and return how it ended."""
+    """Do a job's work, and record and return how it ended; whatever happens, the job does not stay RUNNING."""
     with contextlib.ExitStack() as stack:  # until the end is recorded: no other process takes the job for one that was killed
-
-        def held(name: str, cancel: threading.Event) -> End:
+        try:
+            if cancel.is_set():
+                raise Stopped
             stack.enter_context(job_record.held(local_jobs.folder_of(local.state, name.rpartition("/")[2])))
-            return work(name, cancel)
-
-        state, error = as_seen(local, *outcome(held, name, cancel))
-        _end(local, name, state, error)
-        return state, error
-
-
-def outcome(work: Work, name: str, cancel: threading.Event) -> End:
-    """Do the work and return how it ended; whatever happens, the job does not stay RUNNING."""
-    try:
-        if cancel.is_set():
-            raise Stopped
-        return work(name, cancel)
-    except Stopped:
-        return "CANCELLED", None
-    except ApiError as failure:
-        return "FAILED", failure.rpc
-    except Exception as failure:  # a job that cannot be started, or a bug of ours, fails the job and not the service
-        code = 3 if isinstance(failure, ValueError) else 13
-        return "FAILED", {"code": code, "message": str(failure) or type(failure).__name__}
+            state, error = work(name, cancel)
+        except Stopped:
+            state, error = "CANCELLED", None
+        except ApiError as failure:
+            state, error = "FAILED", failure.rpc
+        except Exception as failure:  # a job that cannot be started, or a bug of ours, fails the job and not the service
+            code = 3 if isinstance(failure, ValueError) else 13
+            state, error = "FAILED", {"code": code, "message": str(failure) or type(failure).__name__}
+        return _end(local, name, state, error)
 
 
-def as_seen(local: Local, state: str, error: dict[str, Any] | None) -> End:
-    """Return the end of a job as its user sees it: CANCELLED only if the user cancelled it, else FAILED with the reason."""
-    if state != "CANCELLED":
-        return state, error
-    if local.stopping:
-        return "FAILED", {"code": 14, "message": STOPPED}
-    return state, CANCELED
-
-
-def _end(local: Local, name: str, state: str, error: dict[str, Any] | None) -> None:
+def _end(local: Local, name: str, state: str, error: dict[str, Any] | None) -> End:
+    """Record and return the end of a job as its user sees it: CANCELLED only if the user cancelled it, else FAILED with the reason."""
+    if state == "CANCELLED":
+        state, error = ("FAILED", {"code": 14, "message": STOPPED}) if local.stopping else (state, CANCELED)
     job_record.end(local.records, name, state, error)
     local.say(f"{name}: {state}{': ' + error['message'] if error else ''}")
+    return state, error
 
 
 def run_backing(local: Local, name: str, kind: str, job: Message, work: Work, cancel: threading.Event) -> tuple[str, End]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ..job import job_file
 from ..local import job_record
 from . import exports, jobs, messages, models, persistent_resources, pipeline_jobs, runs
 from .local import Local, location_of
@@ -137,18 +138,18 @@ class _Task:
         """Return the trained model's folder: the job's AIP_MODEL_DIR, or that of a study's best trial."""
         if self.kind == "customJobs":
             return f"{self.output}/model"
-        metric = self.job.study_spec.metrics[0]
-        sign = 1 if metric.goal == metric.MINIMIZE else -1
-        values = {}
-        for trial in document.get("trials", []):
-            for measured in trial.get("finalMeasurement", {}).get("metrics", []):
-                if measured["metricId"] == metric.metric_id and trial["state"] == "SUCCEEDED":
-                    values[trial["id"]] = sign * measured.get("value", 0.0)
+        from ..tuning import measurements, parameters, study
+
+        job = job_file.JobFile("job", None, self.job)
+        search = study.Study(job, parameters.read_metrics(job, self.job.study_spec.metrics), ())
+        best = measurements.best(search, document.get("trials", []))  # with several metrics the first of them decides
+        first = search.objectives[0]
+        values = {trial["id"]: measurements.value_of(trial["finalMeasurement"])[first.id] for trial in best}
         if not values:
             raise ApiError(
                 "FAILED_PRECONDITION", "no trial succeeded with a measurement; there is no model to upload; see the trials' logs."
             )
-        return f"{self.output}/{min(values, key=values.__getitem__)}/model"
+        return f"{self.output}/{(max if first.maximize else min)(values, key=values.__getitem__)}/model"
 
 
 def _task(local: Local, pipeline: Message) -> _Task:
