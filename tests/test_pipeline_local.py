@@ -243,12 +243,12 @@ def test_interrupted_it_ends_the_steps_and_their_jobs(pipelines, compiled_google
 
 @pytest.mark.parametrize("change, told", [
     ("", ""),
-    ("del e.execute_task", "kfp 2.17.3: kfp.local.orchestrator.enhanced_dag_orchestrator.execute_task is not there"),
-    ("e.execute_task = lambda task, spec: None", "enhanced_dag_orchestrator.execute_task takes task, spec, not task_name, task_spec"),
+    ("del e.construct_executor_input", "kfp 2.17.3: kfp.local.executor_input_utils.construct_executor_input is not there"),
+    ("e.construct_executor_input = lambda task, spec: None", "construct_executor_input takes task, spec, not component_spec, arguments"),
 ])  # fmt: skip
-def test_a_release_of_kfp_that_the_patches_do_not_fit_is_refused(change, told):
+def test_a_release_of_kfp_that_is_another_inside_is_refused(change, told):
     code = (
-        "from kfp.local.orchestrator import enhanced_dag_orchestrator as e\n"
+        "from kfp.local import executor_input_utils as e\n"
         "from vertex_local.pipelines import patches\n"
         f"{change}\n"
         "try:\n    patches.check_runner()\nexcept patches.PatchError as error:\n    print(error)\n"

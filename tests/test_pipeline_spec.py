@@ -19,7 +19,7 @@ from vertex_local.__main__ import main
 from vertex_local.errors import UserError
 from vertex_local.job import pipeline_spec
 from vertex_local.job.pipeline_spec import PipelineError
-from vertex_local.pipelines import command, conditions, patches, python, spec, steps
+from vertex_local.pipelines import command, conditions, placeholders, python, spec, steps
 from vertex_local.pipelines.forks import Fork, ForkServer
 from vertex_local.pipelines.tasks import Task, Tasks, log_name
 
@@ -234,7 +234,7 @@ def test_placeholders_that_kfp_does_not_know():
     values = {"pipeline_google_cloud_location": "here"}
 
     def resolved(text: str) -> str:
-        return patches.resolve(text, given, values, "/buckets")
+        return placeholders.resolve(text, given, values, "/buckets")
 
     assert resolved("{{$.pipeline_google_cloud_location}}/{{$.unknown}}") == "here/{{$.unknown}}"
     assert resolved("{{$.outputs.artifacts['out'].path}}") == "/buckets/some-bucket/x"

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,19 +28,16 @@ if TYPE_CHECKING:
 
 _SOURCES = (".py", ".yaml", ".yml", "Dockerfile")
 _NOT_SOURCES = ("tests", "docs", "benchmarks", "build", "dist", "__pycache__", "node_modules")
+_TYPES = "types of artifacts"  # beside the outputs, none of which can have this name
 _RESOURCE = re.compile(r"projects/[^/]+/locations/[^/]+/.+")
 
 
 class ContentCache(cache.LocalCache):
-    """kfp's cache of one run's project and location.
+    """kfp's cache of one run's project and location."""
 
-    Args:
-        used: called with a line about an entry that is used.
-    """
-
-    def __init__(self, request: Request, service: Service, used: Callable[[str], None]):
+    def __init__(self, request: Request, service: Service):
         super().__init__(str(Path(request.cache_dir, "outputs", hashlib.sha256(request.parent.encode()).hexdigest()[:16])))
-        self._bucket_root, self._service, self._used = request.service["bucket_root"], service, used
+        self._bucket_root, self._service = request.service["bucket_root"], service
         self._sources = sources(Path(request.project_dir))
 
     def compute_key(self, *args: Any, **names: Any) -> str:
@@ -48,9 +45,8 @@ class ContentCache(cache.LocalCache):
         digest = hashlib.sha256(super().compute_key(*args, **names).encode())
         digest.update(self._sources.encode())
         for name, value in sorted(names["arguments"].items()):
-            if is_artifact(value):
-                for artifact in value if isinstance(value, list) else [value]:
-                    digest.update(f"{name} {self._files(artifact.uri)}\n".encode())
+            for artifact in _artifacts(value):
+                digest.update(f"{name} {self._files(artifact.uri)}\n".encode())
         return digest.hexdigest()
 
     def _files(self, uri: str) -> str:
@@ -64,23 +60,32 @@ class ContentCache(cache.LocalCache):
     def get(self, key: str) -> dict[str, Any] | None:
         """Return the outputs under a key; None if there are none, or if something that they name is gone."""
         outputs = super().get(key)
-        if outputs is None or not all(map(self._is_there, outputs.values())):
-            return None
-        self._used(f"entry {key[:12]}")
-        return outputs
+        for name, types in (outputs or {}).pop(_TYPES, {}).items():
+            for artifact, (title, version) in zip(_artifacts(outputs[name]), types):
+                artifact.schema_title, artifact.schema_version = title, version
+        return outputs if outputs is not None and all(map(self._is_there, outputs.values())) else None
+
+    def put(self, key: str, outputs: dict[str, Any]) -> None:
+        """Keep a task's outputs, with the types of artefacts, of which kfp keeps its own types only."""
+        made = {name: [(each.schema_title, each.schema_version) for each in _artifacts(value)] for name, value in outputs.items()}
+        super().put(key, {**outputs, _TYPES: made})
 
     def _is_there(self, value: Any) -> bool:
-        if isinstance(value, list) and is_artifact(value):
-            return all(map(self._is_there, value))
-        if is_artifact(value):
-            if (name := value.metadata.get("resourceName")) and not self._answers(name):
+        for artifact in _artifacts(value):
+            if (name := artifact.metadata.get("resourceName")) and not self._answers(name):
                 return False
-            path = self._path(value.uri)
-            return not path or os.path.exists(path) or value.schema_title.startswith("google.")
+            path = self._path(artifact.uri)
+            if path and not os.path.exists(path) and not artifact.schema_title.startswith("google."):
+                return False
         return all(map(self._answers, _resources(value)))
 
     def _answers(self, name: str) -> bool:
         return self._service.get(name) is not None
+
+
+def _artifacts(value: Any) -> list[Any]:
+    """Return the artefacts that a value is; none for a parameter's."""
+    return (value if isinstance(value, list) else [value]) if is_artifact(value) else []
 
 
 def _resources(value: Any) -> Iterator[str]:

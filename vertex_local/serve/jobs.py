@@ -64,9 +64,15 @@ def create(local: Local, parent: str, kind: str, job: Message, work: Work, job_i
     """
     name = f"{parent}/{kind}/{job_id}" if job_id else local.new_name(parent, kind)
     document = job_record.add(local.records, name, kind, {**kept(job), **more})
+
+    def run(cancel: threading.Event) -> None:
+        _run(local, name, work, cancel)
+
+    def drop() -> None:
+        _end(local, name, "CANCELLED", None)
+
     try:
-        executor = local.executor_of(kind)
-        executor.start(name, lambda cancel: _run(local, name, work, cancel), lambda: _end(local, name, "CANCELLED", None))
+        local.executor_of(kind).start(name, run, drop)
     except ApiError:
         local.records.remove(name)
         raise

@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..job import buckets, pipeline_spec
 from ..local import environment, job_record
 from ..local import jobs as local_jobs
-from ..pipelines import forks, python, spec, tasks
+from ..pipelines import forks, python, run, spec, tasks
 from . import endpoint, jobs, messages, pipeline_lineage
 from .local import Local
 from .rest import ApiError
@@ -101,7 +101,7 @@ def _run(local: Local, name: str, pipeline: Pipeline, folder: Path, cancel: thre
     job_record.update(local.records, name, lambda document: document.update(jobDetail=detail))
     request, variables = _request(local, name, pipeline, folder), _variables(local, folder)
     fork = forks.Fork(
-        local.workers.address("kfp"), "vertex_local.pipelines.run:main", request, env=variables, cwd=local.project_dir,
+        local.workers.address("kfp"), "vertex_local.pipelines.run:main", dataclasses.asdict(request), env=variables, cwd=local.project_dir,
         log=folder / "logs" / LOG,
     )  # fmt: skip
     end, asked = None, False
@@ -144,22 +144,22 @@ def _note(local: Local, name: str, detail: dict[str, Any]) -> None:
         local.say(f"{name}: {detail['execution']['displayName']}: {detail['state']}{': ' * bool(error)}{error}")
 
 
-def _request(local: Local, name: str, pipeline: Pipeline, folder: Path) -> dict[str, Any]:
-    """Return what the runner is asked to do: a `pipelines.run.Request` in JSON form."""
+def _request(local: Local, name: str, pipeline: Pipeline, folder: Path) -> run.Request:
+    """Return what the runner is asked to do."""
     parent, job = name.partition(f"/{KIND}/")[0], pipeline.job
     project, location = parent.split("/")[1::2]
     found = endpoint.find(local.state)
     names = ["kfp", *["google"] * spec.uses_google(pipeline.spec)]
     number = project if project.isdecimal() else environment.PROJECT
-    return {
-        "parent": parent, "job_id": pipeline.job_id, "spec": pipeline.spec, "parameters": pipeline.parameters, "root": pipeline.root,
-        "project_number": number, "folder": str(folder), "project_dir": str(local.project_dir), "cache_dir": str(local.state / CACHE),
-        "fail_fast": job.runtime_config.failure_policy == 2,  # PIPELINE_FAILURE_POLICY_FAIL_FAST
-        "service": {
+    return run.Request(
+        parent=parent, job_id=pipeline.job_id, spec=pipeline.spec, parameters=pipeline.parameters, root=pipeline.root,
+        project_number=number, folder=str(folder), project_dir=str(local.project_dir), cache_dir=str(local.state / CACHE),
+        fail_fast=job.runtime_config.failure_policy == 2,  # PIPELINE_FAILURE_POLICY_FAIL_FAST
+        service={
             "url": found.url, "token_file": found.token_file or "", "ca_file": found.ca_file, "project": project, "location": location,
             "bucket_root": str(local.buckets),
         },
-        "placeholders": {
+        placeholders={
             "pipeline_google_cloud_project_id": project, "pipeline_google_cloud_location": location,
             "pipeline_service_account": job.service_account or f"{number}-compute@developer.gserviceaccount.com",
             "pipeline_network": job.network, "pipeline_encryption_key_name": job.encryption_spec.kms_key_name,
@@ -167,9 +167,8 @@ def _request(local: Local, name: str, pipeline: Pipeline, folder: Path) -> dict[
             "pipeline_job_create_time_utc": local.known(name)["createTime"],
             "pipeline_job_schedule_time_utc": local.known(name)["createTime"],
         },
-        "labels": {_LABEL: _number(name)},
-        "servers": {each: local.workers.address(each) for each in names},
-    }  # fmt: skip
+        labels={_LABEL: _number(name)}, servers={each: local.workers.address(each) for each in names},
+    )  # fmt: skip
 
 
 def _number(name: str) -> str:
