@@ -15,17 +15,19 @@ import importlib
 import json
 import multiprocessing
 import os
+import select
 import selectors
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, TextIO
+from typing import Any, NoReturn
 
 from ..errors import UserError
 from ..local import output
@@ -33,6 +35,7 @@ from ..local import output
 EVENTS = "VERTEX_LOCAL_EVENTS"  # variable: the descriptor that `emit` writes to
 KILL_AFTER = 10.0  # seconds between SIGTERM and SIGKILL, in which a program may cancel its jobs
 _TICK = 0.05
+_DRAIN = 1.0  # seconds for the rest of the output: a process that has left the group may hold the stream open
 _LOG_TAIL = 1 << 16  # bytes of a log in which an error is looked for
 _FORKING = multiprocessing.get_context("fork")
 
@@ -222,70 +225,49 @@ def _become(request: dict[str, Any], connection: socket.socket, out: int, err: i
 
 def _watch(program: BaseProcess, connection: socket.socket, streams: Mapping[str, int], log: Path) -> int:
     """Log the program's output until it has ended, end it when the client is gone or asks for that, and return its exit code."""
-    (log.parent.parent / "lines").mkdir(parents=True, exist_ok=True)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    selector, deadline, code = selectors.DefaultSelector(), 0.0, None
-    with selector, open(log, "ab") as file, open(log.parent.parent / "lines" / log.name, "a") as lines:
-        copies = [_Output(kind, place, file, lines) for kind, place in streams.items()]
-        for copy in copies:
-            selector.register(copy.place, selectors.EVENT_READ, copy)
-        selector.register(connection, selectors.EVENT_READ)
-        while code is None:
-            for key, _ in selector.select(_TICK):
-                if key.data is not None and not key.data.read():
-                    selector.unregister(key.fd)
-                elif key.data is None:
-                    if not connection.recv(1):  # the client is gone
-                        selector.unregister(connection)
-                    if not deadline:
-                        _signal(program, signal.SIGTERM)
-                        deadline = time.monotonic() + KILL_AFTER
-            if deadline and time.monotonic() > deadline:
-                _signal(program, signal.SIGKILL)
-            code = program.exitcode  # not its sentinel, which processes that it leaves behind hold, too
-        for copy in copies:
-            copy.drain()
+    copies = _copied(streams, log)
+    watched: list[Any] = [connection, program.sentinel]
+    deadline = 0.0
+    while (code := program.exitcode) is None:
+        ready, _, _ = select.select(watched, [], [], _TICK)  # the sentinel is also held by processes that it leaves behind
+        if connection in ready:
+            if not connection.recv(1):  # the client is gone
+                watched.remove(connection)
+            if not deadline:
+                _signal(program, signal.SIGTERM)
+                deadline = time.monotonic() + KILL_AFTER
+        if deadline and time.monotonic() > deadline:
+            _signal(program, signal.SIGKILL)
     _signal(program, signal.SIGKILL)  # processes that it has left in its group
+    for copy in copies:
+        copy.join(_DRAIN)
     return code
+
+
+def _copied(streams: Mapping[str, int], log: Path) -> list[threading.Thread]:
+    """Start to copy a program's streams to its log, and the time and size of each line to the file beside it."""
+    index = log.parents[1] / "lines" / log.name
+    for folder in (log.parent, index.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    file, lines, lock = open(log, "ab"), open(index, "a"), threading.Lock()
+
+    def copy(kind: str, place: int) -> None:
+        for line in os.fdopen(place, "rb"):
+            with lock:
+                size = file.write(line if line.endswith(b"\n") else line + b"\n")
+                lines.write(f"{time.time():.6f} {kind} {size}\n")
+                file.flush()
+                lines.flush()
+
+    threads = [threading.Thread(target=copy, args=stream, daemon=True) for stream in streams.items()]
+    for thread in threads:
+        thread.start()
+    return threads
 
 
 def _signal(program: BaseProcess, number: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):  # gone, or only zombies are left
         os.killpg(program.pid, number)
-
-
-class _Output:
-    """One stream of a program, copied to the log."""
-
-    def __init__(self, kind: str, place: int, file: BinaryIO, lines: TextIO):
-        self.kind, self.place, self._file, self._lines, self._rest = kind, place, file, lines, b""
-
-    def read(self) -> bool:
-        """Copy the output that has come; return whether there can be more."""
-        data = os.read(self.place, 1 << 16)
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        if not data and self._rest:
-            lines.append(self._rest)
-            self._rest = b""
-        for line in lines:
-            self._write(line)
-        if lines:
-            self._file.flush()
-            self._lines.flush()
-        return bool(data)
-
-    def drain(self) -> None:
-        """Copy the rest, without waiting for processes that hold the stream open."""
-        os.set_blocking(self.place, False)
-        with contextlib.suppress(BlockingIOError):
-            while self.read():
-                pass
-        if self._rest:
-            self._write(self._rest)
-
-    def _write(self, line: bytes) -> None:
-        self._file.write(line + b"\n")
-        self._lines.write(f"{time.time():.6f} {self.kind} {len(line) + 1}\n")
 
 
 if __name__ == "__main__":
