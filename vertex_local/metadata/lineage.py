@@ -46,11 +46,11 @@ class Recorded:
     outputs: tuple[str, ...]
 
 
-def artifact(uri: str, schema: str = "system.Artifact", *, display_name: str = "", **metadata: Any) -> Node:
+def artifact(uri: str, schema: str = "system.Artifact", **metadata: Any) -> Node:
     """Return an artifact's node; its id comes from the address and the `checksum` in the metadata."""
     made_of = f"{uri} {metadata.get('checksum', '')}"
     number = f"artifact-{hashlib.sha256(made_of.encode()).hexdigest()[:40]}"
-    name = display_name or uri.rstrip("/").rpartition("/")[2]
+    name = uri.rstrip("/").rpartition("/")[2]
     return {"id": number, "schemaTitle": schema, "schemaVersion": "0.0.1", "displayName": name, "uri": uri, "metadata": metadata}
 
 

@@ -23,12 +23,12 @@ def id_of(text: str) -> str:
     return re.sub("[^a-z0-9-]", "-", text.lower()).strip("-")[:128] or "default"
 
 
-def add_series(records: Store, run: str, display_name: str, value_type: str = "SCALAR", plugin: str = "scalars") -> dict[str, Any]:
-    """Return a run's time series of that display name; make it if it is missing."""
+def scalars_of(records: Store, run: str, display_name: str) -> dict[str, Any]:
+    """Return a run's time series of scalars of that display name; make it if it is missing."""
     for known in records.list(SERIES, run):
         if known["displayName"] == display_name:
             return known
-    document = {"displayName": display_name, "valueType": value_type, "pluginName": plugin}
+    document = {"displayName": display_name, "valueType": "SCALAR", "pluginName": "scalars"}
     return nodes.ensure(records, run, SERIES, secrets.token_hex(10), document)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -51,15 +52,9 @@ def check_pool(pool: Message, path: str) -> None:
 
 def with_ids(pools: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the pools, with an id for each that has none; raise an ApiError if two have the same id."""
-    taken, found = {pool["id"] for pool in pools if pool.get("id")}, []
-    for pool in pools:
-        number = 0
-        while not pool.get("id"):
-            name = f"pool-{number}"
-            pool = pool if name in taken else {**pool, "id": name}
-            number += 1
-        taken.add(pool["id"])
-        found.append(pool)
+    taken = {pool.get("id") for pool in pools}
+    free = (name for number in itertools.count() if (name := f"pool-{number}") not in taken)
+    found = [pool if pool.get("id") else {**pool, "id": next(free)} for pool in pools]
     if len({pool["id"] for pool in found}) < len(found):
         raise ApiError("INVALID_ARGUMENT", "resourcePools: two pools have one id; rename one.", "persistentResource.resourcePools")
     return found

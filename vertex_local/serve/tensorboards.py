@@ -56,7 +56,7 @@ class Follower:
             kept = nodes.ensure(self._records, self.experiment, series.RUNS, series.id_of(run), {"displayName": run})
             if not any(known == run for known, _ in self._series):
                 self._show(run)
-            self._series[run, tag] = series.add_series(self._records, kept["name"], tag)["name"]
+            self._series[run, tag] = series.scalars_of(self._records, kept["name"], tag)["name"]
         return self._series[run, tag]
 
     def _show(self, run: str) -> None:
