@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import signal
 import subprocess
@@ -216,6 +217,19 @@ def test_a_component_is_its_source_its_requirements_and_its_words():
     assert (plan["kind"], plan["server"], plan["source"]) == ("component", "kfp", "def f(): pass")
     assert plan["requirements"] == ["pandas>=2", "rich"]
     assert plan["args"][1] == '{"path": "/buckets/some-bucket/x", "uri": "gs://some-bucket/x"}', "a URI stays what others know it by"
+
+
+def test_in_an_environment_without_pip_uv_installs_what_a_component_wants(tmp_path, monkeypatch):
+    program = f"#!{sys.executable}\nimport os, sys\nprint(*sys.argv[1:], file=open('asked', 'w'))\nos.makedirs(sys.argv[7])\n"
+    (tmp_path / "uv").write_text(program)
+    (tmp_path / "uv").chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    folder = steps._installed(["rich"], tmp_path / "packages")
+    asked = (tmp_path / "asked").read_text()
+    assert asked.startswith(f"pip install --python {sys.executable} --quiet --target ") and asked.endswith("/site rich\n")
+    assert Path(folder, "installed").exists()
 
 
 def test_launchers_and_other_programs():

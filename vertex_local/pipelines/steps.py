@@ -169,8 +169,9 @@ def _installed(wanted: Sequence[str], packages: Path) -> str:
         print(f"installing {', '.join(wanted)}, which the component wants and {sys.prefix} does not have", flush=True)
         packages.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=packages) as temporary:
-            pip = [sys.executable, "-m", "pip"] if importlib.util.find_spec("pip") else ["uv", "pip", "--python", sys.executable]
-            command = [*pip, "install", "--quiet", "--target", f"{temporary}/site", *wanted]
+            has_pip = importlib.util.find_spec("pip") is not None  # an environment that uv has made has none
+            install = [sys.executable, "-m", "pip", "install"] if has_pip else ["uv", "pip", "install", "--python", sys.executable]
+            command = [*install, "--quiet", "--target", f"{temporary}/site", *wanted]
             try:
                 subprocess.run(command, check=True)
             except (OSError, subprocess.CalledProcessError):
