@@ -88,11 +88,6 @@ class Tasks:
         with self._lock:
             self._changed(self.detail(task))
 
-    def children(self, parent: Task) -> list[Task]:
-        """Return the recorded tasks of a dag."""
-        with self._lock:
-            return [task for task in self.known if task.parent is parent]
-
     def detail(self, task: Task) -> dict[str, Any]:
         """Return a task in the API's form, with `dependencies` and `log` added."""
         detail = {
