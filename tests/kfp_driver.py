@@ -5,6 +5,7 @@ import contextlib
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import yaml
@@ -112,6 +113,31 @@ def plans(folder: str) -> dict[str, Any]:
     return found
 
 
+def chooses() -> dict[str, Any]:
+    """Choose the best trial of a study: the first is on the wrong side of a threshold."""
+    metrics = [
+        {"metric_id": "size", "goal": "MINIMIZE", "safety_config": {"safety_threshold": 10}}, {"metric_id": "accuracy", "goal": "MAXIMIZE"},
+    ]  # fmt: skip
+    values = ({"size": 20, "accuracy": 0.9}, {"size": 5, "accuracy": 0.8}, {"size": 1, "accuracy": 0.7})
+    trials = [
+        {
+            "id": str(i), "state": "SUCCEEDED", "parameters": [{"parameter_id": "lr", "value": i / 2}],
+            "final_measurement": {"metrics": [{"metric_id": name, "value": value} for name, value in found.items()]},
+        }
+        for i, found in enumerate(values, 1)
+    ]  # fmt: skip
+    found = {}
+    for name, kept in (("safe", trials), ("none is", trials[:1]), ("no trial", [])):
+        job = HyperparameterTuningJob({"study_spec": {"metrics": metrics}, "trials": kept})
+        tuning = SimpleNamespace(get=lambda name, job=job: SimpleNamespace(gca_resource=job, trials=job.trials))
+        components.start_sdk = lambda *place, tuning=tuning: SimpleNamespace(HyperparameterTuningJob=tuning)
+        resources = json.dumps({"resources": [{"resourceUri": "https://host/v1/projects/p/locations/l/hyperparameterTuningJobs/1"}]})
+        told = dsl.Metrics(name="measurements", uri="measurements", metadata={})
+        answer = ended(components.best_trial.python_func, **PLACE, gcp_resources=resources, pools=[], measurements=told)
+        found[name] = {"answer": answer, "metrics": told.metadata}
+    return found
+
+
 def gates(folder: str) -> dict[str, Any]:
     """Judge an evaluation by the component as it is compiled, in a process of KFP's local runner."""
     from kfp import local
@@ -183,7 +209,7 @@ def serves(folder: str) -> dict[str, Any]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("scene", choices=("compile_all", "sent", "sent_studies", "plans", "gates", "serves"))
+    parser.add_argument("scene", choices=("compile_all", "sent", "sent_studies", "plans", "chooses", "gates", "serves"))
     parser.add_argument("words", nargs="*")
     chosen = parser.parse_args()
     with contextlib.redirect_stdout(sys.stderr):

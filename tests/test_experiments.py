@@ -88,6 +88,15 @@ def test_artifacts_are_found_by_what_they_are(sdk, parent):
         found("starts_with(uri)")
 
 
+def test_events_are_recorded_together_or_not_at_all(sdk, parent):
+    execution = client(sdk).create_execution(parent=parent, execution={"schema_title": "system.ContainerExecution"}).name
+    made = sdk.Artifact.create("system.Dataset", uri="gs://b/0")
+    right, wrong = {"artifact": made.resource_name, "type_": "OUTPUT"}, {"artifact": made.resource_name}
+    with pytest.raises(exceptions.BadRequest, match=r"events\[1\].type takes INPUT or OUTPUT; got nothing"):
+        client(sdk).add_execution_events(execution=execution, events=[right, wrong])
+    assert not client(sdk).query_execution_inputs_and_outputs(execution=execution).events
+
+
 def test_what_belongs_to_a_context_is_found_page_by_page(sdk, parent):
     context = sdk.Context.create("system.Experiment", resource_id="box")
     inside = [sdk.Artifact.create("system.Artifact", uri=f"gs://b/{i}") for i in range(5)]

@@ -60,6 +60,13 @@ def test_a_data_report_ends_the_pipeline_for_what_it_is_told_to(planned):
     assert planned["leaks"]["metrics"] == {"warnings": 2}
 
 
+def test_the_best_trial_is_on_the_right_side_of_every_threshold():
+    found = driver("chooses")
+    assert found["safe"] == {"answer": ["2", ["--lr=1"], []], "metrics": {"accuracy": 0.8}}
+    assert found["none is"] == {"answer": ["1", ["--lr=0.5"], []], "metrics": {"accuracy": 0.9}}
+    assert found["no trial"]["answer"]["error"].endswith("hyperparameterTuningJobs/1 has succeeded with a value of accuracy.")
+
+
 def test_the_gate_is_the_projects_own_and_says_why(tmp_path):
     signature = {"inputs": {"x": {"dtype": "float32", "shape": [None]}}, "outputs": {"y": {"dtype": "float32", "shape": [None]}}}
     evaluation = {"model": "gs://a/model", "kind": "regression", "objective": "rmse", "maximize": False, "signature": signature,

@@ -142,6 +142,21 @@ def test_outputs_of_an_earlier_run_are_taken_by_content(run, pipelines):  # noqa
     assert set(states(run("chain", "--parameter=text=cached", "--no_caching").job).values()) == {"SUCCEEDED"}
 
 
+def test_a_link_to_nothing_in_the_checkout_is_no_source(tmp_path):
+    for name in ("setup.py", "model.py"):
+        (tmp_path / name).write_text("")
+    code = "import sys\nfrom pathlib import Path\nfrom vertex_local.pipelines import caching\nprint(caching.sources(Path(sys.argv[1])))"
+
+    def checksum() -> str:
+        done = subprocess.run([kfp_python(), "-c", code, str(tmp_path)], env=environ(), capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    before = checksum()
+    (tmp_path / ".#model.py").symlink_to("user@host.123:456")
+    assert checksum() == before
+
+
 def test_runs_that_start_within_a_second_have_names_of_their_own(run, pipelines, compiled, monkeypatch, capsys):  # noqa: F811
     monkeypatch.setattr(command, "_new_id", lambda name: f"{name}-now")
     assert [run("chain", "--parameter=text=cached").id for _ in range(3)] == ["chain-now", "chain-now-2", "chain-now-3"]
@@ -228,12 +243,12 @@ def test_interrupted_it_ends_the_steps_and_their_jobs(pipelines, compiled_google
 
 @pytest.mark.parametrize("change, told", [
     ("", ""),
-    ("del e.execute_task", "kfp 2.17.3: kfp.local.orchestrator.enhanced_dag_orchestrator.execute_task is not there"),
-    ("e.execute_task = lambda task, spec: None", "enhanced_dag_orchestrator.execute_task takes task, spec, not task_name, task_spec"),
+    ("del e.construct_executor_input", "kfp 2.17.3: kfp.local.executor_input_utils.construct_executor_input is not there"),
+    ("e.construct_executor_input = lambda task, spec: None", "construct_executor_input takes task, spec, not component_spec, arguments"),
 ])  # fmt: skip
-def test_a_release_of_kfp_that_the_patches_do_not_fit_is_refused(change, told):
+def test_a_release_of_kfp_that_is_another_inside_is_refused(change, told):
     code = (
-        "from kfp.local.orchestrator import enhanced_dag_orchestrator as e\n"
+        "from kfp.local import executor_input_utils as e\n"
         "from vertex_local.pipelines import patches\n"
         f"{change}\n"
         "try:\n    patches.check_runner()\nexcept patches.PatchError as error:\n    print(error)\n"

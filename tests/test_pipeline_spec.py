@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import json
 import signal
 import subprocess
@@ -18,8 +20,9 @@ from vertex_local.__main__ import main
 from vertex_local.errors import UserError
 from vertex_local.job import pipeline_spec
 from vertex_local.job.pipeline_spec import PipelineError
-from vertex_local.pipelines import conditions, patches, python, spec, steps
+from vertex_local.pipelines import command, conditions, placeholders, python, spec, steps
 from vertex_local.pipelines.forks import Fork, ForkServer
+from vertex_local.pipelines.tasks import Task, Tasks, log_name
 
 GOOGLE = "google_cloud_pipeline_components.container.v1"
 
@@ -154,6 +157,23 @@ def test_flags_that_are_wrong_start_nothing(tmp_path, capsys, monkeypatch):
     assert not Path(".vertex_local").exists()
 
 
+@pytest.mark.parametrize("name", ["train", "2-steps", "x" * 128])
+def test_a_run_gets_a_name_that_the_service_takes_whatever_the_pipelines_is(name):
+    assert pipeline_spec.JOB_ID.fullmatch(command._new_id(name))
+
+
+def test_the_log_that_the_command_names_is_that_of_the_last_attempt_and_of_a_long_name():
+    long = hashlib.sha256(b"x" * 150).hexdigest()[:12]
+    for name, attempts, ending in (("add", 1, "add"), ("add", 3, "add-retry-2"), ("x" * 150, 1, long)):
+        found = []
+        known = Tasks("projects/p/locations/l", "job", found.append)
+        task = known.begin(Task(name, "comp", Task("root", "root", None, "root"), "container"))
+        for _ in range(attempts - 1):
+            known.to(task, "RUNNING", "not yet")
+        known.to(task, "FAILED", "never")
+        assert command._log_name(found[-1]) == log_name(task.unique_name, attempts) and command._log_name(found[-1]).endswith(ending)
+
+
 # ------------------------------------------------------------------ conditions
 
 
@@ -199,6 +219,19 @@ def test_a_component_is_its_source_its_requirements_and_its_words():
     assert plan["args"][1] == '{"path": "/buckets/some-bucket/x", "uri": "gs://some-bucket/x"}', "a URI stays what others know it by"
 
 
+def test_in_an_environment_without_pip_uv_installs_what_a_component_wants(tmp_path, monkeypatch):
+    program = f"#!{sys.executable}\nimport os, sys\nprint(*sys.argv[1:], file=open('asked', 'w'))\nos.makedirs(sys.argv[7])\n"
+    (tmp_path / "uv").write_text(program)
+    (tmp_path / "uv").chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    folder = steps._installed(["rich"], tmp_path / "packages")
+    asked = (tmp_path / "asked").read_text()
+    assert asked.startswith(f"pip install --python {sys.executable} --quiet --target ") and asked.endswith("/site rich\n")
+    assert Path(folder, "installed").exists()
+
+
 def test_launchers_and_other_programs():
     payload = json.dumps({"command": COMPONENT, "args": ["gs://b/x"]})
     words = ["python3", "-u", "-m", f"{GOOGLE}.custom_job.launcher", "--payload", payload]
@@ -215,7 +248,7 @@ def test_placeholders_that_kfp_does_not_know():
     values = {"pipeline_google_cloud_location": "here"}
 
     def resolved(text: str) -> str:
-        return patches.resolve(text, given, values, "/buckets")
+        return placeholders.resolve(text, given, values, "/buckets")
 
     assert resolved("{{$.pipeline_google_cloud_location}}/{{$.unknown}}") == "here/{{$.unknown}}"
     assert resolved("{{$.outputs.artifacts['out'].path}}") == "/buckets/some-bucket/x"

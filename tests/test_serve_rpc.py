@@ -24,7 +24,7 @@ from google.longrunning import operations_pb2  # noqa: E402
 from vertex_local.job import times  # noqa: E402
 from vertex_local.local import job_record, store  # noqa: E402
 from vertex_local.local.plan import RunOptions
-from vertex_local.serve import jobs, messages, operations, predictor, routes, rpc  # noqa: E402
+from vertex_local.serve import jobs, messages, operations, pipeline_service, predictor, routes, rpc  # noqa: E402
 from vertex_local.serve.executor import Executor  # noqa: E402
 from vertex_local.serve.local import Local  # noqa: E402
 from vertex_local.serve.pipeline_workers import PipelineWorkers  # noqa: E402
@@ -115,6 +115,25 @@ def refused(call, status: str, field: str | None = None) -> str:
 # ------------------------------------------------------------------ jobs
 
 
+@pytest.mark.parametrize("metrics, best", [(["loss", "size"], "2"), (["loss"], "1"), (["size", "loss"], "2")])
+def test_the_model_of_a_tuning_pipeline_is_that_of_the_trial_that_the_study_calls_the_best(house, metrics, best):
+    """A trial on the wrong side of a metric's threshold is not, however good its objective is."""
+    known = {name: {"metricId": name, "goal": "MINIMIZE"} for name in ("loss", "size")}
+    known["size"]["safetyConfig"] = {"safetyThreshold": 10}
+    inputs = {
+        "studySpec": {"metrics": [known[name] for name in metrics]}, "maxTrialCount": 3, "parallelTrialCount": 1,
+        "trialJobSpec": {**job_spec("pass"), "baseOutputDirectory": {"outputUriPrefix": "gs://bucket/out/"}},
+    }  # fmt: skip
+    definition = "gs://google-cloud-aiplatform/schema/trainingjob/definition/hyperparameter_tuning_task_1.0.0.yaml"
+    pipeline = {"displayName": "p", "trainingTaskDefinition": definition, "trainingTaskInputs": inputs}
+    task = pipeline_service._task(house.local, messages.parse(pipeline, messages.new("TrainingPipeline")))
+    values = ({"loss": 0.1, "size": 20}, {"loss": 0.2, "size": 5}, {"loss": 0.3, "size": 1})
+    measured = [[{"metricId": name, "value": found[name]} for name in metrics] for found in values]
+    trials = [{"id": str(i), "state": "SUCCEEDED", "finalMeasurement": {"metrics": each}} for i, each in enumerate(measured, 1)]
+    assert task.model_folder({"trials": [*trials, {"id": "4", "state": "INFEASIBLE"}]}) == f"gs://bucket/out/{best}/model"
+    assert "no trial succeeded" in refused(lambda: task.model_folder({}), "FAILED_PRECONDITION")
+
+
 def test_a_job_is_a_message_in_and_out(house):
     made = house.create("print('hello')", labels={"stage": "dev"})
     assert made.DESCRIPTOR.full_name == "google.cloud.aiplatform.v1.CustomJob" and messages.to_json(made)["state"] == "JOB_STATE_PENDING"
@@ -122,6 +141,20 @@ def test_a_job_is_a_message_in_and_out(house):
     assert got.job_spec == made.job_spec and dict(got.labels) == {"stage": "dev"}
     assert house.state(made.name) == "SUCCEEDED"
     assert [job.name for job in house.call("ListCustomJobs", parent=PARENT).custom_jobs] == [made.name]
+
+
+def test_a_job_is_held_until_its_end_is_recorded(house, monkeypatch):
+    """Else `list`, in another process, could take it for one that was killed."""
+    held, end = [], job_record.end
+
+    def noted(records, name, *rest):
+        held.append(job_record.is_held(house.local.state / "jobs" / name.rpartition("/")[2]))
+        end(records, name, *rest)
+
+    monkeypatch.setattr(job_record, "end", noted)
+    made = house.create("pass")
+    wait_for(lambda: house.state(made.name) == "SUCCEEDED")
+    assert held == [True]
 
 
 def test_jobs_that_wait_hold_no_thread_and_can_be_cancelled(house):

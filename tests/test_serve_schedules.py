@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
@@ -124,6 +125,31 @@ def test_a_run_that_cannot_be_started_is_noted(scheduled):
     assert found.last_scheduled_run_response.run_response == "INVALID_ARGUMENT: pipelineSpec is empty." and found.state == 1
 
 
+def test_a_fault_in_one_run_ends_no_other_schedule(scheduled):
+    broken = scheduled.make()
+    scheduled.problem = OSError("the disk is full")
+    scheduled.clock.look(scheduled.next_of(broken))
+    assert scheduled.get(broken).last_scheduled_run_response.run_response == "INTERNAL: OSError: the disk is full"
+    scheduled.problem = None
+    scheduled.clock.look(scheduled.next_of(broken))
+    assert scheduled.runs(broken) == 1
+
+
+def test_an_update_holds_no_other_request_up_while_it_is_checked(scheduled):
+    """The check of a pipeline makes names; whoever makes one at the same time looks into the records, so neither would go on."""
+    made, names = scheduled.make(), []
+
+    def check(local, parent, job, job_id) -> None:
+        maker = threading.Thread(target=lambda: names.append(local.new_name(parent, "pipelineJobs")))
+        maker.start()
+        maker.join(5)
+
+    scheduled.service._check_job = check
+    changed = {"name": made.name, "display_name": "t"}
+    scheduled.call("UpdateSchedule", schedule=changed, update_mask={"paths": ["display_name"]})
+    assert names, "another request had to wait for the update"
+
+
 def test_what_a_service_that_was_away_has_missed_is_left_out(scheduled):
     made = scheduled.make()
     due, records = scheduled.next_of(made), scheduled.house.local.records
@@ -156,6 +182,7 @@ def test_an_update_counts_from_now_on(scheduled):
          "schedule.createPipelineJobRequest.parent"),
         ({"createPipelineJobRequest": {"parent": PARENT, "pipelineJob": {"displayName": "p"}}},
          "pipelineJob.runtimeConfig.gcsOutputDirectory"),
+        ({"maxRunCount": -1}, "schedule.maxRunCount"),
         ({"endTime": "2020-01-01T00:00:00Z"}, "schedule.endTime"),
     ],
 )  # fmt: skip

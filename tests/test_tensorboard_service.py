@@ -150,7 +150,7 @@ def test_many_points_are_drawn_evenly_and_exported_whole(api, board):
 
 def test_what_cannot_be_is_refused(api, board):
     client, experiment, runs, series = api
-    number = series[0].rpartition("/")[2]
+    number, last = (name.rpartition("/")[2] for name in series)
     for ask, error, says in (
         (lambda: client.create_tensorboard_experiment(parent=board.resource_name, tensorboard_experiment_id="No_Id"),
          exceptions.BadRequest, "tensorboardExperimentId has 1 to 128"),
@@ -165,6 +165,14 @@ def test_what_cannot_be_is_refused(api, board):
         (lambda: client.write_tensorboard_run_data(tensorboard_run=runs[1], time_series_data=[
             {"tensorboard_time_series_id": number, "value_type": "SCALAR", "values": [{"step": 1}]}]),
          exceptions.NotFound, "does not exist"),
+        (lambda: client.write_tensorboard_experiment_data(tensorboard_experiment=experiment, write_run_data_requests=[
+            {"tensorboard_run": run, "time_series_data": [
+                {"tensorboard_time_series_id": last, "value_type": "SCALAR", "values": [{"step": 1}]}]} for run in reversed(runs)]),
+         exceptions.NotFound, "does not exist"),
+        (lambda: client.create_tensorboard_experiment(parent=board.resource_name),
+         exceptions.BadRequest, "tensorboardExperimentId is required"),
+        (lambda: client.update_tensorboard_run(tensorboard_run={"name": runs[0], "display_name": "x", "etag": "old"}),
+         exceptions.BadRequest, "has been changed since it was read"),
         (lambda: client.read_tensorboard_time_series_data(
             messages.ReadTensorboardTimeSeriesDataRequest(tensorboard_time_series=series[0], filter="step >")),
          exceptions.BadRequest, "filter"),

@@ -187,7 +187,9 @@ def check_data_report(report: Input[Artifact], stop_on: list[str], findings: Out
 def best_trial(
     project: str, location: str, gcp_resources: str, pools: list[dict[str, Any]], measurements: Output[Metrics]
 ) -> NamedTuple("Best", [("trial", str), ("arguments", list[str]), ("training_pools", list[dict[str, Any]])]):  # fmt: skip
-    """Return the worker pools with the hyperparameters of a tuning job's best trial, by its first metric.
+    """Return the worker pools with the hyperparameters of a tuning job's best trial, by the first metric that is to be optimized.
+
+    A trial on the wrong side of another metric's threshold counts only if every trial is.
 
     Args:
         gcp_resources: what HyperparameterTuningJobRunOp says of its job.
@@ -196,23 +198,27 @@ def best_trial(
 
     uri = json.loads(gcp_resources)["resources"][0]["resourceUri"]
     job = start_sdk(project, location).HyperparameterTuningJob.get(uri.partition("/v1/")[2])
-    metric = job.gca_resource.study_spec.metrics[0]
-    sign = -1 if metric.goal.name == "MAXIMIZE" else 1
-    values = {}
+    metrics = job.gca_resource.study_spec.metrics
+    signs = {metric.metric_id: 1 if metric.goal.name == "MINIMIZE" else -1 for metric in metrics}
+    limits = {metric.metric_id: metric.safety_config.safety_threshold for metric in metrics if "safety_config" in metric}
+    objective = next(name for name in signs if name not in limits)
+    values = []
     for trial in job.trials:
-        of_it = [found.value for found in trial.final_measurement.metrics if found.metric_id == metric.metric_id]
-        if trial.state.name == "SUCCEEDED" and of_it:
-            values[trial.id] = (sign * of_it[0], of_it[0], trial)
+        found = {each.metric_id: each.value for each in trial.final_measurement.metrics}
+        if trial.state.name == "SUCCEEDED" and objective in found:
+            unsafe = any(signs[name] * (found[name] - limit) > 0 for name, limit in limits.items() if name in found)
+            values.append((unsafe, signs[objective] * found[objective], trial))
     if not values:
-        raise SystemExit(f"no trial of {uri.partition('/v1/')[2]} has succeeded with a value of {metric.metric_id}.")
-    _, value, best = min(values.values(), key=lambda item: item[0])
+        raise SystemExit(f"no trial of {uri.partition('/v1/')[2]} has succeeded with a value of {objective}.")
+    _, value, best = min(values, key=lambda item: item[:2])
+    value *= signs[objective]
     arguments = []
     for parameter in best.parameters:
         chosen = parameter.value
         whole = isinstance(chosen, float) and chosen.is_integer()  # all numbers of a trial are floats
         arguments.append(f"--{parameter.parameter_id}={int(chosen) if whole else chosen}")
-    measurements.log_metric(metric.metric_id, value)
-    print(f"trial {best.id}, the best of {len(values)} by {metric.metric_id} ({value:g}): {' '.join(arguments)}")
+    measurements.log_metric(objective, value)
+    print(f"trial {best.id}, the best of {len(values)} by {objective} ({value:g}): {' '.join(arguments)}")
     return (best.id, arguments, with_arguments(pools, arguments))
 
 

@@ -6,6 +6,7 @@ input for is an error for the training job, for which it would be another job th
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,18 +146,11 @@ def _fields(message: Any) -> dict[str, Any]:
 
 def _data(job: JobFile) -> dict[str, str]:
     """Return the paths that the first pool's arguments name, by flag."""
-    found: dict[str, list[str]] = {flag.lstrip("-"): [] for flag in DATA_FLAGS}
-    current: list[str] | None = None
-    for argument in job.pools[0].args:
-        if argument.startswith("--"):
-            flag, equals, value = argument.partition("=")
-            name = flag.lstrip("-").replace("-", "_")
-            current = None
-            if name in found:
-                current = found[name] = [value] if equals else []
-        elif current is not None:
-            current.append(argument)
-    return {name: _joined(job, name, paths) for name, paths in found.items()}
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in DATA_FLAGS:
+        parser.add_argument(flag, flag.replace("_", "-"), nargs="*", default=[])
+    found, _ = parser.parse_known_args(job.pools[0].args)
+    return {name: _joined(job, name, paths) for name, paths in vars(found).items()}
 
 
 def _joined(job: JobFile, name: str, paths: Sequence[str]) -> str:

@@ -8,13 +8,13 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_tools import convert
 from vertex_local.cli import split
 from vertex_local.job import settings as job_settings
 from vertex_local.job.job_file import JobFile
+from vertex_runtime import checksums
 from vertex_runtime.environment import quoted
 from vertex_runtime.errors import FAILED, UserError
 from vertex_runtime.reporting import log
@@ -142,21 +142,13 @@ def sample_data(trainer: str, root: str) -> str:
     from vertex_runtime.locations import sample_paths
 
     paths = [each[0] for each in sample_paths(convert.contract_of(trainer))]
-    target = f"{root}/sample-{_content(paths)}"
+    content = hashlib.sha256(" ".join(map(checksums.of_folder, paths)).encode()).hexdigest()
+    target = f"{root}/sample-{content[:12]}"
     for part, path in zip(PARTS.values(), paths):
         if not os.path.exists(f"{target}/{part}"):
             os.makedirs(target, exist_ok=True)
             convert.main([trainer, "--from", path, "--to", f"{target}/{part}", "--format", "tfrecord", "--prefix", part])
     return target
-
-
-def _content(paths: Sequence[str]) -> str:
-    """Return a short name for the content of files and folders."""
-    digest = hashlib.sha256()
-    for path in map(Path, paths):
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            digest.update(file.name.encode() + (file.read_bytes() if file.is_file() else b""))
-    return digest.hexdigest()[:12]
 
 
 # ------------------------------------------------------------------ for the cloud

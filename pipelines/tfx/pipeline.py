@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from tfx import v1 as tfx
@@ -12,13 +13,15 @@ from .settings import PARTS, Settings
 MODULE = "pipelines.tfx.module"  # by its name, so that compiling reads no file and asks no network
 
 
-def create_pipeline(settings: Settings, goal: Goal) -> tfx.dsl.Pipeline:
-    """Return the pipeline whose training step runs where the pipeline runs."""
-    return assemble(settings, goal, tfx.components.Trainer, {})
+def create_pipeline(
+    settings: Settings, goal: Goal, trainer: Any = tfx.components.Trainer, config: Mapping[str, Any] | None = None
+) -> tfx.dsl.Pipeline:  # fmt: skip
+    """Return the pipeline; its training step runs where the pipeline runs.
 
-
-def assemble(settings: Settings, goal: Goal, trainer: Any, config: dict[str, Any]) -> tfx.dsl.Pipeline:
-    """Return the pipeline with a component for training and, in `config`, what that is told beside the trainer's flags."""
+    Args:
+        trainer: another component for training.
+        config: what that is told beside the trainer's flags.
+    """
     examples, schema, *descriptions = _data(settings)
     # No Transform: what the model must know of the training rows it learns itself, and the served graph holds it.
     training = trainer(
@@ -28,7 +31,7 @@ def assemble(settings: Settings, goal: Goal, trainer: Any, config: dict[str, Any
         train_args=tfx.proto.TrainArgs(splits=["train"]),
         eval_args=tfx.proto.EvalArgs(splits=["eval"]),
         # The source's fingerprint: TFX would take another model.py's model from its cache.
-        custom_config={"trainer": settings.trainer, "flags": list(settings.flags), "source": settings.source, **config},
+        custom_config={"trainer": settings.trainer, "flags": list(settings.flags), "source": settings.source, **(config or {})},
     )
     return tfx.dsl.Pipeline(
         pipeline_name=f"{settings.trainer.replace('_', '-')}-tfx",

@@ -10,8 +10,8 @@ from tfx import v1 as tfx
 
 from vertex_local.job.job_file import JobFile
 
+from . import pipeline
 from .evaluation import Goal
-from .pipeline import assemble
 from .settings import Settings
 
 vertex = tfx.extensions.google_cloud_ai_platform
@@ -33,7 +33,7 @@ def create_pipeline(settings: Settings, goal: Goal, job: JobFile, known: Mapping
             "project": known["project"], "display_name": f"{settings.trainer}-tfx", "job_spec": job_spec(job, image),
         },
     }  # fmt: skip
-    return assemble(settings, goal, vertex.Trainer, config)
+    return pipeline.create_pipeline(settings, goal, vertex.Trainer, config)
 
 
 def job_spec(job: JobFile, image: str) -> dict[str, Any]:

@@ -7,18 +7,20 @@ import logging
 import re
 import time
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 import absl.logging
+import ml_metadata as mlmd
 import tensorflow_model_analysis as tfma
+from ml_metadata.proto import metadata_store_pb2 as proto
 from tensorflow_metadata.proto.v0.anomalies_pb2 import Anomalies
 from tfx import v1 as tfx
 
 from vertex_runtime.errors import FAILED, UserError
 
 from .evaluation import Goal
-from .lineage import Step, last_run
 from .settings import Settings
 
 STEP = re.compile(r"Component (\S+) is (running|finished)\.")
@@ -133,3 +135,38 @@ def _refusal(values: dict[str, Any], goal: Goal, settings: Settings) -> str:
     if (values["candidate"] < settings.threshold) == goal.maximize and values["candidate"] != settings.threshold:
         return f"not pushed: {metric} is {side} --threshold {settings.threshold:g}."
     return f"not pushed: {metric} is worse than the blessed model's {values['baseline']:.6g}, --tolerance {settings.tolerance:g}."
+
+
+# ------------------------------------------------------------------ what a run left, by its file of ML Metadata
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of a run: its artifacts by the output's name, and whether TFX took them from an earlier run."""
+
+    outputs: dict[str, list[proto.Artifact]]
+    cached: bool
+
+    def output(self, name: str) -> proto.Artifact:
+        """Return the one artifact of an output."""
+        return self.outputs[name][0]
+
+
+def last_run(path: str) -> dict[str, Step]:
+    """Return the steps of the newest run that a file of ML Metadata knows, by their name."""
+    config = proto.ConnectionConfig(sqlite=proto.SqliteMetadataSourceConfig(filename_uri=path))
+    store = mlmd.MetadataStore(config)
+    newest = max(store.get_contexts_by_type("pipeline_run"), key=lambda context: context.id)
+    executions = store.get_executions_by_context(newest.id)
+    names = {each.id: each.name.rpartition(".")[2] for each in store.get_execution_types_by_id([each.type_id for each in executions])}
+    return {names[each.type_id]: _step(store, each) for each in executions}
+
+
+def _step(store: mlmd.MetadataStore, execution: proto.Execution) -> Step:
+    events = store.get_events_by_execution_ids([execution.id])
+    outputs: dict[str, list[proto.Artifact]] = {}
+    for event in events:
+        if event.type in (proto.Event.OUTPUT, proto.Event.DECLARED_OUTPUT, proto.Event.INTERNAL_OUTPUT):
+            name = next((step.key for step in event.path.steps if step.HasField("key")), "")
+            outputs.setdefault(name, []).extend(store.get_artifacts_by_id([event.artifact_id]))
+    return Step(outputs, execution.last_known_state == proto.Execution.CACHED)

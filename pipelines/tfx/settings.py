@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_tools import convert
+from vertex_local import cli
 from vertex_local.job import job_file, settings
+from vertex_local.local import commands
 from vertex_runtime import arguments
 from vertex_runtime.environment import quoted
 from vertex_runtime.errors import UserError
@@ -52,7 +54,7 @@ class Settings:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    parser = _Parser(
+    parser = cli.Parser(
         prog="python -m pipelines.tfx", allow_abbrev=False, usage="%(prog)s --trainer NAME --threshold X [options] [-- TRAINER_FLAGS]",
         description="Run the TFX pipeline on this machine, or compile it for Vertex AI Pipelines. Arguments after -- are the trainer's.",
     )  # fmt: skip
@@ -86,11 +88,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise UserError(f"{message}. See {self.prog} --help.")
-
-
 def _number(text: str) -> float:
     try:
         return arguments.number(text)
@@ -104,7 +101,7 @@ def check_trainer(name: str) -> None:
     Raises:
         UserError: there is none; those that there are are named.
     """
-    known = sorted(path.parts[-3] for path in ROOT.glob("*/trainer/task.py"))
+    known = commands.trainers(ROOT)
     if name not in known:
         raise UserError(
             f"--trainer: there is no trainer {quoted(name)}; give one of {', '.join(known)} (a folder with a trainer/task.py in it)."

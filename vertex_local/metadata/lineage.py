@@ -46,11 +46,11 @@ class Recorded:
     outputs: tuple[str, ...]
 
 
-def artifact(uri: str, schema: str = "system.Artifact", *, display_name: str = "", **metadata: Any) -> Node:
+def artifact(uri: str, schema: str = "system.Artifact", **metadata: Any) -> Node:
     """Return an artifact's node; its id comes from the address and the `checksum` in the metadata."""
     made_of = f"{uri} {metadata.get('checksum', '')}"
     number = f"artifact-{hashlib.sha256(made_of.encode()).hexdigest()[:40]}"
-    name = display_name or uri.rstrip("/").rpartition("/")[2]
+    name = uri.rstrip("/").rpartition("/")[2]
     return {"id": number, "schemaTitle": schema, "schemaVersion": "0.0.1", "displayName": name, "uri": uri, "metadata": metadata}
 
 
@@ -142,7 +142,7 @@ def record_job(records: Store, job: str, display_name: str, output: str | None, 
     if output is None:
         return []
     location, number = "/".join(job.split("/")[:4]), job.rpartition("/")[2]
-    base = Path(buckets.to_path(output.rstrip("/"), root))
+    base = local_path(output, root)
     found = [record for path in records_in(base) if (record := read_record(path))]
     runs = [record for record in found if is_of_job(record, number)]
     if runs:  # the job is over, so a run that is recorded as running has failed
@@ -182,6 +182,11 @@ def records_in(base: Path) -> list[Path]:
     """Return the paths at which a run, or its trials' runs, may have left records below an output folder."""
     folders = [base, *(path for path in sorted(base.glob("*")) if path.is_dir() and path.name.isdecimal())]
     return [folder / within / RECORD for folder in folders for within in ("checkpoints", ".")]
+
+
+def local_path(uri: str, root: Path) -> Path:
+    """Return where a `gs://…` lies below the buckets' root; a path stays what it is."""
+    return Path(buckets.to_path(uri.rstrip("/"), root) if uri.startswith("gs://") else uri)
 
 
 def record_of_model(folder: Path) -> dict[str, Any] | None:

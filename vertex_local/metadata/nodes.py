@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import secrets
-import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -56,24 +55,26 @@ def ensure_store(records: Store, location: str) -> str:
     Args:
         location: `projects/P/locations/L`.
     """
-    name = f"{location}/{STORES}/{DEFAULT_STORE}"
-    if records.get(name) is None:
-        try:
-            when = now()
-            records.add(name, STORES, {"name": name, "createTime": when, "updateTime": when})
-        except Taken:
-            pass  # another process was faster
-    return name
+    return ensure(records, location, STORES, DEFAULT_STORE, {})["name"]
 
 
-def add(records: Store, store: str, collection: str, document: Mapping[str, Any], number: str = "") -> dict[str, Any]:
-    """Record a new node and return it; without `number` it gets a random id.
+def ensure(records: Store, parent: str, collection: str, number: str, document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the resource of that id; make it if it is missing."""
+    name = f"{parent}/{collection}/{number}"
+    try:
+        return records.get(name) or add(records, parent, collection, document, number)
+    except Taken:  # another process was faster
+        return records.get(name) or {"name": name}
+
+
+def add(records: Store, parent: str, collection: str, document: Mapping[str, Any], number: str) -> dict[str, Any]:
+    """Record a new resource below `parent`, such as a node of a metadata store, and return it.
 
     Raises:
         BadId: the id is not valid.
-        Taken: there is a node of that name.
+        Taken: there is a resource of that name.
     """
-    name = f"{store}/{collection}/{check_id(number or str(uuid.uuid4()))}"
+    name = f"{parent}/{collection}/{check_id(number)}"
     when = now()
     document = {**document, "name": name, "createTime": when, "updateTime": when, "etag": secrets.token_hex(8)}
     return records.add(name, collection, document)
@@ -139,57 +140,45 @@ def shown(records: Store, document: dict[str, Any]) -> dict[str, Any]:
     """Return a context as the API shows it, with the contexts above it; any other node as it is."""
     if f"/{CONTEXTS}/" not in document["name"]:
         return document
-    parents = list(records.links_from(PARENT, document["name"]))
-    return {**document, "parentContexts": parents} if parents else document
+    return {**document, "parentContexts": list(records.links_from(PARENT, document["name"]))}
 
 
 # ------------------------------------------------------------------ subgraphs
 
 
-def of_execution(records: Store, execution: str) -> Subgraph:
-    """Return an execution with its artifacts and events."""
-    found = Subgraph()
-    _take(records, found, execution)
-    for event in events_of(records, execution):
-        found.events.append(event)
-        _take(records, found, event["artifact"])
-    return found
-
-
 def of_context(records: Store, context: str) -> Subgraph:
     """Return the nodes that belong to a context, and the events between them."""
     found = Subgraph()
-    for name in records.links_to(IN_CONTEXT, context):
-        _take(records, found, name)
+    for document in filter(None, map(records.get, records.links_to(IN_CONTEXT, context))):
+        _take(found, document)
     for execution in found.executions:
         found.events += [event for event in events_of(records, execution) if event["artifact"] in found.artifacts]
     return found
 
 
-def of_artifact(
-    records: Store, artifact: str, hops: int | None = None, accepts: Callable[[dict[str, Any]], bool] | None = None
+def around(
+    records: Store, start: str, hops: int | None = None, accepts: Callable[[dict[str, Any]], bool] | None = None
 ) -> Subgraph:  # fmt: skip
-    """Return all nodes that an artifact was made from, and all that were made from it.
+    """Return an artifact or an execution with all that it was made from, and all that was made from it.
 
     Args:
-        hops: the most events between the artifact and a node; None for no limit.
-        accepts: whether an artifact, other than the one asked for, belongs to the result.
+        hops: the most events between `start` and a node; None for no limit.
+        accepts: whether an artifact, other than `start`, belongs to the result.
     """
-    found, seen = Subgraph(), {artifact}
-    queue = deque([(artifact, 0)])
+    found, seen = Subgraph(), {start}
+    queue = deque([(start, 0)])
     known: dict[tuple[str, str, str], dict[str, Any]] = {}
     while queue:
         name, distance = queue.popleft()
         document = records.get(name)
-        is_artifact = f"/{ARTIFACTS}/" in name
-        if document is None or (is_artifact and name != artifact and accepts is not None and not accepts(document)):
+        if document is None or (_is_artifact(name) and name != start and accepts is not None and not accepts(document)):
             continue
-        _take(records, found, name)
+        _take(found, document)
         if hops is not None and distance >= hops:
             continue
-        for event in events_at(records, name) if is_artifact else events_of(records, name):
+        for event in events_of(records, name):
             known[event["execution"], event["artifact"], event["type"]] = event
-            other = event["execution"] if is_artifact else event["artifact"]
+            other = event["execution"] if _is_artifact(name) else event["artifact"]
             if other not in seen:
                 seen.add(other)
                 queue.append((other, distance + 1))
@@ -198,25 +187,20 @@ def of_artifact(
     return found
 
 
-def events_of(records: Store, execution: str) -> list[dict[str, Any]]:
-    """Return the events of an execution, its inputs first."""
-    return [
-        {"execution": execution, "artifact": name, "type": kind, **document}
-        for kind in EVENTS
-        for name, document in records.links_from(kind, execution).items()
-    ]
+def events_of(records: Store, name: str) -> list[dict[str, Any]]:
+    """Return the events of an execution or of an artifact, those in which an execution has read one first."""
+    found = []
+    for kind in EVENTS:
+        links = records.links_to(kind, name) if _is_artifact(name) else records.links_from(kind, name)
+        for other, document in links.items():
+            execution, artifact = (other, name) if _is_artifact(name) else (name, other)
+            found.append({"execution": execution, "artifact": artifact, "type": kind, **document})
+    return found
 
 
-def events_at(records: Store, artifact: str) -> list[dict[str, Any]]:
-    """Return the events of an artifact, those of executions that made it last."""
-    return [
-        {"execution": name, "artifact": artifact, "type": kind, **document}
-        for kind in EVENTS
-        for name, document in records.links_to(kind, artifact).items()
-    ]
+def _is_artifact(name: str) -> bool:
+    return f"/{ARTIFACTS}/" in name
 
 
-def _take(records: Store, found: Subgraph, name: str) -> None:
-    document = records.get(name)
-    if document is not None:
-        (found.artifacts if f"/{ARTIFACTS}/" in name else found.executions)[name] = document
+def _take(found: Subgraph, document: dict[str, Any]) -> None:
+    (found.artifacts if _is_artifact(document["name"]) else found.executions)[document["name"]] = document

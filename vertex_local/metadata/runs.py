@@ -12,7 +12,6 @@ from typing import Any
 from vertex_runtime.tracking import nodes as run_nodes
 
 from ..errors import UserError, quoted
-from ..job import buckets
 from ..local.store import Store
 from . import lineage, nodes
 
@@ -44,7 +43,7 @@ def of_experiment_run(records: Store, root: Path, asked: str) -> tuple[list[dict
     context, read = found[0], []
     for name in records.links_to(nodes.IN_CONTEXT, context["name"]):
         path = ((records.get(name) or {}).get("metadata") or {}).get("record")
-        record = lineage.read_record(Path(buckets.to_path(path, root) if path.startswith("gs://") else path)) if path else None
+        record = lineage.read_record(lineage.local_path(path, root)) if path else None
         read += [record] if record else []
     metadata = context.get("metadata", {})
     logged = {f"parameters.{name}": _text(value) for name, value in (metadata.get("_params") or {}).items()}

@@ -12,15 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..job.times import now
-from ..local.store import Store, Taken
+from ..local.store import Store
+from . import nodes
 
 TENSORBOARDS, EXPERIMENTS, RUNS, SERIES = "tensorboards", "experiments", "runs", "timeSeries"
-_ID = re.compile("[a-z0-9][a-z0-9-]{0,127}")
-
-
-def fits_id(number: str) -> bool:
-    """Tell whether an experiment or a run may have that id."""
-    return _ID.fullmatch(number) is not None
 
 
 def id_of(text: str) -> str:
@@ -28,30 +23,13 @@ def id_of(text: str) -> str:
     return re.sub("[^a-z0-9-]", "-", text.lower()).strip("-")[:128] or "default"
 
 
-def add(records: Store, parent: str, collection: str, number: str, document: Mapping[str, Any]) -> dict[str, Any]:
-    """Record a new resource below `parent` and return it; raise Taken if there is one of that name."""
-    when = now()
-    name = f"{parent}/{collection}/{number}"
-    document = {**document, "name": name, "createTime": when, "updateTime": when, "etag": secrets.token_hex(8)}
-    return records.add(name, collection, document)
-
-
-def ensure(records: Store, parent: str, collection: str, number: str, document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the resource of that id; make it if it is missing."""
-    name = f"{parent}/{collection}/{number}"
-    try:
-        return records.get(name) or add(records, parent, collection, number, document)
-    except Taken:
-        return records.get(name) or {"name": name}
-
-
-def add_series(records: Store, run: str, display_name: str, value_type: str = "SCALAR", plugin: str = "scalars") -> dict[str, Any]:
-    """Return a run's time series of that display name; make it if it is missing."""
+def scalars_of(records: Store, run: str, display_name: str) -> dict[str, Any]:
+    """Return a run's time series of scalars of that display name; make it if it is missing."""
     for known in records.list(SERIES, run):
         if known["displayName"] == display_name:
             return known
-    document = {"displayName": display_name, "valueType": value_type, "pluginName": plugin}
-    return ensure(records, run, SERIES, secrets.token_hex(10), document)
+    document = {"displayName": display_name, "valueType": "SCALAR", "pluginName": "scalars"}
+    return nodes.ensure(records, run, SERIES, secrets.token_hex(10), document)
 
 
 def write(records: Store, series: str, points: Iterable[Mapping[str, Any]]) -> None:

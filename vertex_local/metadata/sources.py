@@ -10,7 +10,6 @@ from vertex_runtime import checksums
 from vertex_runtime.tracking import nodes as run_nodes
 
 from ..errors import UserError, quoted
-from ..job import buckets
 from ..local.store import Store
 from . import lineage, nodes
 
@@ -71,8 +70,7 @@ def find(records: Store | None, root: Path, asked: str) -> Model:
         UserError: there is no such model, or several.
     """
     if asked.startswith("gs://"):
-        folder, uri = Path(buckets.to_path(asked.rstrip("/"), root)), asked.rstrip("/")
-        return Model(_with_files(folder, asked), uri)
+        return Model(_with_files(lineage.local_path(asked, root), asked), asked.rstrip("/"))
     if Path(asked).is_dir():
         folder = Path(asked).resolve()
         folder = folder / "model" if (folder / "model" / "saved_model.pb").is_file() else folder
@@ -84,7 +82,7 @@ def find(records: Store | None, root: Path, asked: str) -> Model:
             "name where one was: --state_dir."
         )
     version = _version(records, _deployed(records, asked) if "endpoints/" in asked else asked)
-    return Model(Path(buckets.to_path(version["artifactUri"].rstrip("/"), root)), version["artifactUri"].rstrip("/"), version)
+    return Model(lineage.local_path(version["artifactUri"], root), version["artifactUri"].rstrip("/"), version)
 
 
 def _with_files(folder: Path, asked: str) -> Path:
@@ -162,7 +160,7 @@ def _record(found: Origin, root: Path) -> dict[str, Any] | None:
         if "run" not in metadata:
             continue
         path = metadata.get("record", "")
-        record = lineage.read_record(Path(buckets.to_path(path, root)) if path.startswith("gs://") else Path(path))
+        record = lineage.read_record(lineage.local_path(path, root))
         if record and record["id"] == metadata["run"]:
             return record
         return _of_execution(metadata)
@@ -196,6 +194,5 @@ def look_again(file: dict[str, Any], root: Path) -> str:
     kind = file["checksum"].partition(":")[0]
     if kind not in (checksums.WHOLE, checksums.ENDS):
         return UNKNOWN  # a table, or rows that a trainer makes itself
-    path = buckets.to_path(file["uri"], root) if file["uri"].startswith("gs://") else file["uri"]
-    now = checksums.of_local(path, kind)
+    now = checksums.of_local(str(lineage.local_path(file["uri"], root)), kind)
     return MISSING if now is None else SAME if now == file["checksum"] else CHANGED

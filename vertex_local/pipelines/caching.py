@@ -11,12 +11,13 @@ import hashlib
 import json
 import os
 import re
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kfp.local import cache
+
+from vertex_runtime import checksums
 
 from ..job import buckets
 from .service import Service, resource_name
@@ -27,20 +28,16 @@ if TYPE_CHECKING:
 
 _SOURCES = (".py", ".yaml", ".yml", "Dockerfile")
 _NOT_SOURCES = ("tests", "docs", "benchmarks", "build", "dist", "__pycache__", "node_modules")
+_TYPES = "types of artifacts"  # beside the outputs, none of which can have this name
 _RESOURCE = re.compile(r"projects/[^/]+/locations/[^/]+/.+")
 
 
 class ContentCache(cache.LocalCache):
-    """kfp's cache of one run's project and location.
+    """kfp's cache of one run's project and location."""
 
-    Args:
-        used: called with a line about an entry that is used.
-    """
-
-    def __init__(self, request: Request, used: Callable[[str], None]):
-        super().__init__(str(Path(request.cache_dir, hashlib.sha256(request.parent.encode()).hexdigest()[:16])))
-        self._service, self._used, self._writing = request.service, used, threading.Lock()
-        self._client = Service(request.service["url"], request.service["token_file"], request.service["ca_file"])
+    def __init__(self, request: Request, service: Service):
+        super().__init__(str(Path(request.cache_dir, "outputs", hashlib.sha256(request.parent.encode()).hexdigest()[:16])))
+        self._bucket_root, self._service = request.service["bucket_root"], service
         self._sources = sources(Path(request.project_dir))
 
     def compute_key(self, *args: Any, **names: Any) -> str:
@@ -48,46 +45,47 @@ class ContentCache(cache.LocalCache):
         digest = hashlib.sha256(super().compute_key(*args, **names).encode())
         digest.update(self._sources.encode())
         for name, value in sorted(names["arguments"].items()):
-            if is_artifact(value):
-                for artifact in value if isinstance(value, list) else [value]:
-                    digest.update(f"{name} {self._files(artifact.uri)}\n".encode())
+            for artifact in _artifacts(value):
+                digest.update(f"{name} {self._files(artifact.uri)}\n".encode())
         return digest.hexdigest()
 
     def _files(self, uri: str) -> str:
-        return fingerprint(Path(buckets.to_path(uri, self._service["bucket_root"]))) if uri.startswith("gs://") else ""
+        """Return a checksum of the files at an artefact's address; "" if there are none."""
+        path = self._path(uri)
+        return checksums.of_folder(path) if path and os.path.exists(path) else ""
+
+    def _path(self, uri: str) -> str:
+        return buckets.to_path(uri, self._bucket_root) if uri.startswith("gs://") else ""
 
     def get(self, key: str) -> dict[str, Any] | None:
         """Return the outputs under a key; None if there are none, or if something that they name is gone."""
-        try:
-            entry = json.loads(Path(self._entry_path(key)).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        outputs = {name: _read(value) for name, value in entry.items()}
-        if not all(map(self._is_there, outputs.values())):
-            return None
-        self._used(f"entry {key[:12]}")
-        return outputs
+        outputs = super().get(key)
+        for name, types in (outputs or {}).pop(_TYPES, {}).items():
+            for artifact, (title, version) in zip(_artifacts(outputs[name]), types):
+                artifact.schema_title, artifact.schema_version = title, version
+        return outputs if outputs is not None and all(map(self._is_there, outputs.values())) else None
 
     def put(self, key: str, outputs: dict[str, Any]) -> None:
-        """Keep a task's outputs under a key."""
-        path = Path(self._entry_path(key))
-        with self._writing:
-            new = path.with_suffix(".new")
-            new.write_text(json.dumps({name: _written(value) for name, value in outputs.items()}), encoding="utf-8")
-            new.replace(path)
+        """Keep a task's outputs, with the types of artefacts, of which kfp keeps its own types only."""
+        made = {name: [(each.schema_title, each.schema_version) for each in _artifacts(value)] for name, value in outputs.items()}
+        super().put(key, {**outputs, _TYPES: made})
 
     def _is_there(self, value: Any) -> bool:
-        if isinstance(value, list) and is_artifact(value):
-            return all(map(self._is_there, value))
-        if is_artifact(value):
-            if (name := value.metadata.get("resourceName")) and not self._answers(name):
+        for artifact in _artifacts(value):
+            if (name := artifact.metadata.get("resourceName")) and not self._answers(name):
                 return False
-            path = buckets.to_path(value.uri, self._service["bucket_root"]) if value.uri.startswith("gs://") else ""
-            return not path or os.path.exists(path) or value.schema_title.startswith("google.")
+            path = self._path(artifact.uri)
+            if path and not os.path.exists(path) and not artifact.schema_title.startswith("google."):
+                return False
         return all(map(self._answers, _resources(value)))
 
     def _answers(self, name: str) -> bool:
-        return self._client.get(name) is not None
+        return self._service.get(name) is not None
+
+
+def _artifacts(value: Any) -> list[Any]:
+    """Return the artefacts that a value is; none for a parameter's."""
+    return (value if isinstance(value, list) else [value]) if is_artifact(value) else []
 
 
 def _resources(value: Any) -> Iterator[str]:
@@ -97,39 +95,6 @@ def _resources(value: Any) -> Iterator[str]:
             name = resource_name(each["resourceUri"])
             if _RESOURCE.fullmatch(name):
                 yield name
-
-
-def _written(value: Any) -> Any:
-    if isinstance(value, list) and is_artifact(value):
-        return {"artifacts": [_written(each)["artifact"] for each in value]}
-    if is_artifact(value):
-        about = {"name": value.name, "uri": value.uri, "metadata": value.metadata}
-        return {"artifact": {**about, "type": {"schemaTitle": value.schema_title, "schemaVersion": value.schema_version}}}
-    return {"value": value}
-
-
-def _read(entry: Mapping[str, Any]) -> Any:
-    if "artifacts" in entry:
-        return [_read({"artifact": each}) for each in entry["artifacts"]]
-    if "artifact" not in entry:
-        return entry["value"]
-    from kfp.dsl import executor
-
-    artifact = executor.create_artifact_instance(entry["artifact"])
-    artifact.schema_title, artifact.schema_version = entry["artifact"]["type"]["schemaTitle"], entry["artifact"]["type"]["schemaVersion"]
-    return artifact
-
-
-def fingerprint(path: Path) -> str:
-    """Return a checksum of a file, or of all files in a folder with their names; "" if there are none."""
-    digest = hashlib.sha256()
-    files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
-    for file in files:
-        digest.update(f"{file.relative_to(path)}\0{file.stat().st_size}\0".encode())
-        with open(file, "rb") as opened:
-            while piece := opened.read(1 << 20):
-                digest.update(piece)
-    return digest.hexdigest() if files else ""
 
 
 def sources(project: Path) -> str:
@@ -142,5 +107,6 @@ def sources(project: Path) -> str:
         names[:] = [name for name in names if not Path(folder, name, "pyvenv.cfg").exists()]
         for file in sorted(name for name in files if name.endswith(_SOURCES)):
             path = Path(folder, file)
-            digest.update(f"{path.relative_to(project)}\0".encode() + path.read_bytes())
+            if path.is_file():  # an editor's lock is a link to nothing
+                digest.update(f"{path.relative_to(project)}\0".encode() + path.read_bytes())
     return digest.hexdigest()

@@ -31,7 +31,7 @@ from ..local import job_record
 from ..local.store import Store
 from . import python, spec
 from .service import Answer, Service
-from .tasks import OVER
+from .tasks import OVER, log_name
 
 _PAUSE = 0.2  # seconds between two looks at the pipeline
 _START = 120.0  # seconds for a service to be ready
@@ -102,7 +102,8 @@ def _of_settings(pipeline: pipeline_spec.Pipeline, known: Mapping[str, str]) -> 
 
 
 def _new_id(name: str) -> str:
-    return f"{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')[:100]}-{time.strftime('%Y%m%d%H%M%S')}"
+    plain = re.sub("[^a-z0-9]+", "-", name.lower()).strip("-")[:100]
+    return f"{plain if plain[0].isalpha() else f'pipeline-{plain}'}-{time.strftime('%Y%m%d%H%M%S')}"
 
 
 def _body(
@@ -267,16 +268,16 @@ class _Run:
 
 
 def _is_group(task: Mapping[str, Any]) -> bool:
-    return task.get("execution", {}).get("schemaTitle") in _GROUPS and task.get("state") != "NOT_TRIGGERED"
+    return task["execution"]["schemaTitle"] in _GROUPS and task.get("state") != "NOT_TRIGGERED"
 
 
 def _log_name(task: Mapping[str, Any]) -> str:
-    return re.sub(r"[^\w.-]", "-", task.get("taskUniqueName", task["taskName"]))
+    attempts = sum(status["state"] == "RUNNING" for status in task["pipelineTaskStatus"])
+    return log_name(task["taskUniqueName"], attempts)
 
 
 def _line(task: Mapping[str, Any]) -> str:
-    state, name = task.get("state", ""), task.get("taskUniqueName", task["taskName"])
-    title = task.get("execution", {}).get("displayName", task["taskName"])
+    state, name, title = task.get("state", ""), task["taskUniqueName"], task["execution"]["displayName"]
     name += f" ({title})" if title != task["taskName"] else ""
     spent = f" {times.describe(_seconds(task))}" if state in OVER and "startTime" in task and state != "SKIPPED" else ""
     as_before = " (as before)" if state == "SKIPPED" else ""

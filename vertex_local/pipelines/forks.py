@@ -13,23 +13,31 @@ import contextlib
 import gc
 import importlib
 import json
+import multiprocessing
 import os
+import select
 import selectors
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, TextIO
+from typing import Any, NoReturn
 
 from ..errors import UserError
+from ..local import output
 
 EVENTS = "VERTEX_LOCAL_EVENTS"  # variable: the descriptor that `emit` writes to
 KILL_AFTER = 10.0  # seconds between SIGTERM and SIGKILL, in which a program may cancel its jobs
 _TICK = 0.05
+_DRAIN = 1.0  # seconds for the rest of the output: a process that has left the group may hold the stream open
+_LOG_TAIL = 1 << 16  # bytes of a log in which an error is looked for
+_FORKING = multiprocessing.get_context("fork")
 
 
 # ------------------------------------------------------------------ the client
@@ -49,7 +57,7 @@ class Fork:
     """
 
     def __init__(self, address: str, function: str, argument: Any, *, env: Mapping[str, str], cwd: Path, log: Path):
-        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket, self._log = socket.socket(socket.AF_UNIX), log
         request = {"function": function, "argument": argument, "env": dict(env), "cwd": str(cwd), "log": str(log)}
         try:
             self._socket.connect(address)
@@ -86,6 +94,14 @@ class Fork:
         for _ in self.lines():
             pass
         return self.code if self.code is not None else 1
+
+    def last_error(self) -> str:
+        """Return the line of the program's output that best says why it ended as it did."""
+        with contextlib.suppress(OSError), open(self._log, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _LOG_TAIL))
+            lines = file.read().decode("utf-8", "replace").splitlines()
+            return output.last_error(lines, f"it ended with code {self.code} and said nothing")
+        return f"it ended with code {self.code}"
 
     def terminate(self) -> None:
         """Send SIGTERM to the program, and SIGKILL if it goes on."""
@@ -155,7 +171,6 @@ def main(argv: Sequence[str]) -> int:
             traceback.print_exc()
     gc.freeze()  # so that garbage collection in the forks does not copy these pages
     gc.enable()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nothing waits for the forks
     listener = socket.socket(fileno=int(argv[0]))
     with selectors.DefaultSelector() as selector:
         selector.register(listener, selectors.EVENT_READ)
@@ -165,32 +180,13 @@ def main(argv: Sequence[str]) -> int:
             if sys.stdin in ready:
                 return 0
             connection, _ = listener.accept()
-            if not os.fork():
-                listener.close()
-                _guarded(lambda: _supervise(connection))
+            _FORKING.Process(target=_supervise, args=(connection, listener)).start()
             connection.close()
 
 
-def _guarded(work: Any) -> NoReturn:
-    """Do the work of a fork and end it, so that it never runs its parent's code."""
-    code = 1
-    try:
-        code = work() or 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-        if isinstance(end.code, str):
-            print(end.code, file=sys.stderr)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        with contextlib.suppress(Exception):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
-
-
-def _supervise(connection: socket.socket) -> None:
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+def _supervise(connection: socket.socket, listener: socket.socket) -> None:
+    """Run the program that a client asks for, until it has ended."""
+    listener.close()
     data = b""
     while not data.endswith(b"\n"):
         piece = connection.recv(1 << 20)
@@ -199,17 +195,16 @@ def _supervise(connection: socket.socket) -> None:
         data += piece
     request = json.loads(data)
     out, err = os.pipe(), os.pipe()
-    pid = os.fork()
-    if not pid:
-        _guarded(lambda: _become(request, connection, out[1], err[1]))
+    program = _FORKING.Process(target=_become, args=(request, connection, out[1], err[1]), name=request["function"])
+    program.start()
     os.close(out[1])
     os.close(err[1])
-    code = _watch(pid, connection, {"out": out[0], "err": err[0]}, Path(request["log"]))
+    code = _watch(program, connection, {"out": out[0], "err": err[0]}, Path(request["log"]))
     with contextlib.suppress(OSError):
         connection.sendall(json.dumps({"exit": code}).encode() + b"\n")
 
 
-def _become(request: dict[str, Any], connection: socket.socket, out: int, err: int) -> Any:
+def _become(request: dict[str, Any], connection: socket.socket, out: int, err: int) -> NoReturn:
     """Give this fork the environment, folder and streams of a new program, and call the function."""
     os.setsid()
     os.chdir(request["cwd"])
@@ -225,76 +220,54 @@ def _become(request: dict[str, Any], connection: socket.socket, out: int, err: i
     sys.path[:0] = [path for path in request["env"].get("PYTHONPATH", "").split(os.pathsep) if path and path not in sys.path]
     signal.signal(signal.SIGINT, signal.default_int_handler)
     module, _, name = request["function"].partition(":")
-    return getattr(importlib.import_module(module), name)(request["argument"])
+    sys.exit(getattr(importlib.import_module(module), name)(request["argument"]))
 
 
-def _watch(pid: int, connection: socket.socket, streams: Mapping[str, int], log: Path) -> int:
+def _watch(program: BaseProcess, connection: socket.socket, streams: Mapping[str, int], log: Path) -> int:
     """Log the program's output until it has ended, end it when the client is gone or asks for that, and return its exit code."""
-    (log.parent.parent / "lines").mkdir(parents=True, exist_ok=True)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    selector, deadline, code = selectors.DefaultSelector(), 0.0, None
-    with selector, open(log, "ab") as file, open(log.parent.parent / "lines" / log.name, "a") as lines:
-        outputs = [_Output(kind, place, file, lines) for kind, place in streams.items()]
-        for output in outputs:
-            selector.register(output.place, selectors.EVENT_READ, output)
-        selector.register(connection, selectors.EVENT_READ)
-        while code is None:
-            for key, _ in selector.select(_TICK):
-                if key.data is not None and not key.data.read():
-                    selector.unregister(key.fd)
-                elif key.data is None:
-                    if not connection.recv(1):  # the client is gone
-                        selector.unregister(connection)
-                    if not deadline:
-                        _signal(pid, signal.SIGTERM)
-                        deadline = time.monotonic() + KILL_AFTER
-            if deadline and time.monotonic() > deadline:
-                _signal(pid, signal.SIGKILL)
-            found, status = os.waitpid(pid, os.WNOHANG)
-            code = os.waitstatus_to_exitcode(status) if found else None
-        for output in outputs:
-            output.drain()
-    _signal(pid, signal.SIGKILL)  # processes that it has left in its group
+    copies = _copied(streams, log)
+    watched: list[Any] = [connection, program.sentinel]
+    deadline = 0.0
+    while (code := program.exitcode) is None:
+        ready, _, _ = select.select(watched, [], [], _TICK)  # the sentinel is also held by processes that it leaves behind
+        if connection in ready:
+            if not connection.recv(1):  # the client is gone
+                watched.remove(connection)
+            if not deadline:
+                _signal(program, signal.SIGTERM)
+                deadline = time.monotonic() + KILL_AFTER
+        if deadline and time.monotonic() > deadline:
+            _signal(program, signal.SIGKILL)
+    _signal(program, signal.SIGKILL)  # processes that it has left in its group
+    for copy in copies:
+        copy.join(_DRAIN)
     return code
 
 
-def _signal(pid: int, number: int) -> None:
+def _copied(streams: Mapping[str, int], log: Path) -> list[threading.Thread]:
+    """Start to copy a program's streams to its log, and the time and size of each line to the file beside it."""
+    index = log.parents[1] / "lines" / log.name
+    for folder in (log.parent, index.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    file, lines, lock = open(log, "ab"), open(index, "a"), threading.Lock()
+
+    def copy(kind: str, place: int) -> None:
+        for line in os.fdopen(place, "rb"):
+            with lock:
+                size = file.write(line if line.endswith(b"\n") else line + b"\n")
+                lines.write(f"{time.time():.6f} {kind} {size}\n")
+                file.flush()
+                lines.flush()
+
+    threads = [threading.Thread(target=copy, args=stream, daemon=True) for stream in streams.items()]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def _signal(program: BaseProcess, number: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):  # gone, or only zombies are left
-        os.killpg(pid, number)
-
-
-class _Output:
-    """One stream of a program, copied to the log."""
-
-    def __init__(self, kind: str, place: int, file: BinaryIO, lines: TextIO):
-        self.kind, self.place, self._file, self._lines, self._rest = kind, place, file, lines, b""
-
-    def read(self) -> bool:
-        """Copy the output that has come; return whether there can be more."""
-        data = os.read(self.place, 1 << 16)
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        if not data and self._rest:
-            lines.append(self._rest)
-            self._rest = b""
-        for line in lines:
-            self._write(line)
-        if lines:
-            self._file.flush()
-            self._lines.flush()
-        return bool(data)
-
-    def drain(self) -> None:
-        """Copy the rest, without waiting for processes that hold the stream open."""
-        os.set_blocking(self.place, False)
-        with contextlib.suppress(BlockingIOError):
-            while self.read():
-                pass
-        if self._rest:
-            self._write(self._rest)
-
-    def _write(self, line: bytes) -> None:
-        self._file.write(line + b"\n")
-        self._lines.write(f"{time.time():.6f} {self.kind} {len(line) + 1}\n")
+        os.killpg(program.pid, number)
 
 
 if __name__ == "__main__":

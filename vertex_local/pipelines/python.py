@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import UserError
+from ..local import environment
 
 VARIABLE, FOLDER = "KFP_PYTHON", ".venv-kfp"
-NEEDED = ("kfp", "google-cloud-pipeline-components", "google-cloud-aiplatform")
+NEEDED = ("kfp", "google-cloud-pipeline-components", "google-cloud-aiplatform", "wrapt")
 _ROOT = Path(__file__).resolve().parents[2]
 _REMEDY = f"make the environment with scripts/setup_kfp, or name its interpreter in {VARIABLE}"
 _ASK = (
@@ -58,7 +59,5 @@ def versions(python: str) -> Mapping[str, str | None]:
 
 def variables(env: Mapping[str, str]) -> dict[str, str]:
     """Return `env` with this checkout on PYTHONPATH, because the pipelines' environment need not have it installed."""
-    if not (_ROOT / "setup.py").is_file():
-        return dict(env)  # no checkout: this package is installed beside packages for another interpreter
-    path = [str(_ROOT), *filter(None, env.get("PYTHONPATH", "").split(os.pathsep))]
-    return {**env, "PYTHONPATH": os.pathsep.join(dict.fromkeys(path))}
+    # Without a checkout this package is installed beside packages for another interpreter.
+    return environment.importing_this(env) if (_ROOT / "setup.py").is_file() else dict(env)

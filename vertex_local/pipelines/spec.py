@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import quoted
@@ -70,26 +70,31 @@ def _check_executor(name: str, executor: Any) -> None:
         raise PipelineError(
             f"task {name}: runs containers and importers here; its executor is of the kind {kinds}; leave it out.", unsupported=True
         )
-    module = launcher(executor.get("container", {}))
+    container = executor.get("container", {})
+    words = [*container.get("command", []), *container.get("args", [])]
+    module = launcher(words)
     if module and module not in LAUNCHERS:
         what = module.removeprefix(_COMPONENTS).removesuffix(".launcher")
         raise PipelineError(
             f"task {name}: Google's component {what} asks for a service that is not imitated here; leave it out.", unsupported=True
         )
-    command = [*executor.get("container", {}).get("command", []), *executor.get("container", {}).get("args", [])]
-    if "container" in executor and (not command or command[:3] == ["python3", "-m", "kfp.dsl.executor_main"]):
-        what = "is a containerized Python component" if command else "gives no command"
-        image = quoted(executor["container"].get("image"))
+    if "container" in executor and (not words or words[:3] == ["python3", "-m", "kfp.dsl.executor_main"]):
+        what = "is a containerized Python component" if words else "gives no command"
+        image = quoted(container.get("image"))
         raise PipelineError(f"task {name}: {what}, and the image {image} is not started here; give command and args.", unsupported=True)
 
 
-def launcher(container: Mapping[str, Any]) -> str | None:
-    """Return the module that a step of Google's components starts; None for another step."""
-    words = list(container.get("command", []))
-    at = words.index("-m") + 1 if "-m" in words else len(words)
-    return words[at] if at < len(words) and words[at].startswith(_COMPONENTS) else None
+def launcher(command: Sequence[str]) -> str | None:
+    """Return the module that a command starts if it is one of Google's components; None for another command."""
+    at = command.index("-m") + 1 if "-m" in command else len(command)
+    return command[at] if at < len(command) and command[at].startswith(_COMPONENTS) else None
 
 
 def uses_google(spec: Mapping[str, Any]) -> bool:
     """Tell whether a step starts one of Google's components, or has code that imports Vertex AI's SDK."""
-    return "google_cloud_pipeline_components" in (text := json.dumps(spec["deploymentSpec"])) or "aiplatform" in text
+    return imports_google(json.dumps(spec["deploymentSpec"]))
+
+
+def imports_google(source: str) -> bool:
+    """Tell whether a component's code names Google's components or Vertex AI's SDK."""
+    return "google_cloud_pipeline_components" in source or "aiplatform" in source

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -23,10 +24,10 @@ from typing import Any
 
 from ..errors import UserError, quoted
 from ..job import buckets
-from . import patches
+from . import patches, spec
 from .service import resource_name
 
-_EXECUTOR, _GOOGLE = "kfp.dsl.executor_main", "google_cloud_pipeline_components.container."
+_EXECUTOR = "kfp.dsl.executor_main"
 _INSTALL = "pip install"
 _TAKES_VALUE = ("--index-url", "--extra-index-url", "--trusted-host", "--find-links", "-i", "-f")
 _GCS = re.compile(r"""(?<![^\s=,;:"'])/gcs/[^\s,;"']+""")
@@ -42,12 +43,12 @@ def plan(command: Sequence[str], service: Mapping[str, str], packages: Path) -> 
         packages: folder for packages that components require and the environment does not have.
     """
     shared = {"service": dict(service), "packages": str(packages)}
-    at = command.index("-m") + 1 if "-m" in command else len(command)
-    if at < len(command) and command[at].startswith(_GOOGLE):  # checked first: its arguments may contain a component's source
-        return {**shared, "kind": "launcher", "server": "google", "module": command[at], "args": list(command[at + 1 :])}
+    if module := spec.launcher(command):  # checked first: its arguments may contain a component's source
+        args = list(command[command.index(module) + 1 :])
+        return {**shared, "kind": "launcher", "server": "google", "module": module, "args": args}
     source = _component(command)
     if source is not None:
-        server = "google" if "aiplatform" in source or "google_cloud_pipeline_components" in source else "kfp"
+        server = "google" if spec.imports_google(source) else "kfp"
         words = [_local(word, service) for word in command[command.index(source) + 1 :]]
         return {**shared, "kind": "component", "server": server, "source": source, "args": words, "requirements": _wanted(command)}
     words = [buckets.localize(word, service["bucket_root"]) for word in command]  # a program gets local paths, as in jobs
@@ -168,8 +169,9 @@ def _installed(wanted: Sequence[str], packages: Path) -> str:
         print(f"installing {', '.join(wanted)}, which the component wants and {sys.prefix} does not have", flush=True)
         packages.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=packages) as temporary:
-            pip = [sys.executable, "-m", "pip"] if importable("pip") else ["uv", "pip", "--python", sys.executable]
-            command = [*pip, "install", "--quiet", "--target", f"{temporary}/site", *wanted]
+            has_pip = importlib.util.find_spec("pip") is not None  # an environment that uv has made has none
+            install = [sys.executable, "-m", "pip", "install"] if has_pip else ["uv", "pip", "install", "--python", sys.executable]
+            command = [*install, "--quiet", "--target", f"{temporary}/site", *wanted]
             try:
                 subprocess.run(command, check=True)
             except (OSError, subprocess.CalledProcessError):
@@ -178,10 +180,3 @@ def _installed(wanted: Sequence[str], packages: Path) -> str:
             with contextlib.suppress(OSError):  # another step was faster
                 os.replace(f"{temporary}/site", folder)
     return str(folder)
-
-
-def importable(module: str) -> bool:
-    """Tell whether this environment can import a module."""
-    import importlib.util
-
-    return importlib.util.find_spec(module) is not None

@@ -53,12 +53,12 @@ class Task:
         """Its unique name with its title, for people."""
         return f"{self.unique_name} ({self.title})" if self.title else self.unique_name
 
-    @property
-    def file_name(self) -> str:
-        """A name for the files of its latest attempt, short enough for a file system."""
-        name = re.sub(r"[^\w.-]", "-", self.unique_name)
-        name = name if len(name) < 120 else f"{name[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
-        return name if self.attempts < 2 else f"{name}-retry-{self.attempts - 1}"
+
+def log_name(unique_name: str, attempts: int) -> str:
+    """Return the name of the log of a task's latest attempt, without its ending: short enough for a file system."""
+    name = re.sub(r"[^\w.-]", "-", unique_name)
+    name = name if len(name) < 120 else f"{name[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    return name if attempts < 2 else f"{name}-retry-{attempts - 1}"
 
 
 class Tasks:
@@ -87,11 +87,6 @@ class Tasks:
         task.history.append({"updateTime": when, "state": state, **({"error": status} if error else {})})
         with self._lock:
             self._changed(self.detail(task))
-
-    def children(self, parent: Task) -> list[Task]:
-        """Return the recorded tasks of a dag."""
-        with self._lock:
-            return [task for task in self.known if task.parent is parent]
 
     def detail(self, task: Task) -> dict[str, Any]:
         """Return a task in the API's form, with `dependencies` and `log` added."""

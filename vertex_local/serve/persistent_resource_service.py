@@ -6,11 +6,12 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from ..local import job_record
-from . import jobs, lists, messages, persistent_resources
+from . import jobs, messages, persistent_resources
 from .local import Local, location_of
 from .operations import OperationPool
 from .persistent_resources import KIND
 from .rest import ApiError
+from .standard_methods import Resources
 
 if TYPE_CHECKING:
     from google.cloud.aiplatform_v1 import types
@@ -22,11 +23,18 @@ _LOOK = 0.1  # seconds between two checks whether a resource's jobs have ended
 _TYPE = "PersistentResource"
 
 
+class _PersistentResources(Resources):
+    def shown(self, document: dict[str, Any]) -> dict[str, Any]:
+        return persistent_resources.shown(self._local, document)
+
+
 class PersistentResourceService:
     """Persistent resources: RUNNING as soon as they are created, until they are deleted."""
 
     def __init__(self, local: Local, operations: OperationPool):
         self._local, self._operations = local, operations
+        self._resources = _PersistentResources(local, operations, _TYPE, KIND)
+        self._resources.add_to(self, "get", "list")
 
     def create_persistent_resource(self, request: types.CreatePersistentResourceRequest) -> operations_pb2.Operation:
         """Record a resource; it is RUNNING at once."""
@@ -41,16 +49,6 @@ class PersistentResourceService:
         self._local.records.add(name, KIND, document)
         return self._finished("Create", document)
 
-    def get_persistent_resource(self, request: types.GetPersistentResourceRequest) -> types.PersistentResource:
-        """Return a resource, with the number of its machines in use."""
-        return messages.read(persistent_resources.shown(self._local, self._local.known(request.name)), _TYPE)
-
-    def list_persistent_resources(self, request: types.ListPersistentResourcesRequest) -> types.ListPersistentResourcesResponse:
-        """Return one page of resources."""
-        records, token = lists.page(self._local.records, KIND, request)
-        found = [messages.read(persistent_resources.shown(self._local, record), _TYPE) for record in records]
-        return messages.new("ListPersistentResourcesResponse", persistent_resources=found, next_page_token=token)
-
     def update_persistent_resource(self, request: types.UpdatePersistentResourceRequest) -> operations_pb2.Operation:
         """Change a resource's display name, labels and numbers of machines; the kinds of machines cannot be changed."""
         changed = messages.changes(request.persistent_resource, request.update_mask, _CHANGEABLE)
@@ -64,7 +62,7 @@ class PersistentResourceService:
                 changed["resourcePools"] = _resized(document["resourcePools"], changed["resourcePools"] or [])
             messages.apply(document, changed)
 
-        return self._finished("Update", self._changed(request.persistent_resource.name, change))
+        return self._finished("Update", self._resources.change(request.persistent_resource.name, change))
 
     def reboot_persistent_resource(self, request: types.RebootPersistentResourceRequest) -> operations_pb2.Operation:
         """Restart a resource on which no job runs."""
@@ -78,11 +76,11 @@ class PersistentResourceService:
             document["state"] = "RUNNING"
             document.pop("error", None)
 
-        return self._finished("Reboot", self._changed(name, change))
+        return self._finished("Reboot", self._resources.change(name, change))
 
     def delete_persistent_resource(self, request: types.DeletePersistentResourceRequest) -> operations_pb2.Operation:
         """Cancel the jobs on a resource, and forget it once they have ended."""
-        name = self._changed(request.name, lambda document: document.update(state="STOPPING"))["name"]
+        name = self._resources.change(request.name, lambda document: document.update(state="STOPPING"))["name"]
 
         def work() -> None:
             for job in persistent_resources.jobs_on(self._local, name):
@@ -99,11 +97,8 @@ class PersistentResourceService:
         return self._operations.begin(location_of(name), "DeleteOperationMetadata", work, name)
 
     def _finished(self, verb: str, document: dict[str, Any]) -> operations_pb2.Operation:
-        parent, shown = location_of(document["name"]), persistent_resources.shown(self._local, document)
-        return self._operations.finished(parent, f"{verb}{_TYPE}OperationMetadata", (_TYPE, shown))
-
-    def _changed(self, name: str, change: Any) -> dict[str, Any]:
-        return job_record.update(self._local.records, name, change) or self._local.known(name)
+        response = (_TYPE, self._resources.shown(document))
+        return self._operations.finished(location_of(document["name"]), f"{verb}{_TYPE}OperationMetadata", response)
 
 
 def _check_running(document: dict[str, Any], *states: str) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..job import schema
 from ..local import job_record
-from . import messages
+from . import jobs, messages
 from .local import Local
 from .rest import ApiError
 
@@ -27,8 +28,7 @@ def check(resource: Message, resource_id: str) -> None:
     if not _ID.fullmatch(resource_id):
         text = f"takes up to 63 small letters, digits and '-', a letter first and no '-' at the end; got {resource_id[:80]!r}"
         raise ApiError("INVALID_ARGUMENT", f"persistentResourceId {text}.", "persistentResourceId")
-    if len(resource.display_name) > 128:
-        raise ApiError("INVALID_ARGUMENT", "displayName may have 128 characters at most.", "persistentResource.displayName")
+    jobs.check_length_of_name(resource, "persistentResource.")
     messages.unsupported(resource.resource_runtime_spec, ("ray_spec",), where="persistentResource.resourceRuntimeSpec.")
     messages.required(resource, "resource_pools", where="persistentResource.")
     for index, pool in enumerate(resource.resource_pools):
@@ -52,15 +52,9 @@ def check_pool(pool: Message, path: str) -> None:
 
 def with_ids(pools: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the pools, with an id for each that has none; raise an ApiError if two have the same id."""
-    taken, found = {pool["id"] for pool in pools if pool.get("id")}, []
-    for pool in pools:
-        number = 0
-        while not pool.get("id"):
-            name = f"pool-{number}"
-            pool = pool if name in taken else {**pool, "id": name}
-            number += 1
-        taken.add(pool["id"])
-        found.append(pool)
+    taken = {pool.get("id") for pool in pools}
+    free = (name for number in itertools.count() if (name := f"pool-{number}") not in taken)
+    found = [pool if pool.get("id") else {**pool, "id": next(free)} for pool in pools]
     if len({pool["id"] for pool in found}) < len(found):
         raise ApiError("INVALID_ARGUMENT", "resourcePools: two pools have one id; rename one.", "persistentResource.resourcePools")
     return found

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from ..job import buckets, pipeline_spec
-from ..local import environment, job_record, output
+from ..local import environment, job_record
 from ..local import jobs as local_jobs
-from ..pipelines import forks, python, spec, tasks
+from ..pipelines import forks, python, run, spec, tasks
 from . import endpoint, jobs, messages, pipeline_lineage
 from .local import Local
 from .rest import ApiError
@@ -50,8 +50,7 @@ def checked(local: Local, parent: str, job: Message, job_id: str) -> Pipeline:
     if job.template_uri and not job.pipeline_spec.fields:
         raise ApiError("UNIMPLEMENTED", "templateUri is not fetched by the local service; give pipelineSpec.", "pipelineJob.templateUri")
     messages.required(job, "pipeline_spec", where="pipelineJob.")
-    if len(job.display_name) > jobs.LONGEST_NAME:
-        raise ApiError("INVALID_ARGUMENT", f"displayName may have {jobs.LONGEST_NAME} characters at most.", "pipelineJob.displayName")
+    jobs.check_length_of_name(job, "pipelineJob.")
     messages.unsupported(job.runtime_config, ("parameters", "input_artifacts"), where="pipelineJob.runtimeConfig.")
     found = {name: messages.plain(value) for name, value in job.pipeline_spec.fields.items()}
     values = {name: messages.plain(value) for name, value in job.runtime_config.parameter_values.items()}
@@ -87,9 +86,7 @@ def create(local: Local, parent: str, pipeline: Pipeline) -> dict[str, Any]:
     local.workers.start("google" if spec.uses_google(pipeline.spec) else "kfp")  # imports while the job is kept and waits its turn
 
     def work(name: str, cancel: threading.Event) -> jobs.End:
-        folder = local.state / "jobs" / pipeline.job_id
-        with job_record.held(folder):  # so that no other process takes the pipeline for lost
-            return _run(local, name, pipeline, folder, cancel)
+        return _run(local, name, pipeline, local.state / "jobs" / pipeline.job_id, cancel)
 
     return jobs.create(local, parent, KIND, pipeline.job, work, pipeline.job_id)
 
@@ -100,13 +97,12 @@ def _run(local: Local, name: str, pipeline: Pipeline, folder: Path, cancel: thre
         (folder / each).mkdir(exist_ok=True)
     (folder / "pipeline.json").write_text(json.dumps({"pipelineSpec": pipeline.spec, "parameters": pipeline.parameters}, indent=1) + "\n")
     job_record.running(local.records, name)
-    contexts = _contexts(name, pipeline)
-    job_record.update(local.records, name, lambda document: document.update(jobDetail=contexts))
-    pipeline_lineage.begin(local.records, contexts, name)
+    detail = pipeline_lineage.begin(local.records, name, pipeline.spec["pipelineInfo"]["name"])
+    job_record.update(local.records, name, lambda document: document.update(jobDetail=detail))
     request, variables = _request(local, name, pipeline, folder), _variables(local, folder)
-    log = folder / "logs" / LOG
     fork = forks.Fork(
-        local.workers.address("kfp"), "vertex_local.pipelines.run:main", request, env=variables, cwd=local.project_dir, log=log
+        local.workers.address("kfp"), "vertex_local.pipelines.run:main", dataclasses.asdict(request), env=variables, cwd=local.project_dir,
+        log=folder / "logs" / LOG,
     )  # fmt: skip
     end, asked = None, False
 
@@ -127,12 +123,8 @@ def _run(local: Local, name: str, pipeline: Pipeline, folder: Path, cancel: thre
     if unwanted() and (end is None or end["state"] != "SUCCEEDED"):
         return "CANCELLED", None
     if end is None:
-        return "FAILED", {"code": 13, "message": f"kfp's runner ended with code {fork.code}: {_last_error(log)}"}
+        return "FAILED", {"code": 13, "message": f"kfp's runner ended with code {fork.code}: {fork.last_error()}"}
     return end["state"], {"code": 9, "message": end["error"]} if end["state"] == "FAILED" else None
-
-
-def _last_error(log: Path) -> str:
-    return output.last_error(log.read_text(encoding="utf-8", errors="replace").splitlines()[-200:] if log.exists() else [])
 
 
 def _note(local: Local, name: str, detail: dict[str, Any]) -> None:
@@ -152,36 +144,22 @@ def _note(local: Local, name: str, detail: dict[str, Any]) -> None:
         local.say(f"{name}: {detail['execution']['displayName']}: {detail['state']}{': ' * bool(error)}{error}")
 
 
-def _contexts(name: str, pipeline: Pipeline) -> dict[str, Any]:
-    """Return a job's detail before its first task: the pipeline and this run of it, as ML Metadata calls them."""
-    store = f"{name.partition('/pipelineJobs/')[0]}/metadataStores/default/contexts"
-    title = pipeline.spec["pipelineInfo"].get("name", pipeline.job_id)
-    return {
-        "pipelineContext": {"name": f"{store}/{title}", "displayName": title, "schemaTitle": "system.Pipeline", "schemaVersion": "0.0.1"},
-        "pipelineRunContext": {
-            "name": f"{store}/{pipeline.job_id}", "displayName": pipeline.job_id, "schemaTitle": "system.PipelineRun",
-            "schemaVersion": "0.0.1", "parentContexts": [f"{store}/{title}"],
-        },
-        "taskDetails": [],
-    }  # fmt: skip
-
-
-def _request(local: Local, name: str, pipeline: Pipeline, folder: Path) -> dict[str, Any]:
-    """Return what the runner is asked to do: a `pipelines.run.Request` in JSON form."""
+def _request(local: Local, name: str, pipeline: Pipeline, folder: Path) -> run.Request:
+    """Return what the runner is asked to do."""
     parent, job = name.partition(f"/{KIND}/")[0], pipeline.job
     project, location = parent.split("/")[1::2]
     found = endpoint.find(local.state)
     names = ["kfp", *["google"] * spec.uses_google(pipeline.spec)]
     number = project if project.isdecimal() else environment.PROJECT
-    return {
-        "parent": parent, "job_id": pipeline.job_id, "spec": pipeline.spec, "parameters": pipeline.parameters, "root": pipeline.root,
-        "project_number": number, "folder": str(folder), "project_dir": str(local.project_dir), "cache_dir": str(local.state / CACHE),
-        "fail_fast": job.runtime_config.failure_policy == 2,  # PIPELINE_FAILURE_POLICY_FAIL_FAST
-        "service": {
+    return run.Request(
+        parent=parent, job_id=pipeline.job_id, spec=pipeline.spec, parameters=pipeline.parameters, root=pipeline.root,
+        project_number=number, folder=str(folder), project_dir=str(local.project_dir), cache_dir=str(local.state / CACHE),
+        fail_fast=job.runtime_config.failure_policy == 2,  # PIPELINE_FAILURE_POLICY_FAIL_FAST
+        service={
             "url": found.url, "token_file": found.token_file or "", "ca_file": found.ca_file, "project": project, "location": location,
             "bucket_root": str(local.buckets),
         },
-        "placeholders": {
+        placeholders={
             "pipeline_google_cloud_project_id": project, "pipeline_google_cloud_location": location,
             "pipeline_service_account": job.service_account or f"{number}-compute@developer.gserviceaccount.com",
             "pipeline_network": job.network, "pipeline_encryption_key_name": job.encryption_spec.kms_key_name,
@@ -189,9 +167,8 @@ def _request(local: Local, name: str, pipeline: Pipeline, folder: Path) -> dict[
             "pipeline_job_create_time_utc": local.known(name)["createTime"],
             "pipeline_job_schedule_time_utc": local.known(name)["createTime"],
         },
-        "labels": {_LABEL: _number(name)},
-        "servers": {each: local.workers.address(each) for each in names},
-    }  # fmt: skip
+        labels={_LABEL: _number(name)}, servers={each: local.workers.address(each) for each in names},
+    )  # fmt: skip
 
 
 def _number(name: str) -> str:

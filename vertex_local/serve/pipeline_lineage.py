@@ -8,21 +8,20 @@ from typing import Any
 from ..local.store import Store
 from ..metadata import lineage, nodes
 
-_STATES = {"SUCCEEDED": "COMPLETE", "SKIPPED": "CACHED", "FAILED": "FAILED", "CANCELLED": "CANCELLED"}
 
-
-def begin(records: Store, detail: Mapping[str, Any], job: str) -> None:
-    """Record the contexts of a pipeline and of this run of it, with the names in the pipeline job's detail.
+def begin(records: Store, job: str, title: str) -> dict[str, Any]:
+    """Record the contexts of a pipeline and of this run of it, and return the pipeline job's detail, which has them.
 
     Args:
         job: the pipeline job's full name.
+        title: the pipeline's own name.
     """
-    location = job.partition("/pipelineJobs/")[0]
-    kept = []
-    for context in (detail["pipelineContext"], detail["pipelineRunContext"]):
-        title = context["displayName"]
-        kept.append(lineage.record_context(records, location, _id(context["name"]), context["schemaTitle"], display_name=title, job=job))
-    nodes.add_children(records, kept[0], kept[1:])
+    location, _, number = job.partition("/pipelineJobs/")
+    pipeline = lineage.record_context(records, location, title, "system.Pipeline", job=job)
+    run = lineage.record_context(records, location, number, "system.PipelineRun", job=job)
+    nodes.add_children(records, pipeline, [run])
+    shown = {field: nodes.shown(records, records.get(name)) for field, name in (("pipelineContext", pipeline), ("pipelineRunContext", run))}
+    return {**shown, "taskDetails": []}
 
 
 def renamed(detail: dict[str, Any]) -> dict[str, Any]:
@@ -41,15 +40,15 @@ def ended(records: Store, job: str, contexts: Mapping[str, Any], detail: Mapping
         contexts: the pipeline job's detail, which names the contexts of pipeline and run.
         detail: the task's detail in the API's form.
     """
-    if detail["state"] not in _STATES:  # it never ran
-        return
     execution = detail["execution"]
+    if execution["state"] == "NEW":  # it never ran
+        return
     made = detail.get("executorDetail", {}).get("containerDetail", {}).get("mainJob", "")
     given = {"task": detail["taskUniqueName"], "pipeline_job": job, "resource": made}
     metadata = {**execution.get("metadata", {}), **{key: value for key, value in given.items() if value}}
     lineage.record_execution(
         records, job.partition("/pipelineJobs/")[0], _id(execution["name"]), schema=execution["schemaTitle"],
-        display_name=execution["displayName"], state=_STATES[detail["state"]], metadata=metadata,
+        display_name=execution["displayName"], state=execution["state"], metadata=metadata,
         inputs=[_node(each) for each in _artifacts(detail, "inputs")], outputs=[_node(each) for each in _artifacts(detail, "outputs")],
         contexts=[contexts["pipelineRunContext"]["name"], contexts["pipelineContext"]["name"]],
     )  # fmt: skip

@@ -33,7 +33,7 @@ class Follower:
         self._series: dict[tuple[str, str], str] = {}
         document = {"displayName": display_name, "labels": {"vertex_tensorboard_experiment_source": "custom_job"}, "source": job}
         self._number, self._location = series.id_of(job.rpartition("/")[2]), "/".join(job.split("/")[:4])
-        self.experiment = series.ensure(records, tensorboard, series.EXPERIMENTS, self._number, document)["name"]
+        self.experiment = nodes.ensure(records, tensorboard, series.EXPERIMENTS, self._number, document)["name"]
         # The service shows such an experiment in ML Metadata, too, where the SDK ends its runs.
         self._context = lineage.record_context(
             records, self._location, self._number, "system.Experiment", display_name=display_name, tensorboard_link=self.experiment
@@ -53,10 +53,10 @@ class Follower:
     def _named(self, run: str, tag: str) -> str:
         """Return the time series of a run's tag; make it at the first value."""
         if (run, tag) not in self._series:
-            kept = series.ensure(self._records, self.experiment, series.RUNS, series.id_of(run), {"displayName": run})
+            kept = nodes.ensure(self._records, self.experiment, series.RUNS, series.id_of(run), {"displayName": run})
             if not any(known == run for known, _ in self._series):
                 self._show(run)
-            self._series[run, tag] = series.add_series(self._records, kept["name"], tag)["name"]
+            self._series[run, tag] = series.scalars_of(self._records, kept["name"], tag)["name"]
         return self._series[run, tag]
 
     def _show(self, run: str) -> None:
