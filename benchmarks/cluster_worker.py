@@ -53,8 +53,9 @@ def loop(args: argparse.Namespace) -> dict[str, Any]:
     import keras
     import tensorflow as tf
 
-    from vertex_runtime.loop import Plan, Steps
-    from vertex_runtime.rows import Share, permutation
+    from vertex_runtime.order import permutation
+    from vertex_runtime.rows import Share
+    from vertex_runtime.steps import Plan, Steps
 
     share = Share(env.worker_index, env.worker_count)
     tensors = tf.nest.map_structure(tf.constant, synthetic(args.network))

@@ -26,13 +26,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from processes import ROOT
 from service import Service
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from vertex_local.local.store import Store  # noqa: E402
-from vertex_local.serve import endpoint  # noqa: E402
+from vertex_local.local.store import Store
 
 JOBS, RUNNING, LOG_BYTES, TAGS, POINTS = 10_000, 100, 1_000_000_000, 8, 5_000
 LIVE = "1"  # the id of the job whose pages are watched
@@ -115,17 +112,17 @@ def growing(log: Path, events: Path) -> Iterator[None]:
 # ------------------------------------------------------------------ pages as they are sent
 
 
-def pages(service: Service, where: endpoint.Endpoint, paths: dict[str, str]) -> None:
+def pages(service: Service, paths: dict[str, str]) -> None:
     """Print the milliseconds, the service's CPU and the bytes of pages."""
     jar = urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar())
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=service.tls), jar)
-    opener.open(where.console_address()).read()
+    opener.open(service.endpoint.console_address()).read()
     for name, path in paths.items():
         seconds, size = [], 0
         before = service.cpu_seconds()
         for _ in range(30):
             begun = time.perf_counter()
-            with opener.open(f"{where.url}/console{path}") as answer:
+            with opener.open(f"{service.endpoint.url}/console{path}") as answer:
                 size = len(answer.read())
             seconds.append(time.perf_counter() - begun)
         used = (service.cpu_seconds() - before) / 30
@@ -169,7 +166,7 @@ def _chromium() -> str | None:
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
-def watch(where: endpoint.Endpoint, paths: dict[str, str], seconds: float) -> None:
+def watch(service: Service, paths: dict[str, str], seconds: float) -> None:
     """Print what each page's tab holds while it follows the service."""
     from playwright.sync_api import sync_playwright
 
@@ -179,8 +176,8 @@ def watch(where: endpoint.Endpoint, paths: dict[str, str], seconds: float) -> No
                 tab = Tab(stack, playwright.chromium)
                 asked = []
                 tab.page.on("response", lambda answer, asked=asked: asked.append(answer.status))
-                tab.page.goto(where.console_address())
-                tab.page.goto(f"{where.url}/console{path}")
+                tab.page.goto(service.endpoint.console_address())
+                tab.page.goto(f"{service.endpoint.url}/console{path}")
                 taken = []
                 for share in (0.0, 0.5, 0.5):
                     tab.page.wait_for_timeout(1e3 * max(3.0, share * seconds))
@@ -202,19 +199,17 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         service = Service(ROOT, Path(folder))
         stack.callback(service.stop)
-        state = Path(folder) / ".vertex_local"
-        where, own = endpoint.find(state, wait=30), state / "jobs" / LIVE
-        empty = service.status("VmRSS")
-        fill(state, f"projects/{where.project}/locations/{where.region}")
+        own, empty = service.state / "jobs" / LIVE, service.status("VmRSS")
+        fill(service.state, f"projects/{service.endpoint.project}/locations/{service.endpoint.region}")
         log, events = write_log(own), write_curves(own)
         paths = {
             "home": "/", "list of jobs": "/customJobs", "list, filtered": "/customJobs?filter=fare-77",
             "log of 1 GB": f"/logs/{LIVE}/workerpool0-0", "search in the log": f"/logs/{LIVE}/workerpool0-0?search=no+such+text",
             "job with curves": f"/customJobs/{LIVE}",
         }  # fmt: skip
-        pages(service, where, paths)
+        pages(service, paths)
         with growing(log, events):
-            watch(where, {name: paths[name] for name in ("home", "log of 1 GB", "job with curves")}, args.watch)
+            watch(service, {name: paths[name] for name in ("home", "log of 1 GB", "job with curves")}, args.watch)
         print(f"service: {empty / 1024:.0f} MiB empty, {service.status('VmRSS') / 1024:.0f} MiB now")
     return 0
 

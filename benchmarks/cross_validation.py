@@ -13,7 +13,6 @@ import contextlib
 import importlib
 import io
 import itertools
-import json
 import math
 import shlex
 import statistics
@@ -22,10 +21,9 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from processes import ROOT, print_table
+from processes import keep, print_table
 
-sys.path.insert(0, str(ROOT))
-from vertex_runtime.errors import UserError, run_as_program  # noqa: E402
+from vertex_runtime.errors import UserError, run_as_program
 
 Train = Callable[[list[str]], dict[str, float]]
 
@@ -33,8 +31,13 @@ Train = Callable[[list[str]], dict[str, float]]
 def score(train: Train, data: str, fraction: float, seed: int, flags: Sequence[str]) -> dict[str, float]:
     """Train on the rows that `seed` does not hold out; return the metrics, `val_*` on those that it does."""
     split = [f"--train_data_path={data}", f"--eval_fraction={fraction}", f"--seed={seed}", "--num_evals=1"]
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        return train([f"--output_dir={folder}/run", *split, *flags])
+    with tempfile.TemporaryDirectory() as folder:
+        return quietly(train, [f"--output_dir={folder}/run", *split, *flags])
+
+
+def quietly(train: Train, flags: list[str]) -> dict[str, float]:
+    with contextlib.redirect_stdout(io.StringIO()):
+        return train(flags)
 
 
 def compare(trainer: str, data: str, splits: int, metric: str | None, sets: Sequence[Sequence[str]]) -> tuple[str, dict[str, list[float]]]:
@@ -47,6 +50,8 @@ def compare(trainer: str, data: str, splits: int, metric: str | None, sets: Sequ
         train: Train = importlib.import_module(f"{trainer}.trainer.task").main
     except ModuleNotFoundError as error:
         raise UserError(f"{trainer}: no {error.name} here. Name a folder that holds trainer/task.py, such as taxifare.") from None
+    for flags in sets:  # before the first of them is trained for minutes
+        quietly(train, ["--plan=flags", *flags])
     found: dict[str, list[float]] = {}
     for flags in sets:
         name = shlex.join(flags) or "defaults"
@@ -83,8 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     first = found["defaults"]
     rows = [(name, spread(each), spread([a - b for a, b in zip(each, first)])) for name, each in found.items()]
     print_table(f"{args.trainer}: {args.splits} splits of {args.data}", ("flags", metric, "less the defaults"), rows)
-    if args.json:
-        args.json.write_text(json.dumps(found, indent=1) + "\n")
+    keep(args.json, found)
 
 
 if __name__ == "__main__":

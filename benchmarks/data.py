@@ -3,7 +3,7 @@
 
     python benchmarks/data.py --folder /tmp/data-benchmark --json data.json
 
-`formats`: rows/s of each format, read and checked up to Arrow record batches, against pyarrow's own reading of the
+Rows/s of each format, read and checked up to Arrow record batches, against pyarrow's own reading of the
 same file (goal: at least 0.6), TFRecord against `tf.data.TFRecordDataset` with `tf.io.parse_example` (goal: at least 3).
 Every measurement is a fresh process; the two sides take turns.
 """
@@ -15,16 +15,14 @@ import gzip
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from processes import ROOT, Spread, machine, print_table, run
+from processes import Spread, measure, parser, print_table, run
 from taxi_rows import HEADER, generate
 
-sys.path.insert(0, str(ROOT))
-
-ARMS = ("formats",)
 TAXI = ("csv", "csv.gz", "jsonl", "parquet", "tfrecord", "tfrecord.gz")
 TEXTS = ("texts.csv", "texts.jsonl", "service.jsonl")
 GOALS = {name: 3.0 if "tfrecord" in name else 0.6 for name in (*TAXI, *TEXTS)}
@@ -110,8 +108,9 @@ def _write_texts(target: Path, rows: int) -> None:
 
 def ours(name: str, path: str) -> int:
     """Read and check a file as the trainers do, up to record batches; return its rows."""
-    from vertex_runtime import data, formats
+    from vertex_runtime import data
     from vertex_runtime.columns import Category, Date, Number, Text
+    from vertex_runtime.formats import record_batches
 
     if name in TEXTS:
         columns, labels = (Text("text"), Category("label")), ("label",)
@@ -124,7 +123,7 @@ def ours(name: str, path: str) -> int:
             Text("key", required=False),
         )
         labels = ("fare_amount",)
-    return sum(batch.num_rows for batch in formats.record_batches(path, columns, labels, data.BadRows()))
+    return sum(batch.num_rows for batch in record_batches(path, columns, labels, data.BadRows()))
 
 
 def bare(name: str, path: str) -> int:
@@ -181,14 +180,15 @@ def one(side: str, name: str, path: str) -> None:
     print(json.dumps({"rows": rows, "seconds": time.perf_counter() - start, "cpu": time.process_time() - busy}))
 
 
-# ------------------------------------------------------------------ arms
+# ------------------------------------------------------------------ the measurement
 
 
-def measure_formats(folder: Path, rows: int, repeats: int, formats: Sequence[str]) -> dict[str, Any]:
+def formats(args: Namespace) -> dict[str, Any]:
     """Print rows/s of some formats and what share that is of bare reading; return all measurements."""
+    folder, rows, repeats = args.folder, args.rows, args.repeats
     command = [sys.executable, str(Path(__file__).resolve()), "--folder", str(folder), "--rows", str(rows)]
     run([*command, "--write"], folder / "logs")  # where it writes files this process need not hold them
-    files = {name: path for name, path in write_files(folder, rows).items() if name in formats}
+    files = {name: path for name, path in write_files(folder, rows).items() if name in args.formats}
     kinds = [*READERS, *(f"{side}, CPU" for side in READERS)]
     rates: dict[str, dict[str, list[float]]] = {name: {kind: [] for kind in kinds} for name in files}
     for _ in range(repeats):
@@ -200,8 +200,8 @@ def measure_formats(folder: Path, rows: int, repeats: int, formats: Sequence[str
     table = []
     for name, found in rates.items():
         pairs = (("ours", "bare"), ("ours, CPU", "bare, CPU"))
-        ratios = [Spread(tuple(mine / theirs for mine, theirs in zip(found[one], found[other]))) for one, other in pairs]
-        sides = [f"{Spread(tuple(found[side])):,.0f}" for side in READERS]
+        ratios = [Spread([mine / theirs for mine, theirs in zip(found[one], found[other])]) for one, other in pairs]
+        sides = [f"{Spread(found[side]):,.0f}" for side in READERS]
         table.append((name, *sides, *(f"{ratio:.2f}" for ratio in ratios), GOALS[name]))
     header = ("format", "rows/s, median [range]", "bare reading, rows/s", "ours : bare", "by CPU time", "at least")
     print_table(f"Reading {rows:,} taxi rows and {rows // TEXT_ROWS:,} texts, {repeats} fresh processes each", header, table)
@@ -209,30 +209,19 @@ def measure_formats(folder: Path, rows: int, repeats: int, formats: Sequence[str
 
 
 def main() -> None:
-    """Measure what `--arms` names and print a table for each."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="working directory: generated data (kept), logs")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="what to measure")
-    parser.add_argument("--formats", nargs="+", choices=list(GOALS), default=list(GOALS), help="which formats to read")
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--repeats", type=int, default=3, help="fresh processes of each kind, taking turns")
-    parser.add_argument("--json", type=Path, help="write every measurement to this file")
-    parser.add_argument("--write", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    folder = args.folder.resolve()
+    """Measure and print a table; or do for that what a fresh process is to do."""
+    made = parser(__doc__)
+    made.add_argument("--formats", nargs="+", choices=list(GOALS), default=list(GOALS), help="which formats to read")
+    made.add_argument("--rows", type=int, default=1_000_000)
+    made.add_argument("--write", action="store_true", help=argparse.SUPPRESS)
+    made.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    args = made.parse_args()
     if args.one:
-        return one(*args.one)
-    if args.write:
-        write_files(folder, args.rows)
-        return None
-    results: dict[str, Any] = {"machine": machine(), "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-    print(f"machine: {results['machine']}")
-    for arm in args.arms:
-        results[arm] = {"formats": measure_formats}[arm](folder, args.rows, args.repeats, args.formats)
-        if args.json:
-            args.json.write_text(json.dumps(results, indent=1) + "\n")
-    return None
+        one(*args.one)
+    elif args.write:
+        write_files(args.folder, args.rows)
+    else:
+        measure(args, {"formats": formats})
 
 
 if __name__ == "__main__":

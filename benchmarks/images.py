@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+from processes import Spread
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from vertex_runtime.strategy import import_tensorflow  # noqa: E402
+from vertex_runtime.arguments import CommonHyperparameters
+from vertex_runtime.strategy import import_tensorflow
 
 
 def write_images(folder: Path, count: int, side: int) -> None:
@@ -35,23 +34,22 @@ def write_images(folder: Path, count: int, side: int) -> None:
 
 def prepared(folder: Path, side: int) -> float:
     """Return the examples a second that a run's training rows come at, read, decoded and shuffled."""
-    from types import SimpleNamespace
+    from types import ModuleType, SimpleNamespace
 
-    from vertex_runtime import contract, images
+    from vertex_runtime import images
     from vertex_runtime.columns import Category, Image
+    from vertex_runtime.contract import load
     from vertex_runtime.data import BadRows
     from vertex_runtime.rows import IndexedRows, Preparer, Share
     from vertex_runtime.sources import FolderSource
 
-    columns = (Image("image_bytes"), Category("label"))
-    defaults = contract.Defaults(columns, ("label",), None, "val_loss", False)
-    parts = {name: getattr(defaults, name) for name in contract.FUNCTIONS}
-    parts["preprocess"] = lambda raw, hp, facts: images.decode(raw["image_bytes"], side, side)
-    inputs = {"image_bytes": columns[0].spec()}
-    given = frozenset({"COLUMNS"})
-    made = contract.Contract("images", sys.modules[__name__], (), columns, ("label",), None, inputs, "val_loss", False, given, parts)
-    prepare = Preparer(made, SimpleNamespace(), {"class_names": ["even", "odd"]})
-    source = FolderSource([str(folder)], columns[0], "label", BadRows())
+    image, trainer = Image("image_bytes"), ModuleType("benchmarks.images")
+    vars(trainer).update(
+        __file__=__file__, NAME="images", OBJECTIVE="val_loss", LABEL="label", COLUMNS=(image, Category("label")),
+        preprocess=lambda raw, hp, facts: images.decode(raw["image_bytes"], side, side), build_model=lambda hp, facts, total_steps: None,
+    )  # fmt: skip
+    prepare = Preparer(load(trainer, CommonHyperparameters), SimpleNamespace(), {"class_names": ["even", "odd"]})
+    source = FolderSource([str(folder)], image, "label", BadRows())
     feed = IndexedRows(source, np.arange(source.count), prepare, 4.0 * side * side * 3).feed(64, 0, 0, Share())
     start, seen = time.perf_counter(), 0
     while seen < source.count - source.count % 64:
@@ -75,8 +73,8 @@ def alone(folder: Path, side: int) -> float:
     return seen / (time.perf_counter() - start)
 
 
-def main() -> int:
-    """Print the table and return the exit code."""
+def main() -> None:
+    """Measure in turn and print the medians and the ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=4000, help="images")
     parser.add_argument("--side", type=int, default=160, help="pixels each way")
@@ -87,13 +85,12 @@ def main() -> int:
         write_images(Path(folder), args.count, args.side)
         prepared(Path(folder), args.side), alone(Path(folder), args.side)  # warm
         rates = [(prepared(Path(folder), args.side), alone(Path(folder), args.side)) for _ in range(args.repeats)]
-    ratios = sorted(ours / theirs for ours, theirs in rates)
-    ours, theirs = (statistics.median(column) for column in zip(*rates))
+    ours, theirs = map(Spread, zip(*rates))
+    ratio = Spread([mine / other for mine, other in rates])
     print(f"{args.count} JPEG files of {args.side} x {args.side}, {os.cpu_count()} cores, {args.repeats} alternating repeats")
-    print(f"tf.data, decoding alone: {theirs:,.0f} examples/s; training rows: {ours:,.0f} examples/s")
-    print(f"ratio: {statistics.median(ratios):.2f} [{ratios[0]:.2f}..{ratios[-1]:.2f}]")
-    return 0
+    print(f"tf.data, decoding alone: {theirs.median:,.0f} examples/s; training rows: {ours.median:,.0f} examples/s")
+    print(f"ratio: {ratio:.2f}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -9,42 +9,28 @@ sorted file beside the same rows in random order. All of it takes about half an 
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from processes import Run, Spread, machine, print_table, run, trainer
+from processes import ROOT, Run, Spread, measure_chosen, parser, print_table, run, trainer
 from taxi_rows import generate
 
 LAB = ("--features=lab", "--nbuckets=10", "--nnsize=32 8", "--lr=0.001", "--batch_size=1024")
-ARMS = ("taxi", "titles", "start", "sorted")
 
 
-@dataclass(frozen=True)
-class Bench:
-    """What every measurement needs to know."""
-
-    folder: Path
-    rows: int
-    titles: int
-    sorted_rows: int
-    repeats: int
-    source: Path | None
-    results: dict[str, Any]
-
-    def train(self, name: str, *flags: object) -> Run:
-        """Train in a fresh output directory, which is removed afterwards; its metrics are kept as the last line of the output."""
-        output = self.folder / "output"
-        shutil.rmtree(output, ignore_errors=True)
-        finished = run(trainer(name, f"--output_dir={output}", *flags), self.folder / "logs")
-        metrics = (output / "metrics.json").read_text()
-        shutil.rmtree(output)
-        return Run(**{**vars(finished), "output": f"{finished.output}\n{json.dumps(json.loads(metrics))}"})
+def train(args: Namespace, name: str, *flags: object) -> tuple[Run, dict[str, float]]:
+    """Train in a fresh output directory, which is removed afterwards; return the process and the metrics."""
+    output = args.folder / "output"
+    shutil.rmtree(output, ignore_errors=True)
+    finished = run(trainer(name, f"--output_dir={output}", *flags), args.folder / "logs")
+    metrics = json.loads((output / "metrics.json").read_text())
+    shutil.rmtree(output)
+    return finished, metrics
 
 
 def epochs(finished: Run, batch_size: int) -> list[float]:
@@ -59,113 +45,103 @@ def epochs(finished: Run, batch_size: int) -> list[float]:
     return found
 
 
-def compare(bench: Bench, title: str, name: str, batch_size: int, flags: Sequence[object], limit: float) -> dict[str, Any]:
+def compare(args: Namespace, title: str, name: str, batch_size: int, flags: Sequence[object], limit: float) -> dict[str, Any]:
     """Train two epochs with the rows in memory and in a cache on disk, in turn; print rates, ratios and peak memory."""
     kinds = {"in memory": "yes", "on disk": "no"}
     rates: dict[str, list[list[float]]] = {kind: [] for kind in kinds}
     peaks: dict[str, list[float]] = {kind: [] for kind in kinds}
     scores: dict[str, set[str]] = {kind: set() for kind in kinds}
-    for _ in range(bench.repeats):
+    for _ in range(args.repeats):
         for kind, memory in kinds.items():
-            finished = bench.train(name, *flags, "--epochs=2", "--num_evals=2", f"--in_memory={memory}")
+            finished, metrics = train(args, name, *flags, "--epochs=2", "--num_evals=2", f"--in_memory={memory}")
             rates[kind].append(epochs(finished, batch_size))
             peaks[kind].append(finished.peak_bytes / 2**20)
-            scores[kind].add(json.dumps({k: v for k, v in finished.last_line().items() if k.startswith("val_")}))
+            scores[kind].add(json.dumps({k: v for k, v in metrics.items() if k.startswith("val_")}))
             listed = ", ".join(f"{rate:,.0f}" for rate in rates[kind][-1])
             print(f"  {name} {kind}: {listed} examples/s, foreign CPU {finished.foreign:.2f}", file=sys.stderr)
     table = []
     for i, (epoch, goal) in enumerate((("first", 0.5), ("second", 0.8))):
-        ratio = Spread(tuple(disk[i] / memory[i] for disk, memory in zip(rates["on disk"], rates["in memory"])))
-        cells = [f"{Spread(tuple(each[i] for each in rates[kind])):,.0f}" for kind in kinds]
+        ratio = Spread([disk[i] / memory[i] for disk, memory in zip(rates["on disk"], rates["in memory"])])
+        cells = [f"{Spread([each[i] for each in rates[kind]]):,.0f}" for kind in kinds]
         table.append((epoch, *cells, f"{ratio:.2f}", goal))
-    table.append(("peak MiB", *(f"{Spread(tuple(peaks[kind])):,.0f}" for kind in kinds), "", f"at most {limit:,.0f}"))
+    table.append(("peak MiB", *(f"{Spread(peaks[kind]):,.0f}" for kind in kinds), "", f"at most {limit:,.0f}"))
     print_table(title, ("epoch", "in memory, examples/s", "on disk, examples/s", "ratio", "at least"), table)
     same = scores["in memory"] == scores["on disk"]
     print(f"\nmetrics of both: {'the same to the last digit' if same else 'DIFFERENT'}")
     return {"rates": rates, "peaks": peaks, "same": same}
 
 
-def taxi(bench: Bench) -> None:
+def taxi(args: Namespace) -> dict[str, Any]:
     """Twenty million trips, the lab's network: the fastest there is, so that reading shows most."""
-    train, valid = generate(bench.folder, bench.rows)
-    flags = (*LAB, f"--train_data_path={train}", f"--eval_data_path={valid}")
-    bench.results["taxi"] = compare(bench, f"taxifare, {bench.rows:,} rows, batch 1024", "taxifare", 1024, flags, 1536)
+    rows, valid = generate(args.folder, args.rows)
+    flags = (*LAB, f"--train_data_path={rows}", f"--eval_data_path={valid}")
+    return compare(args, f"taxifare, {args.rows:,} rows, batch 1024", "taxifare", 1024, flags, 1536)
 
 
-def titles(bench: Bench) -> None:
+def titles(args: Namespace) -> dict[str, Any]:
     """A million titles, made of real ones where those are at hand."""
-    folder = bench.folder / f"titles-{bench.titles}"
+    folder = args.folder / f"titles-{args.titles}"
     if not (folder / "done").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        source = bench.source or Path(__file__).resolve().parents[1] / "stackoverflow/tests/data/train.csv"
+        source = args.source or ROOT / "stackoverflow/tests/data/train.csv"
         lines = [line for line in source.read_text().splitlines()[1:] if line and line.count('"') % 2 == 0]
         with open(folder / "train.csv", "w") as file:
             file.write("text,label\n")
-            for i in range(bench.titles):
+            for i in range(args.titles):
                 line = lines[i % len(lines)]
                 file.write((f'"{i} ' + line[1:] if line.startswith('"') else f"{i} {line}") + "\n")
         with open(folder / "valid.csv", "w") as file:
             file.write("\n".join(["text,label", *lines[:2000]]) + "\n")
         (folder / "done").touch()
     flags = (f"--train_data_path={folder}/train.csv", f"--eval_data_path={folder}/valid.csv", "--batch_size=60")
-    title = f"stackoverflow, {bench.titles:,} titles, batch 60"
-    bench.results["titles"] = compare(bench, title, "stackoverflow", 60, flags, 10_000)
+    title = f"stackoverflow, {args.titles:,} titles, batch 60"
+    return compare(args, title, "stackoverflow", 60, flags, 10_000)
 
 
-def start(bench: Bench) -> None:
+def start(args: Namespace) -> dict[str, Any]:
     """Seconds to the first finished step of many rows and of few."""
-    seconds: dict[int, list[float]] = {bench.rows: [], 20_000: []}
-    for _ in range(bench.repeats):
+    seconds: dict[int, list[float]] = {args.rows: [], 20_000: []}
+    for _ in range(args.repeats):
         for rows, found in seconds.items():
-            train, valid = generate(bench.folder, rows)
-            flags = (*LAB, f"--train_data_path={train}", f"--eval_data_path={valid}", "--num_examples_to_train_on=10240", "--num_evals=1")
-            found.append(bench.train("taxifare", *flags).until("step"))
-    more = Spread(tuple(many - few for many, few in zip(*seconds.values())))
-    table = [(f"{rows:,}", f"{Spread(tuple(found)):.2f}") for rows, found in seconds.items()]
+            files, valid = generate(args.folder, rows)
+            flags = (*LAB, f"--train_data_path={files}", f"--eval_data_path={valid}", "--num_examples_to_train_on=10240", "--num_evals=1")
+            found.append(train(args, "taxifare", *flags)[0].until("step"))
+    more = Spread([many - few for many, few in zip(*seconds.values())])
+    table = [(f"{rows:,}", f"{Spread(found):.2f}") for rows, found in seconds.items()]
     print_table("Seconds to the first finished step", ("rows", "seconds"), table)
     print(f"\ndifference: {more:.2f} s (at most 5)")
-    bench.results["start"] = {str(rows): found for rows, found in seconds.items()}
+    return {str(rows): found for rows, found in seconds.items()}
 
 
-def sorted_file(bench: Bench) -> None:
+def sorted_file(args: Namespace) -> dict[str, Any]:
     """The same rows sorted by label and in random order, one epoch: the validation metric tells how good the shuffle is."""
     import pyarrow as pa
     from pyarrow import csv
 
-    train, valid = generate(bench.folder, bench.sorted_rows)
-    target = bench.folder / f"taxi-{bench.sorted_rows}-sorted.csv"
+    files, valid = generate(args.folder, args.sorted_rows)
+    target = args.folder / f"taxi-{args.sorted_rows}-sorted.csv"
     if not target.exists():
-        paths = sorted(Path(train).parent.glob(Path(train).name))
+        paths = sorted(Path(files).parent.glob(Path(files).name))
         table = pa.concat_tables([csv.read_csv(path) for path in paths]).sort_by("fare_amount")
         csv.write_csv(table, target, csv.WriteOptions(quoting_style="none"))
     found: dict[str, list[float]] = {"random order": [], "sorted by fare": []}
-    for seed in range(bench.repeats):
-        for name, path in (("random order", train), ("sorted by fare", target)):
+    for seed in range(args.repeats):
+        for name, path in (("random order", files), ("sorted by fare", target)):
             flags = (*LAB, f"--train_data_path={path}", f"--eval_data_path={valid}", "--epochs=1", "--num_evals=1", f"--seed={seed}")
-            found[name].append(bench.train("taxifare", *flags, "--in_memory=no").last_line()["val_rmse"])
-    table = [(name, f"{Spread(tuple(values)):.4f}") for name, values in found.items()]
-    print_table(f"val_rmse after one epoch of {bench.sorted_rows:,} rows, {bench.repeats} seeds", ("file", "val_rmse"), table)
-    bench.results["sorted"] = found
+            found[name].append(train(args, "taxifare", *flags, "--in_memory=no")[1]["val_rmse"])
+    table = [(name, f"{Spread(values):.4f}") for name, values in found.items()]
+    print_table(f"val_rmse after one epoch of {args.sorted_rows:,} rows, {args.repeats} seeds", ("file", "val_rmse"), table)
+    return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="working directory: generated data (kept), logs, outputs")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="what to measure")
-    parser.add_argument("--rows", type=int, default=20_000_000, help="trips")
-    parser.add_argument("--titles", type=int, default=1_000_000)
-    parser.add_argument("--sorted_rows", type=int, default=10_000_000)
-    parser.add_argument("--source", type=Path, help="a file of real titles: text,label")
-    parser.add_argument("--repeats", type=int, default=3, help="fresh processes of each kind, taking turns")
-    parser.add_argument("--json", type=Path, help="write every measurement to this file")
-    args = parser.parse_args()
-    bench = Bench(args.folder, args.rows, args.titles, args.sorted_rows, args.repeats, args.source, {"machine": machine()})
-    print(f"machine: {bench.results['machine']}", file=sys.stderr)
-    arms: dict[str, Callable[[Bench], None]] = {"taxi": taxi, "titles": titles, "start": start, "sorted": sorted_file}
-    for arm in args.arms:
-        arms[arm](bench)
-    if args.json:
-        args.json.write_text(json.dumps(bench.results, indent=1))
+    """Measure what `--arms` names and print a table for each."""
+    made = parser(__doc__)
+    made.add_argument("--rows", type=int, default=20_000_000, help="trips")
+    made.add_argument("--titles", type=int, default=1_000_000)
+    made.add_argument("--sorted_rows", type=int, default=10_000_000)
+    made.add_argument("--source", type=Path, help="a file of real titles: text,label")
+    measure_chosen(made, {"taxi": taxi, "titles": titles, "start": start, "sorted": sorted_file})
 
 
 if __name__ == "__main__":

@@ -20,14 +20,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from processes import ROOT, Spread, lines, mean_and_range, real_files
+
 PAGE, FIGURES = ROOT / "docs" / "measured.md", ROOT / "docs" / "measured.json"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 BATCHES = (32, 256, 1024, 4096)
-RESULTS = {
-    "taxifare": ("validation RMSE, dollars, of seeds", 3, "7,333 trips, validated on 4,706 others"),
-    "stackoverflow": ("accuracy, of splits", 4, "12,788 titles of 20 tags, validated on 3,197 others"),
-}  # by trainer: the metric, its digits, the data
+NETWORKS = {"baseline": "baseline", "lab": "lab", "lab --in_memory=no": "lab, rows on disk", "default network": "default"}
+QUALITY = {
+    "taxifare": ("validation RMSE", ", dollars, of seeds", 3, "7,333 trips, validated on 4,706 others"),
+    "stackoverflow": ("accuracy", ", of splits", 4, "12,788 titles of 20 tags, validated on 3,197 others"),
+}  # by trainer: the metric, what a README says more of it, its digits, the data
 QUIET = 0.5  # load average above which figures would not be those of this project
 
 
@@ -37,22 +39,21 @@ def render(figures: Mapping[str, Any]) -> str:
     parts = [
         f"{machine['cpu']}, {machine['cpus']} cores, no GPU; Python {machine['python']}, TensorFlow {machine['tensorflow']}, "
         f"Keras {machine['keras']}; {figures['day']}, load average {machine['load']:.1f} before the start.",
-        _speed(figures["steady"]), _epoch(figures["epoch"]), _quality(figures.get("quality")),
+        _speed(figures["steady"]), _epoch(figures["epoch"]), _quality(figures["quality"]),
     ]  # fmt: skip
-    return "\n\n".join(part for part in parts if part)
+    return "\n\n".join(parts)
 
 
 def _speed(arms: Mapping[str, Any]) -> str:
     rows = []
     for batch in BATCHES:
         base = arms[f"{batch} baseline"]["examples_per_second"]
-        for name, label in (("lab", "lab"), ("lab --in_memory=no", "lab, rows on disk"), ("default network", "default")):
-            found = arms.get(f"{batch} {name}")
-            if found:
+        for name in NETWORKS:
+            if name != "baseline" and (found := arms.get(f"{batch} {name}")):
                 ours = found["examples_per_second"]
-                ratios = [mine / theirs for mine, theirs in zip(ours, base)]
+                spreads = [f"{Spread(each):,.0f}" for each in (base, ours, [mine / theirs for mine, theirs in zip(ours, base)])]
                 best = statistics.median(ours) / max(base)
-                rows.append((f"{batch:,}", label, _spread(base), _spread(ours), f"**{best:.0f}**", _spread(ratios)))
+                rows.append((f"{batch:,}", NETWORKS[name], *spreads[:2], f"**{best:.0f}**", spreads[2]))
     repeats = len(arms[f"{BATCHES[0]} baseline"]["examples_per_second"])
     header = ("batch", "network", "baseline, examples/s", "this trainer, examples/s", "times the baseline's best", "times, pair by pair")
     return (
@@ -63,22 +64,20 @@ def _speed(arms: Mapping[str, Any]) -> str:
 
 def _epoch(seconds: Mapping[str, Sequence[float]]) -> str:
     base = seconds["baseline"]
-    labels = {"baseline": "baseline", "lab": "lab", "lab --in_memory=no": "lab, rows on disk", "default network": "default"}
     rows = [
-        (labels[name], _spread(values, 1), f"{min(base) / statistics.median(values):.1f}" if name != "baseline" else "")
+        (NETWORKS[name], f"{Spread(values):,.1f}", f"{min(base) / statistics.median(values):.1f}" if name != "baseline" else "")
         for name, values in seconds.items()
     ]
     header = ("network", "seconds", "times the baseline's best")
     return "One epoch at batch 1,024 from the start of the process to metrics and exported model:\n\n" + _table(header, rows)
 
 
-def _quality(quality: Mapping[str, Any] | None) -> str:
-    if not quality:
-        return ""
-    rows = []
-    for data, metric, digits in (("taxifare", "validation RMSE", 3), ("stackoverflow", "accuracy", 4)):
-        for name, scores in quality[data].items():
-            rows.append((name, metric, _mean(scores["valid"], digits), _spread(scores["seconds"], 1)))
+def _quality(quality: Mapping[str, Any]) -> str:
+    rows = [
+        (name, metric, _mean(scores["valid"], digits), f"{Spread(scores['seconds']):,.1f}")
+        for trainer, (metric, _, digits, _) in QUALITY.items()
+        for name, scores in quality[trainer].items()
+    ]
     header = ("model", "metric", "mean [range]", "seconds of training")
     return "Real data, default flags, beside scikit-learn's models (`benchmarks/quality.py`):\n\n" + _table(header, rows)
 
@@ -86,45 +85,44 @@ def _quality(quality: Mapping[str, Any] | None) -> str:
 def results(trainer: str, figures: Mapping[str, Any]) -> str:
     """Return the measured part of a trainer's README."""
     scores = figures["quality"][trainer][f"{trainer}, defaults"]
-    metric, digits, data = RESULTS[trainer]
-    row = (data, _mean(scores["valid"], digits), f"{_spread(scores['seconds'], 1)} s, {figures['machine']['cpus']} cores")
-    return _table(("real data, default flags", metric, "training"), [row])
+    metric, more, digits, data = QUALITY[trainer]
+    row = (data, _mean(scores["valid"], digits), f"{Spread(scores['seconds']):,.1f} s, {figures['machine']['cpus']} cores")
+    return _table(("real data, default flags", metric + more, "training"), [row])
 
 
 def _mean(values: Sequence[float], digits: int) -> str:
-    return f"{statistics.mean(values):.{digits}f} [{min(values):.{digits}f}..{max(values):.{digits}f}] of {len(values)}"
-
-
-def _spread(values: Sequence[float], digits: int = 0) -> str:
-    return f"{statistics.median(values):,.{digits}f} [{min(values):,.{digits}f}..{max(values):,.{digits}f}]"
+    return f"{mean_and_range(values, digits)} of {len(values)}"
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows])
+    return lines([header, ["---"] * len(header), *rows])
 
 
 def measure(folder: Path, repeats: int) -> dict[str, Any]:
-    """Run the benchmarks and return their figures."""
-    benchmarks = ROOT / "benchmarks"
-    batches = list(map(str, BATCHES))
+    """Run the benchmarks and return their figures.
+
+    Raises:
+        SystemExit: the real data is not here.
+    """
+    real_files(None, *QUALITY)
     load = os.getloadavg()[0]
     if load > QUIET:
         print(f"note: the load average is {load:.1f}; the figures will say so", file=sys.stderr)
-    found = _run(folder, str(benchmarks / "throughput.py"), "--folder", str(folder), "--arms", "steady", "epoch", "--batches", *batches,
+    batches = list(map(str, BATCHES))
+    found = _run(folder, "throughput.py", "--folder", str(folder), "--arms", "steady", "epoch", "--batches", *batches,
                  "--repeats", str(repeats), "--no_jit")  # fmt: skip
-    quality = _run(folder, str(benchmarks / "quality.py"), "--no_lab")
+    quality = _run(folder, "quality.py", "--no_lab")
     machine = {**found["machine"], "cpu": _cpu(), "load": load}
     arms = {name: {"examples_per_second": arm["examples_per_second"]} for name, arm in found["steady"]["arms"].items()}
-    kept = {name: scores for name, scores in (quality or {}).items() if name != "machine"}
+    kept = {trainer: quality[trainer] for trainer in QUALITY}
     return {"day": time.strftime("%Y-%m-%d"), "machine": machine, "steady": arms, "epoch": found["epoch"], "quality": kept}
 
 
-def _run(folder: Path, *command: str) -> Any:
-    """Run a benchmark and return what it writes; None if it has nothing to measure, as without the real data."""
+def _run(folder: Path, name: str, *flags: str) -> Any:
+    """Run a benchmark and return what it writes."""
     report = folder / "report.json"
-    report.unlink(missing_ok=True)
-    subprocess.run([sys.executable, *command, "--json", str(report)], check=True)
-    return json.loads(report.read_text()) if report.exists() else None
+    subprocess.run([sys.executable, str(ROOT / "benchmarks" / name), *flags, "--json", str(report)], check=True)
+    return json.loads(report.read_text())
 
 
 def _cpu() -> str:
@@ -143,7 +141,7 @@ def _rounded(value: Any) -> Any:
 
 def pages(figures: Mapping[str, Any]) -> dict[Path, str]:
     """Return what each page says when its measured part is rendered from figures."""
-    parts = {PAGE: render(figures), **{ROOT / trainer / "README.md": results(trainer, figures) for trainer in RESULTS}}
+    parts = {PAGE: render(figures), **{ROOT / trainer / "README.md": results(trainer, figures) for trainer in QUALITY}}
     return {path: page(path.read_text(encoding="utf-8"), part) for path, part in parts.items()}
 
 

@@ -21,7 +21,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from processes import ROOT, Run, Spread, machine, print_table, run, trainer
+from processes import Run, Spread, keep, machine, mean_and_range, print_table, real_files, run, trainer
 
 SPLITS = (0, 1, 2)
 LAB = ("--features=lab", "--nbuckets", 10, "--nnsize", "32 8", "--lr", 0.001, "--batch_size", 32, "--epochs", 10)
@@ -64,17 +64,18 @@ def taxifare(train_file: Path, valid: Path, test: Path | None, seeds: Sequence[i
     table = []
     for name, scores in found.items():
         goal = "mean at most 3.50, none above 3.60" if name == "taxifare, defaults" else ""
-        seconds = f"{Spread(tuple(scores['seconds'])):.1f}"
-        table.append((name, *(summary(scores[column], 3) for column in ("valid", "test")), seconds, goal))
+        table.append((*summary(name, scores, 3), goal))
     header = ("model", "validation RMSE, mean [min..max]", "test RMSE, mean [min..max]", "seconds", "goal")
     print_table(f"taxifare: trained on {train_file.name}, {len(seeds)} seeds", header, table)
     return found
 
 
-def summary(values: Sequence[float], digits: int) -> str:
-    if any(math.isnan(value) for value in values):
-        return "not given"
-    return f"{sum(values) / len(values):.{digits}f} [{min(values):.{digits}f}..{max(values):.{digits}f}]"
+def summary(name: str, scores: Scores, digits: int) -> tuple[str, str, str, str]:
+    """Return a row of the table: the model, the metric on both sets of rows, seconds."""
+    valid, test = (
+        "not given" if any(map(math.isnan, scores[column])) else mean_and_range(scores[column], digits) for column in ("valid", "test")
+    )
+    return name, valid, test, f"{Spread(scores['seconds']):.1f}"
 
 
 def boosted_trees(train_file: Path, valid: Path, test: Path | None, seed: int, scores: Scores) -> None:
@@ -133,8 +134,7 @@ def stackoverflow(titles: Path, test: Path | None, folder: Path, cnn: bool) -> d
     table = []
     for name, scores in found.items():
         goal = "at least 0.915, 0.010 above words, 6 s" if name == "stackoverflow, defaults" else ""
-        seconds = f"{Spread(tuple(scores['seconds'])):.1f}"
-        table.append((name, *(summary(scores[column], 4) for column in ("valid", "test")), seconds, goal))
+        table.append((*summary(name, scores, 4), goal))
     header = ("model", "accuracy, mean [min..max]", "test accuracy", "seconds with tokenising", "goal")
     print_table(f"stackoverflow: {titles.name}, {len(SPLITS)} stratified splits, 20 % held out", header, table)
     print(f"\nlead over words, TF-IDF + LinearSVC: {lead:+.4f}")
@@ -187,10 +187,10 @@ def write_split(titles: Path, number: int, folder: Path) -> tuple[Path, Path]:
     return paths
 
 
-def main() -> int:
+def main() -> None:
     """Measure both trainers, or say why not."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, help="folder with taxifare/ and stackoverflow/; ../shared/data if not given")
+    parser.add_argument("--data", type=Path, help="folder with taxifare/ and stackoverflow/; SHARED_DATA or ../shared/data if not given")
     parser.add_argument("--only", choices=("taxifare", "stackoverflow"), help="leave the other one out")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--no_lab", action="store_true", help="leave the lab's network out")
@@ -199,24 +199,21 @@ def main() -> int:
     parser.add_argument("--text_test", type=Path, help="further titles that no model has seen")
     parser.add_argument("--json", type=Path, help="write every score to this file")
     args = parser.parse_args()
-    data = (args.data or ROOT.parent / "shared" / "data").resolve()
-    tests = [path.resolve() if path else None for path in (args.taxi_test, args.text_test)]
-    needed = [data / "taxifare" / "taxi-train.csv", data / "taxifare" / "taxi-valid.csv", data / "stackoverflow" / "titles.csv"]
-    if missing := [path for path in (*needed, *filter(None, tests)) if not path.exists()]:
-        print(f"skipped: {missing[0]} does not exist. Give the folder with --data.", file=sys.stderr if args.data else sys.stdout)
-        return 1 if args.data or any(tests) else 0
+    tests = [path and path.resolve() for path in (args.taxi_test, args.text_test)]
+    for flag, path in zip(("--taxi_test", "--text_test"), tests):
+        if path and not path.exists():
+            parser.error(f"{flag}: {path} does not exist. Name a file of rows.")
+    *fares, titles = real_files(args.data, "taxifare/taxi-train.csv", "taxifare/taxi-valid.csv", "stackoverflow/titles.csv")
     results: dict[str, Any] = {"machine": machine()}
     print(f"machine: {results['machine']}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if args.only != "stackoverflow":
-            results["taxifare"] = taxifare(*needed[:2], tests[0], args.seeds, folder, not args.no_lab)
+            results["taxifare"] = taxifare(*fares, tests[0], args.seeds, folder, not args.no_lab)
         if args.only != "taxifare":
-            results["stackoverflow"] = stackoverflow(needed[2], tests[1], folder, args.cnn)
-    if args.json:
-        args.json.write_text(json.dumps(results, indent=1) + "\n")
-    return 0
+            results["stackoverflow"] = stackoverflow(titles, tests[1], folder, args.cnn)
+    keep(args.json, results)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -10,7 +10,6 @@ Needs wrk (apt-get install wrk). Each checkout serves with the Python that runs 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import shutil
@@ -20,46 +19,25 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from processes import ROOT
+
+from vertex_local.testing import LocalService
+
 JOBS = "/v1/projects/p/locations/us-central1/customJobs"
 SPEC = {"machineSpec": {"machineType": "n1-standard-4"}, "replicaCount": 1, "containerSpec": {"imageUri": "a/b:1", "command": ["true"]}}
 IDLE, REQUESTS = 1000, 10_000
 
 
-class Service:
-    """`python -m vertex_local serve` of a checkout, which may be one that still took plain HTTP, too."""
+class Service(LocalService):
+    """`python -m vertex_local serve` of a checkout, whose process is measured."""
 
     def __init__(self, root: Path, folder: Path):
-        command = [sys.executable, "-m", "vertex_local", "serve", "--port=0"]
-        environment = {**os.environ, "PYTHONPATH": str(root)}
         begun = time.perf_counter()
-        self.process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
-        for line in self.process.stdout:
-            if found := re.search(r"serving on https?://[\w.]+:(\d+)", line):
-                self.port = int(found[1])
-            if line.startswith("Ctrl-C"):
-                break
+        super().__init__(folder, env={"PYTHONPATH": str(root)})
         self.ready_seconds = time.perf_counter() - begun
-        own = folder / ".vertex_local" / "serve"
-        self.token = (own / "token").read_text()
-        authority = own / "ca.pem"
-        self.tls = ssl.create_default_context(cafile=str(authority if authority.exists() else own / "cert.pem"))
-
-    def stop(self) -> None:
-        self.process.terminate()
-        self.process.wait()
-
-    def call(self, method: str, path: str, body: object = None) -> dict:
-        headers = {"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"}
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"https://127.0.0.1:{self.port}{path}", data, headers, method=method)
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=self.tls))
-        with opener.open(request) as answer:
-            return json.loads(answer.read())
 
     def status(self, name: str) -> int:
         """Return a figure of the process: VmRSS in KiB, Threads."""
@@ -103,9 +81,9 @@ def measure(root: Path, seconds: int) -> dict[str, float]:
         service = Service(root, Path(folder))
         stack.callback(service.stop)
         figures = {"ready, s": service.ready_seconds}
-        job = service.call("POST", JOBS, {"displayName": "x", "jobSpec": {"workerPoolSpecs": [SPEC]}})
+        job = service.request("POST", JOBS, {"displayName": "x", "jobSpec": {"workerPoolSpecs": [SPEC]}})
         path = "/v1/" + job["name"]
-        while "endTime" not in service.call("GET", path):
+        while "endTime" not in service.request("GET", path):
             time.sleep(0.1)
         first = service.status("VmRSS")
         figures |= {f"customJobs.get, {name}": value for name, value in service.wrk(path, seconds).items()}

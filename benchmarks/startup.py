@@ -32,8 +32,8 @@ def measure_startup(folder: Path, repeats: int) -> dict[str, Any]:
         finished = run(trainer("taxifare", "--output_dir", output), logs)
         found["first step"].append(finished.until("step"))
         found["whole run"].append(finished.until("end"))
-    table = [(name, f"{Spread(tuple(found[name])):.3f}", "under 0.5" if name in kinds[:2] else "") for name in kinds]
-    beyond = Spread(tuple(step - bare for step, bare in zip(found["first step"], found["import tensorflow"])))
+    table = [(name, f"{Spread(found[name]):.3f}", "under 0.5" if name in kinds[:2] else "") for name in kinds]
+    beyond = Spread([step - bare for step, bare in zip(found["first step"], found["import tensorflow"])])
     table.append(("first step beyond the import", f"{beyond:.2f}", "at most 1.0"))
     shutil.rmtree(output, ignore_errors=True)
     clients = google_clients(folder)

@@ -22,7 +22,7 @@ from statistics import mean
 from typing import Any
 
 import yaml
-from processes import ROOT, machine, print_table, run, trainer
+from processes import ROOT, keep, machine, mean_and_range, print_table, real_files, run, trainer
 
 SPEC = ROOT / "jobs" / "taxifare-tuning.yaml"
 SHARE = 5  # one row in so many is split off
@@ -72,7 +72,7 @@ def score(folder: Path, train: Path, valid: Path, flags: list[str], seed: int) -
     return json.loads((output / "out" / "metrics.json").read_text())["val_rmse"]
 
 
-def main() -> int:
+def main() -> None:
     """Tune, compare, and print whether the winner should become the default."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder with taxifare/; SHARED_DATA or ../shared/data if not given")
@@ -84,38 +84,29 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write every score to this file")
     parser.add_argument("--keep", type=Path, help="folder for the study, its report.html among it; not removed")
     args = parser.parse_args()
-    data = (args.data or Path(os.environ.get("SHARED_DATA") or ROOT.parent / "shared" / "data")).resolve() / "taxifare"
-    if missing := [path for path in (data / "taxi-train.csv", data / "taxi-valid.csv") if not path.exists()]:
-        print(f"skipped: {missing[0]} does not exist. Give the folder with --data.", file=sys.stderr if args.data else sys.stdout)
-        return 1 if args.data else 0
+    train_file, valid_file = real_files(args.data, "taxifare/taxi-train.csv", "taxifare/taxi-valid.csv")
     print(f"machine: {machine()}")
     with tempfile.TemporaryDirectory() as name:
         folder = args.keep.resolve() if args.keep else Path(name)
         folder.mkdir(parents=True, exist_ok=True)
-        rows = split(data / "taxi-train.csv", folder)
+        rows = split(train_file, folder)
         print(f"rows: {', '.join(f'{len(path.read_text().splitlines())} in {path.name}' for path in rows)}")
         found = tune(folder, study_file(folder, rows, args.evaluations), args.trials, args.parallel, args.search_seed)
         winner = next(trial for trial in found["trials"] if trial["id"] == found["best"][0])
         flags = [f"--{item['parameterId']}={item['value']}" for item in winner["parameters"]]
         table, results = [], {"machine": machine(), "winner": flags, "trials": found["trials"]}
-        for what, train, valid in (
-            ("the part split off", *rows),
-            ("taxi-valid.csv", data / "taxi-train.csv", data / "taxi-valid.csv"),
-        ):
+        for what, train, valid in (("the part split off", *rows), ("taxi-valid.csv", train_file, valid_file)):
             own = {"default": [], "winner": flags}
             scores = {who: [score(folder, train, valid, own[who], seed) for seed in args.seeds] for who in own}
             results[what] = scores
             better = mean(scores["winner"]) < mean(scores["default"])
-            shown = [f"{mean(values):.4f} [{min(values):.4f}..{max(values):.4f}]" for values in scores.values()]
-            table.append((what, *shown, "yes" if better else "no"))
+            table.append((what, *(mean_and_range(values, 4) for values in scores.values()), "yes" if better else "no"))
     print(f"\nwinner: trial {winner['id']}, {' '.join(flags)}")
     print_table(f"taxifare: {args.trials} trials, {len(args.seeds)} seeds each", ("RMSE on", "default flags", "winner", "better"), table)
     both = all(row[-1] == "yes" for row in table)
     print(f"\nthe winner {'improves both: it may become the default' if both else 'does not improve both: the default stays'}")
-    if args.json:
-        args.json.write_text(json.dumps(results, indent=1) + "\n")
-    return 0
+    keep(args.json, results)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

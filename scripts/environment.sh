@@ -44,14 +44,15 @@ run_quietly() {
     shift
     "$@" >>"$log" 2>&1 &
     child=$!
-    trap 'kill $child 2>/dev/null; exit 130' INT TERM
-    while kill -0 $child 2>/dev/null; do
-        sleep 2
-        printf . >&2
-    done
+    while sleep 2 >&- 2>&-; do printf . >&2; done &
+    dots=$!
+    trap 'kill $child $dots 2>/dev/null; exit 130' INT TERM
+    ended=0
+    wait $child || ended=$?
+    kill $dots
     trap - INT TERM
     echo >&2
-    if ! wait $child; then
+    if [ $ended != 0 ]; then
         tail -n 15 "$log" >&2
         fail "could not install; all of pip's output is in $log. Starting again goes on from here."
     fi

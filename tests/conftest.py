@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import os
 import subprocess
 import sys
@@ -40,6 +41,13 @@ def pytest_configure(config: pytest.Config) -> None:
     """Forget the service's variables before any module or fixture sees them."""
     _forget_service_variables()
     forked.prepare()
+    gc.disable()  # all that the tests import stays: to look through it again and again takes longer than to import it
+
+
+def pytest_collection_finish() -> None:
+    """Let the collector pass over what was imported."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

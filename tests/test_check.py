@@ -404,7 +404,7 @@ def test_the_checkout_stays_as_it_is(tmp_path):
 
 def test_the_command_prints_lines_and_an_estimate(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    words = ("check", "jobs/stackoverflow-2-workers.yaml", f"--serving_python={sys.executable}")
+    words = ("check", "jobs/stackoverflow-2-workers.yaml", f"--serving_python={forked.python('tensorflow')}")
     ended, said = patiently(copy_project(tmp_path), *words)
     assert ended == 0, said
     for line in (

@@ -10,7 +10,6 @@ import math
 import os
 import shutil
 import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -311,8 +310,8 @@ def test_baselines_are_of_the_training_rows_and_of_the_sdks_types(models):
 @pytest.mark.parametrize("how", ["module", "script"])
 def test_the_command_explains_lines(models, how):
     model = str(models / "taxifare" / "model")
-    python, script = forked.interpreter(), str(ROOT / "vertex_runtime/predict.py")
-    command = [python, "-m", "vertex_runtime.explain", model] if how == "module" else [sys.executable, script, model, "--explain"]
+    script = str(ROOT / "vertex_runtime/predict.py")
+    command = [forked.python("tensorflow"), *(["-m", "vertex_runtime.explain", model] if how == "module" else [script, model, "--explain"])]
     text = f"{json.dumps(TRIP)}\n\n{json.dumps({**TRIP, 'passenger_count': 2})}\n"
     env = {**os.environ, "PYTHONPATH": str(ROOT) if how == "module" else ""}
     run = {"env": env, "cwd": ROOT if how == "module" else models, "capture_output": True, "text": True}

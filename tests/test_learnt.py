@@ -172,16 +172,28 @@ def test_runs_share_what_was_learnt(tmp_path, capsys):
     assert taken not in run("other", cache, *files)
 
 
-def test_classes_are_kept_too(tmp_path, capsys, monkeypatch):
-    """They are found in the rows where nobody says `learn`."""
-    from stackoverflow.trainer.task import main
+def inputs_of(trainer: str, values=(), trains: bool = True, **options):
+    """Return the rows of a trainer on its sample data, as a run has them before it trains."""
+    import importlib
+    from concurrent.futures import ThreadPoolExecutor
+    from contextlib import ExitStack
 
-    flags = ["--num_examples_to_train_on=64", "--num_evals=1", f"--cache_dir={tmp_path / 'cache'}"]
-    main([f"--output_dir={tmp_path / 'a'}", *flags])
-    main([f"--output_dir={tmp_path / 'b'}", *flags, "--seed=1"])
+    from vertex_runtime import contract
+    from vertex_runtime.arguments import RunOptions
+    from vertex_runtime.environment import Environment
+    from vertex_runtime.inputs import Inputs
+
+    kind = importlib.import_module(f"{trainer}.trainer.hyperparameters").Hyperparameters
+    model = contract.load_module(f"{trainer}.trainer.model", kind)
+    with ExitStack() as held, ThreadPoolExecutor(1) as background:
+        return Inputs(model, kind(**dict(values)), RunOptions(**options), Environment(), background, held, trains=trains)
+
+
+def test_classes_are_kept_too(tmp_path, capsys):
+    """They are found in the rows where nobody says `learn`."""
+    found = [inputs_of("stackoverflow", {"seed": seed}, cache_dir=str(tmp_path / "cache")).facts["class_names"] for seed in (0, 1)]
     assert "is taken from" in capsys.readouterr().out
-    labels = [(tmp_path / name / "model/assets.extra/labels.txt").read_text() for name in "ab"]
-    assert labels[0] == labels[1] != ""
+    assert list(found[0]) == list(found[1]) and len(found[0]) > 1
 
 
 @pytest.mark.parametrize("shards", [1, 2, 7])
@@ -245,14 +257,7 @@ def test_the_fault_of_a_later_file_is_raised_in_its_turn():
 
 def test_an_evaluator_prepares_no_training_row(tmp_path, monkeypatch):
     """It reads those for what `learn` needs alone, and with --cache_dir not even for that."""
-    from concurrent.futures import ThreadPoolExecutor
-    from contextlib import ExitStack
-
-    from taxifare.trainer.hyperparameters import Hyperparameters as Taxi
-    from vertex_runtime import contract, data, rows
-    from vertex_runtime.arguments import RunOptions
-    from vertex_runtime.environment import Environment
-    from vertex_runtime.inputs import Inputs
+    from vertex_runtime import data, rows
 
     prepared, opened = [], []
     call, read = rows.Preparer.__call__, data.read
@@ -261,11 +266,9 @@ def test_an_evaluator_prepares_no_training_row(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "read", lambda path, *args: opened.append(path) or read(path, *args))
     paths = {"train_data_path": (TAXI,), "eval_data_path": ("taxifare/tests/data/taxi-valid.csv",), "cache_dir": str(tmp_path)}
 
-    def inputs(trains: bool) -> Inputs:
+    def inputs(trains: bool):
         opened.clear(), prepared.clear()
-        model = contract.load_module("taxifare.trainer.model", Taxi)
-        with ExitStack() as held, ThreadPoolExecutor(1) as background:
-            return Inputs(model, Taxi(), RunOptions(**paths), Environment(), background, held, trains=trains)
+        return inputs_of("taxifare", trains=trains, **paths)
 
     evaluator = inputs(False)
     assert opened.count(TAXI) == 1 and not any(prepared) and evaluator.train is None and evaluator.evaluation.count == 400

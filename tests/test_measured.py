@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import json
 import re
 import statistics
@@ -12,6 +14,7 @@ from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import measured  # noqa: E402
+import processes  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +61,26 @@ def _ratio(figures: dict, batch: int) -> int:
 def test_a_page_without_a_place_for_them_is_refused(figures):
     with pytest.raises(ValueError, match="measured: begin"):
         measured.page("# Measured\n", "")
+
+
+def test_what_benchmarks_and_pictures_import_of_the_project_is_there():
+    """Nobody runs them often; what they take moves."""
+    missing = []
+    for path in (*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "docs" / "pictures").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module.startswith(("vertex_", "taxifare")):
+                module = importlib.import_module(node.module)
+                submodules = {found.stem for folder in getattr(module, "__path__", ()) for found in (ROOT / folder).iterdir()}
+                known = {*dir(module), *submodules}
+                missing += [f"{path.name}: {node.module}.{each.name}" for each in node.names if each.name not in known]
+    assert not missing
+
+
+@pytest.mark.parametrize("given, code", [(True, 1), (False, 0)])
+def test_without_the_real_data_there_is_nothing_to_measure(given, code, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SHARED_DATA", str(tmp_path))
+    with pytest.raises(SystemExit) as ended:
+        processes.real_files(tmp_path if given else None, "taxifare/taxi-train.csv")
+    said, path = capsys.readouterr(), tmp_path / "taxifare" / "taxi-train.csv"
+    assert ended.value.code == code
+    assert (said.err if given else said.out) == f"skipped: {path} does not exist. Give the folder with --data.\n"

@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 import pytest
+from test_learnt import inputs_of
 
 from vertex_runtime import order as orders
 from vertex_runtime.errors import UserError
@@ -193,14 +194,15 @@ def test_whole_runs_are_fed_the_same(of_files, small_windows, tmp_path, monkeypa
 def test_runs_share_a_cache_by_its_key(tmp_path, capsys):
     from taxifare.trainer.task import main
 
-    def said(name, *flags):
-        more = ["--in_memory=no", f"--cache_dir={tmp_path / 'cache'}", "--num_examples_to_train_on=480", "--num_evals=1"]
-        main([f"--output_dir={tmp_path / name}", *more, *flags])
+    def said(**values):
+        inputs_of("taxifare", values, in_memory="no", cache_dir=str(tmp_path / "cache"))
         return capsys.readouterr().out
 
-    assert "cache: preparing the training rows once" in said("a", "--epochs=1")
-    assert "cache: 1600 training rows, prepared by an earlier run" in said("b", "--lr=0.001")
-    assert "cache: preparing the training rows once" in said("c", "--nbuckets=5")  # prepares other features
+    flags = ["--in_memory=no", f"--cache_dir={tmp_path / 'cache'}", "--num_examples_to_train_on=480", "--num_evals=1", "--epochs=1"]
+    main([f"--output_dir={tmp_path / 'a'}", *flags])
+    assert "cache: preparing the training rows once" in capsys.readouterr().out
+    assert "cache: 1600 training rows, prepared by an earlier run" in said(lr=0.001)
+    assert "cache: preparing the training rows once" in said(nbuckets=5)  # prepares other features
 
 
 def test_a_disk_without_room_is_refused_before_anything_is_prepared(tmp_path, monkeypatch):
@@ -215,7 +217,7 @@ def test_a_disk_without_room_is_refused_before_anything_is_prepared(tmp_path, mo
         main([f"--output_dir={tmp_path / 'out'}", "--in_memory=no", f"--cache_dir={tmp_path / 'file'}"])
 
 
-@pytest.mark.parametrize("what", ["shrinks", "grows", "goes"])
+@pytest.mark.parametrize("what", ["shrinks", pytest.param("grows", marks=pytest.mark.slow), "goes"])
 def test_a_file_that_changes_under_a_run_ends_it(what, small_windows, tmp_path, monkeypatch):
     """At the next window at the latest, in one line that names it; the newest checkpoint is from before."""
     from taxifare.trainer.task import main

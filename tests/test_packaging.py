@@ -150,7 +150,9 @@ def test_license_is_the_whole_text(sdists):
 
 
 @pytest.mark.parametrize("trainer", FIRST_TRAINER)
-@pytest.mark.parametrize("path, module", [("", "{}.trainer.task"), ("{}", "trainer.task")])
+@pytest.mark.parametrize(
+    "path, module", [("", "{}.trainer.task"), pytest.param("{}", "trainer.task", marks=pytest.mark.slow)]  # as the published command
+)
 def test_start_from_the_root_of_a_checkout(tree, tmp_path, path, module, trainer):
     command = [forked.interpreter(), "-m", module.format(trainer), *TINY, "--output_dir", tmp_path / "out"]
     execute(command, tree, {"PYTHONPATH": path.format(trainer)})
@@ -158,6 +160,7 @@ def test_start_from_the_root_of_a_checkout(tree, tmp_path, path, module, trainer
     assert [Path(file["path"]).is_relative_to(tree) for file in record["data"]] == [True, True]
 
 
+@pytest.mark.slow  # `-m trainer.task` of an installation is that of the narrowed one below
 @pytest.mark.parametrize("trainer", FIRST_TRAINER)
 def test_start_in_the_trainers_folder_once_installed(tree, sites, tmp_path, trainer):
     run_installed(sites[None], "-m", "trainer.task", *TINY, "--output_dir", tmp_path / "out", cwd=tree / trainer)

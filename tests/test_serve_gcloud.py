@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import FIRST_TRAINER, ROOT
@@ -59,24 +60,27 @@ def write_config(folder, source: str, name: str = "job.json", **fields) -> objec
     return folder / name
 
 
-def test_create_describe_list_and_stream_logs(service, gcloud, tmp_path):
+@pytest.fixture(scope="module")
+def finished(service, gcloud, tmp_path_factory):
+    """Return (name, a job that has ended, its logs to come): gcloud asks twice, ten seconds apart, whether there are more."""
     source = (
         "import json,os,sys\nprint('args', *sys.argv[1:])\nprint('oh', file=sys.stderr)\n"
         "print(json.dumps({'severity': 'WARNING', 'message': 'careful'}))\n"
     )
-    config = write_config(tmp_path, source, baseOutputDirectory={"outputUriPrefix": "gs://cloud-bucket/run"})
+    config = write_config(tmp_path_factory.mktemp("finished"), source, baseOutputDirectory={"outputUriPrefix": "gs://cloud-bucket/run"})
     name = created(gcloud, "custom-jobs", "--display-name=from-file", f"--config={config}", "--labels=stage=dev")
     job = ended(service, name)
+    with ThreadPoolExecutor(1) as aside:
+        yield name, job, aside.submit(gcloud, "ai", "custom-jobs", "stream-logs", name, "--polling-interval=5", "--task-name=workerpool0-0")
+
+
+def test_create_describe_and_list(gcloud, finished):
+    name, job, _ = finished
     assert job["state"] == "JOB_STATE_SUCCEEDED" and job["labels"] == {"stage": "dev"}
     shown = json.loads(gcloud("ai", "custom-jobs", "describe", name, "--format=json"))
     assert {key: shown[key] for key in job} == job
     listed = gcloud("ai", "custom-jobs", "list", "--region=us-central1", "--filter=displayName=from-file", "--format=value(name)")
     assert listed.split() == [name]
-    logs = gcloud("ai", "custom-jobs", "stream-logs", name, "--polling-interval=5", "--task-name=workerpool0-0")
-    lines = [line.split("\t") for line in logs.splitlines()]
-    assert [(line[0], line[2], line[3]) for line in lines if line[3] in ("args --from=file", "oh", "careful")] == [
-        ("INFO", "workerpool0-0", "args --from=file"), ("ERROR", "workerpool0-0", "oh"), ("WARNING", "workerpool0-0", "careful"),
-    ] or sorted(line[3] for line in lines) == ["args --from=file", "careful", "oh"]  # fmt: skip
 
 
 def test_flags_override_the_file(service, gcloud, tmp_path):
@@ -209,3 +213,11 @@ def test_without_the_token_gcloud_is_refused(service, tmp_path):
     command = ["gcloud", "ai", "custom-jobs", "list", "--region=us-central1"]
     done = subprocess.run(command, env=environ(**exports), capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and "Authorization: Bearer" in done.stderr
+
+
+def test_logs_are_streamed(finished):
+    """The last one: meanwhile the tests above had their turn."""
+    lines = [line.split("\t") for line in finished[2].result().splitlines()]
+    assert [(line[0], line[2], line[3]) for line in lines if line[3] in ("args --from=file", "oh", "careful")] == [
+        ("INFO", "workerpool0-0", "args --from=file"), ("ERROR", "workerpool0-0", "oh"), ("WARNING", "workerpool0-0", "careful"),
+    ] or sorted(line[3] for line in lines) == ["args --from=file", "careful", "oh"]  # fmt: skip

@@ -233,13 +233,12 @@ def test_the_changelog_begins_with_the_version_that_setup_makes():
 
 
 @pytest.mark.parametrize("trainer", FIRST_TRAINER)
-def test_the_command_in_a_trainers_docstring_runs(trainer, tmp_path, run_trainer):
+def test_the_command_in_a_trainers_docstring_runs(trainer, trained):
     text = ast.get_docstring(parse(ROOT / trainer / "trainer" / "task.py"))
     command = re.search(rf"^    python -m {trainer}\.trainer\.task (.*)$", text, re.MULTILINE)
     assert command, "the docstring opens with a command that works on the sample data"
-    flags = re.sub(r"--output_dir=\S+", "--output_dir=out", command[1]).split()
-    run_trainer(trainer, *flags, cwd=tmp_path, fresh=True)
-    assert (tmp_path / "out" / "model" / "saved_model.pb").is_file()
+    assert re.fullmatch(r"--output_dir=\S+", command[1]), "any other flag, and it is another run than the one that the tests share"
+    assert (trained(trainer) / "model" / "saved_model.pb").is_file()
 
 
 def test_the_predictions_are_what_the_script_prints():

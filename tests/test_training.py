@@ -153,12 +153,6 @@ def test_initial_weights_follow_from_the_seed_alone(tmp_path, monkeypatch):
     assert found[0] == found[1]
 
 
-def test_each_row_once_per_epoch_from_disk(tmp_path):
-    flags = [f"--output_dir={tmp_path / 'out'}", f"--ledger={tmp_path / 'ledger'}", "--in_memory=no"]
-    train("taxifare", *flags, "--batch_size=64", "--epochs=2", "--num_evals=1")
-    see_each_row_once_per_epoch(ledger(tmp_path / "ledger"))
-
-
 def see_each_row_once_per_epoch(lines: list[dict]) -> None:
     rows = [row for line in lines for row in line["rows"]]
     first, second = rows[:1600], rows[1600:]
@@ -166,6 +160,7 @@ def see_each_row_once_per_epoch(lines: list[dict]) -> None:
     assert sorted(first) == sorted(second) and first != second
 
 
+@pytest.mark.slow  # test_order.py feeds rows from disk from any step on, test_resume.py resumes
 def test_a_run_with_its_rows_on_disk_resumes_at_its_place(tmp_path, run_trainer):
     import signal
 
