@@ -141,8 +141,11 @@ def step_range(text: str) -> tuple[int, int] | None:
     return first, last
 
 
-_KINDS: dict[Any, tuple[Callable[[str], Any], str]] = {
-    int: (integer, "N"), float: (number, "X"), str: (str, "TEXT"), tuple[int, ...]: (integers, '"N N"')
+_KINDS: dict[Any, tuple[Callable[[str], Any], str, str]] = {  # how a text is parsed, its name in --help, and what it must be
+    int: (integer, "N", "a whole number"),
+    float: (number, "X", "a finite number"),
+    str: (str, "TEXT", ""),
+    tuple[int, ...]: (integers, '"N N"', 'whole numbers such as "32 8"'),
 }
 
 
@@ -179,21 +182,20 @@ def _add_group(parser: argparse.ArgumentParser, title: str, kind: type) -> None:
         elif hint == tuple[str, ...]:
             group.add_argument(flag, nargs="+", default=(), metavar="PATH", help=text)
         else:
-            parse_one, metavar = _KINDS[hint]
+            parse_one, metavar, kind_of_value = _KINDS[hint]
             extra = {"nargs": "?", "const": limits["bare"]} if "bare" in limits else {}
             shown = "{" + ",".join(limits["choices"]) + "}" if "choices" in limits else metavar
             default: Any = entry.default
             default = " ".join(map(str, default)) if hint == tuple[int, ...] else default
-            group.add_argument(flag, type=_checked(parse_one, limits), default=default, metavar=shown, help=text, **extra)
+            group.add_argument(flag, type=_checked(parse_one, kind_of_value, limits), default=default, metavar=shown, help=text, **extra)
 
 
-def _checked(parse_one: Callable[[str], Any], limits: Any) -> Callable[[str], Any]:
+def _checked(parse_one: Callable[[str], Any], kind: str, limits: Any) -> Callable[[str], Any]:
     def parse_checked(text: str) -> Any:
         try:
             value = parse_one(text)
         except (ValueError, OverflowError):
-            kind: dict[Any, str] = {integer: "a whole number", number: "a finite number", integers: 'whole numbers such as "32 8"'}
-            raise argparse.ArgumentTypeError(f"needs {kind[parse_one]}; got {quoted(text)}") from None
+            raise argparse.ArgumentTypeError(f"needs {kind}; got {quoted(text)}") from None
         except argparse.ArgumentTypeError as error:
             raise argparse.ArgumentTypeError(f"{error}; got {quoted(text)}") from None
         if "choices" in limits and value not in limits["choices"]:
