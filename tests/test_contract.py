@@ -138,6 +138,13 @@ def test_what_callbacks_hold_is_carried():
     assert not hasattr(other, "better") and not hasattr(other, "models")
 
 
+def test_a_record_that_cannot_be_written_is_one_line(tmp_path):
+    from vertex_runtime import outputs
+
+    with pytest.raises(UserError, match="cannot write .*/gone/metrics.json: No such file or directory. Make room and start again"):
+        outputs.write_json(str(tmp_path / "gone"), "metrics.json", {})
+
+
 UNSAVED = {
     "random numbers": ("x + tf.random.normal(tf.shape(x)) if training else x", "draws random numbers by RandomStandardNormal"),
     "a table": ("(self.table.insert(tf.cast(x[:, 0], tf.int64), x[:, 0]), x)[1] if training else x", "writes into a lookup table"),

@@ -333,7 +333,13 @@ def test_the_command_takes_a_method(models, monkeypatch, capsys):
         monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(TRIP)))
         assert explain.main([model, flag]) == 0 and set(json.loads(capsys.readouterr().out)["attributions"]) == columns
     monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(TRIP)))
-    assert explain.main([model, "--steps=0"]) == 2 and capsys.readouterr().err == "error: stepCount takes 1 to 100; got 0\n"
+    assert explain.main([model, "--steps=0"]) == 2 and capsys.readouterr().err == "error: --steps takes 1 to 100; got 0\n"
+
+
+@pytest.mark.parametrize("main", [explain.main, predict.main])
+def test_a_model_that_is_not_there_is_an_error_without_instances_too(main, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert main([str(tmp_path)]) == 2 and "holds no SavedModel" in capsys.readouterr().err
 
 
 def test_a_model_without_baselines_says_so(product):

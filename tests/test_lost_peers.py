@@ -176,11 +176,10 @@ def test_the_watcher_gives_a_busy_peer_time(ended, monkeypatch):
     left = [ANSWERS] + [SILENT] * (cluster.LOST_AFTER - 1) + [ANSWERS] + [SILENT] * cluster.LOST_AFTER + [ANSWERS]
     monkeypatch.setattr(cluster, "_state", lambda address: left.pop(0))
     monkeypatch.setattr(cluster, "PROBE_SECONDS", 0)
-    monkeypatch.setattr(cluster.ctypes, "CDLL", lambda name: None)  # or this very process would die with its parent
     watching = peers("a:1", "me:1")
     watching.trainer = os.getppid()
     with pytest.raises(SystemExit):
-        watching._watch()
+        watching.watch()
     assert ended == ["chief-0 (a:1) has disappeared"] and left == [ANSWERS]
 
 

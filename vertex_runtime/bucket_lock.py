@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from .environment import Environment
@@ -261,6 +261,21 @@ class Keeper:
         if found is not None and found[0].get("token") == self.owner["token"]:
             self.store.remove(found[1])
 
+    def beats(self, ended: Callable[[], Any]) -> Iterator[tuple[str, str]]:
+        """Beat until `ended`, which waits in between; yield ("late", why), once for several in a row, or at last ("lost", to whom)."""
+        late = False
+        while not ended():
+            try:
+                self.beat()
+                late = False
+            except Refused as holder:
+                yield "lost", str(holder)
+                return
+            except Exception as error:  # noqa: BLE001 - the next heartbeat may get through
+                if not late:
+                    yield "late", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                late = True
+
     def _content(self) -> dict[str, Any]:
         return {**self.owner, "heartbeat": _stamp()}
 
@@ -283,17 +298,10 @@ def keep() -> None:
     except Exception as error:  # noqa: BLE001 - the trainer says it in its own words
         kind = "unlockable" if type(error).__name__ in ("Forbidden", "Unauthorized", "RefreshError", "TransportError") else "failed"
         return _tell(kind, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
-    late = False
-    while not select.select([sys.stdin], [], [], seconds)[0]:
-        try:
-            keeper.beat()
-            late = False
-        except Refused as holder:
-            return _tell("lost", str(holder))
-        except Exception as error:  # noqa: BLE001 - the next heartbeat may get through
-            if not late:
-                _tell("late", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
-            late = True
+    for state, text in keeper.beats(lambda: select.select([sys.stdin], [], [], seconds)[0]):
+        _tell(state, text)
+        if state == "lost":
+            return
     with contextlib.suppress(Exception):  # left alone, it goes stale
         keeper.release()
 
@@ -384,12 +392,8 @@ class BucketLock:
     def _follow(self) -> None:
         """Listen to the keeping process until the lock is released; start it again where something ended it."""
         for _ in range(RESTARTS):
-            for line in self.process.stdout:
-                state, text = json.loads(line)
-                if state == "lost":
-                    self.on_lost(text)
-                    return
-                log("WARNING", f"the lock {self.uri} could not be refreshed ({text}); trying again.")
+            if self._heard(json.loads(line) for line in self.process.stdout):
+                return
             if self.closing.is_set():
                 return
             before, (state, text) = self.process, self._start()
@@ -406,19 +410,17 @@ class BucketLock:
             log("WARNING", f"the process that keeps the lock {self.uri} was ended by something else, and is started again.")
         log("WARNING", f"the lock {self.uri} is no longer kept: another run may take it over after {STALE_SECONDS / 60:g} minutes.")
 
+    def _heard(self, events: Iterable[Sequence[str]]) -> bool:
+        """Say what heartbeats say; return whether the lock is lost."""
+        for state, text in events:
+            if state == "lost":
+                self.on_lost(text)
+                return True
+            log("WARNING", f"the lock {self.uri} could not be refreshed ({text}); trying again.")
+        return False
+
     def _beat(self) -> None:
-        late = False
-        while not self.closing.wait(HEARTBEAT_SECONDS):
-            try:
-                self.plain.beat()
-                late = False
-            except Refused as holder:
-                self.on_lost(str(holder))
-                return
-            except Exception as error:  # noqa: BLE001 - the next heartbeat may get through
-                if not late:
-                    log("WARNING", f"the lock {self.uri} could not be refreshed ({' '.join(str(error).split())[:200]}); trying again.")
-                late = True
+        self._heard(self.plain.beats(lambda: self.closing.wait(HEARTBEAT_SECONDS)))
 
     def _end(self, holder: str) -> None:
         """End this run at once, whatever it does: from now on the directory is another one's."""

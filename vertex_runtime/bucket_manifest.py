@@ -122,6 +122,7 @@ def _checksums(records: str, names: Iterable[str]) -> dict[str, dict[str, str]]:
     if not records.startswith("gs://"):
         return {}
     try:
+        from google.api_core.exceptions import GoogleAPIError
         from google.auth.exceptions import GoogleAuthError
         from google.cloud import storage
     except ImportError:
@@ -135,15 +136,9 @@ def _checksums(records: str, names: Iterable[str]) -> dict[str, dict[str, str]]:
             bucket, _, prefix = root[len("gs://") :].partition("/")
             for blob in client.list_blobs(bucket, prefix=f"{prefix}/" if prefix else None):
                 found[f"gs://{bucket}/{blob.name}"] = {"crc32c": blob.crc32c}
-    except (GoogleAuthError, OSError, _api_error()) as error:
+    except (GoogleAuthError, OSError, GoogleAPIError) as error:
         log("WARNING", f"{records}/{NAME} has sizes and no checksums: {' '.join(str(error).split())[:200]}")
     return found
-
-
-def _api_error() -> type[Exception]:
-    from google.api_core.exceptions import GoogleAPIError
-
-    return GoogleAPIError
 
 
 def crc32c(path: str) -> str | None:

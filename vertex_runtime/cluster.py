@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import math
 import os
 import re
-import signal
 import socket
 import sys
 import time
 
 from .environment import Environment
-from .reporting import report_error
+from .watchdog import Watcher
 
 PROBE_SECONDS = 2.0
 LOST_AFTER = 5  # probes in a row without an answer: a peer may be merely busy
@@ -24,21 +21,11 @@ TASK = re.compile(r"(Error reported from |remote target )?/job:(chief|worker)(?:
 FRAME = re.compile(r'Graph execution error|Detected at node|File "|\[\[\{\{node')  # lines that say where, not why
 
 
-def die_with_parent() -> None:
-    """See that a killed trainer leaves no watcher behind (Linux's PR_SET_PDEATHSIG)."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-
-
-class Peers:
-    """Watches the other workers of a cluster, from a process of its own: TensorFlow waits for them in C++ and lets no
-    Python run meanwhile.
-
-    A peer that does not appear, or that goes away, ends this replica by SIGABRT: the service takes that for a passing
-    fault and starts the job again, where it would take an exit code for the user's mistake.
-    """
+class Peers(Watcher):
+    """Watches the other workers of a cluster: one that does not appear, or that goes away, ends this replica."""
 
     def __init__(self, env: Environment, startup_timeout: float):
+        super().__init__()
         names = [f"chief-{i}" for i in range(len(env.cluster.get("chief", ())))]
         names += [f"worker-{i}" for i in range(len(env.cluster.get("worker", ())))]
         self.leader = names[0] if names else ""
@@ -46,26 +33,16 @@ class Peers:
         self.watched = env.role in ("chief", "worker") and env.worker_count > 1
         self.patient = env.debugged is not None  # a replica that stands at a breakpoint is there, however long it is silent
         self.startup_timeout = math.inf if self.patient else startup_timeout
-        self.trainer, self.watcher = os.getpid(), 0
 
     def __enter__(self) -> Peers:
-        """Start watching; must come before TensorFlow is imported, whose threads a fork would not take along."""
         if self.watched:
-            self.watcher = os.fork()
-            if not self.watcher:
-                try:
-                    self._watch()
-                finally:
-                    os._exit(0)
+            self.start()
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, *_: object) -> None:
-        if not self.watched:
-            return
-        os.kill(self.watcher, signal.SIGKILL)
-        os.waitpid(self.watcher, 0)
+        self.stop()
         tf = sys.modules.get("tensorflow")  # there is none where its import failed
-        if tf is not None and isinstance(error, tf.errors.OpError):
+        if self.watched and tf is not None and isinstance(error, tf.errors.OpError):
             self._explain(type(error).__name__, str(error))
 
     def _explain(self, kind: str, text: str) -> None:
@@ -94,8 +71,8 @@ class Peers:
             named = [self.leader]  # a call to the service failed, which the first worker runs
         return [name for name in self.peers if name in named]
 
-    def _watch(self) -> None:
-        die_with_parent()
+    def watch(self) -> None:
+        """See that all peers appear, and stay."""
         started, waiting = time.monotonic(), set(self.peers)
         missed = dict.fromkeys(self.peers, 0)
         while os.getppid() == self.trainer:
@@ -115,9 +92,7 @@ class Peers:
 
     def _abort(self, names: list[str], what: str) -> None:
         who = ", ".join(f"{name} ({self.peers[name]})" for name in names)
-        report_error(f"{who} {what}. Ending by SIGABRT, so that the job is started again.".strip())
-        os.kill(self.trainer, signal.SIGABRT)
-        time.sleep(10)
+        self.abort(f"{who} {what}".strip())
 
 
 def _state(address: str) -> str:

@@ -337,13 +337,9 @@ def print_lines(directory: str, lines: Iterable[str], parameters: Mapping[str, A
     Raises:
         ValueError: a line does not fit the model; it is named.
     """
-    explainer = None
+    signature, spec = predict.load_signature(directory), load_spec(directory)
+    explainer = Explainer(signature, {**spec, "parameters": parameters} if parameters else spec)
     for numbers, instances in predict.batches(lines):
-        if not instances:
-            continue
-        if explainer is None:
-            signature, spec = predict.load_signature(directory), load_spec(directory)
-            explainer = Explainer(signature, {**spec, "parameters": parameters} if parameters else spec)
         try:
             found = explainer.explain(instances, seed)
         except ValueError as error:
@@ -374,6 +370,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parameters(args: argparse.Namespace) -> dict[str, Any] | None:
+    for flag, value, most in (("--paths", args.paths, MOST_PATHS), ("--steps", args.steps, integrated_gradients.MOST_STEPS)):
+        if value is not None and not 1 <= value <= most:
+            raise ValueError(f"{flag} takes 1 to {most}; got {value}")
     if args.steps is not None:
         return {"integratedGradientsAttribution": {"stepCount": args.steps}}
     return None if args.paths is None else {"sampledShapleyAttribution": {"pathCount": args.paths}}

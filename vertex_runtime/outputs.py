@@ -21,7 +21,7 @@ from . import bucket_manifest
 from .bucket_lock import BucketLock, describe_owner
 from .bucket_manifest import BucketManifest, absolute, relative
 from .environment import Environment, resolve_uri
-from .errors import UserError, first_line
+from .errors import FAILED, UserError, first_line
 from .reporting import log
 
 MANIFEST = "manifest.txt"  # on a disk
@@ -227,30 +227,66 @@ def _refuse_foreign_model(outputs: Outputs) -> None:
                 raise UserError(f"{path} was not written by a run of this trainer and is kept: use another --output_dir.")
 
 
-def write_json(records: str, name: str, value: Mapping[str, Any]) -> None:
-    """Write a record in one step: a reader sees the old file or the new one, never half of one."""
+def read_text(path: str) -> str:
+    """Return the text of a file, on this machine or in a bucket.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if not is_remote(path):
+        with open(path, encoding="utf-8") as file:
+            return file.read()
     import tensorflow as tf
 
-    path = f"{records}/{name}"
-    text = json.dumps(value, indent=1, sort_keys=True, default=str) + "\n"
-    record(records, path)
-    if is_remote(path):
-        with tf.io.gfile.GFile(path, "w") as file:
+    try:
+        with tf.io.gfile.GFile(path) as remote:
+            return remote.read()
+    except tf.errors.NotFoundError:
+        raise FileNotFoundError(path) from None
+    except tf.errors.OpError as error:
+        raise OSError(first_line(error)) from None
+
+
+def write_text(path: str, text: str) -> None:
+    """Write a file in one step: a reader sees the old file or the new one, never half of one.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if not is_remote(path):
+        with open(f"{path}.tmp", "w", encoding="utf-8") as file:
             file.write(text)
+        os.replace(f"{path}.tmp", path)
         return
-    with open(path + ".tmp", "w") as file:
-        file.write(text)
-    os.replace(path + ".tmp", path)
+    import tensorflow as tf
+
+    try:
+        with tf.io.gfile.GFile(path, "w") as remote:
+            remote.write(text)
+    except tf.errors.OpError as error:
+        raise OSError(first_line(error)) from None
+
+
+def write_json(records: str, name: str, value: Mapping[str, Any]) -> None:
+    """Write a record of the run.
+
+    Raises:
+        UserError: there is no room for it, say.
+    """
+    path = f"{records}/{name}"
+    try:
+        record(records, path)
+        write_text(path, json.dumps(value, indent=1, sort_keys=True, default=str) + "\n")
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"cannot write {path}: {reason}. Make room and start again: the checkpoints are kept.", FAILED) from None
 
 
 def read_json(records: str, name: str) -> dict[str, Any]:
     """Return a record that an earlier start of the run wrote; nothing where there is none that can be read."""
-    import tensorflow as tf
-
     try:
-        with tf.io.gfile.GFile(f"{records}/{name}") as file:
-            found = json.loads(file.read())
-    except (tf.errors.OpError, OSError, ValueError):
+        found = json.loads(read_text(f"{records}/{name}"))
+    except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 

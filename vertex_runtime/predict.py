@@ -264,18 +264,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
-        if args.requests:
-            _serve(load_signature(args.model_dir), sys.stdin)
-            return 0
         if args.explain:
             _explain().print_lines(args.model_dir, sys.stdin)
             return 0
-        signature, everything = None, []
+        signature = load_signature(args.model_dir)
+        if args.requests:
+            _serve(signature, sys.stdin)
+            return 0
+        everything = []
         for numbers, instances in batches(sys.stdin):
-            if not instances:
-                continue
-            signature = signature or load_signature(args.model_dir)
-            predictions = _answer_lines(signature, numbers, instances)
+            predictions = _answer_lines(signature, numbers, instances) if instances else []
             everything += predictions if args.envelope else []
             for prediction in () if args.envelope else predictions:
                 print(json.dumps(prediction, ensure_ascii=False))

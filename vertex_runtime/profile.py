@@ -25,6 +25,7 @@ from .data import Chunk, objects
 from .data_report import sketches
 from .data_report.parts import FEW, kind_of
 from .errors import UserError, run_as_program
+from .outputs import read_text
 
 NAME = "training_profile.json"
 KIND = "vertex_runtime profile"  # by which a file is known to be ours
@@ -159,28 +160,11 @@ def load(model: str) -> dict[str, Any] | None:
 
 def read(path: str) -> dict[str, Any] | None:
     """Return the profile that a file holds; None where there is no such file, or it is none of ours."""
-    text = _text_of(path)
-    if not text or KIND not in text:
-        return None
     try:
-        return json.loads(text)
-    except ValueError:
+        text = read_text(path)
+        return json.loads(text) if KIND in text else None
+    except (OSError, ValueError):
         return None
-
-
-def _text_of(path: str) -> str | None:
-    if "://" not in path:
-        try:
-            with open(path, encoding="utf-8") as file:
-                return file.read()
-        except OSError:
-            return None
-    import tensorflow as tf
-
-    if not tf.io.gfile.exists(path):
-        return None
-    with tf.io.gfile.GFile(path, "r") as file:
-        return file.read()
 
 
 # ------------------------------------------------------------------ one column
