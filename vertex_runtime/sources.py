@@ -2,43 +2,57 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from .columns import Column, Image, Text
+from .columns import Column, Image, Text, is_input_name
+from .contract import Contract, blame
 from .data import PATH, BadRows, Chunk, objects, read
 from .environment import quoted
 from .errors import UserError
 from .formats.folder import label_files, read_files
 from .reporting import log
 
-if TYPE_CHECKING:
-    from .contract import Contract
-
 LABEL, WEIGHT = "_label", "_weight"  # the columns of a dataset's labels and weights
+RESERVED = (LABEL, WEIGHT, PATH)
+Guard = Callable[[], AbstractContextManager[None]]  # makes what is raised within a message about the trainer's code
 CHUNK_ROWS = 1024
 
 
 class IndexedSource:
-    """An object with `len` and `[i]` (the convention of Grain's data sources) whose rows are dicts of values."""
+    """An object with `len` and `[i]` (the convention of Grain's data sources) whose rows are dicts of values.
 
-    def __init__(self, rows: Sequence[Mapping[str, Any]]):
+    Args:
+        names: what each row must hold, whatever else it does.
+        guarded: makes what the object raises a message.
+    """
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]], names: Sequence[str] = (), guarded: Guard = nullcontext):
         if not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__"):
             raise UserError(f"source(files, hp) must return an object with len() and [i]; got {type(rows).__name__}.")
-        self.rows, self.count = rows, len(rows)
+        self.rows, self.names, self.guarded = rows, names, guarded
+        with guarded():
+            self.count = len(rows)
         if not self.count:
             raise UserError("the source has no rows. Return some from source of model.py.")
 
     def take(self, places: Sequence[int] | np.ndarray) -> Chunk:
         """Return the rows at some places as a chunk."""
-        found = [self.rows[int(place)] for place in places]
-        if not isinstance(found[0], Mapping):
-            raise UserError(f"a row of source must be a dict of values by name; got {type(found[0]).__name__}.")
+        with self.guarded():
+            found = [self.rows[int(place)] for place in places]
+        for place, row in zip(places, found):
+            if not isinstance(row, Mapping):
+                raise UserError(f"a row of source must be a dict of values by name; got {type(row).__name__} as row {place}.")
+            if lacking := [name for name in (*found[0], *self.names) if name not in row]:
+                there = ", ".join(map(str, row))[:120]
+                raise UserError(f"row {place} of source lacks {quoted(lacking[0])}; it has {there}. Give all rows the same names.")
         return {name: _column([row[name] for row in found], name) for name in found[0]}
 
     def chunks(self) -> Iterator[Chunk]:
@@ -48,10 +62,14 @@ class IndexedSource:
 
 def _column(values: Sequence[Any], name: str) -> np.ndarray:
     """Stack the values of one column: texts as objects, Python's floats as float32, arrays as they are."""
-    first = values[0]
-    if isinstance(first, (str, bytes)):
+    is_text = isinstance(values[0], (str, bytes))
+    for value in values:
+        if value is None or isinstance(value, (str, bytes)) != is_text:
+            kinds = f"{type(values[0]).__name__} and {type(value).__name__}"
+            raise UserError(f"the rows of source differ in the type of {quoted(name)}: {kinds}. Give NaN or an empty text where none is.")
+    if is_text:
         return objects([value.encode() if isinstance(value, str) else value for value in values])
-    arrays = [np.asarray(value, np.float32 if isinstance(first, float) else None) for value in values]
+    arrays = [np.asarray(value, np.float32 if isinstance(values[0], float) else None) for value in values]
     if len({array.shape for array in arrays}) > 1:
         shapes = sorted({array.shape for array in arrays})[:3]
         raise UserError(f"the rows of source differ in the shape of {quoted(name)}: {', '.join(map(str, shapes))}. Give them one shape.")
@@ -64,22 +82,30 @@ def with_inferred_inputs(contract: Contract, chunk: Chunk) -> Contract:
         return contract
     without = (*contract.labels, contract.weight)
     kinds = {name: tf.string if values.dtype == object else tf.as_dtype(values.dtype) for name, values in chunk.items()}
-    named = [name for name in chunk if name not in without and not name.startswith("_")]
+    named = [name for name in chunk if name not in without and name not in RESERVED and not name.startswith(f"{LABEL}/")]
+    if odd := [name for name in named if not is_input_name(name)]:
+        rule = "cannot be the name of a served input, which must be a plain identifier"
+        raise UserError(f"{quoted(odd[0])} {rule}. Rename it in source or dataset of model.py.")
     return contract.with_inputs({name: tf.TensorSpec([None, *chunk[name].shape[1:]], kinds[name], name) for name in named})
 
 
 class DatasetSource:
     """A `tf.data.Dataset` of single examples, made anew for each epoch; read in its own order."""
 
-    def __init__(self, make: Callable[[int | None], tf.data.Dataset], training: bool, counted: bool = True):
-        self.make, self.training, self.count = make, training, 0
+    def __init__(
+        self, make: Callable[[int | None], tf.data.Dataset], training: bool, counted: bool = True, guarded: Guard = nullcontext
+    ):  # fmt: skip
+        self.make, self.training, self.count, self.guarded = make, training, 0, guarded
         if not counted:
             return
         made = self._made(0)
         count = int(made.cardinality())
+        if count == tf.data.INFINITE_CARDINALITY:
+            raise UserError("the dataset has no end. Return one pass from dataset of model.py, without repeat().")
         if count < 0:
             start = time.monotonic()
-            count = int(made.reduce(np.int64(0), lambda total, *_: total + 1))
+            with self.guarded():
+                count = int(made.reduce(np.int64(0), lambda total, *_: total + 1))
             took = f"{time.monotonic() - start:.1f} s"
             log("INFO", f"dataset: its length is not known, so it was run through once to count {count} examples ({took})")
         if not count:
@@ -92,9 +118,12 @@ class DatasetSource:
         if not isinstance(made, tf.data.Dataset) or not isinstance(spec, tuple) or len(spec) not in (2, 3):
             found = str(spec or made)[:120]
             raise UserError(f"dataset(files, hp, epoch) must return a tf.data.Dataset of (features, label[, weight]); got {found}.")
-        features = spec[0]
-        if not isinstance(features, (tf.TensorSpec, Mapping)) or any(not isinstance(part, tf.TensorSpec) for part in tf.nest.flatten(spec)):
-            raise UserError(f"dataset: features must be a dense tensor or a dict of dense tensors; got {features!r}"[:300])
+        for kind, part in zip(("features", "labels"), spec):
+            if any(not isinstance(each, tf.TensorSpec) for each in (part.values() if isinstance(part, Mapping) else [part])):
+                wanted = "a dense tensor or a dict of dense tensors"
+                raise UserError(f"dataset: {kind} must be {wanted}; got {str(part)[:120]}. Change it by map().")
+        if isinstance(spec[0], Mapping) and (odd := [name for name in spec[0] if name in RESERVED]):
+            raise UserError(f"dataset: features cannot be called {odd[0]}. Rename it.")
         return made
 
     def chunks(self, epoch: int = 0, skip: int = 0) -> Iterator[Chunk]:
@@ -102,15 +131,16 @@ class DatasetSource:
         made = self._made(epoch)
         if skip:
             made = made.skip(skip)
-        for features, label, *weight in made.batch(CHUNK_ROWS).as_numpy_iterator():
-            chunk = dict(features) if isinstance(features, Mapping) else {"inputs": features}
-            if isinstance(label, Mapping):
-                chunk |= {f"{LABEL}/{name}": values for name, values in label.items()}
-            else:
-                chunk[LABEL] = label
-            if weight:
-                chunk[WEIGHT] = weight[0].astype(np.float32)
-            yield chunk
+        with self.guarded():
+            for features, label, *weight in made.batch(CHUNK_ROWS).as_numpy_iterator():
+                chunk = dict(features) if isinstance(features, Mapping) else {"inputs": features}
+                if isinstance(label, Mapping):
+                    chunk |= {f"{LABEL}/{name}": values for name, values in label.items()}
+                else:
+                    chunk[LABEL] = label
+                if weight:
+                    chunk[WEIGHT] = weight[0].astype(np.float32)
+                yield chunk
 
 
 def dataset_labels(chunk: Chunk, facts: Any) -> Any:
@@ -159,9 +189,11 @@ def source_of(
         counted: whether the length of a dataset is wanted.
     """
     if "dataset" in contract.given:
-        return DatasetSource(lambda epoch: contract.dataset(files, hp, epoch), training, counted)
+        guarded = functools.partial(blame, contract.module, "dataset")
+        return DatasetSource(lambda epoch: contract.dataset(files, hp, epoch), training, counted, guarded)
     if "source" in contract.given:
-        return IndexedSource(contract.source(files, hp))
+        names = [name for name in (*contract.labels, contract.weight) if name]
+        return IndexedSource(contract.source(files, hp), names, functools.partial(blame, contract.module, "source"))
     image = next((column for column in contract.columns if isinstance(column, Image)), None)
     if image is not None and "read" not in contract.given and all(map(os.path.isdir, files)):
         return FolderSource(files, image, contract.labels[0], bad)
