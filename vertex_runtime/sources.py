@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
 
 from .columns import Column, Image, Text, is_input_name
-from .contract import Contract, blame
 from .data import PATH, BadRows, Chunk, objects, read
 from .environment import quoted
 from .errors import UserError
 from .formats.folder import label_files, read_files
 from .reporting import log
 
+if TYPE_CHECKING:
+    from .contract import Contract
+
 LABEL, WEIGHT = "_label", "_weight"  # the columns of a dataset's labels and weights
 RESERVED = (LABEL, WEIGHT, PATH)
-Guard = Callable[[], AbstractContextManager[None]]  # makes what is raised within a message about the trainer's code
 CHUNK_ROWS = 1024
 
 
@@ -31,28 +30,26 @@ class IndexedSource:
 
     Args:
         names: what each row must hold, whatever else it does.
-        guarded: makes what the object raises a message.
     """
 
-    def __init__(self, rows: Sequence[Mapping[str, Any]], names: Sequence[str] = (), guarded: Guard = nullcontext):
+    def __init__(self, rows: Sequence[Mapping[str, Any]], names: Sequence[str] = ()):
         if not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__"):
             raise UserError(f"source(files, hp) must return an object with len() and [i]; got {type(rows).__name__}.")
-        self.rows, self.names, self.guarded = rows, names, guarded
-        with guarded():
-            self.count = len(rows)
+        self.rows, self.names, self.count = rows, names, len(rows)
         if not self.count:
             raise UserError("the source has no rows. Return some from source of model.py.")
 
     def take(self, places: Sequence[int] | np.ndarray) -> Chunk:
         """Return the rows at some places as a chunk."""
-        with self.guarded():
-            found = [self.rows[int(place)] for place in places]
+        found = [self.rows[int(place)] for place in places]
+        needed: set[str] = set()
         for place, row in zip(places, found):
             if not isinstance(row, Mapping):
                 raise UserError(f"a row of source must be a dict of values by name; got {type(row).__name__} as row {place}.")
-            if lacking := [name for name in (*found[0], *self.names) if name not in row]:
+            needed = needed or {*row, *self.names}
+            if lacking := needed - row.keys():
                 there = ", ".join(map(str, row))[:120]
-                raise UserError(f"row {place} of source lacks {quoted(lacking[0])}; it has {there}. Give all rows the same names.")
+                raise UserError(f"row {place} of source lacks {quoted(min(lacking))}; it has {there}. Give all rows the same names.")
         return {name: _column([row[name] for row in found], name) for name in found[0]}
 
     def chunks(self) -> Iterator[Chunk]:
@@ -62,12 +59,12 @@ class IndexedSource:
 
 def _column(values: Sequence[Any], name: str) -> np.ndarray:
     """Stack the values of one column: texts as objects, Python's floats as float32, arrays as they are."""
-    is_text = isinstance(values[0], (str, bytes))
-    for value in values:
-        if value is None or isinstance(value, (str, bytes)) != is_text:
-            kinds = f"{type(values[0]).__name__} and {type(value).__name__}"
-            raise UserError(f"the rows of source differ in the type of {quoted(name)}: {kinds}. Give NaN or an empty text where none is.")
-    if is_text:
+    kinds = dict.fromkeys(map(type, values))
+    are_texts = {issubclass(kind, (str, bytes)) for kind in kinds}
+    if type(None) in kinds or len(are_texts) > 1:
+        found = ", ".join(kind.__name__ for kind in kinds)[:120]
+        raise UserError(f"the rows of source differ in the type of {quoted(name)}: {found}. Give NaN or an empty text where none is.")
+    if are_texts == {True}:
         return objects([value.encode() if isinstance(value, str) else value for value in values])
     arrays = [np.asarray(value, np.float32 if isinstance(values[0], float) else None) for value in values]
     if len({array.shape for array in arrays}) > 1:
@@ -92,20 +89,15 @@ def with_inferred_inputs(contract: Contract, chunk: Chunk) -> Contract:
 class DatasetSource:
     """A `tf.data.Dataset` of single examples, made anew for each epoch; read in its own order."""
 
-    def __init__(
-        self, make: Callable[[int | None], tf.data.Dataset], training: bool, counted: bool = True, guarded: Guard = nullcontext
-    ):  # fmt: skip
-        self.make, self.training, self.count, self.guarded = make, training, 0, guarded
+    def __init__(self, make: Callable[[int | None], tf.data.Dataset], training: bool, counted: bool = True):
+        self.make, self.training, self.count = make, training, 0
         if not counted:
             return
         made = self._made(0)
         count = int(made.cardinality())
-        if count == tf.data.INFINITE_CARDINALITY:
-            raise UserError("the dataset has no end. Return one pass from dataset of model.py, without repeat().")
         if count < 0:
             start = time.monotonic()
-            with self.guarded():
-                count = int(made.reduce(np.int64(0), lambda total, *_: total + 1))
+            count = int(made.reduce(np.int64(0), lambda total, *_: total + 1))
             took = f"{time.monotonic() - start:.1f} s"
             log("INFO", f"dataset: its length is not known, so it was run through once to count {count} examples ({took})")
         if not count:
@@ -118,6 +110,8 @@ class DatasetSource:
         if not isinstance(made, tf.data.Dataset) or not isinstance(spec, tuple) or len(spec) not in (2, 3):
             found = str(spec or made)[:120]
             raise UserError(f"dataset(files, hp, epoch) must return a tf.data.Dataset of (features, label[, weight]); got {found}.")
+        if made.cardinality() == tf.data.INFINITE_CARDINALITY:
+            raise UserError("the dataset has no end. Return one pass from dataset of model.py, without repeat().")
         for kind, part in zip(("features", "labels"), spec):
             if any(not isinstance(each, tf.TensorSpec) for each in (part.values() if isinstance(part, Mapping) else [part])):
                 wanted = "a dense tensor or a dict of dense tensors"
@@ -131,16 +125,15 @@ class DatasetSource:
         made = self._made(epoch)
         if skip:
             made = made.skip(skip)
-        with self.guarded():
-            for features, label, *weight in made.batch(CHUNK_ROWS).as_numpy_iterator():
-                chunk = dict(features) if isinstance(features, Mapping) else {"inputs": features}
-                if isinstance(label, Mapping):
-                    chunk |= {f"{LABEL}/{name}": values for name, values in label.items()}
-                else:
-                    chunk[LABEL] = label
-                if weight:
-                    chunk[WEIGHT] = weight[0].astype(np.float32)
-                yield chunk
+        for features, label, *weight in made.batch(CHUNK_ROWS).as_numpy_iterator():
+            chunk = dict(features) if isinstance(features, Mapping) else {"inputs": features}
+            if isinstance(label, Mapping):
+                chunk |= {f"{LABEL}/{name}": values for name, values in label.items()}
+            else:
+                chunk[LABEL] = label
+            if weight:
+                chunk[WEIGHT] = weight[0].astype(np.float32)
+            yield chunk
 
 
 def dataset_labels(chunk: Chunk, facts: Any) -> Any:
@@ -189,11 +182,9 @@ def source_of(
         counted: whether the length of a dataset is wanted.
     """
     if "dataset" in contract.given:
-        guarded = functools.partial(blame, contract.module, "dataset")
-        return DatasetSource(lambda epoch: contract.dataset(files, hp, epoch), training, counted, guarded)
+        return DatasetSource(lambda epoch: contract.dataset(files, hp, epoch), training, counted)
     if "source" in contract.given:
-        names = [name for name in (*contract.labels, contract.weight) if name]
-        return IndexedSource(contract.source(files, hp), names, functools.partial(blame, contract.module, "source"))
+        return IndexedSource(contract.source(files, hp), [name for name in (*contract.labels, contract.weight) if name])
     image = next((column for column in contract.columns if isinstance(column, Image)), None)
     if image is not None and "read" not in contract.given and all(map(os.path.isdir, files)):
         return FolderSource(files, image, contract.labels[0], bad)
