@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import difflib
 import io
-import keyword
 import math
 import re
 import sys
@@ -25,7 +24,7 @@ from pyarrow import csv as pacsv
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for the runtime's own rules for numbers and dates
 
 from vertex_runtime.cells import parse_numbers  # noqa: E402
-from vertex_runtime.columns import Date  # noqa: E402
+from vertex_runtime.columns import Date, is_input_name  # noqa: E402
 from vertex_runtime.errors import UserError  # noqa: E402
 
 MOST_CATEGORIES = 1000
@@ -243,21 +242,17 @@ def choose(table: Table, kind: str, label: str | None) -> Choice:
     return Choice(chosen, found, text and replace(text, name=plain.get(text.name, text.name)))
 
 
-def _is_plain(name: str) -> bool:
-    return bool(re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name)) and not keyword.iskeyword(name) and name != "self"
-
-
 def _headers(columns: Sequence[Found], label: str) -> dict[str, str]:
     """Return {plain name: own name} for the inputs whose own names TensorFlow's signatures do not accept."""
     taken, found = {column.name for column in columns}, {}
     for column in columns:
         own = column.name
-        if not column.required or own == label or _is_plain(own):
+        if not column.required or own == label or is_input_name(own):
             continue
         ascii_only = unicodedata.normalize("NFKD", own).encode("ascii", "ignore").decode()
         plain = re.sub("[^A-Za-z0-9]+", "_", ascii_only).strip("_")
         plain = plain if plain[:1].isalpha() else f"column_{plain}".strip("_")
-        plain += "_" * (not _is_plain(plain))
+        plain += "_" * (not is_input_name(plain))
         number = 1
         while (name := plain if number == 1 else f"{plain}_{number}") in taken:
             number += 1

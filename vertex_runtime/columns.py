@@ -7,6 +7,7 @@ the column's own rule is applied: `missing=None` is an error, any other value ta
 from __future__ import annotations
 
 import dataclasses
+import keyword
 import math
 import re
 from collections.abc import Sequence
@@ -292,6 +293,11 @@ class Image(Column):
 
     def reason(self, cell: Any) -> str:
         return self.must_be
+
+
+def is_input_name(name: str) -> bool:
+    """Tell whether an input of a served model may have this name."""
+    return bool(re.fullmatch("[A-Za-z][A-Za-z0-9_]*", name)) and not keyword.iskeyword(name) and name != "self"
 
 
 def guard(raw: dict[str, Any], columns: Sequence[Column]) -> dict[str, Any]:

@@ -237,14 +237,19 @@ class DatasetRows:
         held: list[Chunk] = []
         size = 0
         while True:
+            seen = skip
             for chunk in self.source.chunks(epoch, skip):
                 held.append(chunk)
                 size += rows_of(chunk)
+                seen += rows_of(chunk)
                 while size >= steps * batch_size:
                     joined = concatenate(held)
                     own = share.columns(np.arange(steps * batch_size, dtype=np.int32).reshape(steps, batch_size))
                     yield self.prepare(take(joined, own.ravel()), True), np.arange(own.size, dtype=np.int32).reshape(own.shape)
                     held, size = [take(joined, slice(steps * batch_size, None))], size - steps * batch_size
+            if seen != self.count:
+                found = f"{seen} examples in epoch {epoch}, and {self.count} in epoch 0"
+                raise UserError(f"dataset(files, hp, epoch) returned {found}. Return as many for each: a resumed run goes by their number.")
             epoch, skip = epoch + 1, 0
 
     def chunks(self) -> Iterator[Rows]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from .columns import Column, Image, Text
+from .columns import Column, Image, Text, is_input_name
 from .contract import Contract, blame, iterate
 from .data import PATH, BadRows, Chunk, objects, read
 from .environment import quoted
@@ -19,24 +19,35 @@ from .formats.folder import label_files, read_files
 from .reporting import log
 
 LABEL, WEIGHT = "_label", "_weight"  # the columns of a dataset's labels and weights
+RESERVED = (LABEL, WEIGHT, PATH)
 CHUNK_ROWS = 1024
 
 
 class IndexedSource:
-    """An object with `len` and `[i]` (the convention of Grain's data sources) whose rows are dicts of values."""
+    """An object with `len` and `[i]` (the convention of Grain's data sources) whose rows are dicts of values.
 
-    def __init__(self, rows: Sequence[Mapping[str, Any]]):
+    Args:
+        names: what each row must hold, whatever else it does.
+    """
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]], names: Sequence[str] = ()):
         if not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__"):
             raise UserError(f"source(files, hp) must return an object with len() and [i]; got {type(rows).__name__}.")
-        self.rows, self.count = rows, len(rows)
+        self.rows, self.names, self.count = rows, names, len(rows)
         if not self.count:
             raise UserError("the source has no rows. Return some from source of model.py.")
 
     def take(self, places: Sequence[int] | np.ndarray) -> Chunk:
         """Return the rows at some places as a chunk."""
         found = [self.rows[int(place)] for place in places]
-        if not isinstance(found[0], Mapping):
-            raise UserError(f"a row of source must be a dict of values by name; got {type(found[0]).__name__}.")
+        needed: set[str] = set()
+        for place, row in zip(places, found):
+            if not isinstance(row, Mapping):
+                raise UserError(f"a row of source must be a dict of values by name; got {type(row).__name__} as row {place}.")
+            needed = needed or {*row, *self.names}
+            if lacking := needed - row.keys():
+                there = ", ".join(map(str, row))[:120]
+                raise UserError(f"row {place} of source lacks {quoted(min(lacking))}; it has {there}. Give all rows the same names.")
         return {name: _column([row[name] for row in found], name) for name in found[0]}
 
     def chunks(self) -> Iterator[Chunk]:
@@ -46,10 +57,14 @@ class IndexedSource:
 
 def _column(values: Sequence[Any], name: str) -> np.ndarray:
     """Stack the values of one column: texts as objects, Python's floats as float32, arrays as they are."""
-    first = values[0]
-    if isinstance(first, (str, bytes)):
+    kinds = dict.fromkeys(map(type, values))
+    are_texts = {issubclass(kind, (str, bytes)) for kind in kinds}
+    if type(None) in kinds or len(are_texts) > 1:
+        found = ", ".join(kind.__name__ for kind in kinds)[:120]
+        raise UserError(f"the rows of source differ in the type of {quoted(name)}: {found}. Give NaN or an empty text where none is.")
+    if are_texts == {True}:
         return objects([value.encode() if isinstance(value, str) else value for value in values])
-    arrays = [np.asarray(value, np.float32 if isinstance(first, float) else None) for value in values]
+    arrays = [np.asarray(value, np.float32 if isinstance(values[0], float) else None) for value in values]
     if len({array.shape for array in arrays}) > 1:
         shapes = sorted({array.shape for array in arrays})[:3]
         raise UserError(f"the rows of source differ in the shape of {quoted(name)}: {', '.join(map(str, shapes))}. Give them one shape.")
@@ -62,7 +77,10 @@ def with_inferred_inputs(contract: Contract, chunk: Chunk) -> Contract:
         return contract
     without = (*contract.labels, contract.weight)
     kinds = {name: tf.string if values.dtype == object else tf.as_dtype(values.dtype) for name, values in chunk.items()}
-    named = [name for name in chunk if name not in without and not name.startswith("_")]
+    named = [name for name in chunk if name not in without and name not in RESERVED and not name.startswith(f"{LABEL}/")]
+    if odd := [name for name in named if not is_input_name(name)]:
+        rule = "cannot be the name of a served input, which must be a plain identifier"
+        raise UserError(f"{quoted(odd[0])} {rule}. Rename it in source or dataset of model.py.")
     return contract.with_inputs({name: tf.TensorSpec([None, *chunk[name].shape[1:]], kinds[name], name) for name in named})
 
 
@@ -91,9 +109,14 @@ class DatasetSource:
         if not isinstance(made, tf.data.Dataset) or not isinstance(spec, tuple) or len(spec) not in (2, 3):
             found = str(spec or made)[:120]
             raise UserError(f"dataset(files, hp, epoch) must return a tf.data.Dataset of (features, label[, weight]); got {found}.")
-        features = spec[0]
-        if not isinstance(features, (tf.TensorSpec, Mapping)) or any(not isinstance(part, tf.TensorSpec) for part in tf.nest.flatten(spec)):
-            raise UserError(f"dataset: features must be a dense tensor or a dict of dense tensors; got {features!r}"[:300])
+        if made.cardinality() == tf.data.INFINITE_CARDINALITY:
+            raise UserError("the dataset has no end. Return one pass from dataset of model.py, without repeat().")
+        for kind, part in zip(("features", "labels"), spec):
+            if any(not isinstance(each, tf.TensorSpec) for each in (part.values() if isinstance(part, Mapping) else [part])):
+                wanted = "a dense tensor or a dict of dense tensors"
+                raise UserError(f"dataset: {kind} must be {wanted}; got {str(part)[:120]}. Change it by map().")
+        if isinstance(spec[0], Mapping) and (odd := [name for name in spec[0] if name in RESERVED]):
+            raise UserError(f"dataset: features cannot be called {odd[0]}. Rename it.")
         return made
 
     def chunks(self, epoch: int = 0, skip: int = 0) -> Iterator[Chunk]:
@@ -160,7 +183,7 @@ def source_of(
     if "dataset" in contract.given:
         return DatasetSource(contract, files, hp, training, counted)
     if "source" in contract.given:
-        return IndexedSource(contract.source(files, hp))
+        return IndexedSource(contract.source(files, hp), [name for name in (*contract.labels, contract.weight) if name])
     image = next((column for column in contract.columns if isinstance(column, Image)), None)
     if image is not None and "read" not in contract.given and all(map(os.path.isdir, files)):
         return FolderSource(files, image, contract.labels[0], bad)
