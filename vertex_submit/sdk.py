@@ -104,14 +104,13 @@ def connect(values: Mapping[str, str], args: argparse.Namespace) -> Service:
     return Service(values["project"], values["region"], url, bool(args.api_endpoint), found)
 
 
-def start(service: Service, bucket: str, dry_run: bool = False) -> Any:
-    """Return the SDK's high-level module, set up for a service; in a dry run so that it asks nobody for anything."""
+def start(service: Service, bucket: str) -> Any:
+    """Return the SDK's high-level module, set up for a service."""
     from google.cloud import aiplatform
 
     for name in [name for name in logging.root.manager.loggerDict if name.startswith("google.cloud.aiplatform")]:
         logging.getLogger(name).setLevel(logging.WARNING)  # what it would say is said by us
-    options = {"api_transport": "rest", **service.options} if dry_run else service.options
-    aiplatform.init(project=service.project, location=service.region, staging_bucket=f"gs://{bucket}", **options)
+    aiplatform.init(project=service.project, location=service.region, staging_bucket=f"gs://{bucket}", **service.options)
     return aiplatform
 
 
