@@ -171,8 +171,8 @@ def _show(look: Drift, threshold: float) -> None:
     if over:
         listed = ", ".join(f"{column} {look.columns[column]['distance']:.3f}" for column in over)
         print(
-            f"warning: what {name} is asked is not what it was trained on: {listed} (threshold {threshold:g}): "
-            "train on newer rows", file=sys.stderr
+            f"warning: what {name} is asked is not what it was trained on: {listed} (threshold {threshold:g}): train on newer rows",
+            file=sys.stderr,
         )
 
 
