@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from google.auth.exceptions import DefaultCredentialsError
+from google.auth.exceptions import DefaultCredentialsError, InvalidOperation
 from test_cloud_support import REAL, Service, call, gcloud_variables, serving
 
 from vertex_submit import cloud, sdk, submit
@@ -61,6 +61,15 @@ def test_credentials_that_are_refused(tmp_path, service, env):
     for flags in ([], ["--token_file=token"]):
         said = error_of(tmp_path, env, *flags)
         assert "the service refuses the credentials (" in said and "run `gcloud auth application-default login`" in said
+
+
+def test_credentials_that_are_refused_are_no_wrong_name():
+    """google-auth's InvalidOperation is a ValueError, as is what the SDK says of a name."""
+    def model(name: str) -> None:
+        raise InvalidOperation("anonymous")
+
+    with pytest.raises(cloud.CloudError, match="the service refuses the credentials"), sdk.errors("p"):
+        sdk.existing(model, "--model", "1")
 
 
 def test_fields_that_the_service_names_are_told(tmp_path, service, env):

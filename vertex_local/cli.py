@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
 import os
 import re
 import shutil
@@ -44,6 +45,21 @@ def whole(least: int, most: int | None = None) -> Callable[[str], int]:
         if not re.fullmatch("[0-9]{1,18}", text) or not least <= int(text) <= (most or int(text)):
             raise argparse.ArgumentTypeError(f"takes a whole number from {least} {f'to {most}' if most else 'on'}; got {quoted(text)}.")
         return int(text)
+
+    return read
+
+
+def number(what: str, accepts: Callable[[float], bool]) -> Callable[[str], float]:
+    """Return the type of a flag that takes the numbers which `accepts` accepts, never NaN; `what` says which, for the error."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not accepts(value):
+            raise argparse.ArgumentTypeError(f"takes {what}; got {quoted(text)}.")
+        return value
 
     return read
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import shlex
 import shutil
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vertex_local import cli
-from vertex_local.errors import UserError, quoted
+from vertex_local.errors import UserError
 from vertex_local.job import buckets, settings
 
 from .checkout import ROOT
@@ -57,21 +58,11 @@ def labels(text: str) -> dict[str, str]:
     return {name.strip(): value.strip() for name, value in map(cli.pair, text.strip(",").split(","))}
 
 
-def positive(text: str) -> float:
-    """Parse a number of seconds above 0 for argparse."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"takes seconds above 0; got {quoted(text)}.")
-    return value
-
-
 def add_wait_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say whether to stay until the job has ended."""
     parser.add_argument("--wait", action="store_true", help="follow the job to its end; the exit code is 0 if it succeeded")
-    parser.add_argument("--poll", metavar="SECONDS", type=positive, default=15.0, help="for --wait: between polls (default: %(default)g)")
+    seconds = cli.number("seconds above 0", lambda value: 0 < value < math.inf)
+    parser.add_argument("--poll", metavar="SECONDS", type=seconds, default=15.0, help="for --wait: between polls (default: %(default)g)")
 
 
 def is_local(endpoint: str | None) -> bool:

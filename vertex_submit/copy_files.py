@@ -54,11 +54,7 @@ def _copy(args: argparse.Namespace, cancel: threading.Event) -> int:
         lines = transfer.download(client, args.source, local, options)
     else:
         lines = transfer.upload(client, files, options)
-    count = 0
-    for line in lines:
-        print(line, flush=True)
-        count += 1
-    print(f"{count} files: {args.source} -> {args.target}")
+    print(f"{transfer.tell(lines)} files: {args.source} -> {args.target}")
     return 0
 
 

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import date
-from pathlib import Path
 
 from vertex_local import cli
 from vertex_local.errors import UserError
@@ -25,22 +24,22 @@ from .checkout import ROOT, SETTINGS, dockerfile_default
 _SEPARATORS = ";|~#"  # of gcloud's --args, in whose own form a comma parts arguments
 
 
-def image_commands(args: argparse.Namespace, values: Mapping[str, str], root: Path = ROOT) -> list[list[str]]:
+def image_commands(args: argparse.Namespace, values: Mapping[str, str]) -> list[list[str]]:
     """Return the docker commands that build, and if asked push, the image."""
-    tensorflow = args.tensorflow or dockerfile_default("TENSORFLOW", root)
+    tensorflow = args.tensorflow or dockerfile_default("TENSORFLOW")
     if args.gpu and not args.tensorflow:
         tensorflow = "tensorflow[and-cuda]" + re.sub(r"^[\w-]+", "", tensorflow)
     if args.base and images.find(args.base) and not args.tensorflow:
         tensorflow = "tensorflow"  # what the image brings does
     build_args = {"TRAINER": args.trainer, "TENSORFLOW": tensorflow, **({"BASE_IMAGE": args.base} if args.base else {})}
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     if commit.returncode == 0:
         build_args["REVISION"] = commit.stdout.strip()
     build_args["CREATED"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(int(os.environ.get("SOURCE_DATE_EPOCH", time.time()))))
     tag = f"{values['images']}/{args.name or args.trainer + ('-gpu' if args.gpu else '')}:{values['tag']}"
     words = ["docker", "build", "--platform=linux/amd64"]
     words += [f"--build-arg={name}={value}" for name, value in build_args.items()]
-    return [[*words, f"--tag={tag}", str(root)], *([["docker", "push", tag]] if args.push else [])]
+    return [[*words, f"--tag={tag}", str(ROOT)], *([["docker", "push", tag]] if args.push else [])]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -77,7 +76,7 @@ def _image(args: argparse.Namespace) -> int:
     return 0
 
 
-def autopackage(job: jobs.Job, base: str | None, values: Mapping[str, str], root: Path = ROOT) -> list[str]:
+def autopackage(job: jobs.Job, base: str | None, values: Mapping[str, str]) -> list[str]:
     """Return the flags by which gcloud builds the image of all pools itself (local-package-path) and pushes it.
 
     They replace the file's pools; what else the file says stays. gcloud has no flags for disks and variables.
@@ -89,7 +88,7 @@ def autopackage(job: jobs.Job, base: str | None, values: Mapping[str, str], root
     arguments = used[0].args
     if any(not pool.trains or pool.args != arguments for pool in used):
         raise UserError(f"{job.path}: --autopackage gives all pools one image and one list of arguments; build an image instead.")
-    software = _software(job, base, values, root)
+    software = _software(job, base, values)
     words = []
     for pool in job.pools:
         pairs = [*_machine(job, pool), *(software if pool.index == 0 else [])] if pool.replicas else []
@@ -102,14 +101,14 @@ def autopackage(job: jobs.Job, base: str | None, values: Mapping[str, str], root
     return words
 
 
-def _software(job: jobs.Job, base: str | None, values: Mapping[str, str], root: Path) -> list[str]:
+def _software(job: jobs.Job, base: str | None, values: Mapping[str, str]) -> list[str]:
     """Return what gcloud's --worker-pool-spec is told of the image."""
-    trainer, base = checkout.trainer_of(job.pools[0], job.path, root), base or dockerfile_default("BASE_IMAGE", root)
-    found = [f"executor-image-uri={base}", f"local-package-path={root}", f"python-module={trainer}.trainer.task"]
+    trainer, base = checkout.trainer_of(job.pools[0], job.path), base or dockerfile_default("BASE_IMAGE")
+    found = [f"executor-image-uri={base}", f"local-package-path={ROOT}", f"python-module={trainer}.trainer.task"]
     # gcloud copies the folder of the module, nothing beside it: the runtime and the sample data are named.
     found.append(f"extra-dirs=vertex_runtime;{trainer}/tests")
     if images.find(base) is None:
-        found.append(f"requirements={dockerfile_default('TENSORFLOW', root)}")
+        found.append(f"requirements={dockerfile_default('TENSORFLOW')}")
     return [*found, f"output-image-uri={values['images']}/{trainer}-autopackaged:{values['tag']}"]
 
 

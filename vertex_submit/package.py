@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vertex_local import cli
-from vertex_local.errors import UserError, quoted
+from vertex_local.errors import UserError
 from vertex_local.job import buckets, settings
 from vertex_local.local import packages
 from vertex_local.local.commands import trainers
@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--upload", action="store_true", help="upload it with google-cloud-storage and compare checksums")
     where.add_argument("--bucket_root", metavar="DIR", help="copy it to DIR/BUCKET/… instead, for local runs (.vertex_local/buckets)")
-    parser.add_argument("--to", metavar="gs://…/", help="folder for it (default: gs://BUCKET/packages/TRAINER/)")
+    parser.add_argument("--to", metavar="gs://…/", type=cloud.folder, help="folder for it (default: gs://BUCKET/packages/TRAINER/)")
     parser.add_argument("--sample_data", action="store_true", help="its sample data, too, to gs://BUCKET/data/TRAINER/; needs --trainer")
     parser.add_argument("--overwrite", action="store_true", help="replace what has that name; jobs that restart will take the new one")
     cloud.add_flags(parser)
@@ -65,11 +65,11 @@ def _package(args: argparse.Namespace, cancel: threading.Event) -> int:
     values = cloud.load_settings(SETTINGS, settings.from_flags(args), needed, bool(local))
     parts = [args.trainer] if args.trainer else []
     to = args.to or "/".join((f"gs://{values.get('bucket')}/packages", *parts))
-    if not to.startswith("gs://"):
-        raise UserError(f"--to: takes gs://bucket/folder; got {quoted(to)}.")
     folder = Path(args.dist_dir, *parts)
     print(f"$ cd {ROOT} && {f'VERTEX_TRAINER={args.trainer} ' if args.trainer else ''}python setup.py sdist --formats=gztar")
-    wanted = _sample_data(args.trainer, values["bucket"]) if args.sample_data else {}
+    wanted = {}
+    if args.sample_data:
+        wanted = transfer.files_of(ROOT / args.trainer / "tests" / "data", f"gs://{values['bucket']}/data/{args.trainer}")
     if args.dry_run:
         storing = "upload" if args.upload else f"copy, under {args.bucket_root}," if args.bucket_root else "keep"
         print(f"{storing} {folder}/vertex_trainer-*.tar.gz" + (f" to {to.rstrip('/')}/" if args.upload or args.bucket_root else ""))
@@ -81,19 +81,11 @@ def _package(args: argparse.Namespace, cancel: threading.Event) -> int:
     stored = {path: f"{to.rstrip('/')}/{path.name}", **wanted}
     if args.upload:
         client = transfer.open_client(values.get("project", ""), os.environ.get("CLOUDSDK_AUTH_ACCESS_TOKEN_FILE"))  # as gcloud would
-        for line in transfer.upload(client, stored, transfer.Options(args.overwrite, cancel=cancel)):
-            print(line, flush=True)
+        transfer.tell(transfer.upload(client, stored, transfer.Options(args.overwrite, cancel=cancel)))
     elif args.bucket_root:
         for file, uri in stored.items():
             print(store_locally(file, uri, args.bucket_root, args.overwrite))
     return 0
-
-
-def _sample_data(trainer: str, bucket: str) -> dict[Path, str]:
-    """Return where each file of a trainer's sample data goes."""
-    folder = ROOT / trainer / "tests" / "data"
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {file: f"gs://{bucket}/data/{trainer}/{file.relative_to(folder).as_posix()}" for file in files}
 
 
 if __name__ == "__main__":

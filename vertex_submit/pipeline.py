@@ -97,7 +97,8 @@ def _submit(args: argparse.Namespace, extra: Sequence[str], cancel: threading.Ev
             return submission.show(pipeline, args, sdk.connect(values, args))
         path, service = submission.keep_and_connect(pipeline, args, values)
         if sdist:
-            _upload(sdist, args, values, cancel)
+            client = transfer.open_client(values["project"], args.token_file)
+            transfer.tell(transfer.upload(client, sdist, transfer.Options(cancel=cancel)))
     if args.dataset or args.dataset_csv:
         _provide_dataset(pipeline, args, service, values)
         path.write_text(pipeline.file()[0], encoding="utf-8")
@@ -216,12 +217,6 @@ def pack(job: jobs.Job, args: argparse.Namespace, values: Mapping[str, str], fol
         packed.env.extend(pool.task.env)
         pool.message.python_package_spec.CopyFrom(packed)  # which takes a container's place
     return {path: uri}
-
-
-def _upload(files: Mapping[Path, str], args: argparse.Namespace, values: Mapping[str, str], cancel: threading.Event) -> None:
-    client = transfer.open_client(values["project"], args.token_file)
-    for line in transfer.upload(client, files, transfer.Options(cancel=cancel)):
-        print(line, flush=True)
 
 
 def _provide_dataset(pipeline: jobs.Job, args: argparse.Namespace, service: sdk.Service, values: Mapping[str, str]) -> None:

@@ -32,9 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
     parser = cli.Parser(prog="scripts/submit_pipeline", description=__doc__)
     parser.add_argument("spec", help="the compiled pipeline, YAML or JSON")
-    parser.add_argument(
-        "--parameter", metavar="NAME=VALUE", type=cli.pair, action="append", default=[], help="of the pipeline; repeatable"
-    )
+    parser.add_argument("--parameter", metavar="NAME=VALUE", type=cli.pair, action="append", default=[], help="of the pipeline; repeatable")
     parser.add_argument("--display_name", metavar="NAME", help="its name in lists (default: the pipeline's name)")
     parser.add_argument("--job_id", metavar="ID", type=_job_id, help="(default: the pipeline's name and the time)")
     parser.add_argument("--labels", metavar="KEY=VALUE,…", type=cloud.labels, default={}, help="labels of the pipeline job")

@@ -104,14 +104,13 @@ def connect(values: Mapping[str, str], args: argparse.Namespace) -> Service:
     return Service(values["project"], values["region"], url, bool(args.api_endpoint), found)
 
 
-def start(service: Service, bucket: str, dry_run: bool = False) -> Any:
-    """Return the SDK's high-level module, set up for a service; in a dry run so that it asks nobody for anything."""
+def start(service: Service, bucket: str) -> Any:
+    """Return the SDK's high-level module, set up for a service."""
     from google.cloud import aiplatform
 
     for name in [name for name in logging.root.manager.loggerDict if name.startswith("google.cloud.aiplatform")]:
         logging.getLogger(name).setLevel(logging.WARNING)  # what it would say is said by us
-    options = {"api_transport": "rest", **service.options} if dry_run else service.options
-    aiplatform.init(project=service.project, location=service.region, staging_bucket=f"gs://{bucket}", **options)
+    aiplatform.init(project=service.project, location=service.region, staging_bucket=f"gs://{bucket}", **service.options)
     return aiplatform
 
 
@@ -201,6 +200,8 @@ def existing(kind: Any, flag: str, name: str) -> Any:
     """Return the SDK's object of an id or a full name; `kind` is the SDK's class, and errors begin with `flag`."""
     try:
         return kind(name)
+    except (GoogleAuthError, RequestException):  # some of which are ValueErrors, too
+        raise
     except ValueError as error:  # it is no name, or that of another kind of resource
         remedy = f"give the id or the full name of a {kind.__name__} in this project and region"
         raise UserError(f"{flag}: {quoted(name)}: {reason(error).rstrip('.')}; {remedy}.") from None
@@ -258,12 +259,12 @@ def errors(project: str) -> Iterator[None]:
         raise CloudError(f"the service refuses the credentials ({reason(error).rstrip('.')}): {LOGIN}.") from error
     except RequestException as error:
         raise CloudError(f"the service does not answer: {reason(error)}. See --region and the network, then start again.") from error
+    except (exceptions.GoogleAPIError, GoogleAuthError, RuntimeError) as error:
+        raise CloudError(" ".join(filter(None, (f"the service answered: {reason(error)}", remedy(error, project))))) from error
     except UserError:
         raise
     except ValueError as error:
         raise UserError(f"the SDK refuses it before it is sent: {reason(error).rstrip('.')}; give another value.") from error
-    except (exceptions.GoogleAPIError, GoogleAuthError, RuntimeError) as error:
-        raise CloudError(" ".join(filter(None, (f"the service answered: {reason(error)}", remedy(error, project))))) from error
 
 
 def reason(error: Exception) -> str:

@@ -80,6 +80,15 @@ def open_client(project: str = "", token_file: str | None = None) -> Any:
         raise TransferError(f"Cloud Storage: no credentials ({sdk.reason(error)}): {sdk.LOGIN}.") from None
 
 
+def tell(lines: Iterator[str]) -> int:
+    """Print what was done with each file when it is done, and return how many files there were."""
+    count = 0
+    for line in lines:
+        print(line, flush=True)
+        count += 1
+    return count
+
+
 def crc32c(path: Path) -> str:
     """Return a file's CRC32C as Cloud Storage writes it."""
     found = google_crc32c.Checksum()

@@ -18,9 +18,7 @@ from ..errors import quoted
 Lookup = Callable[[Mapping[str, Any], str], Any]
 _TEXT = r"""(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')"""
 _WORD = rf"""(?:[^\s()=<>!:"',]|(?<=\.){_TEXT})+"""  # with what is in quotes after a dot: labels."a.com/b"
-_TOKEN = re.compile(
-    rf"(?:(?P<mark>[(),])|(?P<op><=|>=|!=|=|<|>|:)|(?P<text>{_TEXT}(?:(?=\.){_WORD})?)|(?P<word>{_WORD}))\s*", re.DOTALL
-)
+_TOKEN = re.compile(rf"(?:(?P<mark>[(),])|(?P<op><=|>=|!=|=|<|>|:)|(?P<text>{_TEXT}(?:(?=\.){_WORD})?)|(?P<word>{_WORD}))\s*", re.DOTALL)
 _QUOTED = re.compile(_TEXT, re.DOTALL)
 _NUMBER = re.compile(r"[-+]?[0-9]{1,300}(\.[0-9]{1,300})?([eE][-+]?[0-9]{1,3})?")
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?(Z|[-+][0-9]{2}:[0-9]{2})")

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from starlette.datastructures import Headers, QueryParams
+from starlette import requests
 from starlette.responses import Response, StreamingResponse
 
 from . import connections, guards
@@ -179,9 +179,9 @@ class App:
         path = call.path if upload or "/storage/v1/" in call.path else urllib.parse.unquote(call.path)
         handler, names = self._route(call.method, path)
         loop = asyncio.get_running_loop()
-        stream = _Upload(call, loop) if upload else io.BytesIO(await call.body())
+        stream = _Upload(call, loop) if upload else io.BytesIO(await call.whole_body())
         base = f"{call.scope['scheme']}://{call.headers['Host']}{prefix}"
-        request = Request(call.method, path, QueryParams(call.query), call.headers, call.length, stream, base)
+        request = Request(call.method, path, call.query_params, call.headers, call.length, stream, base)
         answer = await loop.run_in_executor(self._uploads if upload else self._calls, partial(handler, request, **names))
         return answer if isinstance(answer, Answer) else Answer(content=answer)
 
@@ -213,7 +213,8 @@ class App:
         else:
             data = answer.content if isinstance(answer.content, bytes) else json.dumps(answer.content).encode() + b"\n"
             response = Response(data, answer.code, headers)
-        self.log(f"{call.method} {call.path}{'?' * bool(call.query)}{call.query} {answer.code}")
+        query = call.scope["query_string"].decode("latin-1")
+        self.log(f"{call.method} {call.path}{'?' * bool(query)}{query} {answer.code}")
         abort = call.scope["state"]["abort"]
         timer = asyncio.get_running_loop().call_later(SECONDS + size / BYTES_PER_SECOND, abort)  # for a client that does not read
         try:
@@ -236,15 +237,12 @@ class App:
                 left -= len(data)
 
 
-class _Call:
+class _Call(requests.Request):
     """One request from the network, and how much of its body has been read."""
 
     def __init__(self, scope: Any, receive: Any):
-        self.scope, self.receive = scope, receive
-        self.method: str = scope["method"]
+        super().__init__(scope, receive)
         self.path = scope["raw_path"].decode("ascii", "replace")
-        self.headers = Headers(scope=scope)
-        self.query: str = scope["query_string"].decode("latin-1")
         self.length = self.left = guards.LARGEST_BODY  # bytes of body, all and unread ones; unknown until admitted
 
     async def read(self, size: int) -> bytearray:
@@ -260,7 +258,7 @@ class _Call:
                 break
         return data
 
-    async def body(self) -> bytearray:
+    async def whole_body(self) -> bytearray:
         """Return all of a JSON body; raise an ApiError if it does not arrive in time."""
         if not self.length:
             return bytearray()

@@ -94,9 +94,7 @@ def check_names(method: rpc.Method, request: Message) -> None:
 @functools.cache
 def _names(method: rpc.Method) -> list[list[tuple[str, str, re.Pattern[str]]]]:
     """Return, for each path of a method, its fields as (name, what it takes as text, as a pattern)."""
-    return [
-        [(match[1], match[2], _pattern(match[0])[0]) for match in _VARIABLE.finditer(rule["uri"])] for rule in method.http_rules()
-    ]
+    return [[(match[1], match[2], _pattern(match[0])[0]) for match in _VARIABLE.finditer(rule["uri"])] for rule in method.http_rules()]
 
 
 def _text(message: Message, path: str) -> str:

@@ -50,7 +50,8 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
     parser = records.parser("watch", __doc__)
     parser.add_argument("endpoint", metavar="ENDPOINT", help="its id, full name or display name")
-    parser.add_argument("--threshold", metavar="X", type=_distance, default=DRIFT, help="warn from this distance on (default: %(default)s)")
+    distance = cli.number("a distance from 0 to 1", lambda value: 0 <= value <= 1)
+    parser.add_argument("--threshold", metavar="X", type=distance, default=DRIFT, help="warn from this distance on (default: %(default)s)")
     parser.add_argument("--last", metavar="N", type=cli.whole(1), default=20_000, help="the newest instances only (default: %(default)s)")
     parser.add_argument("--follow", action="store_true", help="go on until Ctrl-C")
     parser.add_argument("--every", metavar="SECONDS", type=cli.whole(1), default=60, help="for --follow: between looks (default: 60)")
@@ -62,16 +63,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _distance(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"takes a distance from 0 to 1; got {quoted(text)}.")
-    return value
-
-
 def main(argv: Sequence[str]) -> int:
     """Print the distances and return the exit code: DRIFTS if a column is above the threshold."""
     args = build_parser().parse_args(argv)
@@ -80,14 +71,14 @@ def main(argv: Sequence[str]) -> int:
 
 def _watch(args: argparse.Namespace, cancel: threading.Event) -> int:
     _check(args)
-    state, before, drifted = Path(args.state_dir).resolve(), set[str](), False
-    shown: list[tuple[int, set[str]]] = []
+    state, before, shown, drifted = Path(args.state_dir).resolve(), set[str](), None, False
     while True:
         with _opened(state, args.state_dir) as kept:
             endpoint = _find(kept, args.endpoint)
             looks = list(_looks(kept, endpoint, state, args))
         now = {f"{look.deployed['id']} {name}" for look in looks for name in look.over(args.threshold)}
-        if (said := [(sum(look.rows for look in looks), now)]) != shown:  # with --follow, print only new numbers
+        said = (sum(look.rows for look in looks), now)
+        if said != shown:  # with --follow, print only new numbers
             for look in looks:
                 _show(look, args.threshold)
             shown = said
@@ -180,8 +171,8 @@ def _show(look: Drift, threshold: float) -> None:
     if over:
         listed = ", ".join(f"{column} {look.columns[column]['distance']:.3f}" for column in over)
         print(
-            f"warning: what {name} is asked is not what it was trained on: {listed} (threshold {threshold:g}): "
-            "train on newer rows", file=sys.stderr
+            f"warning: what {name} is asked is not what it was trained on: {listed} (threshold {threshold:g}): train on newer rows",
+            file=sys.stderr,
         )
 
 
