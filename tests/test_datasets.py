@@ -131,6 +131,21 @@ def test_files_after_the_first_may_leave_the_columns_out(tmp_path):
     assert sorted(sum(found.values(), [])) == ROWS[:5]
 
 
+def test_wildcards_are_of_the_uri_alone(tmp_path):
+    """The folder of all buckets may have a name that looks like one; a link leads to nothing outside of its bucket."""
+    root = tmp_path / "[all] *"
+    write(root, "data/a/x-1.csv", HEADER, *ROWS[:5])
+    write(root, "data/b/x-2.csv", *ROWS[5:9])
+    write(root, "data/y.csv", "other,columns")
+    (root / "data" / "c").symlink_to(tmp_path)
+    write(tmp_path, "x-3.csv", HEADER, *ROWS[9:12])
+    found = tabular(root, "gs://data/*/x-?.csv")
+    assert [name for name, _ in found.files()] == ["gs://data/a/x-1.csv", "gs://data/b/x-2.csv"]
+    assert sorted(sum(sets(exported(found, {}, tmp_path / "out")).values(), [])) == sorted(ROWS[:9])
+    with pytest.raises(dataset.DatasetError, match=r"gs://data/z\*.csv: there is no such object \(.*/\[all\] \*/data/z\*.csv\); put it"):
+        tabular(root, "gs://data/z*.csv").files()
+
+
 def test_quotes_and_line_breaks_survive_and_odd_rows_are_told_of(tmp_path):
     write(tmp_path, "data/a.csv", "a,b", '"x, ""y""', 'z",1', "3,4,5")
     said = []

@@ -134,36 +134,36 @@ def write(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    counts, number = [0, 0, 0], 0
+    counts, number = [0] * len(SETS), 0
     with tempfile.TemporaryDirectory(prefix="vertex-dataset-") as scratch, contextlib.ExitStack() as opened:
-        writers: dict[int, Any] = {}
+        files, writers = [f"{scratch}/{each}" for each in SETS], []
         for batch in source.batches():
+            writers = writers or [opened.enter_context(pq.ParquetWriter(file, batch.schema)) for file in files]
             places = [assign(row) for row in source.texts(batch, number)]
-            for place in range(len(SETS)):
+            for place, writer in enumerate(writers):
                 chosen = batch.filter(pa.array([found == place for found in places]))
                 if chosen.num_rows:
-                    if place not in writers:
-                        writers[place] = opened.enter_context(pq.ParquetWriter(f"{scratch}/{SETS[place]}", chosen.schema))
-                    writers[place].write_batch(chosen)
+                    writer.write_batch(chosen)
                     counts[place] += chosen.num_rows
             number += batch.num_rows
             tick(number)
         opened.close()
         check(counts)
         with errors(f"bq://{project}.{name}"):
-            _load(source, project, name, {place: f"{scratch}/{SETS[place]}" for place in writers})
+            _load(source, f"{project}.{name}", [file if count else None for file, count in zip(files, counts)])
     return counts
 
 
-def _load(source: TableSource, project: str, name: str, files: Mapping[int, str]) -> None:
+def _load(source: TableSource, name: str, files: Sequence[str | None]) -> None:
+    """Make the dataset with a table for each set."""
     from google.cloud import bigquery
 
-    made = bigquery.Dataset(f"{project}.{name}")
+    made = bigquery.Dataset(name)
     made.location = source.table.location or "US"  # a query over both needs them in one place
     source.client.create_dataset(made, **ONCE)  # never one that exists
     try:
-        for place, each in enumerate(SETS):
-            make_table(source.client, f"{project}.{name}.{each}", source.table.schema, files.get(place))
+        for each, file in zip(SETS, files):
+            make_table(source.client, f"{name}.{each}", source.table.schema, file)
     except BaseException:
         source.client.delete_dataset(made, delete_contents=True, not_found_ok=True)
         raise

@@ -64,35 +64,32 @@ class Dataset:
         """
         found: dict[str, Path] = {}
         for uri in self.uris if uris is None else uris:
-            root, path = self._place(uri)
-            matches = [path] if os.path.isfile(path) else sorted(glob.glob(path))
-            known = {_name(uri, path, match): Path(match) for match in matches if _inside(match, root)}
+            prefix, base, pattern = self._place(uri)
+            names = [pattern] if os.path.isfile(os.path.join(base, pattern)) else sorted(glob.glob(pattern, root_dir=base))
+            known = {prefix + name: Path(base, name) for name in names if _is_file(os.path.join(base, name), base if prefix else "/")}
             if not known:
-                remedy = f"put it into {self.buckets}, or correct the URI" if uri.startswith("gs://") else "correct the path"
-                raise DatasetError(f"{uri}: there is no such {'object' if root else 'file'} ({path}); {remedy}.", status="NOT_FOUND")
+                kind, remedy = ("object", f"put it into {self.buckets}, or correct the URI") if prefix else ("file", "correct the path")
+                raise DatasetError(f"{uri}: there is no such {kind} ({os.path.join(base, pattern)}); {remedy}.", status="NOT_FOUND")
             found.update(known)
         return list(found.items())
 
-    def _place(self, uri: str) -> tuple[Path | None, str]:
-        """Return the folder that a URI's file must lie in, and its path."""
-        if str(uri).startswith("gs://"):
+    def _place(self, uri: str) -> tuple[str, str, str]:
+        """Return a URI's bucket (empty for a path of this machine), the folder of that, and the rest, which may have wildcards."""
+        if uri.startswith("gs://"):
             try:
-                return self.buckets, buckets.to_path(uri, self.buckets)
+                buckets.to_path(uri, self.buckets)
             except buckets.BucketError as error:
                 raise DatasetError(str(error), "gcsSource.uri") from None
-        if self.project is None or "://" in str(uri):
+            bucket, _, pattern = uri.removeprefix("gs://").partition("/")
+            return f"gs://{bucket}/", os.path.join(os.path.realpath(self.buckets), bucket), pattern.lstrip("/")
+        if self.project is None or "://" in uri:
             raise DatasetError(f"gcsSource takes gs://bucket/file.csv; got {quoted(uri)}.", "gcsSource.uri")
-        return None, os.path.join(self.project, uri)
+        return "", str(self.project), uri
 
 
-def _inside(path: str, root: Path | None) -> bool:
-    return os.path.isfile(path) and (root is None or root in Path(os.path.realpath(path)).parents)
-
-
-def _name(uri: str, path: str, match: str) -> str:
-    """Return the name of a file that `uri` matches: the URI with its wildcards filled in."""
-    fixed = re.split(r"[*?\[]", uri)[0]
-    return uri if match == path else fixed + match[len(path) - len(uri) + len(fixed) :]
+def _is_file(path: str, within: str) -> bool:
+    """Return whether a path is a file's, and no link leads out of the folder."""
+    return os.path.isfile(path) and Path(within) in Path(os.path.realpath(path)).parents
 
 
 def load(

@@ -17,6 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TextIO
 
+from ..errors import quoted
 from ..job import buckets
 from . import bigquery, splits
 from .dataset import ML_USE, SETS, TABULAR, Dataset, DatasetError, Stopped
@@ -156,11 +157,13 @@ class Export:
 
 def _folder(dataset: Dataset, config: Mapping[str, Any]) -> Path:
     prefix = config.get("gcsDestination", {}).get("outputUriPrefix", "")
+    where = "gcsDestination.outputUriPrefix"
+    if not prefix.startswith("gs://"):
+        raise DatasetError(f"{where} takes gs://bucket/folder; got {quoted(prefix)}.", where)
     try:
-        return Path(buckets.to_path(buckets.check_folder(prefix), dataset.buckets))
+        return Path(buckets.to_path(prefix, dataset.buckets))
     except buckets.BucketError as error:
-        where = "gcsDestination.outputUriPrefix"
-        raise DatasetError(f"{where}: {error}", where) from None
+        raise DatasetError(str(error), where) from None
 
 
 def _variables(uri: Callable[[str], str]) -> dict[str, str]:
