@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from google.protobuf.message import Message
 
 from ..job import buckets, images
 from ..local import job_record
@@ -13,9 +15,6 @@ from ..metadata import lineage
 from . import explanations, instances, messages
 from .local import Local
 from .rest import ApiError
-
-if TYPE_CHECKING:
-    from google.protobuf.message import Message
 
 # From the API's reference of `Model.version_aliases`.
 _ALIAS = re.compile("[a-z][a-zA-Z0-9-]{0,126}[a-z0-9]")
