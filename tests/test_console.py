@@ -262,7 +262,7 @@ def test_a_study_tells_which_parameters_matter_over_the_ranges_that_they_may_tak
     best = re.findall(r'<tr class="best"><td>(\d+)', text)
     assert best == ["3"] and "History of loss" in text, "what is optimised counts, and what keeps below the threshold"
     keep(service, "hyperparameterTuningJobs", {**job, "name": name.replace("7001", "7003"), "studySpec": {**spec, "parameters": []}})
-    assert "Create the job again" in browser.page("/hyperparameterTuningJobs/7003", 400)
+    assert "; create the job again" in browser.page("/hyperparameterTuningJobs/7003", 400)
     few = importance.of(study.of(job_file.of_message(messages.read(job, "HyperparameterTuningJob"), "job")), job["trials"][:3])
     assert few == {}
 

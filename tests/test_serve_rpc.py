@@ -423,6 +423,25 @@ def test_an_alias_may_have_capitals(house, endpoint):
     merged = house.call("MergeVersionAliases", name=f"{PARENT}/models/m", version_aliases=["newBest", "v2"])
     assert list(merged.version_aliases) == ["default", "newBest", "v2"]
     assert house.call("GetModel", name=f"{PARENT}/models/m@newBest").version_id == "1"
+
+
+def test_an_update_of_aliases_keeps_their_rules(house, endpoint):
+    model = {"display_name": "m", "artifact_uri": "gs://bucket/model", "container_spec": {"image_uri": IMAGE}, "version_aliases": ["two"]}
+    house.done(house.call("UploadModel", parent=PARENT, model=model, parent_model="m"))
+    name = f"{PARENT}/models/m"
+
+    def update(version: str, *aliases: str):
+        changed = {"name": f"{name}@{version}", "version_aliases": aliases}
+        return house.call("UpdateModel", model=changed, update_mask={"paths": ["version_aliases"]})
+
+    assert "cannot be taken away" in refused(lambda: update("1", "one"), "INVALID_ARGUMENT", "versionAliases")
+    refused(lambda: update("1", "default", "No"), "INVALID_ARGUMENT", "model.versionAliases")
+    assert list(update("1", "default", "two").version_aliases) == ["default", "two"]
+    assert list(house.call("GetModel", name=f"{name}@2").version_aliases) == [], "an alias belongs to one version"
+    assert list(update("2", "default").version_aliases) == ["default"] and house.call("GetModel", name=name).version_id == "2"
+    assert "cannot be taken away" in refused(
+        lambda: house.call("MergeVersionAliases", name=name, version_aliases=["-default"]), "INVALID_ARGUMENT"
+    )
     for wrong in ("New", "a", "a-", "1a", "a_b", "aB"):
         refused(lambda: house.call("MergeVersionAliases", name=f"{PARENT}/models/m", version_aliases=[wrong]), "INVALID_ARGUMENT")
 

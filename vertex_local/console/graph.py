@@ -99,12 +99,11 @@ def _layers(tasks: Sequence[Node]) -> dict[str, int]:
 def _direct(node: Node, tasks: Sequence[Node]) -> list[str]:
     """Return what a task waits for without what those already wait for themselves."""
     waits = {each.name: each.after for each in tasks}
-    implied, left = set(), [above for other in node.after for above in waits.get(other, ())]
+    implied: set[str] = set()
+    left = {above for other in node.after for above in waits.get(other, ())}
     while left:
-        name = left.pop()
-        if name not in implied:
-            implied.add(name)
-            left += waits.get(name, ())
+        implied |= left
+        left = {above for name in left for above in waits.get(name, ())} - implied
     return [other for other in node.after if other in waits and other not in implied]
 
 

@@ -7,10 +7,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 SIGNATURE = "serving_default"
 SAMPLES = "assets.extra/sample_predictions.jsonl"  # our trainers leave some answers there
@@ -53,8 +52,6 @@ def signature(folder: Path) -> Signature | None:
 @functools.lru_cache(64)
 def _signature(path: Path, changed: int) -> Signature | None:
     """Read a file's signature; once for each time it has `changed`, for pages that are live ask again and again."""
-    from google.protobuf.message import DecodeError
-
     try:
         graphs = _message_class().FromString(path.read_bytes()).meta_graphs
     except DecodeError:

@@ -67,6 +67,11 @@ def singular(kind: str) -> str:
     return kind[0].upper() + kind[1:-1]
 
 
+def dataset_kind(dataset: Mapping[str, Any]) -> str:
+    """Return a data set's kind, `tabular` or `text`, by its schema's name."""
+    return last_part(dataset.get("metadataSchemaUri", "")).partition("_")[0]
+
+
 def yaml(value: Any) -> str:
     """Return a document as YAML, in the order of its keys."""
     import yaml as pyyaml

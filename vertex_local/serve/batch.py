@@ -53,11 +53,8 @@ class Counts:
 class Output(AbstractContextManager, Protocol):
     """Where answers and errors go; what it got is there once it is left, however that happens."""
 
-    def answer(self, instance: Instance, prediction: Any) -> None:
-        """Take a prediction."""
-
-    def error(self, instance: Instance, text: str) -> None:
-        """Take what failed, and why."""
+    def add(self, instance: Instance, answer: Any) -> None:
+        """Take a prediction, or a Refused."""
 
 
 @dataclass(frozen=True)
@@ -122,10 +119,9 @@ class Batch:
             if isinstance(answer, Refused):
                 counts.failed += 1
                 counts.fail(f"{each.where}: {answer}")
-                out.error(each, str(answer))
             else:
                 counts.succeeded += 1
-                out.answer(each, answer)
+            out.add(each, answer)
 
     def _asked(self, instance: Instance) -> Any:
         """Return the model's input for an instance, or a Refused."""
@@ -228,16 +224,12 @@ class Files:
         for file in (self._answers, self._errors):
             file.close()
 
-    def answer(self, instance: Instance, prediction: Any) -> None:
-        """Write a prediction."""
-        self._write(self._answers, instance.content, "prediction", prediction)
-
-    def error(self, instance: Instance, text: str) -> None:
-        """Write what failed, and why."""
-        self._write(self._errors, instance.content, "error", status(text))
-
-    def _write(self, file: IO[str], content: Any, name: str, said: Any) -> None:
-        shown = self._config.shown(content)
+    def add(self, instance: Instance, answer: Any) -> None:
+        """Write a prediction, or what failed and why."""
+        file, name, said = self._answers, "prediction", answer
+        if isinstance(answer, Refused):
+            file, name, said = self._errors, "error", status(answer)
+        content, shown = instance.content, self._config.shown(instance.content)
         if self._form == "jsonl":
             file.write(json.dumps({**shown, name: said}) + "\n")  # in ASCII: what some take for the end of a line is escaped, too
             return

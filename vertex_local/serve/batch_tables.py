@@ -123,15 +123,9 @@ class Tables:
         self._waiting: dict[str, list[dict[str, Any]]] = {PREDICTION: [], ERRORS: []}
         return self
 
-    def answer(self, instance: Instance, prediction: Any) -> None:
-        """Take a prediction, which is JSON in its column."""
-        self._add(PREDICTION, instance, json.dumps(prediction))
-
-    def error(self, instance: Instance, text: str) -> None:
-        """Take what failed, and why."""
-        self._add(ERRORS, instance, batch.status(text.encode(errors="backslashreplace").decode()))
-
-    def _add(self, kind: str, instance: Instance, said: Any) -> None:
+    def add(self, instance: Instance, answer: Any) -> None:
+        """Take a prediction, which is JSON in its column, or what failed and why."""
+        kind, said = (PREDICTION, json.dumps(answer)) if not isinstance(answer, batch.Refused) else (ERRORS, _status(answer))
         self._waiting[kind].append({**self._columns(instance), kind: said})
         if len(self._waiting[kind]) >= ROWS:
             self._flush(kind)
@@ -195,6 +189,11 @@ class Tables:
             for kind, table in self.names.items():
                 file = str(self._folder / kind) if kind in self._writers else None
                 bigquery.make_table(self._client, f"{name}.{table}", self._schema(kind), file)
+
+
+def _status(text: str) -> dict[str, Any]:
+    """Return the status of a row that failed, in text that a table can hold."""
+    return batch.status(text.encode(errors="backslashreplace").decode())
 
 
 def _optional(field: dict[str, Any]) -> dict[str, Any]:

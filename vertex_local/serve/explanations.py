@@ -9,14 +9,13 @@ import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from google.protobuf.message import Message
 
 from . import messages
 from .filters import camel
 from .rest import ApiError
-
-if TYPE_CHECKING:
-    from google.protobuf.message import Message
 
 EXPORTED = "assets.extra/explanation.json"  # what the exporter leaves with a model
 _METHODS = {"sampled_shapley_attribution": ("path_count", 50), "integrated_gradients_attribution": ("step_count", 100)}

@@ -62,34 +62,33 @@ class ModelService(evaluations.ModelEvaluations):
         return messages.new("ListModelVersionsResponse", models=shown, next_page_token=after)
 
     def update_model(self, request: types.UpdateModelRequest) -> types.Model:
-        """Change a version's texts and labels."""
+        """Change a version's texts, labels and aliases."""
         version = models.version(self._local, request.model.name)
         changed = messages.changes(request.model, request.update_mask, _CHANGEABLE)
+        models.check_aliases(request.model.version_aliases, "model.versionAliases")
 
         def change(record: dict[str, Any]) -> None:
             each = record["versions"][version["versionId"]]
-            messages.apply(each, changed)
+            if "versionAliases" in changed:
+                models.give_aliases(record, version["versionId"], request.model.version_aliases)
+            messages.apply(each, {name: value for name, value in changed.items() if name != "versionAliases"})
             each["updateTime"] = job_record.now()
 
-        models.change(self._local, version["name"], change)
-        return self.get_model(messages.new("GetModelRequest", name=request.model.name))
+        record = models.change(self._local, version["name"], change)
+        return messages.read(record["versions"][version["versionId"]], "Model")
 
     def merge_version_aliases(self, request: types.MergeVersionAliasesRequest) -> types.Model:
         """Add aliases to a version, and remove those with a leading '-'."""
         version = models.version(self._local, request.name)
         messages.required(request, "version_aliases")
+        models.check_aliases((alias.removeprefix("-") for alias in request.version_aliases), "versionAliases")
         new = [alias for alias in request.version_aliases if not alias.startswith("-")]
         gone = {alias[1:] for alias in request.version_aliases if alias.startswith("-")}
-        for alias in (*new, *gone):
-            models.check_alias(alias, "versionAliases")
-        if "default" in gone:
-            raise ApiError("INVALID_ARGUMENT", "'default' cannot be taken away; give it to another version.", "versionAliases")
 
         def merge(record: dict[str, Any]) -> None:
-            for each in record["versions"].values():
-                mine = each["versionId"] == version["versionId"]
-                kept = [alias for alias in each["versionAliases"] if alias not in (gone if mine else new)]
-                each["versionAliases"] = list(dict.fromkeys([*kept, *new])) if mine else kept
+            before = record["versions"][version["versionId"]]["versionAliases"]
+            kept = [alias for alias in before if alias not in gone]
+            models.give_aliases(record, version["versionId"], list(dict.fromkeys([*kept, *new])))
 
         record = models.change(self._local, version["name"], merge)
         return messages.read(record["versions"][version["versionId"]], "Model")

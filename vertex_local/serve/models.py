@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from google.protobuf.message import Message
 
 from ..job import buckets, images
 from ..local import job_record
@@ -13,9 +15,6 @@ from ..metadata import lineage
 from . import explanations, instances, messages
 from .local import Local
 from .rest import ApiError
-
-if TYPE_CHECKING:
-    from google.protobuf.message import Message
 
 # From the API's reference of `Model.version_aliases`.
 _ALIAS = re.compile("[a-z][a-zA-Z0-9-]{0,126}[a-z0-9]")
@@ -27,11 +26,22 @@ _NOT_COPIED = (
 _MODEL_ID = re.compile("[a-z_][a-z0-9_-]{0,62}")
 
 
-def check_alias(alias: str, field: str) -> None:
-    """Refuse a text that cannot be a version's alias."""
-    if not _ALIAS.fullmatch(alias):
-        text = "an alias has 2 to 128 letters, digits and '-', begins with a small letter and ends with that or a digit"
-        raise ApiError("INVALID_ARGUMENT", f"{text}; got {alias[:130]!r}.", field)
+def check_aliases(aliases: Iterable[str], field: str) -> None:
+    """Refuse texts that cannot be a version's aliases."""
+    for alias in aliases:
+        if not _ALIAS.fullmatch(alias):
+            text = "an alias has 2 to 128 letters, digits and '-', begins with a small letter and ends with that or a digit"
+            raise ApiError("INVALID_ARGUMENT", f"{text}; got {alias[:130]!r}.", field)
+
+
+def give_aliases(record: dict[str, Any], number: str, aliases: Sequence[str]) -> None:
+    """Set the aliases of a version in its model's record; an alias belongs to one version, and 'default' always to one."""
+    version = record["versions"][number]
+    if "default" in version["versionAliases"] and "default" not in aliases:
+        raise ApiError("INVALID_ARGUMENT", "'default' cannot be taken away; give it to another version.", "versionAliases")
+    for other in record["versions"].values():
+        other["versionAliases"] = [alias for alias in other["versionAliases"] if alias not in aliases]
+    version["versionAliases"] = list(aliases)
 
 
 def check_upload(local: Local, parent: str, model: Message, model_id: str, parent_model: str) -> None:
@@ -39,8 +49,7 @@ def check_upload(local: Local, parent: str, model: Message, model_id: str, paren
     messages.required(model, "display_name", "container_spec.image_uri", where="model.")
     if model.HasField("explanation_spec"):
         explanations.check(model.explanation_spec, "model.explanationSpec")
-    for alias in model.version_aliases:
-        check_alias(alias, "model.versionAliases")
+    check_aliases(model.version_aliases, "model.versionAliases")
     if model_id and not _MODEL_ID.fullmatch(model_id):
         text = f"modelId has up to 63 of a-z, 0-9, '_' and '-' and does not start with a digit or '-'; got {model_id[:80]!r}."
         raise ApiError("INVALID_ARGUMENT", text, "modelId")
@@ -89,14 +98,13 @@ def _add_version(record: dict[str, Any], document: Mapping[str, Any], now: str) 
     version = str(record["last"])
     first = [] if record["versions"] else ["default"]
     aliases = list(dict.fromkeys([*first, *document.get("versionAliases", [])]))
-    for other in record["versions"].values():  # an alias belongs to one version
-        other["versionAliases"] = [alias for alias in other["versionAliases"] if alias not in aliases]
     record["versions"][version] = {
-        **document, "name": record["name"], "versionId": version, "versionAliases": aliases, "createTime": record["createTime"],
+        **document, "name": record["name"], "versionId": version, "versionAliases": [], "createTime": record["createTime"],
         "updateTime": now, "versionCreateTime": now, "versionUpdateTime": now,
         "supportedDeploymentResourcesTypes": ["DEDICATED_RESOURCES"], "supportedInputStorageFormats": list(instances.FORMATS),
         "supportedOutputStorageFormats": ["jsonl", "csv"],
     }  # fmt: skip
+    give_aliases(record, version, aliases)
 
 
 def change(local: Local, name: str, change: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...job import buckets
 from ..app import View, Visit, page
-from ..text import as_number
+from ..text import as_number, dataset_kind
 from .files import address
 
 _ROWS = 6
@@ -25,7 +25,7 @@ def show(visit: Visit, number: str) -> View:
     head = _head(files[0]) if files else []
     return View("dataset.html", {
         "active": "datasets", "dataset": dataset,
-        "kind": dataset.get("metadataSchemaUri", "").rpartition("/")[2].partition("_")[0],
+        "kind": dataset_kind(dataset),
         "sources": [(uri, address(visit, uri)) for uri in uris], "head": head,
         "titled": bool(head) and all(as_number(cell) is None for cell in head[0]), "reports": _reports(visit, files),
     })  # fmt: skip

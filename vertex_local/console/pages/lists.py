@@ -10,7 +10,7 @@ from ...local.job_record import KINDS as JOBS
 from ...local.job_record import plain_state, prefix
 from ...serve.rest import ApiError
 from ..app import View, Visit, href, page
-from ..text import KINDS, ago, duration, last_part, singular
+from ..text import KINDS, ago, dataset_kind, duration, last_part, singular
 
 _SIZE = 50
 _HINTS = {
@@ -64,6 +64,6 @@ def _cells(kind: str, document: Mapping[str, Any]) -> list[Any]:
     if kind == "endpoints":
         return [name, number, len(document.get("deployedModels", [])), created]
     if kind == "datasets":
-        return [name, number, document.get("metadataSchemaUri", "").rpartition("/")[2].partition("_")[0], created]
+        return [name, number, dataset_kind(document), created]
     labels = ", ".join(f"{key}: {value}" for key, value in document.get("labels", {}).items())
     return [name, number, {"state": plain_state(document)}, created, duration(document), labels]

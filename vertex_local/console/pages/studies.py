@@ -29,7 +29,7 @@ def shown(visit: Visit, job: dict[str, Any], number: str) -> dict[str, Any]:
     try:
         asked = study.of(job_file.of_message(messages.read(job, "HyperparameterTuningJob"), "job"))
     except SpecError as error:  # of a record that an older version kept
-        raise ApiError("FAILED_PRECONDITION", f"{error} Create the job again, so that it keeps to today's rules.") from None
+        raise ApiError("FAILED_PRECONDITION", f"{str(error).rstrip('.')}; create the job again, by today's rules.") from None
     everyone, folder = job.get("trials", []), visit.local.state / "jobs"
     ranked = [*tuning_report.ranked(asked, everyone), *(trial for trial in everyone if "endTime" not in trial)]
     best = {trial["id"] for trial in measurements.best(asked, everyone)}
