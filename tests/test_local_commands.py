@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
@@ -55,6 +56,18 @@ def test_logs(ended):
     assert times == sorted(times) and lines.index("[workerpool0-0] workerpool0-0 0") < lines.index("[workerpool0-0] workerpool0-0 2")
     assert {line.split()[0] for line in said(ended, "logs", "a", "--replica=workerpool1-0", "-f").splitlines()} == {"[workerpool1-0]"}
     assert "has no log of 'nobody'" in command(ended, "logs", "a", "--replica=nobody").stderr
+
+
+def test_the_logs_of_a_training_pipeline_are_those_of_its_job(ended):
+    from vertex_local.local.store import Store
+
+    with contextlib.closing(Store(ended / ".vertex_local")) as store:
+        (job,) = store.named("a", "customJobs")
+        name = job["name"].replace("customJobs/a", "trainingPipelines/p")
+        own = {"name": name, "state": "PIPELINE_STATE_SUCCEEDED", "trainingTaskMetadata": {"backingCustomJob": job["name"]}}
+        store.add(name, "trainingPipelines", {**job, **own})
+        assert sorted(said(ended, "logs", "p").splitlines()) == sorted(said(ended, "logs", "a").splitlines()) != []
+        store.remove(name)
 
 
 def test_compare(ended):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import math
@@ -28,7 +29,6 @@ TAKES = {
     "STRUCT": "an object in JSON, such as '{\"a\": 1}'",
     "TASK_FINAL_STATUS": "a status",
 }
-_BOOLEANS = {"true": True, "false": False}
 _COMPILE = "compile one with `python -m pipelines.kfp.compile --help`, or by kfp's own compiler"
 _EMPTY = (None, False, "", "{}", {}, [])
 
@@ -86,7 +86,7 @@ class Pipeline:
 
     def with_caching(self, enabled: bool) -> dict[str, Any]:
         """Return the spec with every task's caching switched on or off, whatever it was compiled with."""
-        spec = json.loads(json.dumps(self.spec))
+        spec = copy.deepcopy(self.spec)
         for _, _, task in tasks(spec):
             task["cachingOptions"] = {"enableCache": True} if enabled else {}
         return spec
@@ -189,8 +189,8 @@ def _typed(name: str, text: str, kind: str) -> Any:
     if kind == "STRING":
         return text
     try:
-        value = _BOOLEANS[text.lower()] if kind == "BOOLEAN" else json.loads(text)
-    except (ValueError, KeyError):
+        value = json.loads(text.lower() if kind == "BOOLEAN" else text)
+    except (ValueError, RecursionError):
         value = None
     if not fits(value, kind):
         raise PipelineError(f"--parameter: {name}: takes {TAKES.get(kind, kind)}; got {quoted(text)}.")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
 from ..job.job_file import JobFile
 from . import cluster, jobs, kills
-from .events import places
+from .events import Follower
 from .report import Quiet
 
 
@@ -63,8 +64,20 @@ def run(
     seen = {}
     for name, replica in first.replicas.items():
         end = replica["attempts"][-1]["end"] - replica["attempts"][0]["start"]
-        seen[name] = {**places(first.folder / "events" / f"{name}.jsonl"), "seconds": end}
+        seen[name] = {**_places(first.folder / "events" / f"{name}.jsonl"), "seconds": end}
     for number, drawn in enumerate(kills.draw(seen, count, seed), 1):
         yield (drill := one(f"{number:02d}", drawn))
         if drill.result.state == jobs.CANCELLED:
             return
+
+
+def _places(path: Path) -> dict[str, int]:
+    """Return how far a program came: its last step, and how many checkpoints, evaluations and exports it reported."""
+    reached: dict[str, int] = {}
+    for event in Follower(path).new():
+        phase, step = event.get("phase"), event.get("step")
+        if isinstance(step, int):
+            reached["step"] = max(step, reached.get("step", 0))
+        if phase in kills.PHASES:
+            reached[phase] = reached.get(phase, 0) + 1
+    return reached

@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .kills import PHASES
-
 
 class Follower:
     """Reads such a file as it grows; a missing file, or lines that are no objects, are ignored."""
@@ -40,15 +38,3 @@ class Follower:
         for event in self.new():
             self.fields.update(event)
         return self.fields
-
-
-def places(path: Path) -> dict[str, int]:
-    """Return how far a program came: its last step, and how many checkpoints, evaluations and exports it reported."""
-    reached: dict[str, int] = {}
-    for event in Follower(path).new():
-        phase, step = event.get("phase"), event.get("step")
-        if isinstance(step, int):
-            reached["step"] = max(step, reached.get("step", 0))
-        if phase in PHASES:
-            reached[phase] = reached.get(phase, 0) + 1
-    return reached

@@ -93,6 +93,12 @@ class Records:
             raise UserError(f"several jobs have the id {job_id}: give the name, {' or '.join(each['name'] for each in found)}.")
         return self._record(found[0])
 
+    def backing(self, record: Record) -> Record:
+        """Return the job that a training pipeline has started, because that is what runs; any other record as it is."""
+        metadata = record.document.get("trainingTaskMetadata", {})
+        name = metadata.get("backingCustomJob") or metadata.get("backingHyperparameterTuningJob")
+        return self.get(name) if name else record
+
     def _record(self, document: dict[str, Any]) -> Record:
         return Record(document, self.state / "jobs" / document["name"].rpartition("/")[2])
 

@@ -51,8 +51,9 @@ def main(argv: Sequence[str]) -> int:
 
 def _logs(state_dir: str, job_id: str, replica: str | None, follow: bool, cancel: threading.Event) -> int:
     with records.opened(state_dir) as found:
-        record, known = found.get(job_id), {}
+        known: dict[Path, _Log] = {}
         while True:
+            record = found.backing(found.get(job_id))
             running = follow and job_record.is_held(record.folder)  # asked before the last look
             _find(record, replica, known)
             for _, name, text in heapq.merge(*(log.new() for log in known.values()), key=lambda line: line[0]):

@@ -32,7 +32,7 @@ def _stop(state_dir: str, job_id: str, wait: bool, cancel: threading.Event) -> i
         record = found.get(job_id)
         if record.is_over:
             raise UserError(f"job {record.job_id} is over ({record.state}); there is nothing to stop.")
-        record = _backing(found, record)
+        record = found.backing(record)
         record.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         (record.folder / jobs.STOP).touch()
         job_record.cancelling(found.store, record.document["name"])
@@ -43,10 +43,3 @@ def _stop(state_dir: str, job_id: str, wait: bool, cancel: threading.Event) -> i
                 print(f"job {record.job_id}: {now.state}")
                 break
     return 0
-
-
-def _backing(found: records.Records, record: records.Record) -> records.Record:
-    """Return the job that a training pipeline has started, because that is what runs; any other record as it is."""
-    metadata = record.document.get("trainingTaskMetadata", {})
-    name = metadata.get("backingCustomJob") or metadata.get("backingHyperparameterTuningJob")
-    return found.get(name) if name else record
