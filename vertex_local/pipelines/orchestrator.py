@@ -192,12 +192,11 @@ class PipelineRun:
     def _loop(self, task: Task, spec: Any, component: Any) -> dict[str, Any]:
         """Run the body of a loop for each item, and return lists of what the bodies put out."""
         iterator = getattr(spec, spec.WhichOneof("iterator"))
-        if spec.HasField("artifact_iterator"):
-            items = task.inputs[iterator.items.input_artifact]
-        else:
-            items = json.loads(iterator.items.raw) if iterator.items.HasField("raw") else task.inputs[iterator.items.input_parameter]
+        source = iterator.items
+        name = source.input_artifact if spec.HasField("artifact_iterator") else source.input_parameter
+        items = task.inputs.get(name) if name else json.loads(source.raw)
         if not isinstance(items, list):
-            raise ValueError(f"a loop takes a list; got {type(items).__name__}")
+            raise ValueError(f"a loop takes a list; {name or 'it'} is {type(items).__name__}")
 
         def iterate(i: int) -> Task:
             one = Task(f"{task.name}-iteration-{i}", task.component, task, "dag", task.dependencies)

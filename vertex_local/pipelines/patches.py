@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import operator
 import re
 import types
 from collections.abc import Callable, Mapping
@@ -57,20 +58,14 @@ class PatchError(UserError):
 
 def check_runner() -> None:
     """Raise a PatchError if a function of kfp.local that is called differs from the version in TRIED."""
-    for module, name, wanted in _RUNNER:
-        _check("kfp", module, name, wanted.split())
-
-
-def _check(package: str, module: str, name: str, wanted: list[str]) -> None:
-    try:
-        found: Any = importlib.import_module(module)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError):
-        raise _unfit(package, f"{module}.{name} is not there") from None
-    got = [*inspect.signature(found).parameters]
-    if got[: len(wanted)] != wanted:
-        raise _unfit(package, f"{module}.{name} takes {', '.join(got) or 'nothing'}, not {', '.join(wanted)}")
+    for module, name, parameters in _RUNNER:
+        try:
+            found = operator.attrgetter(name)(importlib.import_module(module))
+        except (ImportError, AttributeError):
+            raise _unfit("kfp", f"{module}.{name} is not there") from None
+        wanted, got = parameters.split(), [*inspect.signature(found).parameters]
+        if got[: len(wanted)] != wanted:
+            raise _unfit("kfp", f"{module}.{name} takes {', '.join(got) or 'nothing'}, not {', '.join(wanted)}")
 
 
 def _unfit(package: str, what: str) -> PatchError:

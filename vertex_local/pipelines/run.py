@@ -7,7 +7,6 @@ pipeline's state and error.
 from __future__ import annotations
 
 import signal
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +56,3 @@ def main(argument: dict[str, Any]) -> int:
         end = {"state": "FAILED", "error": str(error)}
     forks.emit({"end": end})
     return int(end["state"] != "SUCCEEDED")
-
-
-if __name__ == "__main__":
-    sys.exit("this runs in the pipelines' environment, started by the local service")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import threading
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,27 +105,31 @@ def _run(local: Local, name: str, pipeline: Pipeline, folder: Path, cancel: thre
         local.workers.address("kfp"), "vertex_local.pipelines.run:main", dataclasses.asdict(request), env=variables, cwd=local.project_dir,
         log=folder / "logs" / LOG,
     )  # fmt: skip
-    end, asked = None, False
 
     def unwanted() -> bool:
         return cancel.is_set() or local_jobs.stop_asked(folder)
 
-    try:
-        for event in fork.lines(_PATIENCE):
-            if not asked and unwanted():
-                asked = True
-                fork.terminate()
-            if event and "task" in event:
-                _note(local, name, event["task"])
-            elif event:
-                end = event["end"]
-    finally:
-        fork.close()
+    with contextlib.closing(fork):
+        end = _follow(local, name, fork, unwanted)
     if unwanted() and (end is None or end["state"] != "SUCCEEDED"):
         return "CANCELLED", None
     if end is None:
         return "FAILED", {"code": 13, "message": f"kfp's runner ended with code {fork.code}: {fork.last_error()}"}
     return end["state"], {"code": 9, "message": end["error"]} if end["state"] == "FAILED" else None
+
+
+def _follow(local: Local, name: str, fork: forks.Fork, unwanted: Callable[[], bool]) -> dict[str, Any] | None:
+    """Keep what a pipeline's process tells until it has ended, end it if it is unwanted, and return what it says of the pipeline's end."""
+    end, asked = None, False
+    for event in fork.lines(_PATIENCE):
+        if not asked and unwanted():
+            asked = True
+            fork.terminate()
+        if event and "task" in event:
+            _note(local, name, event["task"])
+        elif event:
+            end = event["end"]
+    return end
 
 
 def _note(local: Local, name: str, detail: dict[str, Any]) -> None:

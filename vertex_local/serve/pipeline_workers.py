@@ -16,7 +16,7 @@ from ..local import environment
 from ..pipelines import python
 from ..pipelines.forks import ForkServer
 
-_KFP = ("kfp.local.orchestrator.enhanced_dag_orchestrator", "kfp.compiler.pipeline_spec_builder", "kfp.dsl.executor_main", "requests")
+_KFP = ("kfp.local.orchestrator.orchestrator_utils", "kfp.local.importer_handler", "kfp.dsl.executor_main", "requests")
 _LAUNCHERS = "google_cloud_pipeline_components.container.v1"
 _GOOGLE = (
     "kfp.dsl.executor_main", f"{_LAUNCHERS}.custom_job.launcher", f"{_LAUNCHERS}.hyperparameter_tuning_job.launcher",
