@@ -9,7 +9,6 @@ import numpy as np
 
 from . import sketches
 from .parts import FEW, PLACES, Part, shown
-from .sketches import DRIFT  # noqa: F401 - from which a difference is a warning
 
 BINS, SHOWN = 10, 30  # of the drift, by quantiles; of a plot, of equal width
 

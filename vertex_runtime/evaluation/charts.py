@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..pages import svg, ticks
+from ..pages import clipped, svg, ticks
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 520, 300, 52, 40, 10, 10
 ROW = 19  # the height of a bar with its room
@@ -121,7 +121,7 @@ def histogram(values: Mapping[str, np.ndarray], label: str, title: str) -> str:
 
 def bars(rows: Sequence[Mapping[str, Any]], overall: float | None, title: str) -> str:
     """Draw a bar for each row: {"name", "value", "low", "high" (of an interval, or None), "told", "second" (or None)}."""
-    texts = [row["name"] if len(row["name"]) <= 26 else row["name"][:25] + "…" for row in rows]
+    texts = [clipped(row["name"], 26) for row in rows]
     left = 14 + 6.3 * max(map(len, texts), default=0)
     told = 14 + 5.7 * max((len(row["told"]) for row in rows), default=0)
     top = max((max(row["value"], row.get("high") or 0, row.get("second") or 0) for row in rows), default=0) or 1.0
@@ -148,7 +148,7 @@ def bars(rows: Sequence[Mapping[str, Any]], overall: float | None, title: str) -
 
 def signed_bars(rows: Sequence[tuple[str, float, str]], title: str) -> str:
     """Draw bars to both sides of a middle line: (name, value, what is told beside it)."""
-    texts = [name if len(name) <= 40 else name[:39] + "…" for name, _, _ in rows]
+    texts = [clipped(name, 40) for name, _, _ in rows]
     left = 14 + 6.3 * max(map(len, texts), default=0)
     told = 8 + 6.2 * max((len(each[2]) for each in rows), default=0)
     top = max((abs(value) for _, value, _ in rows), default=0) or 1.0
