@@ -261,15 +261,8 @@ def _become(env: Mapping[str, str], cwd: str, bare: bool, ignored: Sequence[int]
     sys.path[1:1] = [path for path in env.get("PYTHONPATH", "").split(os.pathsep) if path]
 
 
-if __name__ == "__main__":
-    gc.disable()  # as the runtime does while it imports TensorFlow
-    sys.path.insert(0, str(ROOT))  # where the project is not installed
-    for imported in sys.argv[2:]:
-        importlib.import_module(imported)
-    sys.path.remove(str(ROOT))
-    gc.freeze()
-    gc.enable()
-    module, flags = _Server(socket.socket(fileno=int(sys.argv[1]))).serve()
+def _run(module: str, flags: list[str]) -> None:
+    """Run a module, the text of -c, or a script."""
     if module:
         sys.argv = ["", *flags]
         runpy.run_module(module, run_name="__main__", alter_sys=True)
@@ -279,3 +272,33 @@ if __name__ == "__main__":
     else:
         sys.argv, sys.path[0] = flags, str(Path(flags[0]).parent)
         runpy.run_path(flags[0], run_name="__main__")
+
+
+def _end(code: object) -> None:
+    """End as Python does, without taking TensorFlow apart, for which a fork would have to copy it: a quarter of a second."""
+    if code is not None and not isinstance(code, int):
+        print(code, file=sys.stderr)
+        code = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except (OSError, ValueError):  # nobody reads it, or the program has closed it
+        code = 120 if not sys.stdout.closed else code
+    os._exit((code or 0) & 0xFF)
+
+
+if __name__ == "__main__":
+    gc.disable()  # as the runtime does while it imports TensorFlow
+    sys.path.insert(0, str(ROOT))  # where the project is not installed
+    for imported in sys.argv[2:]:
+        importlib.import_module(imported)
+    sys.path.remove(str(ROOT))
+    gc.freeze()
+    gc.enable()
+    try:
+        _run(*_Server(socket.socket(fileno=int(sys.argv[1]))).serve())
+    except SystemExit as ended:
+        _end(ended.code)
+    _end(0)

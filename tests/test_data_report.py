@@ -24,8 +24,8 @@ from vertex_runtime import data, report_files
 from vertex_runtime.arguments import RunOptions
 from vertex_runtime.columns import Category, Date, Image, Number, Text
 from vertex_runtime.data_report import Limits, Report, collect, findings, parts, run, sketches
-from vertex_runtime.data_report.compare import DRIFT
 from vertex_runtime.data_report.page import page as page_of
+from vertex_runtime.data_report.sketches import DRIFT
 from vertex_runtime.environment import Environment
 from vertex_runtime.errors import UserError
 

@@ -743,7 +743,7 @@ def test_stackoverflow_trains_alike_on_every_format(tmp_path):
     assert len(set(found.values())) == 1, found
 
 
-@pytest.mark.parametrize("name", ["jsonl", "parquet", "tfrecord"])
+@pytest.mark.parametrize("name", ["jsonl", *(pytest.param(name, marks=pytest.mark.slow) for name in ("parquet", "tfrecord"))])
 def test_the_services_format_is_read(name, tmp_path, monkeypatch):
     names, rows = taxi_rows()
     writer = {"jsonl": as_jsonl, "parquet": as_parquet, "tfrecord": as_tfrecord}[name]

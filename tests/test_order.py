@@ -183,7 +183,7 @@ def test_whole_runs_are_fed_the_same(of_files, small_windows, tmp_path, monkeypa
     of_one = "no" if of_files == "yes" else "yes"  # whether the rows are in memory
     for name, path, memory in (("one", "taxifare/tests/data/taxi-train.csv", of_one), ("files", f"{tmp_path}/part-*.csv", of_files)):
         flags = [f"--output_dir={tmp_path / name}", f"--ledger={tmp_path / name}.jsonl", f"--in_memory={memory}", "--batch_size=64"]
-        main([*flags, f"--train_data_path={path}", "--eval_data_path=taxifare/tests/data/taxi-valid.csv", "--epochs=2"])
+        main([*flags, f"--train_data_path={path}", "--eval_data_path=taxifare/tests/data/taxi-valid.csv", "--epochs=2", "--features=lab"])
         ledgers.append((tmp_path / f"{name}.jsonl").read_text())
     assert ledgers[0] == ledgers[1]
 
@@ -234,7 +234,8 @@ def test_a_file_that_changes_under_a_run_ends_it(what, small_windows, tmp_path, 
         return enter(self, phase, step, **facts)
 
     monkeypatch.setattr(Events, "enter", change)
-    flags = ["--in_memory=no", "--batch_size=64", "--epochs=4", "--num_evals=2", "--checkpoint_steps=5", f"--train_data_path={path}"]
+    flags = ["--features=lab", "--in_memory=no", "--batch_size=64", "--epochs=4", "--num_evals=2", "--checkpoint_steps=5"]
+    flags.append(f"--train_data_path={path}")
     with pytest.raises(UserError, match=f"{path} (is gone|has changed) since the run began to read it"):
         main([f"--output_dir={tmp_path / 'out'}", *flags, "--eval_data_path=taxifare/tests/data/taxi-valid.csv"])
     assert list((tmp_path / "out/checkpoints").iterdir()) and not (tmp_path / "out/model/saved_model.pb").exists()

@@ -181,6 +181,7 @@ class TestRefusals:
         sample = Path("taxifare/tests/data/taxi-train.csv").read_text()
         data.write_text(sample)
         flags = [f"--train_data_path={data}", "--eval_data_path=taxifare/tests/data/taxi-valid.csv", "--epochs=1", "--num_evals=1"]
+        flags.append("--features=lab")
         assert start("taxifare", tmp_path / "out", *flags).returncode == 0
         data.write_text(sample.replace("2.5,", "2.6,", 1) if sample.startswith("2.5,") else sample[sample.index("\n") + 1 :])
         refused = start("taxifare", tmp_path / "out", *flags)
@@ -189,7 +190,7 @@ class TestRefusals:
     def test_other_source(self, unbroken, tmp_path):
         for name in ("taxifare", "vertex_runtime"):
             shutil.copytree(name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-        flags = [f"--output_dir={tmp_path / 'out'}", "--epochs=1", "--num_evals=1"]
+        flags = [f"--output_dir={tmp_path / 'out'}", "--features=lab", "--epochs=1", "--num_evals=1"]
         run = lambda: forked.run("taxifare.trainer.task", flags, os.environ, tmp_path, timeout=180)  # noqa: E731
         assert run().returncode == 0
         features = tmp_path / "taxifare" / "trainer" / "features.py"
@@ -201,8 +202,8 @@ class TestRefusals:
 
     def test_more_examples_go_on(self, unbroken, tmp_path):
         output = tmp_path / "out"
-        assert start("taxifare", output, "--num_examples_to_train_on=1280", "--epochs=1").returncode == 0
-        more = start("taxifare", output, "--num_examples_to_train_on=1920", "--epochs=1")
+        assert start("taxifare", output, "--features=lab", "--num_examples_to_train_on=1280", "--epochs=1").returncode == 0
+        more = start("taxifare", output, "--features=lab", "--num_examples_to_train_on=1920", "--epochs=1")
         assert more.returncode == 0 and "resuming from step 20 of 30" in more.stdout
         assert "from 1280 to 1920 examples: the learning-rate schedule changes" in more.stderr
         by_epochs = start("taxifare", output, "--epochs=2")  # by the other flag that sets the length, and the batch's default
@@ -222,7 +223,7 @@ class TestRefusals:
 
     def test_second_live_run(self, unbroken, tmp_path):
         output = tmp_path / "out"
-        command = [forked.interpreter(), "-m", "taxifare.trainer.task", f"--output_dir={output}", "--epochs=2000"]
+        command = [forked.interpreter(), "-m", "taxifare.trainer.task", f"--output_dir={output}", "--epochs=2000", "--features=lab"]
         first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             wait_for(lambda: list(output.glob("checkpoints/ckpt-*")) or list(output.glob("run.json")), 180)
@@ -234,7 +235,7 @@ class TestRefusals:
             first.kill()
             first.wait()
         wait_for(lambda: not alive(pid))
-        again = start("taxifare", output, "--epochs=2000", TRAINER_KILL="step=1,signal=TERM")
+        again = start("taxifare", output, "--epochs=2000", "--features=lab", TRAINER_KILL="step=1,signal=TERM")
         assert "in use" not in again.stderr  # a killed run leaves no lock behind
 
     def test_files_of_others_are_kept(self, unbroken, tmp_path):

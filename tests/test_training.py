@@ -127,7 +127,7 @@ def test_learns(trainer, trained):
     "flags, exact", [(["--steps_per_call=7"], True), pytest.param(["--jit_compile"], False, marks=pytest.mark.slow)], ids=["calls", "xla"]
 )
 def test_steps_per_call_and_xla_do_not_change_the_rows(flags, exact, tmp_path):
-    common = ["--batch_size=32", "--epochs=2", "--num_evals=3", "--seed=5"]
+    common = ["--features=lab", "--batch_size=32", "--epochs=2", "--num_evals=3", "--seed=5"]
     results = []
     for i, words in enumerate((["--steps_per_call=1"], flags)):
         results.append(train("taxifare", f"--output_dir={tmp_path / str(i)}", f"--ledger={tmp_path / f'{i}.jsonl'}", *common, *words))
@@ -182,7 +182,8 @@ class TestCallbacks:
         from taxifare.trainer import model
 
         monkeypatch.setattr(model, "callbacks", lambda hp: callbacks, raising=False)
-        return train("taxifare", f"--output_dir={tmp_path / 'out'}", "--batch_size=100", "--epochs=2", "--num_evals=4", *flags)
+        common = ["--features=lab", "--batch_size=100", "--epochs=2", "--num_evals=4"]
+        return train("taxifare", f"--output_dir={tmp_path / 'out'}", *common, *flags)
 
     def test_hooks(self, tmp_path, monkeypatch):
         import keras
@@ -275,7 +276,7 @@ def test_output_dir_in_a_trial_and_over_the_services_with_a_profile(tmp_path, mo
     monkeypatch.setenv("AIP_MODEL_DIR", f"{tmp_path}/service/model/")
     data = Path("taxifare/tests/data").resolve()
     flags = [f"--train_data_path={data}/taxi-train.csv", f"--eval_data_path={data}/taxi-valid.csv"]
-    train("taxifare", f"--output_dir={tmp_path / 'd'}", *flags, "--epochs=3", "--num_evals=1", "--profile=6,9")
+    train("taxifare", f"--output_dir={tmp_path / 'd'}", *flags, "--features=lab", "--epochs=3", "--num_evals=1", "--profile=6,9")
     assert (tmp_path / "d" / "7" / "model" / "saved_model.pb").exists()
     assert list((tmp_path / "d" / "7").glob("logs/plugins/profile/*/*.xplane.pb"))
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]

@@ -40,6 +40,25 @@ details { margin-top: .4rem; font-size: .87rem; } summary { cursor: pointer; col
 """
 
 
+def head(title: str, kind: str, style: str = "") -> str:
+    """Return how a page begins, up to its heading; `kind` is the word by which it is known as ours, `title` HTML already."""
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="generator" content="{kind}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}</title><style>{STYLE}{style}</style></head><body><main>\n<h1>{title}</h1>"
+    )
+
+
+def cell(kind: str, text: str) -> str:
+    """Return a table's cell of a class of the style, such as left or place."""
+    return f'<td class="{kind}">{escape(text)}</td>'
+
+
+def clipped(text: str, most: int) -> str:
+    """Return a text of so many characters at most."""
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table; cells are HTML already, one that begins with `<td` stands as it is."""
     texts = [bool(rows) and rows[0][i].startswith(('<td class="left', '<td class="place', '<td class="text')) for i in range(len(head))]

@@ -9,7 +9,6 @@ import numpy as np
 
 from . import sketches
 from .parts import FEW, PLACES, Part, shown
-from .sketches import DRIFT  # noqa: F401 - from which a difference is a warning
 
 BINS, SHOWN = 10, 30  # of the drift, by quantiles; of a plot, of equal width
 
@@ -113,12 +112,6 @@ def _histogram(parts: Mapping[str, Part], name: str) -> dict[str, Any] | None:
     together = np.concatenate(list(given.values()))
     if not len(together):
         return None
-    low, high = np.quantile(together, (0.005, 0.995))
-    if low == high:
-        low, high = low - 0.5, high + 0.5
-    edges = np.linspace(low, high, SHOWN + 1)
-    shares = {}
-    for other, values in given.items():
-        places = np.clip(((values - low) / (high - low) * SHOWN).astype(int), 0, SHOWN - 1)
-        shares[other] = np.bincount(places, minlength=SHOWN) / max(1, len(values))
-    return {"edges": edges.tolist(), "shares": {other: values.tolist() for other, values in shares.items()}}
+    low, high = sketches.usual_range(together)
+    shares = {other: sketches.shares(values, low, high, SHOWN).tolist() for other, values in given.items()}
+    return {"edges": np.linspace(low, high, SHOWN + 1).tolist(), "shares": shares}

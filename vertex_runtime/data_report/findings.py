@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..environment import quoted
-from .compare import DRIFT
 from .report import Finding, Report
-from .sketches import RowSample, combine
+from .sketches import DRIFT, RowSample, combine
 
 RARE, MISSING = 0.01, 0.5  # a class's rows to those of the most frequent, warned of below; the share of missing cells, noted above
 REPEATED, TORN = 0.01, 0.001  # shares of rows within a part, from which equal rows and several labels of the same inputs are warned of

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from ..pages import STYLE, svg, table, ticks
+from ..pages import cell, clipped, head, svg, table, ticks
 from .findings import is_warned_of, summary
 from .parts import day
 from .report import KIND
@@ -23,11 +23,8 @@ def page(report: Mapping[str, Any]) -> str:
 def _page(report: Mapping[str, Any]) -> Iterator[str]:
     about, parts = report.get("about", {}), report["parts"]
     title = f"Data of {escape(str(about.get('trainer', 'a trainer')))}"
-    yield f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="generator" content="{KIND}">'
-    yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    yield f"<title>{title}</title><style>{STYLE}</style></head><body><main>"
     rows = ", ".join(f"{part['rows']:,} rows of {name}" for name, part in parts.items())
-    yield f'<h1>{title}</h1><p class="faint">{escape(rows)}{"; synthetic sample data" if about.get("synthetic") else ""}</p>'
+    yield f'{head(title, KIND)}<p class="faint">{escape(rows)}{"; synthetic sample data" if about.get("synthetic") else ""}</p>'
     yield "<h2>Findings</h2>"
     found = report["findings"]
     lines = [
@@ -44,10 +41,6 @@ def _page(report: Mapping[str, Any]) -> Iterator[str]:
     yield "</div>" + _method(about) + "</main></body></html>"
 
 
-def _place(text: str) -> str:
-    return f'<td class="place">{escape(text)}</td>'
-
-
 def _share(found: Mapping[str, Any]) -> str:
     if not found["count"]:
         return "0"
@@ -60,29 +53,29 @@ def _parts(report: Mapping[str, Any]) -> str:
         among = [f"{_share(pair['equal'])} in {pair['among']}" for pair in report["pairs"] if pair["of"] == name]
         whole = f"{part['rows']:,}" if part["complete"] else f"the first {part['rows']:,}"
         files = [str(path) for path in report.get("about", {}).get("files", {}).get(name, [])]
-        listed = escape(", ".join(files[:3])) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
+        listed = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
         cells = [escape(name), whole, f"{part['bad_rows']['count']:,}", _share(part["duplicates"]), _share(part["conflicts"])]
-        rows.append([*cells, "<br>".join(among) or "-", f'<td class="place">{listed}</td>'])
+        rows.append([*cells, "<br>".join(among) or "-", cell("place", listed)])
     return table(["part", "rows", "bad rows", "repeated rows", "inputs with several labels", "rows also", "files"], rows)
 
 
 def _places(report: Mapping[str, Any]) -> Iterator[str]:
     rows = [
-        [f"{escape(pair['of'])} in {escape(pair['among'])}: {what}", *map(_place, places)]
+        [f"{escape(pair['of'])} in {escape(pair['among'])}: {what}", *(cell("place", place) for place in places)]
         for pair in report["pairs"]
         for key, what in (("equal", "equal"), ("conflicts", "other label"))
         for places in pair[key]["first"]
     ]
     for name, part in report["parts"].items():
         for key, what in (("duplicates", "repeated"), ("conflicts", "other label")):
-            rows += [[f"{escape(name)}: {what}", *map(_place, places)] for places in part[key]["first"]]
+            rows += [[f"{escape(name)}: {what}", *(cell("place", place) for place in places)] for places in part[key]["first"]]
     if rows:
         yield f"<details><summary>Where rows are equal: the first of each kind ({len(rows)})</summary>"
         yield table(["what", "row", "other row"], rows) + "</details>"
     for name, part in report["parts"].items():
         first = part["bad_rows"]["first"]
         if first:
-            bad = [[_place(one[key]) for key in ("place", "reason", "value")] for one in first]
+            bad = [[cell("place", one[key]) for key in ("place", "reason", "value")] for one in first]
             yield f"<details open><summary>The first bad rows of {escape(name)} ({len(bad)} of {part['bad_rows']['count']:,})</summary>"
             yield table(["place", "what is wrong", "value"], bad) + "</details>"
 
@@ -98,7 +91,7 @@ def _drift(said: Mapping[str, Any], other: str) -> str:
     if drift is None:
         return "-"
     number = f"{drift['distance']:.3f}"
-    return f'<td class="drifts">{number} !</td>' if is_warned_of(said, other) else number
+    return cell("drifts", f"{number} !") if is_warned_of(said, other) else number
 
 
 def _overview(report: Mapping[str, Any]) -> str:
@@ -110,8 +103,8 @@ def _overview(report: Mapping[str, Any]) -> str:
         kind = said["kind"] + ("" if said["role"] == "input" else f", {said['role']}")
         link = f'<a href="#column-{numbers[name]}">{escape(name)}</a>'
         missing = [f"{said['parts'].get(part, {}).get('missing', 0):,}" for part in report["parts"]]
-        what = f'<td class="left">{escape(summary(said["kind"], figures))}</td>'
-        rows.append([link, f'<td class="left">{kind}</td>', what, *missing, *(_drift(said, other) for other in others)])
+        what = cell("left", summary(said["kind"], figures))
+        rows.append([link, cell("left", kind), what, *missing, *(_drift(said, other) for other in others)])
     missing = [f"missing, {escape(part)}" for part in report["parts"]]
     return table(["column", "kind", f"in {escape(first)}", *missing, *(f"drift, {escape(other)}" for other in others)], rows)
 
@@ -198,7 +191,7 @@ def _bars(name: str, plot: Mapping[str, Any], parts: Sequence[str]) -> str:
     top = max((max(row) for row in shares.values() if row), default=0) or 1.0
     thick = 7 if len(shares) > 1 else 12
     tall = max(THICK, thick * len(shares) + 5)
-    texts = [value if len(value) <= 22 else value[:21] + "…" for value in (str(value) or "(empty)" for value in values)]
+    texts = [clipped(str(value) or "(empty)", 22) for value in values]
     left = 14 + 6.4 * max(map(len, texts), default=0)
     scale = (WIDTH - left - TOLD * (len(shares) + 1)) / top
     drawn = []

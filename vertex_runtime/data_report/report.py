@@ -43,14 +43,15 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         """Return the report as plain values; numbers that are not finite become null."""
-        return {"kind": KIND, **_plain(dataclasses.asdict(self))}
+        return {"kind": KIND, **plain(dataclasses.asdict(self))}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return values as JSON has them, NumPy's among them; numbers that are not finite become null."""
     if isinstance(value, dict):
-        return {str(key): _plain(part) for key, part in value.items()}
+        return {str(key): plain(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(part) for part in value]
+        return [plain(part) for part in value]
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

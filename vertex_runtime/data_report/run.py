@@ -20,8 +20,8 @@ from ..report_files import is_ours, write
 from ..reporting import log
 from ..strategy import import_tensorflow
 from . import Limits, Report, collect
-from .compare import DRIFT
 from .report import KIND
+from .sketches import DRIFT
 
 if TYPE_CHECKING:
     from ..contract import Contract

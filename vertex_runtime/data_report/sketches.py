@@ -318,6 +318,21 @@ def drift(first: Array, second: Array) -> dict[str, Any] | None:
     return {"distance": round(distance, 6), "chance": round(chance, 6), "drifts": distance >= DRIFT and distance > chance}
 
 
+# ------------------------------------------------------------------ plots
+
+
+def usual_range(values: Array) -> tuple[float, float]:
+    """Return the range of all but one in two hundred values at each end, made wider where they are all the same."""
+    low, high = (float(value) for value in np.quantile(values, (0.005, 0.995)))
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def shares(values: Array, low: float, high: float, bins: int) -> Array:
+    """Return the shares of values over bins of equal width, [bins]; the first and last one hold what lies beyond, too."""
+    places = np.clip(((values - low) / (high - low) * bins).astype(int), 0, bins - 1)
+    return np.bincount(places, minlength=bins) / max(1, len(values))
+
+
 # ------------------------------------------------------------------ cells as numbers
 
 

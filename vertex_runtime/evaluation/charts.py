@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from ..pages import svg, ticks
+from ..data_report.sketches import shares, usual_range
+from ..pages import clipped, svg, ticks
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 520, 300, 52, 40, 10, 10
 ROW = 19  # the height of a bar with its room
-CELLS = 36  # of a density, each way
+CELLS, BINS = 36, 40  # of a density, each way; of a histogram
 MAP_CELLS, MAP_ROWS = 42, 3  # cells along the longer side of a map, fewer for few rows; rows from which a cell is drawn
 STYLE = """
 .heat { fill: var(--a-edge); } .over { fill: var(--b); } .under { fill: var(--a-edge); }
@@ -81,7 +82,7 @@ def _text(x: float, y: float, text: str, anchor: str = "start", kind: str = "") 
 
 def density(x: np.ndarray, y: np.ndarray, labels: tuple[str, str], title: str) -> str:
     """Draw how many rows lie where, [rows] each, with the line on which both are equal; one in two hundred at each end is left out."""
-    low, high = _between(np.concatenate([x, y]))
+    low, high = usual_range(np.concatenate([x, y]))
     counts, _, _ = np.histogram2d(x, y, CELLS, [(low, high)] * 2)
     axes = Axes((low, high), (low, high), labels, 360)
     size, strongest = (high - low) / CELLS, math.log1p(counts.max() or 1)
@@ -94,22 +95,13 @@ def density(x: np.ndarray, y: np.ndarray, labels: tuple[str, str], title: str) -
     return axes.svg(title)
 
 
-def _between(values: np.ndarray) -> tuple[float, float]:
-    low, high = np.quantile(values, (0.005, 0.995))
-    return (float(low), float(high)) if high > low else (float(low) - 0.5, float(high) + 0.5)
-
-
 def histogram(values: Mapping[str, np.ndarray], label: str, title: str) -> str:
     """Draw the shares of rows over bins of equal width, of one or two models; the first and last bin hold what lies beyond."""
-    low, high = _between(np.concatenate(list(values.values())))
-    bins = 40
-    shares = {}
-    for name, column in values.items():
-        places = np.clip(((column - low) / (high - low) * bins).astype(int), 0, bins - 1)
-        shares[name] = 100 * np.bincount(places, minlength=bins) / max(1, len(column))
-    axes = Axes((low, high), (0.0, float(max(share.max() for share in shares.values()))), (label, "% of rows"), 240)
-    edges = np.linspace(low, high, bins + 1)
-    for i, share in enumerate(shares.values()):
+    low, high = usual_range(np.concatenate(list(values.values())))
+    percent = [100 * shares(column, low, high, BINS) for column in values.values()]
+    axes = Axes((low, high), (0.0, float(max(share.max() for share in percent))), (label, "% of rows"), 240)
+    edges = np.linspace(low, high, BINS + 1)
+    for i, share in enumerate(percent):
         xs, ys = np.repeat(edges, 2), np.r_[0.0, np.repeat(share, 2), 0.0]
         axes.path("p0" if not i else "curve2", xs.tolist(), ys.tolist())
     axes.path("overall", (0, 0), (0, axes.ranges[1][1])) if low < 0 < high else None
@@ -121,7 +113,7 @@ def histogram(values: Mapping[str, np.ndarray], label: str, title: str) -> str:
 
 def bars(rows: Sequence[Mapping[str, Any]], overall: float | None, title: str) -> str:
     """Draw a bar for each row: {"name", "value", "low", "high" (of an interval, or None), "told", "second" (or None)}."""
-    texts = [row["name"] if len(row["name"]) <= 26 else row["name"][:25] + "…" for row in rows]
+    texts = [clipped(row["name"], 26) for row in rows]
     left = 14 + 6.3 * max(map(len, texts), default=0)
     told = 14 + 5.7 * max((len(row["told"]) for row in rows), default=0)
     top = max((max(row["value"], row.get("high") or 0, row.get("second") or 0) for row in rows), default=0) or 1.0
@@ -148,7 +140,7 @@ def bars(rows: Sequence[Mapping[str, Any]], overall: float | None, title: str) -
 
 def signed_bars(rows: Sequence[tuple[str, float, str]], title: str) -> str:
     """Draw bars to both sides of a middle line: (name, value, what is told beside it)."""
-    texts = [name if len(name) <= 40 else name[:39] + "…" for name, _, _ in rows]
+    texts = [clipped(name, 40) for name, _, _ in rows]
     left = 14 + 6.3 * max(map(len, texts), default=0)
     told = 8 + 6.2 * max((len(each[2]) for each in rows), default=0)
     top = max((abs(value) for _, value, _ in rows), default=0) or 1.0

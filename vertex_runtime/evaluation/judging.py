@@ -56,7 +56,7 @@ class Judging:
         if self.problem is None:
             self._begin(chunk, outputs)
         judged = self._judged(chunk, outputs, self.logits, None)
-        self._keep_for_score(chunk, outputs)
+        self._keep_for_score(chunk, outputs, judged)
         kept = dict(judged)
         if self.other is not None:
             answers = self.other.answer(chunk)
@@ -107,23 +107,14 @@ class Judging:
         labels = self._labels(chunk) if self.problem.output else None
         return judge(self.problem, outputs, labels, weights, logits, order)
 
-    def _keep_for_score(self, chunk: Chunk, outputs: Outputs) -> None:
+    def _keep_for_score(self, chunk: Chunk, outputs: Outputs, judged: Judged) -> None:
         """Keep whole answers where nothing here knows the trainer's objective, and its own `score` does."""
         if self.scored is None or sum(rows_of(answers) for answers, _ in self.scored) >= SCORE_ROWS:
             return
-        if not self.kept.rows and self._known():
+        if not self.kept.rows and self.problem.output and self.problem.objective in measures.metrics_of(self.problem, judged):
             self.scored = None
             return
         self.scored.append((outputs, self._labels(chunk)))
-
-    def _known(self) -> bool:
-        """Tell whether the objective is among the metrics that are computed here."""
-        names = {
-            REGRESSION: "rmse mse mae r2 bias loss", BINARY: "accuracy auc pr_auc log_loss brier ece precision recall f1 loss",
-            MULTICLASS: "accuracy log_loss ece macro_f1 micro_f1 loss", MULTILABEL: "accuracy log_loss macro_f1 micro_f1 loss",
-            OTHER: "rmse mse mae loss",
-        }  # fmt: skip
-        return bool(self.problem.output) and self.problem.objective in names[self.problem.kind].split()
 
     def _ranks(self, judged: Judged) -> np.ndarray:
         """Return by what rows are examples: the largest error, or the confidence in a wrong answer."""

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from .. import pages
-from ..pages import table
+from ..pages import cell, head, table
 from . import charts, parts
 from .problem import BINARY, MULTICLASS, REGRESSION
 from .run import KIND, verdict
@@ -39,10 +38,7 @@ def page(report: Mapping[str, Any], plots: Mapping[str, Any]) -> str:
 
 def _page(report: Mapping[str, Any], plots: Mapping[str, Any]) -> Iterator[str]:
     title = f"Evaluation of {escape(str(report['about'].get('trainer', 'a model')))}"
-    yield f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="generator" content="{KIND}">'
-    yield '<meta name="viewport" content="width=device-width, initial-scale=1">'
-    yield f"<title>{title}</title><style>{pages.STYLE}{STYLE}</style></head><body><main>"
-    yield f"<h1>{title}</h1>" + _subtitle(report)
+    yield head(title, KIND, STYLE) + _subtitle(report)
     yield from _findings(report)
     yield "<h2>Metrics</h2>" + _metrics(report) + _legend(report)
     if report["kind"] == REGRESSION:
@@ -93,7 +89,7 @@ def _findings(report: Mapping[str, Any]) -> Iterator[str]:
 
 def _metrics(report: Mapping[str, Any]) -> str:
     other = report["against"]
-    head = ["metric", "this model"] + (["the other", "difference"] if other else [])
+    names = ["metric", "this model"] + (["the other", "difference"] if other else [])
     rows = []
     for name, value in report["metrics"].items():
         if name == "loss" and report["objective"] != "loss":
@@ -104,14 +100,14 @@ def _metrics(report: Mapping[str, Any]) -> str:
             theirs = other["metrics"].get(name)
             row += ["-", "-"] if theirs is None or value is None else [f"{theirs:.5g}", _difference(report, name, value - theirs)]
         rows.append(row)
-    return table(head, rows) if rows else "<p>Nothing that is known here can be measured of these answers.</p>"
+    return table(names, rows) if rows else "<p>Nothing that is known here can be measured of these answers.</p>"
 
 
 def _difference(report: Mapping[str, Any], name: str, value: float) -> str:
     kind = ""
     if name == report["objective"] and value:
         kind = "better" if (value > 0) == report["maximize"] else "worse"
-    return f'<td class="{kind}">{value:+.3g}</td>'
+    return cell(kind, f"{value:+.3g}")
 
 
 def _legend(report: Mapping[str, Any]) -> str:
@@ -145,13 +141,13 @@ def _slice_table(report: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) 
         value = parts.measure(loss, each["metrics"]["loss"])[1]
         few = ' <span class="faint">(few rows)</span>' if each["few"] else ""
         metrics = [f"{each['metrics'][key]:.4g}" if each["metrics"].get(key) is not None else "-" for key in extra]
-        cells = [f'<td class="left">{escape(each["column"])}</td>', f'<td class="place">{escape(each["value"])}{few}</td>']
+        cells = [cell("left", each["column"]), f'<td class="place">{escape(each["value"])}{few}</td>']
         rows.append([*cells, f"{each['rows']:,}", f"{value:.4g}", _span(low, high), *metrics])
     return table(["column", "value", "rows", name, "95 % interval", *map(escape, extra)], rows)
 
 
 def _span(low: float, high: float, sign: str = "") -> str:
-    return f'<td class="span">{low:{sign}.3g} to {high:{sign}.3g}</td>'
+    return cell("span", f"{low:{sign}.3g} to {high:{sign}.3g}")
 
 
 def _by_column(report: Mapping[str, Any], plots: Mapping[str, Any]) -> Iterator[str]:
@@ -194,8 +190,8 @@ def _changes(report: Mapping[str, Any]) -> Iterator[str]:
     for each in found[:30]:
         low, high = each["interval"]
         kind = "worse" if each["difference"] > 0 else "better"
-        cells = [f'<td class="left">{escape(each["column"])}</td>', f'<td class="place">{escape(each["value"])}</td>', f"{each['rows']:,}"]
-        rows.append([*cells, f'<td class="{kind}">{each["difference"]:+.3g}</td>', _span(low, high, "+")])
+        cells = [cell("left", each["column"]), cell("place", each["value"]), f"{each['rows']:,}"]
+        rows.append([*cells, cell(kind, f"{each['difference']:+.3g}"), _span(low, high, "+")])
     yield table(["column", "value", "rows", f"mean {escape(report['about']['loss'])}, difference", "95 % interval"], rows)
 
 
@@ -207,20 +203,18 @@ def _record(report: Mapping[str, Any]) -> Iterator[str]:
         yield "<h2>Distance from the training rows</h2>"
         ordered = sorted(report["skew"].items(), key=lambda each: -each[1])
         drifted = report["about"]["drifted"]
-        cells = [[escape(name), f'<td class="drifts">{value:.3f} !</td>' if name in drifted else f"{value:.3f}"] for name, value in ordered]
+        cells = [[escape(name), cell("drifts", f"{value:.3f} !") if name in drifted else f"{value:.3f}"] for name, value in ordered]
         yield table(["column", "distance"], cells)
     elif report["skew"] is None:
         yield '<p class="faint">No profile of the training rows is kept with the model, so skew was not measured.</p>'
     yield "<h2>Rows and signature</h2>"
     files = report["data"]["files"]
-    rows = [
-        [f'<td class="place">{escape(each["path"])}</td>', f"{each['bytes']:,}", escape(each["checksum"][:23]) + "…"] for each in files[:50]
-    ]
+    rows = [[cell("place", each["path"]), f"{each['bytes']:,}", escape(each["checksum"][:23]) + "…"] for each in files[:50]]
     more = f" and {len(files) - 50} more" if len(files) > 50 else ""
     yield f"<details><summary>Files ({len(files)}{more})</summary>{table(['file', 'bytes', 'checksum'], rows)}</details>"
     signature = report["signature"]
     rows = [
-        [f'<td class="left">{side[:-1]}</td>', f'<td class="left">{escape(name)}</td>', f"{spec['dtype']} {_shape(spec['shape'])}"]
+        [cell("left", side[:-1]), cell("left", name), f"{spec['dtype']} {_shape(spec['shape'])}"]
         for side in ("inputs", "outputs")
         for name, spec in signature[side].items()
     ]

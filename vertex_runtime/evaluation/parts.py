@@ -14,7 +14,7 @@ import numpy as np
 from ..columns import Image
 from ..data import PATH
 from ..data_report.parts import shown
-from ..pages import svg, table
+from ..pages import cell, clipped, svg, table
 from . import charts
 from .explaining import by_size
 from .metrics import curve
@@ -123,7 +123,7 @@ def _confusion(names: Sequence[str], matrix: np.ndarray) -> str:
 def _by_class(rows: Sequence[Mapping[str, Any]]) -> str:
     cells = [
         [
-            f'<td class="left">{escape(row["class"])}</td>', f"{row['weight']:,.6g}", f"{row['predicted']:,.6g}",
+            cell("left", row["class"]), f"{row['weight']:,.6g}", f"{row['predicted']:,.6g}",
             *(f"{row[name]:.3f}" for name in ("precision", "recall", "f1")),
         ]
         for row in rows
@@ -179,7 +179,7 @@ def _verdict(report: Mapping[str, Any], judged: Mapping[str, Any]) -> list[str]:
     if report["kind"] == REGRESSION:
         return [f"{judged['prediction']:.5g}", f"{judged['label']:.5g}", f"{judged['error']:+.4g}"]
     if "predicted" in judged:
-        cells = [f'<td class="left">{escape(names[int(judged[key])])}</td>' for key in ("predicted", "label")]
+        cells = [cell("left", names[int(judged[key])]) for key in ("predicted", "label")]
         return [*cells, f"{judged['confidence']:.3f}"]
     return [f"{float(judged['loss']):.4g}"]
 
@@ -193,8 +193,8 @@ def _told(value: Any) -> str:
 def _cell(value: Any) -> str:
     text = _told(value)
     if len(text) <= 26:
-        return f'<td class="left">{escape(text)}</td>' if isinstance(value, bytes) else escape(text)
-    return f'<td class="text">{escape(text[:LONGEST])}{"…" if len(text) > LONGEST else ""}</td>'
+        return cell("left", text) if isinstance(value, bytes) else escape(text)
+    return cell("text", clipped(text, LONGEST + 1))
 
 
 def _figure(report: Mapping[str, Any], example: Mapping[str, Any], image: str) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ..arguments import RunOptions
+from ..data_report.report import plain
 from ..environment import Environment
 from ..errors import UserError
 from ..outputs import resolve_outputs
@@ -48,22 +49,13 @@ def say(package: str, trainer: str, hyperparameters: type, hp: Any, options: Run
     started = time.monotonic()
     found, plots = evaluate(load_module(f"{package}.model", hyperparameters), hp, options, env)
     found["about"] |= {"trainer": trainer, "seconds": round(time.monotonic() - started, 2)}
-    write(f"{folder}/{NAME}.json", json.dumps(plain(found), indent=1) + "\n", "--output_dir")
-    write(f"{folder}/{NAME}.html", page(plain(found), plots), "--output_dir")
+    said = plain(found)
+    write(f"{folder}/{NAME}.json", json.dumps(said, indent=1) + "\n", "--output_dir")
+    write(f"{folder}/{NAME}.html", page(said, plots), "--output_dir")
     _write_summary(f"{outputs.logs if outputs.given else folder + '/logs'}/{NAME}", found)
     _tell(found)
     log("INFO", f"evaluation: {folder}/{NAME}.html and {NAME}.json{' (in place of earlier ones)' if replaced else ''}")
-    return plain(found)
-
-
-def plain(value: Any) -> Any:
-    """Return values as JSON has them: numbers that are not finite become null."""
-    if isinstance(value, dict):
-        return {str(key): plain(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(part) for part in value]
-    value = value.item() if hasattr(value, "item") else value
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return said
 
 
 def _tell(found: dict[str, Any]) -> None:
