@@ -445,6 +445,8 @@ def describe_run(run: Run) -> None:
     replicas = run.strategy.num_replicas_in_sync
     compiled = ", compiled by XLA" if plan.jit_compile else ""
     log("INFO", f"steps: {plan.total_steps} of global batch {plan.batch_size} ({plan.batch_size // replicas} per replica){compiled}")
+    if run.options.jit_compile == "yes" and not plan.jit_compile:
+        log("WARNING", f"--jit_compile=yes: on {replicas} replicas the steps run without XLA. Leave it out.")
     if plan.share.workers > 1:
         part = "its part of each batch, which are those of one process"
         takes = f"each of {plan.share.workers} workers takes {part}; {plan.total_steps} steps for all"
