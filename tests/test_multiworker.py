@@ -93,8 +93,9 @@ def test_the_lab_network_and_callbacks_on_two_workers(tmp_path):
 def test_only_the_chief_writes_and_the_model_loads_alone(tmp_path):
     import tensorflow as tf
 
-    done = job(tmp_path, "taxifare", 3, "--epochs=2", "--num_evals=2")
+    done = job(tmp_path, "taxifare", 3, "--epochs=2", "--num_evals=2", "--jit_compile=yes")
     assert done.returncode == 0, done.stdout[-4000:]
+    assert "--jit_compile=yes: on 3 replicas the steps run without XLA" in done.stdout
     result = json.loads(next((tmp_path / "state" / "jobs").glob("*/result.json")).read_text())
     assert result["state"] == "JOB_STATE_SUCCEEDED" and result["restarts"] == 0
     said = [line for line in done.stdout.splitlines() if "workerpool1" in line]

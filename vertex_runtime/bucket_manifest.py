@@ -26,8 +26,9 @@ def relative(path: str, records: str) -> str:
 
 
 def absolute(name: str, records: str) -> str:
-    scheme, _, rest = records.partition("://")
-    return f"{scheme}://{posixpath.normpath(posixpath.join(rest, name))}"
+    """Return the path that `relative` made a name of."""
+    scheme, separator, rest = records.rpartition("://")
+    return scheme + separator + posixpath.normpath(posixpath.join(rest, name))
 
 
 class BucketManifest:

@@ -182,7 +182,7 @@ def blame(module: ModuleType, part: str, but: tuple[type[Exception], ...] = ()) 
     """
     try:
         yield
-    except (UserError, Preempted, data.UnknownLabel, MemoryError):
+    except (UserError, Preempted, data.UnknownLabel):
         raise
     except Exception as error:
         if is_exhaustion(error) or isinstance(error, but):

@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from .errors import UserError
@@ -21,23 +21,6 @@ DATA_FORMATS = ("csv", "jsonl", "bigquery", "tfrecord", "parquet")
 HOST_PORT = re.compile(r"(\[[0-9A-Fa-f:.]+(?:%[0-9A-Za-z_.-]+)?\]|[^\s\[\]:/]{1,253}):([0-9]{1,5})")
 QUOTED = 120  # characters of a value that a message shows
 LARGEST_INDEX = 2**31 - 1
-# Variables that are taken as they are, by the field that holds them.
-TEXTS = {
-    "model_dir": "AIP_MODEL_DIR",
-    "checkpoint_dir": "AIP_CHECKPOINT_DIR",
-    "tensorboard_dir": "AIP_TENSORBOARD_LOG_DIR",
-    "data_format": "AIP_DATA_FORMAT",
-    "training_data": "AIP_TRAINING_DATA_URI",
-    "validation_data": "AIP_VALIDATION_DATA_URI",
-    "test_data": "AIP_TEST_DATA_URI",
-    "job": "CLOUD_ML_JOB_ID",
-    "metric_file": "CLOUD_ML_HP_METRIC_FILE",
-    "experiment": "AIP_EXPERIMENT_NAME",
-    "experiment_run": "AIP_EXPERIMENT_RUN_NAME",
-    "tensorboard": "AIP_TENSORBOARD_RESOURCE_NAME",
-    "pipeline": "TRAINER_PIPELINE_JOB",  # ours: a pipeline's step tells its trainer which pipeline it is
-    "debugged": "TRAINER_DEBUG",  # ours: the replica that somebody debugs (`vertex_local run --debug`), so that it may take its time
-}
 
 
 def quoted(value: object) -> str:
@@ -49,31 +32,36 @@ def quoted(value: object) -> str:
     return text if len(text) <= QUOTED else text[: QUOTED - 1] + "…"
 
 
+def variable(name: str) -> Any:
+    """A field of `Environment` that holds a variable of the service as it is."""
+    return field(default=None, metadata={"variable": name})
+
+
 @dataclass(frozen=True)
 class Environment:
     """One replica's view of its job. A field is None (or empty) where the service said nothing."""
 
-    model_dir: str | None = None
-    checkpoint_dir: str | None = None
-    tensorboard_dir: str | None = None
-    data_format: str | None = None
-    training_data: str | None = None
-    validation_data: str | None = None
-    test_data: str | None = None
+    model_dir: str | None = variable("AIP_MODEL_DIR")
+    checkpoint_dir: str | None = variable("AIP_CHECKPOINT_DIR")
+    tensorboard_dir: str | None = variable("AIP_TENSORBOARD_LOG_DIR")
+    data_format: str | None = variable("AIP_DATA_FORMAT")
+    training_data: str | None = variable("AIP_TRAINING_DATA_URI")
+    validation_data: str | None = variable("AIP_VALIDATION_DATA_URI")
+    test_data: str | None = variable("AIP_TEST_DATA_URI")
     role: str = "chief"
     index: int = 0
     cluster: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     reduction_servers: int = 0
-    job: str | None = None
+    job: str | None = variable("CLOUD_ML_JOB_ID")
     trial: str | None = None
-    metric_file: str | None = None
+    metric_file: str | None = variable("CLOUD_ML_HP_METRIC_FILE")
     in_job: bool = False
     tpu: bool = False
-    experiment: str | None = None
-    experiment_run: str | None = None
-    tensorboard: str | None = None
-    pipeline: str | None = None
-    debugged: str | None = None
+    experiment: str | None = variable("AIP_EXPERIMENT_NAME")
+    experiment_run: str | None = variable("AIP_EXPERIMENT_RUN_NAME")
+    tensorboard: str | None = variable("AIP_TENSORBOARD_RESOURCE_NAME")
+    pipeline: str | None = variable("TRAINER_PIPELINE_JOB")  # ours: a pipeline's step tells its trainer which pipeline it is
+    debugged: str | None = variable("TRAINER_DEBUG")  # ours: the replica that somebody debugs, so that it may take its time
 
     @classmethod
     def from_mapping(cls, variables: Mapping[str, str]) -> Environment:
@@ -88,7 +76,7 @@ class Environment:
         cluster, role, index = _cluster(name, config if config.get("cluster") else pools)
         if role == "chief" and not cluster and config.get("task"):
             role, index = _task("TF_CONFIG", config["task"])
-        texts = {kept: _text(variables, name) for kept, name in TEXTS.items()}
+        texts = {each.name: _text(variables, each.metadata["variable"]) for each in fields(cls) if each.metadata}
         if texts["data_format"] not in (None, *DATA_FORMATS):
             raise UserError(f"AIP_DATA_FORMAT must be one of {', '.join(DATA_FORMATS)}; got {quoted(texts['data_format'])}.")
         return cls(

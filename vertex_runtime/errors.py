@@ -54,12 +54,15 @@ def run_as_program(main: Callable[[Sequence[str] | None], object]) -> None:
         # Once training goes on, the loop has saved the state and said so before this.
         report_error("interrupted. A start with the same --output_dir continues from the newest checkpoint, if one was written.")
         code = 130
-    except MemoryError as error:
-        code = _too_little_memory(error)
     except Exception as error:
         if not is_exhaustion(error):
             raise
-        code = _too_little_memory(error)
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:120].rstrip(":")
+        report_error(
+            f"memory ran out ({text}). Use --in_memory=no, a smaller --batch_size or model, "
+            "or a machine with more memory; checkpoints are kept."
+        )
+        code = FAILED
     else:
         code = 0
     sys.stdout.flush()
@@ -97,17 +100,6 @@ def frames_in(error: BaseException) -> list[tuple[str, int]]:
 
 
 def is_exhaustion(error: Exception) -> bool:
-    """Tell whether an exception of TensorFlow or the system says that memory ran out."""
+    """Tell whether an exception of Python, TensorFlow or the system says that memory ran out."""
     text = f"{type(error).__name__} {error}"[:2000]
-    return any(words in text for words in EXHAUSTION)
-
-
-def _too_little_memory(error: BaseException) -> int:
-    from .reporting import report_error
-
-    text = " ".join(f"{type(error).__name__}: {error}".split())[:120].rstrip(":")
-    report_error(
-        f"memory ran out ({text}). Use --in_memory=no, a smaller --batch_size or model, "
-        "or a machine with more memory; checkpoints are kept."
-    )
-    return FAILED
+    return isinstance(error, MemoryError) or any(words in text for words in EXHAUSTION)

@@ -10,12 +10,11 @@ from typing import Any
 
 import tensorflow as tf
 
-from .checkpoint import Checkpointer, assign, named_variables
-from .contract import check_metrics
+from .checkpoint import assign, named_variables
 from .errors import UserError
 from .inputs import Inputs
 from .reporting import Scalars, format_metrics, log
-from .run import Run
+from .run import Run, build_steps
 from .steps import Plan, Steps
 
 POLL_SECONDS = 1.0
@@ -27,23 +26,22 @@ def follow(run: Run) -> dict[str, float]:
     Returns:
         The metrics of the last checkpoint.
     """
-    contract, outputs = run.contract, run.outputs
+    checkpointer, outputs = run.checkpointer, run.outputs
     held = ExitStack()  # until the process ends
     with ThreadPoolExecutor(1) as background:
-        inputs = Inputs(contract, run.hp, run.options, run.env, background, held, lambda: run.beat("data"), trains=False)
-    run.contract = inputs.contract
+        run.inputs = Inputs(run.contract, run.hp, run.options, run.env, background, held, lambda: run.beat("data"), trains=False)
+    run.contract = run.inputs.contract
     built: tuple[Steps, dict[str, Any]] | None = None
-    checkpointer = Checkpointer(outputs.checkpoints, outputs.records, run.events, writes=False)
     scalars = Scalars(f"{outputs.logs}/eval")
     log("INFO", f"evaluator: following {outputs.checkpoints}")
     seen, metrics = 0, {}
     while True:
         newest = (checkpointer.steps() or [0])[-1]
         if newest > seen and (found := _try(checkpointer.load, newest)):
-            built = steps, variables = built or _build(run, inputs, found[1].get("total_steps", newest))
+            built = steps, variables = built or _build(run, found[1]["total_steps"])
             assign(variables, found[0], outputs.checkpoints)
             run.events.enter("evaluation", newest)
-            metrics = {f"val_{name}": value for name, value in steps.evaluate(inputs.evaluation).items()}
+            metrics = {f"val_{name}": value for name, value in steps.evaluate(run.inputs.evaluation).items()}
             scalars.write(newest, metrics)
             log("INFO", f"evaluator: step {newest}: {format_metrics(metrics)}", step=newest)
             seen = newest
@@ -54,15 +52,11 @@ def follow(run: Run) -> dict[str, float]:
         time.sleep(POLL_SECONDS)
 
 
-def _build(run: Run, inputs: Inputs, total_steps: int) -> tuple[Steps, dict[str, Any]]:
+def _build(run: Run, total_steps: int) -> tuple[Steps, dict[str, Any]]:
     """Return the network's evaluation and its variables by name; the training replicas' checkpoint says how long they train."""
-    hp, options = run.hp, run.options
     # It takes every row of the evaluation data itself.
-    plan = Plan(total_steps, hp.batch_size, hp.num_evals, options.checkpoint_steps, options.steps_per_call, seed=hp.seed)
-    network = run.contract.build_model(hp, inputs.facts, total_steps)
-    steps = Steps(network, run.strategy, plan, inputs.example(), False)
-    check_metrics(run.contract, steps.metric_names())
-    return steps, named_variables(model=network.variables)
+    steps = build_steps(run, Plan(total_steps, run.hp.batch_size, run.hp.num_evals, run.options.checkpoint_steps))
+    return steps, named_variables(model=steps.model.variables)
 
 
 def _try(read: Callable[[int], Any], step: int) -> Any:

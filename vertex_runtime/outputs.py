@@ -12,7 +12,7 @@ import platform
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TextIO
@@ -147,7 +147,7 @@ def record(records: str, *paths: str) -> None:
     if is_remote(records):
         BucketManifest.of(records).add(paths)
         return
-    lines = "".join(os.path.relpath(path, records) + "\n" for path in paths)
+    lines = "".join(relative(path, records) + "\n" for path in paths)
     with _append, open(f"{records}/{MANIFEST}", "a") as file:
         file.write(lines)
 
@@ -175,55 +175,44 @@ def _recorded(records: str) -> set[str]:
 
 
 def _move_aside(records: str) -> None:
-    aside = f"{records}.before-{time.strftime('%Y%m%d-%H%M%S')}"
-    if is_remote(records):
-        _move_objects_aside(records, aside)
-        return
-    moved = []
-    for name in sorted(_recorded(records) | {MANIFEST}):
-        source, target = os.path.join(records, name), os.path.join(aside, name)
-        if os.path.isfile(source) and not os.path.relpath(source, records).startswith(".."):
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            os.rename(source, target)
-            moved.append(os.path.dirname(source))
-    for directory in sorted({d for d in moved if d != records}, key=len, reverse=True):
-        while directory != records and os.path.isdir(directory) and not os.listdir(directory):
-            os.rmdir(directory)
-            directory = os.path.dirname(directory)
-    if moved:
-        log("INFO", f"--start_over moved {len(moved)} files of the earlier run to {aside}.")
-
-
-def _move_objects_aside(records: str, aside: str) -> None:
-    """Move the objects that the manifest names, and the manifest last: until then the same command finds the rest."""
+    """Move what the manifest names, and the manifest last: until then the same command finds the rest."""
     import tensorflow as tf
 
-    moved = 0
-    for name in [*sorted(_recorded(records)), BUCKET_MANIFEST]:
-        source = absolute(name, records)
-        if source.startswith(f"{records}/") and tf.io.gfile.exists(source):
-            target = f"{aside}/{name}"
+    aside, remote = f"{records}.before-{time.strftime('%Y%m%d-%H%M%S')}", is_remote(records)
+    emptied = []
+    for name in [*sorted(_recorded(records)), BUCKET_MANIFEST if remote else MANIFEST]:
+        source, target = absolute(name, records), f"{aside}/{name}"
+        if not name.startswith("../") and tf.io.gfile.exists(source):
             tf.io.gfile.makedirs(os.path.dirname(target))
             tf.io.gfile.rename(source, target)
-            moved += 1
-    BucketManifest.of(records).forget()
-    if moved:
-        log("INFO", f"--start_over moved {moved} objects of the earlier run to {aside}.")
+            emptied.append(os.path.dirname(source))
+    if remote:
+        BucketManifest.of(records).forget()
+    else:
+        _remove_empty(emptied, records)
+    if emptied:
+        log("INFO", f"--start_over moved {len(emptied)} {'objects' if remote else 'files'} of the earlier run to {aside}.")
+
+
+def _remove_empty(directories: Iterable[str], top: str) -> None:
+    for directory in sorted(set(directories), key=len, reverse=True):
+        while directory != top and os.path.isdir(directory) and not os.listdir(directory):
+            os.rmdir(directory)
+            directory = os.path.dirname(directory)
 
 
 def _refuse_foreign_model(outputs: Outputs) -> None:
     import tensorflow as tf
 
-    remote = is_remote(outputs.model)
     if not tf.io.gfile.isdir(outputs.model):
         return
     ours = _recorded(outputs.records)
-    if remote and not ours and tf.io.gfile.exists(f"{outputs.records}/run.json"):
+    if is_remote(outputs.model) and not ours and tf.io.gfile.exists(f"{outputs.records}/run.json"):
         return  # of a version that kept no manifest in a bucket
     for folder, _, names in tf.io.gfile.walk(outputs.model):
         for name in filter(None, names):
             path = os.path.join(folder, name)
-            if (relative(path, outputs.records) if remote else os.path.relpath(path, outputs.records)) not in ours:
+            if relative(path, outputs.records) not in ours:
                 raise UserError(f"{path} was not written by a run of this trainer and is kept: use another --output_dir.")
 
 

@@ -34,7 +34,7 @@ from .inputs import Inputs
 from .loop import Trainer, end_by_sigterm
 from .outputs import Outputs, prepare, record, seal, versions, write_json
 from .profile import NAME as PROFILE
-from .reporting import Events, Hypertune, Progress, Scalars, format_metrics, log
+from .reporting import Events, Hypertune, Progress, Scalars, format_metrics, log, row_ledger
 from .rows import CachedRows, MemoryRows, Share
 from .steps import Plan, Steps, optimizers
 from .tracking import experiment
@@ -205,7 +205,7 @@ def build(run: Run, restored: Restored | None) -> None:
         profile_dir=outputs.logs if env.is_chief else None, objective=contract.objective, maximize=contract.maximize,
         keep=options.export, agree=run.agree, blame=lambda part: blame(contract.module, part, peers),
         deadline=run.started + 60 * options.max_minutes if options.max_minutes else math.inf,
-        rehearsal=rehearsal, ledger=ledger(options.ledger, env.name) if options.ledger else None,
+        rehearsal=rehearsal, ledger=row_ledger(options.ledger, env.name) if options.ledger else None,
     )  # fmt: skip
 
 
@@ -379,13 +379,9 @@ def finish(run: Run, metrics: dict[str, float]) -> None:
 
 def tolerance(run: Run) -> float:
     """Return what served and trained answers may differ by: as --skew_tolerance says, else by what computes them."""
-    coarse = bool(tf.config.list_physical_devices("GPU")) or reduced_precision(run.trainer.model)
+    types = {getattr(layer, "compute_dtype", "float32") for layer in run.trainer.model._flatten_layers()}
+    coarse = tf.config.list_physical_devices("GPU") or types & {"float16", "bfloat16"}
     return run.options.skew_tolerance or (2e-2 if coarse else 1e-5)
-
-
-def reduced_precision(model: keras.Model) -> bool:
-    """Tell whether the model computes in float16 or bfloat16 anywhere."""
-    return any(getattr(layer, "compute_dtype", "float32") in ("float16", "bfloat16") for layer in model._flatten_layers())
 
 
 def make_plan(
@@ -428,29 +424,6 @@ def make_plan(
     )
 
 
-def ledger(path: str, replica: str) -> Callable[[int, np.ndarray], None]:
-    """Return what appends the hashes [steps, rows, 8] of the rows fed from a step on to a file, a line a step.
-
-    Each start of a replica is another attempt, from 1.
-    """
-    try:
-        with open(path) as file:
-            lines = [json.loads(line) for line in file if line.endswith("}\n")]
-    except FileNotFoundError:
-        lines = []
-    attempt = 1 + max((line["attempt"] for line in lines if line["replica"] == replica), default=0)
-
-    def write(step: int, hashes: np.ndarray) -> None:
-        text = ""
-        for i, rows in enumerate(hashes):
-            kept = [row.tobytes().hex() for row in rows]
-            text += json.dumps({"attempt": attempt, "replica": replica, "step": step + i + 1, "rows": kept}) + "\n"
-        with open(path, "ab", buffering=0) as file:  # one write, which the replicas of a job cannot tear apart
-            file.write(text.encode())
-
-    return write
-
-
 def describe_run(run: Run) -> None:
     """Say at the start what runs where on what."""
     inputs, plan, outputs = run.inputs, run.trainer.plan, run.outputs
@@ -462,6 +435,8 @@ def describe_run(run: Run) -> None:
     replicas = run.strategy.num_replicas_in_sync
     compiled = ", compiled by XLA" if plan.jit_compile else ""
     log("INFO", f"steps: {plan.total_steps} of global batch {plan.batch_size} ({plan.batch_size // replicas} per replica){compiled}")
+    if run.options.jit_compile == "yes" and not plan.jit_compile:
+        log("WARNING", f"--jit_compile=yes: on {replicas} replicas the steps run without XLA. Leave it out.")
     if plan.share.workers > 1:
         part = "its part of each batch, which are those of one process"
         takes = f"each of {plan.share.workers} workers takes {part}; {plan.total_steps} steps for all"
