@@ -282,6 +282,21 @@ def test_rows_are_weighed_and_counted_once_whatever_argument_a_metric_came_by(ma
     assert metrics["val_auc"] != metrics["val_heavy"]
 
 
+def test_a_missing_value_is_the_lowest_of_an_order():
+    from vertex_runtime.splits import make_split
+
+    chunk = {"x": np.array([np.nan] * 40 + list(range(60)), np.float32)}
+    assert np.flatnonzero(make_split(0.2, "order:x", 0, [chunk]).evaluates(chunk)).tolist() == list(range(80, 100))
+
+
+@pytest.mark.parametrize("by, left", [("order:visits", "train"), ("group:plan", "(train|evaluate)")])
+def test_a_split_that_leaves_no_rows_names_its_flags(by, left, made):
+    (made.folder / "one.csv").write_text(re.sub("(?m)^(.*?,.*?),.*?,(.*?),(basic|plus|pro),", r"\1,7,\2,pro,", rows(60, 1)))
+    said = f"--split_by='{by}', --eval_fraction=0.25: no row is left to {left} on. Choose another"
+    with pytest.raises(UserError, match=said):
+        made(GOOD, "--train_data_path=one.csv", "--eval_fraction=0.25", f"--split_by={by}", data=False)
+
+
 @pytest.mark.parametrize("by", ["random", "order:joined", "group:city"])
 def test_evaluation_rows_are_cut_off_by_content(by, made):
     from vertex_runtime import data

@@ -39,7 +39,7 @@ class Rows:
     "odd, said",
     [
         (lambda row: {"x": row["x"], "y": 1.0}, "row 50 of source lacks 't'; it has x, y. Give all rows the same names"),
-        (lambda row: (1, 2), "must be a dict of values by name; got tuple as row 50"),
+        (lambda row: (1, 2), "must be a dict of values by name; got tuple."),
         (lambda row: row | {"x": None}, "differ in the type of 'x': float32, NoneType. Give NaN"),
         (lambda row: row | {"t": 3}, "differ in the type of 't': str, int"),
         (lambda row: row | {"x": np.zeros(2)}, r"differ in the shape of 'x': \(\), \(2,\)"),

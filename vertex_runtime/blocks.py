@@ -24,31 +24,34 @@ from .formats import csv, partition_of
 READ_BYTES = 8 << 20
 
 
-@dataclass(frozen=True)
-class Segment:
-    """Bytes of a file that hold whole rows."""
-
-    path: str
-    start: int
-    end: int
-
-
 @dataclass
 class Index:
     """Where the blocks of some files begin.
 
     Args:
-        blocks: the bytes of each block, in as many files as it lies in.
+        files: the path of each file, where its first row begins, and where its last one ends.
+        blocks: the number of the file and the byte in it at which each block begins.
         count: rows in all.
     """
 
     block_rows: int
-    blocks: list[list[Segment]] = field(default_factory=list)
+    files: list[tuple[str, int, int]] = field(default_factory=list)
+    blocks: list[tuple[int, int]] = field(default_factory=list)
     count: int = 0
 
     def rows(self, block: int) -> int:
         """Return how many rows a block has: all as many but for the last."""
         return min(self.block_rows, self.count - block * self.block_rows)
+
+    def pieces(self, block: int) -> Iterator[tuple[str, int, int]]:
+        """Yield (path, start, end) of the bytes that hold the rows of a block."""
+        first, start = self.blocks[block]
+        last, end = self.blocks[block + 1] if block + 1 < len(self.blocks) else (len(self.files) - 1, self.files[-1][2])
+        for file in range(first, last + 1):
+            path, rows_start, rows_end = self.files[file]
+            low, high = start if file == first else rows_start, end if file == last else rows_end
+            if low < high:
+                yield path, low, high
 
 
 def index(paths: Sequence[str], headers: Sequence[bool], block_rows: int, beat: Callable[[], None]) -> Index | None:
@@ -68,6 +71,12 @@ def index(paths: Sequence[str], headers: Sequence[bool], block_rows: int, beat: 
 
 
 def _add(found: Index, path: str, header: bool, beat: Callable[[], None]) -> bool:
+    def note(ends: np.ndarray) -> None:
+        """Note where blocks begin among rows of which the first one begins at `row`, and which end at `ends`."""
+        begins = np.append(row, ends[:-1])[-found.count % found.block_rows :: found.block_rows]
+        found.blocks += [(len(found.files), begin) for begin in begins.tolist()]
+        found.count += len(ends)
+
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         start = len(BOM_UTF8) if file.read(3) == BOM_UTF8 else 0
@@ -87,36 +96,16 @@ def _add(found: Index, path: str, header: bool, beat: Callable[[], None]) -> boo
                 return False
             if returns and block.count(b"\r") != block.count(b"\r\n") + block.endswith(b"\r"):
                 return False
-            row = int(ends[-1]) if len(ends) else row
             at += len(block)
-            start = _cut(found, path, start, ends)
+            if len(ends):
+                note(ends)
+                row = int(ends[-1])
         if at != size:
             return False  # it changes while it is read
-        if at > start:
-            _cut(found, path, start, np.array([at]))  # the last line has no end
+        if at > row:
+            note(np.array([at]))  # the last line has no end
+        found.files.append((path, start, at))
     return True
-
-
-def _cut(found: Index, path: str, start: int, ends: np.ndarray) -> int:
-    """Deal rows that end at `ends` out to blocks; return where the first row begins that is in no segment yet."""
-    taken = 0
-    while taken < len(ends):
-        missing = found.block_rows - found.count % found.block_rows
-        rows = min(missing, len(ends) - taken)
-        if found.count % found.block_rows == 0:
-            found.blocks.append([])
-        end = int(ends[taken + rows - 1])
-        _extend(found, path, start, end)
-        found.count, taken, start = found.count + rows, taken + rows, end
-    return start
-
-
-def _extend(found: Index, path: str, start: int, end: int) -> None:
-    segments = found.blocks[-1]
-    if segments and segments[-1].path == path and segments[-1].end == start:
-        segments[-1] = Segment(path, segments[-1].start, end)
-    elif start < end:
-        segments.append(Segment(path, start, end))
 
 
 class CsvBlocks:
@@ -149,10 +138,10 @@ class CsvBlocks:
         """Return the raw rows of some blocks."""
         texts: list[bytes] = []
         for block in blocks:
-            for segment in self.index.blocks[block]:
+            for path, start, end in self.index.pieces(block):
                 text = b""
-                with contextlib.suppress(OSError), open(segment.path, "rb", buffering=0) as file:  # `parse` says that it is gone
-                    text = os.pread(file.fileno(), segment.end - segment.start, segment.start)
+                with contextlib.suppress(OSError), open(path, "rb", buffering=0) as file:  # `parse` says that it is gone
+                    text = os.pread(file.fileno(), end - start, start)
                 texts += [text] if text.endswith(b"\n") else [text, b"\n"]
         return self.parse(b"".join(texts), sum(map(self.index.rows, blocks)))
 

@@ -312,23 +312,22 @@ def guard(raw: dict[str, Any], columns: Sequence[Column]) -> dict[str, Any]:
     """
     import tensorflow as tf
 
-    described = [column for column in columns if column.name in raw]
     filled, checks = dict(raw), []
-    for column in described:
+    for column in (column for column in columns if column.name in raw):
         filled[column.name], good = column.guard(raw[column.name])
 
         def text(column: Column = column, good: Any = good) -> Any:
             place = tf.argmin(tf.cast(good, tf.int32))
             value = raw[column.name][place]
-            shown = tf.strings.join(["'", tf.strings.substr(value, 0, 80), "'"]) if column.is_text else tf.strings.as_string(value)
-            absent = tf.equal(tf.strings.length(value), 0) if column.is_text else tf.math.is_nan(value)
-            if isinstance(column, Image):
-                shown = tf.constant("something else")
+            if column.is_text:
+                absent = tf.equal(tf.strings.length(value), 0)
+                shown = "something else" if isinstance(column, Image) else tf.strings.join(["'", tf.strings.substr(value, 0, 80), "'"])
+            else:
+                absent, shown = tf.math.is_nan(value), tf.strings.as_string(value)
             shown = tf.where(absent, "nothing", shown)
             return tf.strings.join(["instance ", tf.strings.as_string(place), f": {column.must_be}; got ", shown])
 
         fine = tf.reduce_all(good)
-        message = tf.cond(fine, lambda: tf.constant(""), text)
-        checks.append(tf.debugging.Assert(fine, [message]))
-    with tf.control_dependencies([check for check in checks if check is not None]):
+        checks.append(tf.debugging.Assert(fine, [tf.cond(fine, lambda: tf.constant(""), text)]))
+    with tf.control_dependencies(checks):
         return {name: tf.identity(value) for name, value in filled.items()}

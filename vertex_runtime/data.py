@@ -115,10 +115,10 @@ def fingerprint(path: str, whole: bool, reading: Reading | None = None) -> dict[
 
     Without `whole` only the ends (1 MiB each) are read, for data too large to read twice.
     """
-    if is_table(path):
-        from . import formats
+    from . import formats
 
-        return formats.table(path).fingerprint(path, reading or formats.Reading())
+    if table := formats.table(path):
+        return table.fingerprint(path, reading or formats.Reading())
     if "://" not in path and not os.path.exists(split_part(path)[0]):  # a name of rows, not of a file
         return {"path": path, "bytes": 0, "sha256": hashlib.sha256(path.encode()).hexdigest()}
     total, digest = checksums.of_files(walk(path), whole, open_binary)
@@ -213,7 +213,7 @@ def is_table(path: str) -> bool:
     """Tell whether a path names rows that are in no file, such as `bq://project.dataset.table`, which some format reads."""
     from . import formats
 
-    return formats.scheme_of(path) is not None
+    return formats.table(path) is not None
 
 
 def is_folder(path: str) -> bool:

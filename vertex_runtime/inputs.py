@@ -137,7 +137,7 @@ class Inputs:
     def _part(self, name: str, first: int = 0) -> Iterator[data.Chunk]:
         """Yield a part's raw chunks, of files from the `first` on."""
         chunks = self._read(name, first)
-        return self.split.part(chunks, name == "evaluation") if self.split and name != "test" else chunks
+        return self.split.part(chunks, name == "evaluation", not first) if self.split and name != "test" else chunks
 
     def _infer_inputs(self) -> None:
         """Find what a request holds in the first row of a source or dataset, where the module does not say it."""

@@ -39,11 +39,11 @@ def learn(
         chunks: starts reading the training rows.
         labels: starts reading their labels alone, where that is cheaper.
     """
-    texts = text_labels(contract)
-    if not contract.columns and "encode_labels" not in contract.given and contract.labels and "dataset" not in contract.given:
-        first = next(chunks(), None)
-        texts = [label for label in contract.labels if first is not None and first[label].dtype == object]
-    wanted = bool(texts) and not {"encode_labels"} & contract.given
+    texts: list[str] = []
+    if learns_classes(contract):
+        texts = text_labels(contract)
+        if not contract.columns and (first := next(chunks(), None)) is not None:
+            texts = [label for label in contract.labels if first[label].dtype == object]
     seen: dict[str, set[bytes]] = {label: set() for label in texts}
 
     def watch(rows: Iterable[data.Chunk]) -> Iterator[data.Chunk]:
@@ -53,15 +53,15 @@ def learn(
             yield chunk
 
     if "learn" in contract.given:
-        watched = watch(chunks()) if wanted else chunks()
+        watched = watch(chunks())
         facts = contract.learn(watched, hp)
-        for _ in watched if wanted else ():  # what `learn` left unread
+        for _ in watched if texts else ():  # what `learn` left unread
             pass
     else:
         facts = {}
-        for _ in watch((labels or chunks)()) if wanted else ():
+        for _ in watch((labels or chunks)()) if texts else ():
             pass
-    if not wanted or (isinstance(facts, Mapping) and "class_names" in facts):
+    if not texts or (isinstance(facts, Mapping) and "class_names" in facts):
         return facts
     if not isinstance(facts, Mapping):
         raise UserError("learn must return a dict where the classes of a text label are to be added; or write encode_labels.")

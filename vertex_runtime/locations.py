@@ -67,9 +67,7 @@ def _uses(contract: Contract, path: str, said: str | None) -> Counter[str]:
         return Counter()
     uses = getattr(formats.choose(path, formats.Reading(said)), "uses", None)
     found = uses(path) if uses and data.split_part(path)[0] == path else Counter()
-    if not any(found[use] for use in USES):
-        return Counter()
-    return found
+    return found if any(found[use] for use in USES) else Counter()
 
 
 def _say(path: str, uses: Counter[str]) -> None:

@@ -40,15 +40,20 @@ class IndexedSource:
     def take(self, places: Sequence[int] | np.ndarray) -> Chunk:
         """Return the rows at some places as a chunk."""
         found = [self.rows[int(place)] for place in places]
-        needed: set[str] = set()
-        for place, row in zip(places, found):
-            if not isinstance(row, Mapping):
-                raise UserError(f"a row of source must be a dict of values by name; got {type(row).__name__} as row {place}.")
-            needed = needed or {*row, *self.names}
-            if lacking := needed - row.keys():
-                there = ", ".join(map(str, row))[:120]
-                raise UserError(f"row {place} of source lacks {quoted(min(lacking))}; it has {there}. Give all rows the same names.")
-        return {name: _column([row[name] for row in found], name) for name in found[0]}
+        for kind in dict.fromkeys(map(type, found)):
+            if not issubclass(kind, Mapping):
+                raise UserError(f"a row of source must be a dict of values by name; got {kind.__name__}.")
+        names = dict.fromkeys([*found[0], *self.names])
+        try:
+            return {name: _column([row[name] for row in found], name) for name in names}
+        except KeyError:
+            for place, row in zip(places, found):
+                if lacking := [name for name in names if name not in row]:
+                    there = ", ".join(map(str, row))[:120]
+                    raise UserError(
+                        f"row {place} of source lacks {quoted(lacking[0])}; it has {there}. Give all rows the same names."
+                    ) from None
+            raise
 
     def chunks(self) -> Iterator[Chunk]:
         for start in range(0, self.count, CHUNK_ROWS):

@@ -19,7 +19,7 @@ class Split:
     """Tells training rows from evaluation rows.
 
     `random` goes by a hash of the whole row, so that equal rows stay together; `group:COLUMN` by a hash of that column;
-    `order:COLUMN` takes the rows with the highest values, from `edge` on.
+    `order:COLUMN` takes the rows with the highest values, from `edge` on; where one is missing, it is the lowest.
     """
 
     fraction: float
@@ -35,14 +35,24 @@ class Split:
         columns = [self.column] if self.column else sorted(name for name in chunk if name != PATH)
         return hash_rows(chunk, columns, self.seed) < int(self.fraction * 2**32)
 
-    def part(self, chunks: Iterable[Chunk], evaluation: bool) -> Iterator[Chunk]:
-        """Yield the chunks' rows that are for evaluation, or those that are not."""
+    def part(self, chunks: Iterable[Chunk], evaluation: bool, all_rows: bool = False) -> Iterator[Chunk]:
+        """Yield the chunks' rows that are for evaluation, or those that are not.
+
+        Raises:
+            UserError: there are none, and these are all rows of the data.
+        """
+        some = not all_rows
         for chunk in chunks:
             mask = self.evaluates(chunk) == evaluation
+            some |= bool(mask.any())
             if mask.all():
                 yield chunk
             elif mask.any():
                 yield take(chunk, mask)
+        if not some:
+            by = ":".join(filter(None, (self.kind, self.column)))
+            what = f"no row is left to {'evaluate' if evaluation else 'train'} on"
+            raise UserError(f"--split_by={quoted(by)}, --eval_fraction={self.fraction:g}: {what}. Choose another column or fraction.")
 
 
 def make_split(fraction: float, by: str, seed: int, chunks: Iterable[Chunk]) -> Split:
@@ -79,7 +89,10 @@ def _see_column(chunk: Chunk | None, column: str) -> None:
 
 
 def _sortable(values: np.ndarray) -> np.ndarray:
-    return values.astype(bytes) if values.dtype == object else values
+    """Return values in which what is missing, NaN or an empty text, comes first."""
+    if values.dtype == object:
+        return values.astype(bytes)
+    return np.where(np.isnan(values), -np.inf, values) if values.dtype.kind == "f" else values
 
 
 def hash_rows(chunk: Chunk, columns: list[str], seed: int) -> np.ndarray:

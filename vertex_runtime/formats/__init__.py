@@ -126,16 +126,10 @@ def suffixes() -> tuple[str, ...]:
     return tuple(dict.fromkeys(suffix for module in modules().values() for suffix in module.SUFFIXES))
 
 
-def scheme_of(path: str) -> str | None:
-    """Return the scheme of a path that is no file, such as `bq`; None for files, local or in a bucket."""
-    scheme = path.partition("://")[0] if "://" in path else None
-    return scheme if any(scheme in getattr(module, "SCHEMES", ()) for module in modules().values()) else None
-
-
-def table(path: str) -> ModuleType:
-    """Return the module that reads a path which is no file."""
-    scheme = scheme_of(path)
-    return next(module for module in modules().values() if scheme in getattr(module, "SCHEMES", ()))
+def table(path: str) -> ModuleType | None:
+    """Return the module that reads a path which is no file, such as `bq://…`; None for files, local or in a bucket."""
+    scheme, separator, _ = path.partition("://")
+    return next((module for module in modules().values() if separator and scheme in getattr(module, "SCHEMES", ())), None)
 
 
 def choose(path: str, reading: Reading) -> ModuleType:
@@ -145,8 +139,8 @@ def choose(path: str, reading: Reading) -> ModuleType:
         UserError: the content is another format's than is said, or no format's.
     """
     known = modules().values()
-    if scheme_of(path):
-        return table(path)
+    if found := table(path):
+        return found
     if os.path.isdir(path):
         return next(module for module in known if getattr(module, "FOLDERS", False))
     path, _ = split_part(path)
@@ -267,7 +261,7 @@ def partition_of(path: str) -> dict[str, str]:
 
 def rows_of_file(path: str, reading: Reading) -> int | None:
     """Return how many rows a file has, good or bad; None where it does not say so itself."""
-    count = None if scheme_of(path) else getattr(choose(path, reading), "count_rows", None)
+    count = None if table(path) else getattr(choose(path, reading), "count_rows", None)
     return None if count is None else count(path)
 
 

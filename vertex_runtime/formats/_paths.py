@@ -9,7 +9,7 @@ from .. import data
 from ..columns import Column, Image
 from ..errors import UserError
 from ..reporting import log
-from . import Reading, archive, choose, folder, scheme_of, suffixes
+from . import Reading, archive, choose, folder, suffixes, table
 from ._streams import plain_name
 
 MANIFEST = "manifest.json"  # what scripts/convert_data puts beside its files: JSON, and no rows
@@ -28,7 +28,7 @@ def find(paths: Sequence[str], flag: str, columns: Sequence[Column], labels: Seq
     found: list[str] = []
     expanded = data.expand(paths, flag)
     for path in [path for path in expanded if os.path.basename(path) != MANIFEST] or expanded:
-        if scheme_of(path):
+        if table(path):
             found.append(path)
         elif not data.is_folder(path):
             found.append(_part_of_archive(path, flag) if column is not None else path)
@@ -107,7 +107,7 @@ def _not_empty(paths: Sequence[str]) -> list[str]:
     Raises:
         UserError: all are such files.
     """
-    files = [path for path in paths if not scheme_of(path) and not data.is_folder(path)]
+    files = [path for path in paths if not table(path) and not data.is_folder(path)]
     empty = {path for path in files if not data.total_bytes([path])}
     if empty and len(empty) == len(paths):
         more = f", and so are {len(empty) - 1} more files" if len(empty) > 1 else ""

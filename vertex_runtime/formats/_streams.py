@@ -164,11 +164,6 @@ class _Zlib:
                 return found
 
 
-def open_stream(path: str) -> Stream:
-    """Open a file to read its decompressed bytes."""
-    return Stream(path)
-
-
 def head(path: str, size: int = HEAD_BYTES) -> bytes:
     """Return the first bytes of a file, decompressed; where the compressed data is broken, none."""
     with Stream(path) as stream:

@@ -13,7 +13,7 @@ from ..columns import Column
 from ..data import BadRows, file_column, split_part
 from ..errors import UserError
 from . import Raw, Reading, folder
-from ._streams import Stream, open_stream
+from ._streams import Stream
 
 NAMES = ("tar archive",)
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -55,7 +55,7 @@ def _entries(path: str) -> Iterator[tuple[list[str], str, bytes]]:
     Raises:
         UserError: it is cut off or broken.
     """
-    with open_stream(path) as stream:
+    with Stream(path) as stream:
         source = _Source(stream)
         try:
             with tarfile.open(fileobj=source, mode="r|*") as archive:  # type: ignore[call-overload]

@@ -26,7 +26,7 @@ from ..columns import Column, Number
 from ..data import KEPT, BadRows, Chunk
 from ..errors import UserError
 from . import Fault, Raw, Reading, in_blocks, partition_of
-from ._streams import Stream, open_stream
+from ._streams import Stream
 
 NAMES = ("csv",)
 SUFFIXES = (".csv",)
@@ -53,7 +53,7 @@ def read(path: str, columns: Sequence[Column], bad: BadRows, reading: Reading) -
     Raises:
         UserError: the file is not of these columns, or (policy "error") a row has more or fewer cells than there are columns.
     """
-    with open_stream(path) as stream:
+    with Stream(path) as stream:
         found = _layout(path, stream, columns)
         if found is None:
             return
@@ -69,7 +69,7 @@ def layout(path: str, columns: Sequence[Column]) -> tuple[list[str], bool] | Non
     Raises:
         UserError: the file is not of these columns.
     """
-    with open_stream(path) as stream:
+    with Stream(path) as stream:
         return _layout(path, stream, [column.in_files() for column in columns])
 
 
@@ -107,7 +107,7 @@ def _as_binary(names: Sequence[str], wanted: Sequence[str]) -> Any:
 
 def line_of(path: str, text: str) -> int | None:
     """Return the line of the first row with a cell that is this text; None: there is none."""
-    with open_stream(path) as stream:
+    with Stream(path) as stream:
         return next((line for line, cells in _rows(stream) if any(_readable(cell) == text for cell in cells)), None)
 
 
@@ -192,7 +192,7 @@ class _Table:
 
     def _split(self) -> Iterator[tuple[int, list[str]]]:
         """Split the file from its start: yield (last line, cells) of the rows after the header."""
-        with open_stream(self.path) as stream:
+        with Stream(self.path) as stream:
             yield from itertools.islice(_rows(stream), int(self.header), None)
 
     def _first_odd(self) -> tuple[int, Fault] | None:

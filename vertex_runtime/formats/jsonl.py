@@ -20,7 +20,7 @@ from ..columns import Column, Image
 from ..data import BadRows
 from ..errors import UserError
 from . import Fault, Raw, Reading, in_blocks, partition_of
-from ._streams import open_stream
+from ._streams import Stream
 
 NAMES = ("jsonl",)
 SUFFIXES = (".jsonl", ".ndjson", ".json")
@@ -55,7 +55,7 @@ def read(path: str, columns: Sequence[Column], bad: BadRows, reading: Reading) -
     Raises:
         UserError: (policy "error") a line is no JSON object.
     """
-    with open_stream(path) as stream:
+    with Stream(path) as stream:
         start = stream.read(1 << 16)
     first = first_object(start) or {}
     partition = partition_of(path)
@@ -73,7 +73,7 @@ def read(path: str, columns: Sequence[Column], bad: BadRows, reading: Reading) -
 def line_of(path: str, text: str) -> int | None:
     """Return the first line that holds this text in quotes; None: there is none."""
     written = (json.dumps(text).encode(), json.dumps(text, ensure_ascii=False).encode("utf-8", "replace"))
-    with open_stream(path) as stream:
+    with Stream(path) as stream:
         lines = (line for block in _blocks(stream) for line in block.tobytes().splitlines())
         return next((i for i, line in enumerate(lines, 1) if any(value in line for value in written)), None)
 
@@ -102,7 +102,7 @@ def read_objects(
         return block, len(starts), None if found is None else flat(found)
 
     line = 0
-    with open_stream(path) as stream:
+    with Stream(path) as stream:
         stream.skip(codecs.BOM_UTF8)
         # Whole blocks side by side: what Arrow does for one by itself keeps a core waiting at each block's ends.
         for block, lines, batch in in_threads(read, _blocks(stream), THREADS):

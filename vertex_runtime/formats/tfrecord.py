@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from ..columns import Column
 from ..data import BadRows
 from ..errors import UserError
 from . import Raw, Reading, _examples
-from ._streams import open_stream
+from ._streams import Stream
 
 NAMES = ("tfrecord",)
 SUFFIXES = (".tfrecord", ".tfrecords", ".tfrec")
@@ -61,7 +62,8 @@ def read(path: str, columns: Sequence[Column], bad: BadRows, reading: Reading) -
             yield from parser.one_by_one(block, first, bad)
 
 
-class Block(Sequence[bytes]):
+@dataclass(frozen=True)
+class Block:
     """Some whole records of a file.
 
     Args:
@@ -69,14 +71,12 @@ class Block(Sequence[bytes]):
         starts, lengths: where the records stand in it, [records] int64.
     """
 
-    def __init__(self, content: memoryview, starts: np.ndarray, lengths: np.ndarray):
-        self.content, self.starts, self.lengths = content, starts, lengths
+    content: memoryview
+    starts: np.ndarray
+    lengths: np.ndarray
 
     def __len__(self) -> int:
         return len(self.starts)
-
-    def __getitem__(self, i: Any) -> Any:
-        return self.record(i)
 
     def part(self, first: int, end: int) -> Block:
         """Return the records from number `first` to before number `end`."""
@@ -95,7 +95,7 @@ def _blocks(path: str) -> Iterator[Block]:
     """
     count = 0
     waiting: bytes | memoryview = b""
-    with open_stream(path) as stream:
+    with Stream(path) as stream:
         while content := stream.read_after(waiting, max(data.BLOCK_BYTES, len(waiting))):
             starts, lengths, end = _walk(path, content, count)
             if not len(starts):
