@@ -11,7 +11,7 @@ from typing import Any
 from ...job import times
 from ...local.job_record import is_over
 from ...local.records import Record
-from ...local.report import Follower
+from ...local.events import Follower
 from ...serve.rest import Answer
 from .. import charts, trainer_flags
 from ..app import Visit, page, redirect
