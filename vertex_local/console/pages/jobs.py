@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ...job import times
+from ...local.events import Follower
 from ...local.job_record import is_over
 from ...local.records import Record
-from ...local.events import Follower
 from ...serve.rest import Answer
 from .. import charts, trainer_flags
 from ..app import Visit, page, redirect
