@@ -201,7 +201,7 @@ def script(path: str, words: list[str]) -> tuple[Callable[..., object], list[str
     if found:
         return module(found[-1][0], [*found[-1][1].split(), *words])
     found = re.findall(r'"\$root/([\w/]+)\.py" "\$@"', text)
-    return module(found[-1].replace("/", "."), words) if found else None
+    return program(["python", f"{found[-1]}.py", *words]) if found else None
 
 
 def module(name: str, words: list[str]) -> tuple[Callable[..., object], list[str]] | None:
