@@ -25,7 +25,7 @@ EXTRAS = {
     "bigquery": ["google-cloud-bigquery>=3.20", "google-cloud-bigquery-storage>=2.24"],
     "serve": [
         "certifi>=2024.2.2", "cronsim>=2.6", "google-cloud-aiplatform>=1.72", "google-cloud-storage>=2.16", "h11>=0.14", "jinja2>=3.1",
-        "optuna>=5.0", "PyYAML>=6.0", "rich>=13.0", "starlette>=0.37", "trustme>=1.1", "uvicorn>=0.29",
+        "optuna>=5.0", "PyYAML>=6.0", "rich>=13.0", "starlette>=0.37", "trustme>=1.1", "uvicorn>=0.29", "werkzeug>=3.0",
     ],  # fmt: skip
     "tune": ["google-cloud-aiplatform>=1.60", "optuna>=5.0", "plotly>=5.20", "PyYAML>=6.0", "rich>=13.0"],
     "debug": ["debugpy>=1.8"],  # `vertex_local run --debug`
@@ -39,7 +39,7 @@ EXTRAS = {
         "google-cloud-bigquery>=3.20", "google-cloud-bigquery-storage>=2.24", "h11>=0.14", "ipykernel>=6.29", "jinja2>=3.1",
         "markdown-it-py>=3.0", "myst-parser>=4.0", "nbclient>=0.10", "optuna>=5.0", "packaging>=23.0", "pandas>=2.0", "plotly>=5.20",
         "pytest>=8.0", "PyYAML>=6.0", "rich>=13.0", "scikit-learn>=1.4", "setuptools>=65.0", "sphinx>=8.1", "starlette>=0.37",
-        "trustme>=1.1", "uvicorn>=0.29", "wheel",
+        "trustme>=1.1", "uvicorn>=0.29", "werkzeug>=3.0", "wheel",
     ],  # fmt: skip
 }
 EXTRAS["all"] = sorted({package for name, packages in EXTRAS.items() if name != "tf" for package in packages})
