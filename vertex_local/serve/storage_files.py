@@ -220,7 +220,7 @@ class Bucket:
         if all(key in stored.kept for key in wanted):
             return stored
         try:
-            checksums = checksums_of(stored.path, stored.size, wanted)
+            checksums = checksums_of(pieces_of(stored.path, stored.size), wanted)
             status = stored.path.stat()
         except (FileNotFoundError, NotADirectoryError):
             raise ApiError("NOT_FOUND", f"No such object: {self.name}/{stored.name}") from None
@@ -235,17 +235,19 @@ class Bucket:
 
     # ------------------------------------------------------------------ changes
 
-    def publish(self, name: str, file: Path, given: Mapping[str, Any], conditions: Conditions) -> Stored:
+    def publish(
+        self, name: str, file: Path, checksums: Mapping[str, str], given: Mapping[str, Any], conditions: Conditions
+    ) -> Stored:  # fmt: skip
         """Make a temporary file the object of that name, in one step, if the object there meets the conditions.
 
         Args:
+            checksums: of the file's content.
             given: metadata and checksums from the client.
 
         Raises:
             ApiError: INVALID_ARGUMENT if the content has other checksums; others by the conditions.
         """
         size = file.stat().st_size
-        checksums = checksums_of(file, size, CHECKSUMS)
         _compare(given, checksums)
         kept = {key: given[key] for key in (*SETTABLE, "componentCount") if given.get(key) is not None}
         kept |= {"size": size, **checksums}
@@ -350,15 +352,21 @@ def _on_the_disk_of(path: Path, file: Path) -> Path:
 # ------------------------------------------------------------------ content
 
 
-def checksums_of(path: Path, size: int, wanted: Iterable[str]) -> dict[str, str]:
-    """Return checksums of a file's first `size` bytes, because a job may be appending to it; by the API's names, in base64."""
+def checksums_of(pieces: Iterable[bytes], wanted: Iterable[str] = tuple(CHECKSUMS)) -> dict[str, str]:
+    """Return checksums of content by the API's names, in base64."""
     digests = {key: _DIGESTS[key]() for key in wanted}
+    for piece in pieces:
+        for digest in digests.values():
+            digest.update(piece)
+    return {key: base64.b64encode(digest.digest()).decode() for key, digest in digests.items()}
+
+
+def pieces_of(path: Path, size: int) -> Iterator[bytes]:
+    """Yield a file's first `size` bytes: a job may be appending to it."""
     with open(path, "rb") as file:
         while size and (piece := file.read(min(size, PIECE))):
             size -= len(piece)
-            for digest in digests.values():
-                digest.update(piece)
-    return {key: base64.b64encode(digest.digest()).decode() for key, digest in digests.items()}
+            yield piece
 
 
 @contextlib.contextmanager

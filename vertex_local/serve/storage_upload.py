@@ -113,10 +113,16 @@ def _write(bucket: Bucket, name: str, pieces: Iterator[bytes], about: Mapping[st
     try:
         with files.disk_errors(scratch.parent):
             with open(scratch, "xb") as file:
-                file.writelines(pieces)
-            return bucket.publish(name, scratch, about, conditions).resource(request.base)
+                checksums = files.checksums_of(_written(file, pieces))
+            return bucket.publish(name, scratch, checksums, about, conditions).resource(request.base)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def _written(file: BinaryIO, pieces: Iterator[bytes]) -> Iterator[bytes]:
+    for piece in pieces:
+        file.write(piece)
+        yield piece
 
 
 # ------------------------------------------------------------------ uploads
@@ -293,7 +299,8 @@ def _finish(local: Local, request: Request, session: Session) -> Stored:
     given = {**wanted["about"], **_checksums_given(request.headers)}
     into = Bucket.open(local, wanted["bucket"])
     try:
-        made = into.publish(wanted["name"], session.content, given, Conditions(wanted["conditions"]))
+        checksums = files.checksums_of(files.pieces_of(session.content, session.content.stat().st_size))
+        made = into.publish(wanted["name"], session.content, checksums, given, Conditions(wanted["conditions"]))
     except ApiError as error:
         if error.code < 500:
             session.forget()  # the checksums differ, or the object may not be replaced: the client must begin again
