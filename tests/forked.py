@@ -75,8 +75,11 @@ FORKED = {"all": "True", "trainers": 'module.split(".")[-2:] == ["trainer", "tas
 IMPORTED = {
     "tensorflow": ("keras", "tensorflow", "pyarrow.csv", "pyarrow.compute"),
     "google": ("google.cloud.aiplatform", "google.cloud.storage", "google.cloud.bigquery", "google.cloud.bigquery_storage_v1"),
-    "local": ("vertex_local.serve.command", "vertex_local.local.run", "vertex_local.tuning.tune", "google.cloud.aiplatform_v1.types"),
-}
+    "local": (
+        "vertex_local.serve.command", "vertex_local.local.run", "vertex_local.tuning.tune", "google.cloud.aiplatform_v1.types",
+        "optuna.visualization", "optuna.importance", "sqlalchemy", "alembic.command",  # which a study takes as it begins and ends
+    ),
+}  # fmt: skip
 VARIABLE = "FORKS"  # the interpreter and the folder of what `prepare` made
 
 
@@ -293,7 +296,8 @@ if __name__ == "__main__":
     gc.disable()  # as the runtime does while it imports TensorFlow
     sys.path.insert(0, str(ROOT))  # where the project is not installed
     for imported in sys.argv[2:]:
-        importlib.import_module(imported)
+        with contextlib.suppress(ModuleNotFoundError):  # of an extra that is not installed
+            importlib.import_module(imported)
     sys.path.remove(str(ROOT))
     gc.freeze()
     gc.enable()
