@@ -92,12 +92,15 @@ class Inputs:
         rows = LEARN_IMAGES if self.of_images else LEARN_ROWS
         self.facts = self._facts(lambda: data.rechunk(self._part("training"), rows))
         self.prepare = Preparer(self.contract, hp, self.facts, self.bad)
-        sampler = export.Sampler(hp.seed, self.contract.inputs)
         self.profile = Profile(self.contract.columns, self.contract.labels, hp.seed) if trains else None
         self.blocks: CsvBlocks | None = None
+        self._prepare_all(trains)
+
+    def _prepare_all(self, trains: bool) -> None:
+        sampler = export.Sampler(self.hp.seed, self.contract.inputs)
         self.train = self._rows("training") if trains else None
         self.evaluation = self._rows("evaluation", sampler)
-        self.test = self._rows("test") if test and trains else None
+        self.test = self._rows("test") if self.paths["test"] and trains else None
         self.sample = sampler.sample()
         self.watch.see()
         if self.bad.reasons:
@@ -217,11 +220,7 @@ class Inputs:
                 log("INFO", f"cache: {found.count} {name} rows, prepared by an earlier run, are taken from {folder}")
                 self.held.callback(found.close)
                 return CachedRows(found, found.count, each, see=self.watch.see)
-            if size > (free := room(folder)):
-                raise UserError(
-                    f"the prepared {name} rows take about {size / 2**30:.1f} GiB, and {folder} has {max(0, free) / 2**30:.1f} GiB left. "
-                    "Name a folder on a larger local disk: --cache_dir."
-                )
+            _see_room(folder, name, size)
             log("INFO", f"cache: preparing the {name} rows once, about {size / 2**30:.2f} GiB, in {folder}")
             cache = Cache(layout, folder, key)
             self.held.callback(cache.close)
@@ -422,3 +421,12 @@ class Inputs:
     def example(self, chunk: data.Chunk | None = None) -> Rows:
         """Return a prepared row, for its shapes."""
         return self.prepare(data.take(self.sample if chunk is None else chunk, slice(0, 1)))
+
+
+def _see_room(folder: str, name: str, size: float) -> None:
+    """See that the disk of a folder takes so many bytes of prepared rows."""
+    if size > (free := room(folder)):
+        raise UserError(
+            f"the prepared {name} rows take about {size / 2**30:.1f} GiB, and {folder} has {max(0, free) / 2**30:.1f} GiB left. "
+            "Name a folder on a larger local disk: --cache_dir."
+        )
