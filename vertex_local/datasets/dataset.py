@@ -68,8 +68,9 @@ class Dataset:
             names = [pattern] if os.path.isfile(os.path.join(base, pattern)) else sorted(glob.glob(pattern, root_dir=base))
             known = {prefix + name: Path(base, name) for name in names if _is_file(os.path.join(base, name), base if prefix else "/")}
             if not known:
-                kind, remedy = ("object", f"put it into {self.buckets}, or correct the URI") if prefix else ("file", "correct the path")
-                raise DatasetError(f"{uri}: there is no such {kind} ({os.path.join(base, pattern)}); {remedy}.", status="NOT_FOUND")
+                remedy = f"put it into {self.buckets}, or correct the URI" if prefix else "correct the path"
+                missing = f"there is no such {'object' if prefix else 'file'} ({os.path.join(base, pattern)})"
+                raise DatasetError(f"{uri}: {missing}; {remedy}.", status="NOT_FOUND")
             found.update(known)
         return list(found.items())
 
