@@ -495,15 +495,17 @@ def test_batch_normalisation_says_that_it_goes_by_replica(capsys):
     import keras
     import tensorflow as tf
 
-    from vertex_runtime.run import see_that_replicas_can_train_it
+    from vertex_runtime.network import check_network
 
     plain = keras.Sequential([keras.Input((2,)), keras.layers.BatchNormalization(name="norm")])
     synchronized = keras.Sequential([keras.Input((2,)), keras.layers.BatchNormalization(synchronized=True)])
+    plain.compile("sgd", "mse")
+    synchronized.compile("sgd", "mse")
     several = type("Strategy", (), {"num_replicas_in_sync": 2})()
-    see_that_replicas_can_train_it(synchronized, several)
-    see_that_replicas_can_train_it(plain, tf.distribute.get_strategy())
+    check_network(synchronized, several)
+    check_network(plain, tf.distribute.get_strategy())
     assert capsys.readouterr().err == ""
-    see_that_replicas_can_train_it(plain, several)
+    check_network(plain, several)
     assert "norm: batch normalisation goes by each replica's own part" in capsys.readouterr().err
 
 
@@ -511,13 +513,13 @@ def test_batch_normalisation_says_that_it_goes_by_replica(capsys):
 def test_what_an_optimizer_cannot_do_on_replicas_is_refused(name):
     import keras
 
-    from vertex_runtime.run import see_that_replicas_can_train_it
+    from vertex_runtime.network import check_network
 
     several = type("Strategy", (), {"num_replicas_in_sync": 2})()
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     model.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(use_ema=True, **{name: 3})), "mse")
     with pytest.raises(UserError, match=f"{name} does not work on 2 replicas"):
-        see_that_replicas_can_train_it(model, several)
+        check_network(model, several)
 
 
 def test_bad_images_are_named(tmp_path):

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from . import data, export, formats, sources
+from . import data, formats, sources
 from .ahead import FILES, one_after_another
 from .arguments import RunOptions
 from .blocks import CsvBlocks, csv_blocks, is_plain_csv
@@ -46,6 +46,7 @@ from .rows import (
     flat,
     prepared_bytes,
 )  # fmt: skip
+from .sampler import Sampler, bytes_of
 from .shares import Filling, Part
 from .splits import Split, make_split
 
@@ -97,7 +98,7 @@ class Inputs:
         self._prepare_all(trains)
 
     def _prepare_all(self, trains: bool) -> None:
-        sampler = export.Sampler(self.hp.seed, self.contract.inputs)
+        sampler = Sampler(self.hp.seed, self.contract.inputs)
         self.train = self._rows("training") if trains else None
         self.evaluation = self._rows("evaluation", sampler)
         self.test = self._rows("test") if self.paths["test"] and trains else None
@@ -173,13 +174,13 @@ class Inputs:
         source = self._source("training")
         return (lambda: [source.labels()]) if isinstance(source, sources.FolderSource) and not self.split else None
 
-    def _rows(self, name: str, sampler: export.Sampler | None = None) -> AnyRows:
+    def _rows(self, name: str, sampler: Sampler | None = None) -> AnyRows:
         try:
             return self._made_rows(name, sampler)
         except data.UnknownLabel as error:
             raise data.unseen(self.paths[name] or self.paths["training"], error.label) from None
 
-    def _made_rows(self, name: str, sampler: export.Sampler | None) -> AnyRows:
+    def _made_rows(self, name: str, sampler: Sampler | None) -> AnyRows:
         training, source = name == "training", self._source(name)
         each, size = self._prepared_size(name, source)
         if not self._too_large(name, size):
@@ -192,7 +193,7 @@ class Inputs:
             return IndexedRows(source, self._places(name, source), self.prepare, each)
         return self._cached(name, each, size, sampler)
 
-    def _whole(self, name: str, each: float, sampler: export.Sampler | None) -> Iterator[data.Chunk]:
+    def _whole(self, name: str, each: float, sampler: Sampler | None) -> Iterator[data.Chunk]:
         """Yield all raw rows of a part in chunks that do not depend on the files they come in.
 
         Where a row lies in a chunk may decide the last bit of a feature: vectorised and single operations round differently.
@@ -203,7 +204,7 @@ class Inputs:
         block = block_rows(each)
         return data.rechunk(chunks, block * -(-PREPARED_ROWS // block))
 
-    def _cached(self, name: str, each: float, size: float, sampler: export.Sampler | None) -> CachedRows:
+    def _cached(self, name: str, each: float, size: float, sampler: Sampler | None) -> CachedRows:
         """Return rows that are prepared once into a cache on disk, or taken from one that an earlier run left there.
 
         Raises:
@@ -354,13 +355,13 @@ class Inputs:
                 self.places[name] = np.flatnonzero(np.concatenate(masks))
         return self.places[name]
 
-    def _sampled(self, chunks: Iterable[data.Chunk], sampler: export.Sampler | Profile | None) -> Iterator[data.Chunk]:
+    def _sampled(self, chunks: Iterable[data.Chunk], sampler: Sampler | Profile | None) -> Iterator[data.Chunk]:
         for chunk in chunks:
             if sampler is not None:
                 sampler.add(chunk)
             yield chunk
 
-    def _sample(self, chunks: Iterable[data.Chunk], sampler: export.Sampler | None) -> None:
+    def _sample(self, chunks: Iterable[data.Chunk], sampler: Sampler | None) -> None:
         """Look at the first rows of what is not read whole beforehand."""
         for chunk in chunks if sampler is not None else ():
             sampler.add(chunk)
@@ -390,7 +391,7 @@ class Inputs:
             return each, each * max(data.rows_of(chunk), sum(count or 0 for count in counts))
         total = data.total_bytes(paths)
         own = "read" in self.contract.given
-        block = sum(export.bytes_of(values) for values in chunk.values()) if own else data.block_bytes(paths[0], data.rows_of(held[0]))
+        block = sum(bytes_of(values) for values in chunk.values()) if own else data.block_bytes(paths[0], data.rows_of(held[0]))
         return each, each * data.rows_of(held[0]) * max(1.0, total / max(1, min(total, block)))
 
     def _too_large(self, name: str, size: float) -> bool:

@@ -32,6 +32,7 @@ from .environment import Environment
 from .errors import Preempted, UserError, first_line
 from .inputs import Inputs
 from .loop import Trainer, end_by_sigterm
+from .network import check_network
 from .outputs import Outputs, prepare, record, seal, versions, write_json
 from .profile import NAME as PROFILE
 from .reporting import Events, Hypertune, Progress, Scalars, format_metrics, log, row_ledger
@@ -43,11 +44,6 @@ from .tracking.record import Record
 from .training_profile import texts_of, training_profile
 
 Restored = tuple[dict[str, np.ndarray], dict[str, Any]]
-# What optimizers cannot do on several replicas, and what there is instead.
-IN_CONDITIONS = {
-    "gradient_accumulation_steps": "raise --batch_size by that factor",
-    "ema_overwrite_frequency": "the averages take the weights' place at the end of the training anyway",
-}
 SAME = 1e-4  # relative: evaluations of one model by two sources that differ in nothing that counts
 
 
@@ -221,12 +217,7 @@ def build_steps(run: Run, plan: Plan) -> Steps:
     keras.utils.set_random_seed(run.hp.seed)
     with run.strategy.scope():
         network = contract.build_model(run.hp, run.inputs.facts, plan.total_steps)
-    if not isinstance(network, keras.Model):
-        raise UserError(f"build_model must return a compiled keras.Model; got {type(network).__name__}.")
-    if not network.compiled:
-        raise UserError("build_model returns a model that is not compiled. Call its compile(optimizer, loss, metrics=…) before.")
-    say_what_is_left_out(network)
-    see_that_replicas_can_train_it(network, run.strategy)
+    check_network(network, run.strategy)
     example = run.inputs.example()
     with blame(contract.module, "the model"):
         if plan.jit_compile is None:
@@ -278,39 +269,6 @@ def seconds_a_step(call: Callable[[], object], steps: int) -> float:
         call()
         calls += 1
     return (time.perf_counter() - start) / calls / steps
-
-
-def say_what_is_left_out(network: keras.Model) -> None:
-    """Name the arguments of `compile` that say how `fit` runs a step: here the loop does, by its flags."""
-    if network.run_eagerly:
-        log("WARNING", "compile(run_eagerly=True) is not looked at: steps are compiled. tf.print shows values in a step.")
-    if network.steps_per_execution not in (None, 1):
-        log("WARNING", f"compile(steps_per_execution={network.steps_per_execution}) is not looked at: --steps_per_call says it.")
-
-
-def see_that_replicas_can_train_it(network: keras.Model, strategy: tf.distribute.Strategy) -> None:
-    """Say in one line that batch normalisation goes by each replica's own part of the batch, where it does.
-
-    Raises:
-        UserError: an optimizer does what Keras cannot do on several replicas.
-    """
-    if strategy.num_replicas_in_sync == 1:
-        return
-    for optimizer in optimizers(network):
-        for name, instead in IN_CONDITIONS.items():
-            if getattr(getattr(optimizer, "inner_optimizer", optimizer), name, None):  # loss scaling wraps the one that updates
-                raise UserError(
-                    f"{name} does not work on {strategy.num_replicas_in_sync} replicas: Keras does it inside a condition, "
-                    f"where replicas cannot meet. Leave it out; {instead}."
-                )
-    kinds = keras.layers.BatchNormalization
-    found = [layer.name for layer in network._flatten_layers() if isinstance(layer, kinds) and not layer.synchronized]
-    if found:
-        log(
-            "WARNING",
-            f"{found[0]}{f' and {len(found) - 1} more' if len(found) > 1 else ''}: batch normalisation goes by each replica's own part "
-            "of the batch, so the weights depend on the number of replicas. BatchNormalization(synchronized=True) goes by the whole batch.",
-        )
 
 
 def admit(run: Run, restored: Restored | None) -> str | None:

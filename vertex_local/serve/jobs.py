@@ -133,7 +133,8 @@ def cancel(local: Local, name: str) -> None:
 
 def forget(local: Local, name: str) -> None:
     """Remove the record of a job that is over; its files stay."""
-    local.records.remove(ended(local, name)["name"])
+    ended(local, name)
+    local.records.remove(name)
 
 
 def check_under_way(local: Local, name: str) -> None:

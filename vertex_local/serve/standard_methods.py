@@ -107,9 +107,9 @@ class Resources:
 
     def delete(self, request: Message) -> operations_pb2.Operation:
         """Forget a resource."""
-        name = self._local.known(request.name)["name"]
-        self.forget(name)
-        return self._operations.finished(location_of(name), self._deletion, None)
+        self._local.known(request.name)
+        self.forget(request.name)  # not the name in the record, which is a file's content
+        return self._operations.finished(location_of(request.name), self._deletion, None)
 
     def forget(self, name: str) -> None:
         """Remove a resource's record, and those of all that is below it."""

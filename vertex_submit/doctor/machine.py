@@ -18,7 +18,7 @@ EXTRAS = {
     "tune": ("google-cloud-aiplatform", "optuna", "plotly", "PyYAML", "rich"),
     "serve": (
         "certifi", "cronsim", "google-cloud-aiplatform", "google-cloud-storage", "h11", "jinja2", "optuna", "PyYAML", "rich",
-        "starlette", "trustme", "uvicorn",
+        "starlette", "trustme", "uvicorn", "werkzeug",
     ),
 }  # fmt: skip
 TENSORFLOW = ("2.17", "2.21")  # the first and the last that the trainers are tested with
