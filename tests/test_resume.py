@@ -206,7 +206,8 @@ class TestRefusals:
         more = start("taxifare", output, "--features=lab", "--num_examples_to_train_on=1920", "--epochs=1")
         assert more.returncode == 0 and "resuming from step 20 of 30" in more.stdout
         assert "from 1280 to 1920 examples: the learning-rate schedule changes" in more.stderr
-        by_epochs = start("taxifare", output, "--features=lab", "--epochs=2")  # by the other flag that sets the length, and the batch's default
+        # By the other flag that sets the length, and the batch's default.
+        by_epochs = start("taxifare", output, "--features=lab", "--epochs=2")
         assert by_epochs.returncode == 0 and "training goes on from 1920 to " in by_epochs.stderr, by_epochs.stderr
 
     def test_start_over_moves_only_our_files(self, unbroken, tmp_path):

@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import keras
 import numpy as np
@@ -227,21 +227,25 @@ def publish(
         )
     elif not report["largest_difference"] <= tolerance or not report["metric_difference"] <= tolerance:
         _publish(stage, outputs.rejected, outputs.records)
-        for row in worst:
-            log("ERROR", f"skew: {json.dumps(row)[:2000]}")
-        metrics = [f"{report[kind]:.6g}" if report[kind] is not None else "unknown" for kind in ("served_metric", "trained_metric")]
-        raise UserError(
-            f"the exported model does not answer as the trained one: largest difference {report['largest_difference']:.3g}, "
-            f"metric {metrics[0]} served, {metrics[1]} trained, --skew_tolerance {tolerance:g}. "
-            f"It lies in {outputs.rejected}; the checkpoints are kept. Look for what training and serving do differently.",
-            FAILED,
-        )
+        _reject(report, worst, tolerance, outputs.rejected)
     reason = exporter.save_keras(stage)
     where = f"{outputs.model}/assets.extra/model.keras, for keras.saving.load_model" if reason is None else f"no model.keras ({reason})"
     log("INFO", f"for fine-tuning: {where}")
     exporter.checksum = checksums.of_folder(stage)
     _publish(stage, outputs.model, outputs.records)
     return report
+
+
+def _reject(report: Mapping[str, Any], worst: list[dict[str, Any]], tolerance: float, where: str) -> NoReturn:
+    for row in worst:
+        log("ERROR", f"skew: {json.dumps(row)[:2000]}")
+    metrics = [f"{report[kind]:.6g}" if report[kind] is not None else "unknown" for kind in ("served_metric", "trained_metric")]
+    raise UserError(
+        f"the exported model does not answer as the trained one: largest difference {report['largest_difference']:.3g}, "
+        f"metric {metrics[0]} served, {metrics[1]} trained, --skew_tolerance {tolerance:g}. "
+        f"It lies in {where}; the checkpoints are kept. Look for what training and serving do differently.",
+        FAILED,
+    )
 
 
 def ask(directory: str, instances: list[dict[str, Any]]) -> list[Any]:
