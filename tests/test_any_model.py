@@ -377,7 +377,7 @@ def test_several_workers_train_it(name, count, zoo, tmp_path):
             assert together[key] == pytest.approx(value, rel=2e-3, abs=2e-4), key
 
 
-@pytest.mark.parametrize("name", ["images", "source"])
+@pytest.mark.parametrize("name", ["images", pytest.param("source", marks=pytest.mark.slow)])
 def test_rows_that_are_prepared_as_needed_come_in_the_same_batches(name, zoo, tmp_path):
     results = []
     for memory in ("yes", "no"):
@@ -387,6 +387,7 @@ def test_rows_that_are_prepared_as_needed_come_in_the_same_batches(name, zoo, tm
     assert len(results[0][0]) == STEPS and results[0] == results[1]
 
 
+@pytest.mark.slow
 def test_a_dataset_is_counted_once_and_skipped_through_on_resume(zoo, tmp_path, capsys):
     train(zoo, "dataset", tmp_path / "out", "--num_evals=1")
     assert "dataset: its length is not known, so it was run through once to count 300 examples" in capsys.readouterr().out

@@ -419,6 +419,7 @@ def test_the_command_prints_lines_and_an_estimate(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("vertex-check-*"))
 
 
+@pytest.mark.slow
 def test_the_command_can_be_stopped_while_it_measures(tmp_path):
     project = copy_project(tmp_path)
     patient = "import sys; from vertex_local.check import inspection; inspection.Inspection.left = lambda self, most: 100 * most; "

@@ -104,6 +104,7 @@ def test_importing_runs_no_tensorflow_operation(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainer", FIRST_TRAINER)
 def test_mirrored_on_four_virtual_devices(trainer, tmp_path):
     """The same code on MirroredStrategy: four virtual CPU devices against one."""

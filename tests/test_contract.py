@@ -367,6 +367,7 @@ def test_one_stage_alone_from_a_checkpoint(made):
     assert made(GOOD, "--only=export")["val_auc"] == metrics["val_auc"] and model.stat().st_mtime_ns != before
 
 
+@pytest.mark.slow
 def test_a_mended_export_goes_on_after_training(made, monkeypatch, capsys):
     from vertex_runtime import export
 
@@ -388,6 +389,7 @@ def test_a_mended_export_goes_on_after_training(made, monkeypatch, capsys):
         made(mended + "UNUSED = 1\n")
 
 
+@pytest.mark.slow
 def test_a_run_that_is_out_of_time_exports_and_goes_on_later(made):
     many = ["--num_examples_to_train_on=3200000", "--max_minutes=0.0001", "--num_evals=3"]
     metrics = made(GOOD, *many)
@@ -436,6 +438,7 @@ def test_training_values_and_hyperparameters_are_in_tensorboard(made):
     assert "_hparams_/session_start_info" in tags
 
 
+@pytest.mark.slow
 def test_the_model_is_built_once_and_can_be_loaded_by_keras_too(made, monkeypatch):
     import keras
     import tensorflow as tf

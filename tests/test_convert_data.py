@@ -217,6 +217,7 @@ def test_rows_are_dealt_in_turn(tmp_path):
         assert text.splitlines()[1:] == whole[i::3]
 
 
+@pytest.mark.slow
 def test_a_shuffle_depends_on_seed_and_rows_alone(tmp_path, monkeypatch):
     """Not on the format that the rows came in, nor on how many fit into memory; every row is there once."""
     run("taxifare", DATA["taxifare"], tmp_path / "plain", "csv")

@@ -144,6 +144,7 @@ def test_a_training_that_is_slow_is_waited_for_until_there_is_something_to_time(
     assert measured.steps == 11 and measured.finish == 0 and 10 < measured.examples_per_second <= 100 and measured.startup >= 1
 
 
+@pytest.mark.slow
 def test_a_training_that_is_too_slow_to_be_timed_gets_a_line_with_what_was_seen_and_the_remedy(tmp_path):
     said = r"not two calls of the compiled steps were done within \d+ s, the first after \d+\.\d s: try again when .* --no_measure"
     with pytest.raises(probe.ProbeError, match=said):

@@ -418,6 +418,7 @@ def test_the_sdk_is_told_what_answers_rest_on(service, sdk, models):
         assert says in str(service.call("POST", f"/endpoints/{name}:explain", body, code=code, base=base)), body
 
 
+@pytest.mark.slow
 def test_words_by_a_spec_of_the_deployment_alone(service, sdk, models):
     """Without metadata: inputs and baselines are those that the exporter left."""
     from google.cloud.aiplatform import explain as types

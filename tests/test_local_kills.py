@@ -122,6 +122,7 @@ def test_drills_are_drawn_from_what_an_unbroken_run_showed():
     assert all(kill.place == "seconds" and 0 <= kill.at <= 2 for drill in quiet for kill in drill)
 
 
+@pytest.mark.slow
 def test_a_series_of_drills(folder):
     done = call(folder, "job.yaml", "--job_id=d", "--drill=5", "--seed=3")
     assert done.returncode == 0, done.stdout + done.stderr

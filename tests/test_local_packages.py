@@ -75,6 +75,7 @@ def test_what_a_package_requires_and_the_environment_lacks(tmp_path):
     assert json.loads((tmp_path / ".vertex_local/jobs/a/result.json").read_text())["state"] == "JOB_STATE_FAILED"
 
 
+@pytest.mark.slow
 def test_with_index(tmp_path, monkeypatch):
     uri = build(tmp_path, "'missing_thing>=1.5'")
     wheel(tmp_path / "wheels")

@@ -55,6 +55,7 @@ def test_packages_are_installed_once_for_all_jobs_and_trials(tmp_path):
     assert "other content" in third.stdout, "the same name with another content is another package"
 
 
+@pytest.mark.slow
 def test_several_at_once_wait_for_the_one_that_installs(tmp_path):
     (file,) = [tmp_path / build(tmp_path)]
     said: list[str] = []

@@ -221,6 +221,7 @@ def test_the_published_courses_command(tree, files):
     assert record["hyperparameters"]["nnsize"] == [32, 8]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainer", FIRST_TRAINER)
 def test_autopackaging_installs_setup_py_alone_and_copies_the_trainer(tree, tmp_path, trainer):
     """What gcloud's generated Dockerfile does: setup.py by itself, then --extra-dirs and the script's own folder."""
@@ -275,6 +276,7 @@ def test_a_third_trainer_is_packaged_alone(third, tmp_path):
     assert said.strip() == str(site / "trainer" / "task.py")
 
 
+@pytest.mark.slow
 def test_the_scripts_find_a_third_trainer(third, tmp_path, here):
     def run(script: str, *flags: object) -> str:
         return execute([third / "scripts" / script, *flags], tmp_path, here)

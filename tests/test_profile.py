@@ -78,7 +78,9 @@ def test_requests_are_compared_with_a_models_training_rows(tmp_path, monkeypatch
         profile.main([str(ROOT)])
 
 
-@pytest.mark.parametrize("flags", [(), ("--in_memory=no",), ("--in_memory=no", "--eval_fraction=0.2")])
+@pytest.mark.parametrize(
+    "flags", [(), pytest.param(("--in_memory=no",), marks=pytest.mark.slow), ("--in_memory=no", "--eval_fraction=0.2")]
+)
 def test_a_run_keeps_the_profile_of_its_training_rows(flags, tmp_path, run_trainer):
     folder = ROOT / "taxifare" / "tests" / "data"
     files = [f"--train_data_path={folder / 'taxi-train.csv'}"]

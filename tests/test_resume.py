@@ -200,6 +200,7 @@ class TestRefusals:
         refused = run()
         assert refused.returncode == 2 and "source" in refused.stderr and "--start_over" in refused.stderr
 
+    @pytest.mark.slow
     def test_more_examples_go_on(self, unbroken, tmp_path):
         output = tmp_path / "out"
         assert start("taxifare", output, "--features=lab", "--num_examples_to_train_on=1280", "--epochs=1").returncode == 0

@@ -248,6 +248,7 @@ def test_what_is_copied_is_the_generation_that_was_asked_for(tmp_path, size):
             b"".join(source.pieces())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("generation", ["none", "the same"])
 def test_of_two_writers_one_wins(client, bucket, generation):
     for i in range(50):

@@ -95,6 +95,7 @@ def test_evaluation_counts_every_row_once(trainer):
     assert measured["loss"] == pytest.approx(float(np.mean(losses)), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_tagger_starts_from_naive_bayes():
     """Before the first step it already answers well; with --naive_bayes=0 it knows nothing, and one class alone is no trouble."""
     from stackoverflow.trainer.features import _choose_ngrams
@@ -139,6 +140,7 @@ def test_steps_per_call_and_xla_do_not_change_the_rows(flags, exact, tmp_path):
     see_each_row_once_per_epoch(one)
 
 
+@pytest.mark.slow
 def test_initial_weights_follow_from_the_seed_alone(tmp_path, monkeypatch):
     model = importlib.import_module("taxifare.trainer.model")
     learn, found = model.learn, []

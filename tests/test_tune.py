@@ -314,6 +314,7 @@ def test_the_same_seed_draws_the_same(tmp_path):
     assert found[0] == found[1] != found[2]
 
 
+@pytest.mark.slow
 def test_the_default_search_learns(tmp_path):
     """Beyond what it draws by chance at first, its draws gather around the best value, 2."""
     write_study(tmp_path, "report((float(flags['x']) - 2) ** 2, 1)\n", trials=24, parallel=1)
@@ -380,6 +381,7 @@ if x > 8: time.sleep(60)
     assert ("1", "STOPPING") not in changes
 
 
+@pytest.mark.slow
 def test_elapsed_time_may_be_what_the_median_rule_goes_by(tmp_path):
     """Steps that never meet, as with different batch sizes, or none at all: the newest value at a time is compared."""
     write_study(tmp_path, """
@@ -484,6 +486,7 @@ def test_a_study_that_was_cut_goes_on(tmp_path, number, code, state):
     assert [m["stepCount"] for m in after[2]["measurements"]] == ["1", "2"] and "infeasibleReason" not in after[2]
 
 
+@pytest.mark.slow
 def test_a_study_that_was_cut_draws_what_an_unbroken_one_draws(tmp_path):
     found = []
     for folder, counts in (("a", (7,)), ("b", (2, 5, 7))):

@@ -142,6 +142,7 @@ def test_a_drift_runs_a_pipeline(service, model, request, monkeypatch):
     assert job["state"] == "PIPELINE_STATE_SUCCEEDED" and job["runtimeConfig"]["parameterValues"]["side"] == "tails"
 
 
+@pytest.mark.slow
 def test_followed_it_starts_the_command_once_for_a_drift(service, model, tmp_path):
     endpoint = deployed(model, "followed")
     mark = tmp_path / "mark"
