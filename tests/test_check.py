@@ -369,6 +369,7 @@ def test_a_freeze_file_is_compared_with(tmp_path):
     assert len(lines) == 2 and "requires numpy>=1.26, but the image has numpy 1.21.0" in lines[0]
 
 
+@pytest.mark.slow
 def test_someone_elses_program_is_imported_only_where_that_trains_nothing(tmp_path):
     project = copy_project(tmp_path)
     text = "import argparse\nopen('was_run', 'w')\n"

@@ -355,6 +355,7 @@ def test_the_best_model_is_exported_and_its_checkpoint_kept(made):
     assert last["val_auc"] < metrics["val_auc"]
 
 
+@pytest.mark.slow
 def test_one_stage_alone_from_a_checkpoint(made):
     with pytest.raises(UserError, match="--only=evaluate needs a checkpoint"):
         made(GOOD, "--only=evaluate")

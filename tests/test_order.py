@@ -191,6 +191,7 @@ def test_whole_runs_are_fed_the_same(of_files, small_windows, tmp_path, monkeypa
 # ------------------------------------------------------------------ files that change, disks that are full
 
 
+@pytest.mark.slow
 def test_runs_share_a_cache_by_its_key(tmp_path, capsys):
     from taxifare.trainer.task import main
 

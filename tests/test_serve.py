@@ -194,6 +194,7 @@ def test_what_is_not_there_and_what_is_not_supported(service):
         assert code == 400 and json.loads(text)["error"]["status"] == "INVALID_ARGUMENT"
 
 
+@pytest.mark.slow
 def test_every_job_file_of_ours_is_taken(tmp_path):
     """All of them wait behind a job that holds the only place: taken and checked, but not run."""
     given = {"project": "my-project", "region": "us-central1", "bucket": "my-bucket", "repository": "repo", "tag": "v1"}

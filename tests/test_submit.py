@@ -305,6 +305,7 @@ def test_the_same_sources_make_the_same_bytes(tmp_path):
     assert {path for path in set(ROOT.iterdir()) - before if path.name[0] != "."} == set(), "the checkout stays as it was"
 
 
+@pytest.mark.slow
 def test_a_package_for_local_runs(tmp_path):
     flags = ("--trainer=taxifare", "--bucket_root=buckets", "--sample_data")
     said = script("build_package", *flags, cwd=tmp_path).stdout

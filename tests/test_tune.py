@@ -361,6 +361,7 @@ report(9 if n == 4 else 1, 1, "ms")
 # ------------------------------------------------------------------ stopping
 
 
+@pytest.mark.slow
 def test_the_median_rule_stops_a_trial_by_sigterm(tmp_path):
     write_study(tmp_path, """
 x = int(flags["x"])

@@ -309,7 +309,8 @@ def _die_with_parent() -> None:
 def _why(done: subprocess.CompletedProcess[str]) -> str:
     """Return why a program ended, in one line."""
     if done.returncode < 0:
-        return f"it ended by {restarts.describe(done.returncode)}, as for want of memory."
+        how = restarts.describe(done.returncode)
+        return f"it ended by {how}: {_last_error(done.stderr)}" if done.stderr.strip() else f"it ended by {how}, as for want of memory."
     return _last_error(done.stderr or done.stdout)
 
 
