@@ -7,13 +7,13 @@ and that only where its code stands under `if __name__ == "__main__"`: else an i
 from __future__ import annotations
 
 import ast
-import ctypes
 import dataclasses
+import errno
 import itertools
 import json
 import os
 import re
-import signal
+import shutil
 import subprocess
 import sys
 import threading
@@ -283,10 +283,14 @@ def _answer(argv: Sequence[str], env: Mapping[str, str], cwd: Path, seconds: flo
     return done
 
 
+# PR_SET_PDEATHSIG, then the program in this process's place.
+_DYING = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execvp(sys.argv[1], sys.argv[1:])"
+
+
 def _run(argv: Sequence[str], env: Mapping[str, str], cwd: Path, enough: Callable[[], bool]) -> subprocess.CompletedProcess[str] | None:
     """Run a program; return how it ended, or None where it was killed because there was `enough` of it."""
     pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(argv, env=dict(env), cwd=cwd, preexec_fn=_die_with_parent, errors="replace", **pipes) as process:
+    with subprocess.Popen(_dying_with_us(argv, env, cwd), env=dict(env), cwd=cwd, errors="replace", **pipes) as process:
         while True:
             try:
                 out, err = process.communicate(timeout=0.2)
@@ -301,9 +305,18 @@ def _run(argv: Sequence[str], env: Mapping[str, str], cwd: Path, enough: Callabl
                 raise
 
 
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: killed as this process is, it leaves no training behind
+def _dying_with_us(argv: Sequence[str], env: Mapping[str, str], cwd: Path) -> list[str]:
+    """Return a command line by which a program is killed as this process is, so that no training is left behind.
+
+    The program asks for that itself: a function in a fork of this process would run beside the threads of gRPC and TensorFlow.
+
+    Raises:
+        FileNotFoundError: there is no such program.
+    """
+    found = os.path.join(cwd, argv[0]) if os.sep in argv[0] else shutil.which(argv[0], path=env.get("PATH"))
+    if not found or not os.path.exists(found):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), argv[0])
+    return [sys.executable, "-IS", "-c", _DYING, *argv] if sys.platform == "linux" else list(argv)
 
 
 def _why(done: subprocess.CompletedProcess[str]) -> str:
