@@ -69,7 +69,7 @@ class Service(LocalService):
         for _ in range(IDLE):
             plain = socket.create_connection(("127.0.0.1", self.port), timeout=60)
             connection = self.tls.wrap_socket(plain, server_hostname="localhost")
-            connection.sendall(f"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\nAuthorization: Bearer {self.token}\r\n\r\n".encode())
+            connection.sendall(f"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\n\r\n".encode())
             assert b" 200 " in connection.recv(65536)
             held.append(connection)
         return held
