@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..job import buckets, times
 from ..local import job_record
 from ..local.jobs import stop_asked
-from . import batch, batch_tables, jobs, lists, messages, models, runs
+from . import batch, batch_tables, jobs, messages, models, runs
 from .executor import Stopped
 from .instances import FORMATS, TYPES, Config, Instance
 from .local import Local
@@ -20,18 +20,18 @@ from .rest import ApiError
 
 if TYPE_CHECKING:
     from google.cloud.aiplatform_v1 import types
-    from google.longrunning import operations_pb2
-    from google.protobuf import empty_pb2
     from google.protobuf.message import Message
 
-_KIND = "batchPredictionJobs"
+KIND = "batchPredictionJobs"
 _WITH_FIELDS = ("jsonl", "csv", batch_tables.FORMAT)  # formats whose instances have fields, and those of predictions
 _UNSUPPORTED = ("unmanaged_container_model", "generate_explanation", "explanation_spec")
 _LOOKS = 0.2  # seconds between two looks whether somebody wants the job to end
 
 
-class BatchPredictionJobs(jobs.Jobs):
+class BatchPredictionJobs:
     """Batch predictions run in the service's queue, beside training jobs, each with a process that holds the model."""
+
+    _local: Local
 
     def create_batch_prediction_job(self, request: types.CreateBatchPredictionJobRequest) -> types.BatchPredictionJob:
         """Check and keep a new batch prediction, and let it run when it is its turn."""
@@ -42,24 +42,8 @@ class BatchPredictionJobs(jobs.Jobs):
             with job_record.held(self._local.state / "jobs" / name.rpartition("/")[2]):
                 return _Run(self._local, name, job, model).work(cancel)
 
-        made = jobs.create(self._local, request.parent, _KIND, job, work, modelVersionId=model["versionId"])
+        made = jobs.create(self._local, request.parent, KIND, job, work, modelVersionId=model["versionId"])
         return messages.read(made, "BatchPredictionJob")
-
-    def get_batch_prediction_job(self, request: types.GetBatchPredictionJobRequest) -> types.BatchPredictionJob:
-        """Return a batch prediction; its figures are a few seconds old while it runs."""
-        return messages.read(self._local.known(request.name), "BatchPredictionJob")
-
-    def list_batch_prediction_jobs(self, request: types.ListBatchPredictionJobsRequest) -> types.ListBatchPredictionJobsResponse:
-        """Return one page of batch predictions."""
-        return lists.answer(self._local.records, _KIND, request, "BatchPredictionJob", "batch_prediction_jobs")
-
-    def cancel_batch_prediction_job(self, request: types.CancelBatchPredictionJobRequest) -> empty_pb2.Empty:
-        """Ask a batch prediction to end; what it has written stays, its state tells when it has ended."""
-        return self._cancel(request.name)
-
-    def delete_batch_prediction_job(self, request: types.DeleteBatchPredictionJobRequest) -> operations_pb2.Operation:
-        """Forget a batch prediction that is over; its files stay."""
-        return self._delete(request.name)
 
 
 # ------------------------------------------------------------------ checks

@@ -19,7 +19,8 @@ class JobService(batch_service.BatchPredictionJobs):
 
     def __init__(self, local: Local, operations: OperationPool):
         self._local, self._operations = local, operations
-        for type_name, kind in (("CustomJob", _CUSTOM), ("HyperparameterTuningJob", _TUNING)):
+        kinds = (("CustomJob", _CUSTOM), ("HyperparameterTuningJob", _TUNING), ("BatchPredictionJob", batch_service.KIND))
+        for type_name, kind in kinds:
             jobs.JobResources(local, operations, type_name, kind).add_to(self, "get", "list", "cancel", "delete")
 
     def create_custom_job(self, request: types.CreateCustomJobRequest) -> types.CustomJob:

@@ -18,11 +18,9 @@ from .rest import ApiError
 from .standard_methods import Resources
 
 if TYPE_CHECKING:
-    from google.longrunning import operations_pb2
     from google.protobuf import empty_pb2
     from google.protobuf.message import Message
 
-    from .operations import OperationPool
 
 STOPPED = "the local service was stopped while the job was under way; create the job again"
 CANCELED = {"code": 1, "message": "CANCELED"}
@@ -165,28 +163,6 @@ class JobResources(Resources):
     def forget(self, name: str) -> None:
         """Remove the record of a job that is over; what it made and all files stay."""
         forget(self._local, name)
-
-
-class Jobs:
-    """What a service's RPCs do alike for each of its kinds of job.
-
-    Attributes:
-        _local: the service's store and executors.
-        _operations: keeps the operation that deleting a job is answered with.
-    """
-
-    _local: Local
-    _operations: OperationPool
-
-    def _cancel(self, name: str) -> empty_pb2.Empty:
-        from google.protobuf import empty_pb2
-
-        cancel(self._local, name)
-        return empty_pb2.Empty()
-
-    def _delete(self, name: str) -> operations_pb2.Operation:
-        forget(self._local, name)
-        return self._operations.finished(location_of(name), "DeleteOperationMetadata", None)
 
 
 def settle(local: Local) -> int:
