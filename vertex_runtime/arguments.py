@@ -198,7 +198,7 @@ def _underscored(word: str) -> str:
 
 def _add_group(parser: _Parser, title: str, kind: type) -> None:
     group = parser.add_argument_group(title)
-    where = os.path.relpath(sys.modules[kind.__module__].__file__ or kind.__module__)
+    where = os.path.relpath(getattr(sys.modules[kind.__module__], "__file__", None) or kind.__module__)
     if any(isinstance(value, dataclasses.Field) for value in vars(kind).values()):
         raise UserError(f"{where}: {kind.__name__} is no dataclass. Write @dataclass(frozen=True) above it.")
     try:
