@@ -27,10 +27,10 @@ from typing import Any
 from .. import cli
 from ..console.app import Console
 from ..errors import UserError
-from ..job import schema, settings
+from ..job import schema, settings, times
 from ..local import job_record
 from ..local.store import FILE, Store
-from . import endpoint, grpc_server, jobs, operations, pipeline_jobs, rest, routes, schedules, storage_upload, tls
+from . import endpoint, grpc_server, jobs, operations, pipeline_jobs, routes, schedules, storage_upload, tls
 from .executor import Executor
 from .guards import ADDRESS
 from .local import Local
@@ -167,7 +167,7 @@ def _access_log(own: Path) -> Iterator[Callable[[str], None]]:
 
     def note(text: str) -> None:
         line = "".join(letter if letter.isprintable() else "?" for letter in text[:LOG_LINE])
-        file.handle(logging.makeLogRecord({"msg": f"{rest.stamp()} {line}"}))
+        file.handle(logging.makeLogRecord({"msg": f"{times.now()} {line}"}))
 
     with contextlib.closing(file):
         yield note

@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..datasets import dataset, export
+from ..job import times
 from ..local import job_record
 from . import exports, lists, messages
 from .local import Local, location_of
 from .operations import OperationPool
-from .rest import ApiError, stamp
+from .rest import ApiError
 
 if TYPE_CHECKING:
     from google.cloud.aiplatform_v1 import types
@@ -108,7 +109,7 @@ class DatasetService:
         with exports.errors("exportConfig"):
             task = export.Export(exports.with_imports(self._local, document), config, say=self._local.say, stop=stopping.is_set)
         title = re.sub(r"[^\w.-]", "_", document["displayName"])
-        folder = f"export-data-{title}-{stamp()}/{task.source.annotation_type}"
+        folder = f"export-data-{title}-{times.now()}/{task.source.annotation_type}"
 
         def work() -> tuple[str, dict[str, Any]]:
             with exports.errors("exportConfig"):

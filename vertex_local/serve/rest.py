@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from starlette.datastructures import QueryParams
-
-from ..job import times
 
 STATUSES = {  # google.rpc.Code's names: (HTTP code, number)
     "CANCELLED": (499, 1),
@@ -99,8 +96,3 @@ class Answer:
     headers: dict[str, str] = field(default_factory=dict)
     file: Path | None = None
     part: tuple[int, int] = (0, 0)
-
-
-def stamp(seconds: float | None = None) -> str:
-    """Return a time, by default now, as the API writes it: RFC 3339 in UTC with microseconds."""
-    return times.text(time.time() if seconds is None else seconds)

@@ -12,11 +12,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ..job import buckets
+from ..job import buckets, times
 from . import storage_files as files
 from . import storage_list, storage_missing
 from .local import Local
-from .rest import Answer, ApiError, Request, stamp
+from .rest import Answer, ApiError, Request
 from .storage_conditions import Conditions, NotModified
 from .storage_files import CHECKSUMS, SETTABLE, Bucket, Replaced, Stored
 from .storage_upload import settable
@@ -40,7 +40,7 @@ _OWN = ""  # the object name under which the store keeps a bucket's own settings
 
 def get_bucket(request: Request, bucket: Bucket) -> dict[str, Any]:
     """Return a bucket."""
-    when = stamp(bucket.folder.stat().st_mtime)
+    when = times.text(bucket.folder.stat().st_mtime)
     kept = bucket.local.records.object(bucket.name, _OWN, 0)
     metageneration = str(kept.pop("metageneration", 1))
     return {
@@ -258,7 +258,7 @@ def change_object(request: Request, bucket: Bucket, name: str) -> dict[str, Any]
             kept = {key: value for key, value in kept.items() if key not in SETTABLE}
         if given.get("metadata") is not None:
             given["metadata"] = _without_nulls({**kept.get("metadata", {}), **given["metadata"]})
-        kept = _without_nulls({**kept, **given}) | {"metageneration": now.metageneration + 1, "updated": stamp()}
+        kept = _without_nulls({**kept, **given}) | {"metageneration": now.metageneration + 1, "updated": times.now()}
         bucket.keep(name, now.generation, kept)
     return bucket.get(name).resource(request.base)
 

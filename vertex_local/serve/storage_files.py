@@ -29,9 +29,9 @@ from typing import Any
 
 import google_crc32c  # comes with google-cloud-storage
 
-from ..job import buckets
+from ..job import buckets, times
 from .local import Local
-from .rest import ApiError, stamp
+from .rest import ApiError
 from .storage_conditions import Conditions
 
 PIECE = 1 << 20  # bytes that are read at a time
@@ -112,7 +112,7 @@ class Stored:
     def resource(self, base: str) -> dict[str, Any]:
         """Return the object in the API's form, with checksums if they are known; `base` is the beginning of its links."""
         path = f"storage/v1/b/{self.bucket}/o/{urllib.parse.quote(self.name, safe='')}"
-        created = stamp(self.generation / 1e6)
+        created = times.text(self.generation / 1e6)
         known = {key: value for key, value in self.kept.items() if key in (*SETTABLE, *CHECKSUMS, "componentCount")}
         return {
             "kind": "storage#object",
