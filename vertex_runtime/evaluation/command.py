@@ -17,6 +17,7 @@ from typing import Any
 
 from ..environment import quoted, resolve_uri
 from ..errors import UserError, run_as_program
+from ..outputs import is_remote, read_text
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -66,19 +67,12 @@ def trainer_of(model: str) -> str:
 
 
 def _read(path: str) -> dict[str, Any] | None:
+    if is_remote(path):
+        from ..strategy import import_tensorflow
+
+        import_tensorflow()  # quietly
     try:
-        if "://" in path:
-            from ..strategy import import_tensorflow
-
-            import_tensorflow()
-            import tensorflow as tf
-
-            if not tf.io.gfile.exists(path):
-                return None
-            with tf.io.gfile.GFile(path, "r") as file:
-                return json.load(file)
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
+        return json.loads(read_text(path))
     except (OSError, ValueError):
         return None
 
