@@ -29,9 +29,10 @@ FIRST_TRAINER = ("taxifare", pytest.param("stackoverflow", marks=pytest.mark.slo
 # In this order, then the others: a file that takes long must not be what the other processes of scripts/test wait for.
 LONGEST = (
     "test_document_commands", "test_compat", "test_any_model", "test_multiworker", "test_packaging", "test_kfp_pipeline", "test_tfx",
-    "test_notebook", "test_pipeline_local", "test_pipeline_jobs", "test_sdk_program", "test_serve", "test_tune", "test_submit",
-    "test_autopackaging", "test_check", "test_training", "test_contract", "test_resume", "test_formats", "test_new_trainer",
-    "test_storage", "test_registry", "test_evaluation", "test_local_run", "test_bigquery", "test_experiments",
+    "test_notebook", "test_pipeline_local", "test_pipeline_jobs", "test_sdk_program", "test_autopackaging", "test_tune",
+    "test_storage_api", "test_training", "test_storage", "test_resume", "test_registry", "test_contract", "test_serve", "test_check",
+    "test_lineage", "test_serve_gcloud", "test_serve_attacks", "test_explain", "test_evaluation", "test_local_run", "test_submit",
+    "test_formats", "test_experiments", "test_new_trainer", "test_bigquery", "test_serve_rpc", "test_convert_data", "test_csv_fuzz",
 )  # fmt: skip
 
 RunTrainer = Callable[..., "subprocess.CompletedProcess[str]"]

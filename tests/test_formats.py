@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calendar
 import gzip
 import importlib
 import io
@@ -15,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tensorflow as tf
 from conftest import ROOT
 
 from vertex_runtime import data, formats
@@ -763,6 +765,18 @@ def test_an_unseen_label_is_located(ending, where, tmp_path):
     unseen = write(tmp_path, f"unseen.{ending}", writer([["one", "sql"], ["what is a monad", "haskell"]], ["text", "label"]))
     with pytest.raises(UserError, match=f"unseen.{ending}{where}: the label 'haskell' was not seen in training"):
         train("stackoverflow", training, unseen, tmp_path / "out")
+
+
+def test_a_date_is_a_day_that_its_month_has():
+    """In files of one spelling and of several, and in the served model."""
+    years = [1, 4, 100, 1600, 1900, *range(1995, 2030), 2100, 2400]
+    texts = [f"{year:04}-{month:02}-{day:02}" for year in years for month in range(14) for day in range(34)]
+    lengths = {(year, month): calendar.monthrange(year, month)[1] for year in years for month in range(1, 13)}
+    expected = [1 <= int(day) <= lengths.get((int(year), int(month)), 0) for year, month, day in (text.split("-") for text in texts)]
+    column = Date("day")
+    assert column.check(pa.array(["2011-01-28", *texts]))[1].tolist() == [True, *expected]
+    assert column.check(pa.array(["2011-01-28 20:42:59", *texts]))[1].tolist() == [True, *expected]
+    assert column.guard(tf.constant(texts))[1].numpy().tolist() == expected
 
 
 @pytest.mark.parametrize("time", [False, True])

@@ -107,6 +107,7 @@ def offsets_of(texts: Any) -> np.ndarray:
 
 
 _TWO_DIGITS = np.array([[5, 1, 12], [8, 1, 31], [11, 0, 23], [14, 0, 59], [17, 0, 59]])  # of a date: place, least, most
+_DAYS = np.array([31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31])  # of a month
 
 
 def dates_like(texts: Any, first: str) -> np.ndarray | None:
@@ -128,8 +129,23 @@ def dates_like(texts: Any, first: str) -> np.ndarray | None:
     for start in parts:
         steps = np.ascontiguousarray(octets[start : start + _SLICE].T) - lowest
         numbers = 10 * steps[places[:, 0]] + steps[places[:, 0] + 1] - least  # what is less than the least is large then
-        good[start : start + _SLICE] = (steps <= spread).all(0) & (numbers <= most - least).all(0)
+        part = (steps <= spread).all(0) & (numbers <= most - least).all(0)
+        late = np.flatnonzero(part & (numbers[1] >= 28))  # the 29th to the 31st, which not every month has
+        part[late] = _has_day(steps[:4, late], numbers[0, late], numbers[1, late])
+        good[start : start + _SLICE] = part
     return good
+
+
+def _has_day(digits: np.ndarray, months: np.ndarray, days: np.ndarray) -> np.ndarray:
+    """Return which months have a day: [dates] bool.
+
+    Args:
+        digits: of the years, [4, dates].
+        months: counted from 0, as `days` are: [dates].
+    """
+    years = np.array([1000, 100, 10, 1]) @ digits
+    leap = (years % 4 == 0) & ((years % 100 != 0) | (years % 400 == 0))
+    return days < _DAYS[months] + ((months == 1) & leap)
 
 
 def _is_ascii(values: Any) -> bool:

@@ -22,7 +22,11 @@ from .cells import as_floats, as_texts, dates_like, is_text, offsets_of, parse_n
 from .environment import quoted
 
 # RE2, Python's `re` with re.ASCII and TensorFlow's regular expressions read these alike.
-_DAY = r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])"
+_LEAP_YEAR = r"(\d\d(0[48]|[2468][048]|[13579][26])|([02468][048]|[13579][26])00)"
+_DAY = (
+    r"(\d{4}-((0[13578]|1[02])-(0[1-9]|[12]\d|3[01])|(0[469]|11)-(0[1-9]|[12]\d|30)|02-(0[1-9]|1\d|2[0-8]))"
+    rf"|{_LEAP_YEAR}-02-29)"
+)
 _TIME = r"[ T]([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d+)?( ?UTC|Z|[+]00:00)?"
 _LARGEST = np.finfo(np.float32).max
 
