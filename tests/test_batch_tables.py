@@ -78,6 +78,7 @@ def rows_of(client, name: str) -> list[dict]:
     return [dict(row) for row in client.list_rows(name.removeprefix("bq://"))]
 
 
+@pytest.mark.slow
 def test_the_sdk_predicts_from_a_table_into_a_new_dataset(echo, client, table, monkeypatch):
     service, model = echo
     lead_sdk(service, monkeypatch)

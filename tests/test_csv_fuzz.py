@@ -214,7 +214,7 @@ def large(seed: random.Random, columns: tuple[Column, ...], size: int) -> bytes:
 FAULTS = [b'"', b"\xff", b"x,y,z,u,v,w\n", b"\n\n\n", b'\n"', b"abc", b'""', b"1_0", b"\r", b'"\n']
 
 
-@pytest.mark.parametrize("name", ["numbers", "mixed", "texts"])
+@pytest.mark.parametrize("name", ["mixed", *(pytest.param(name, marks=pytest.mark.slow) for name in ("numbers", "texts"))])
 @pytest.mark.parametrize("fault", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
 def test_faults_beyond_the_first_block(name, fault, tmp_path):
     seed = random.Random(f"{name} {fault}")

@@ -375,6 +375,7 @@ def overriding(**override) -> dict:
     return {"instances": [TRIP], "explanationSpecOverride": override}
 
 
+@pytest.mark.slow
 def test_the_sdk_is_told_what_answers_rest_on(service, sdk, models):
     from google.cloud.aiplatform import explain as types
 

@@ -171,7 +171,8 @@ def test_a_named_cache_is_opened_again_and_half_a_one_is_not(small_windows, tmp_
         fed(CachedRows(found, found.count, 64.0), 10, 60)
 
 
-@pytest.mark.parametrize("of_files", ["no", pytest.param("yes", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("of_files", ["no", "yes"])
 def test_whole_runs_are_fed_the_same(of_files, small_windows, tmp_path, monkeypatch):
     """With windows of few rows, taxifare's batches are the same from memory, from disk and from several files."""
     from taxifare.trainer.task import main

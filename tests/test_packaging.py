@@ -149,10 +149,11 @@ def test_license_is_the_whole_text(sdists):
 # ------------------------------------------------------------------ every spelling
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainer", FIRST_TRAINER)
 @pytest.mark.parametrize(
     "path, module",
-    [("", "{}.trainer.task"), pytest.param("{}", "trainer.task", marks=pytest.mark.slow)],  # as the published command
+    [("", "{}.trainer.task"), ("{}", "trainer.task")],  # as the published command
 )
 def test_start_from_the_root_of_a_checkout(tree, tmp_path, path, module, trainer):
     command = [forked.interpreter(), "-m", module.format(trainer), *TINY, "--output_dir", tmp_path / "out"]

@@ -135,6 +135,30 @@ def rows_in(cache) -> tuple[list[int], list[bytes]]:
 WHOLE = (list(range(ROWS)), [str(i).encode() for i in range(ROWS)])
 
 
+def test_an_index_that_is_written_while_it_is_looked_for_stays(tmp_path, monkeypatch):
+    """Who finds none must not remove the one that comes at that moment: all its blocks would be prepared again."""
+    from vertex_runtime import cache
+
+    one, other = cache_of(tmp_path), cache_of(tmp_path)
+    one.write(0, [tensor.numpy() for tensor in numbers(0, BLOCK)])
+
+    def late(path, *mode, **more):
+        try:
+            return open(path, *mode, **more)
+        except FileNotFoundError:
+            monkeypatch.undo()
+            one.finish()
+            raise
+
+    monkeypatch.setattr(cache, "open", late, raising=False)
+    other.refresh()
+    assert one.finished and list(tmp_path.glob("*.json"))
+    other.refresh()
+    assert other.finished and 0 in other
+    for each in (one, other):
+        each.close()
+
+
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_each_piece_is_prepared_once(workers, known, tmp_path):

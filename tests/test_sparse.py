@@ -118,6 +118,7 @@ print(json.dumps({"apart": apart, "moved": moved, "collectives": [collectives(gr
 """
 
 
+@pytest.mark.slow
 def test_rows_travel_with_the_dense_gradients(tmp_path):
     """Two replicas end with the weights that TensorFlow's own collectives give, with fewer of them."""
     (tmp_path / "summed.py").write_text(SUMMED)

@@ -120,6 +120,7 @@ def test_a_download_goes_on_where_another_process_stopped(bucket, client, proxy,
     assert f"bytes={got}-" in proxy.requests[-1] and (tmp_path / "file").read_bytes() == content(3 << 20)
 
 
+@pytest.mark.slow
 def test_many_files_in_both_directions_with_what_completes_them_last(bucket, proxy, tmp_path, capsys):
     names = [f"model/variables/{i}" for i in range(30)] + ["model/saved_model.pb", "manifest.json", "model/a b+ü"]
     for name in names:

@@ -293,6 +293,7 @@ def test_a_generation_never_goes_back(bucket, folder):
         before = blob.generation
 
 
+@pytest.mark.slow
 def test_the_lock_holds_over_two_services(service, bucket, folder, tmp_path):
     other = Service(tmp_path, "--no_token", f"--bucket_root={folder.parent}")
     try:

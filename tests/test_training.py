@@ -124,8 +124,9 @@ def test_learns(trainer, trained):
     assert metrics["val_rmse"] < 2.7 if trainer == "taxifare" else metrics["val_accuracy"] > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "flags, exact", [(["--steps_per_call=7"], True), pytest.param(["--jit_compile"], False, marks=pytest.mark.slow)], ids=["calls", "xla"]
+    "flags, exact", [(["--steps_per_call=7"], True), (["--jit_compile"], False)], ids=["calls", "xla"]
 )
 def test_steps_per_call_and_xla_do_not_change_the_rows(flags, exact, tmp_path):
     common = ["--features=lab", "--batch_size=32", "--epochs=2", "--num_evals=3", "--seed=5"]

@@ -197,9 +197,14 @@ class Cache:
         try:
             with open(index) as file:
                 said = json.load(file)
+        except FileNotFoundError:  # not to be removed: another process may write it at this moment
+            return False
+        except (OSError, ValueError):
+            said = {}
+        try:
             files = said["files"]
             whole = said["format"] == FORMAT and all(os.fstat(self._handle(name)).st_size >= size for name, size in files)
-        except (OSError, ValueError, KeyError, TypeError):  # there is none, or it is damaged
+        except (OSError, ValueError, KeyError, TypeError):  # it is damaged, or a file that it names
             whole = False
         if not whole:
             with contextlib.suppress(OSError):
