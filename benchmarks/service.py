@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""The local job service under load: requests a second, 1,000 idle connections, memory, and the time until it is ready.
+"""The local job service under load: requests a second, with few and with 10,000 jobs; idle connections, memory, time until ready.
 
-    python benchmarks/service.py                          # this checkout, half a minute
+    python benchmarks/service.py                          # this checkout, a minute
     python benchmarks/service.py --baseline ../older      # beside another checkout of the project; prints the ratios
 
 Needs wrk (apt-get install wrk). Each checkout serves with the Python that runs this, over TLS, one after the other.
@@ -19,16 +19,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from processes import ROOT
 
+from vertex_local.local import job_record
+from vertex_local.local.store import Store
 from vertex_local.testing import LocalService
 
 JOBS = "/v1/projects/p/locations/us-central1/customJobs"
 SPEC = {"machineSpec": {"machineType": "n1-standard-4"}, "replicaCount": 1, "containerSpec": {"imageUri": "a/b:1", "command": ["true"]}}
-IDLE, REQUESTS = 1000, 10_000
+FILTERED = "pageSize=100&filter=displayName%3D%22job-77%22"
+IDLE, REQUESTS, MANY = 1000, 10_000, 10_000
 
 
 class Service(LocalService):
@@ -63,6 +66,14 @@ class Service(LocalService):
         rate = float(re.search(r"Requests/sec:\s+([\d.]+)", text)[1])
         return {"requests/s": rate, "p99, ms": float(number) * factor, "CPU ms": 1e3 * used / asked}
 
+    def add_jobs(self, name: str, count: int) -> None:
+        """Record jobs like one that has ended."""
+        with closing(Store(self.state)) as store:
+            document = store.get(name)
+            for i in range(count):
+                job_record.add(store, f"{name.rpartition('/')[0]}/{i + 1}", "customJobs", {**document, "displayName": f"job-{i}"})
+                job_record.end(store, f"{name.rpartition('/')[0]}/{i + 1}", "SUCCEEDED")
+
     def idle(self) -> list[ssl.SSLSocket]:
         """Hold connections on each of which one request was answered."""
         held = []
@@ -96,6 +107,10 @@ def measure(root: Path, seconds: int) -> dict[str, float]:
         figures["1,000 idle connections, threads"] = service.status("Threads") - threads
         for connection in held:
             connection.close()
+        service.add_jobs(job["name"], MANY)
+        for what, query in (("get", path), ("list, 100 a page", f"{JOBS}?pageSize=100"), ("list, filtered", f"{JOBS}?{FILTERED}")):
+            found = service.wrk(query, seconds)
+            figures |= {f"{MANY:,} jobs, {what}, {name}": value for name, value in found.items()}
         return figures
 
 
@@ -112,7 +127,7 @@ def main() -> int:
     new = measure(ROOT, args.seconds)
     for name, value in new.items():
         ratio = f"   {old[name]:10.2f} before, {value / old[name]:.2f} times" if old.get(name) else ""
-        print(f"{name:42s} {value:10.2f}{ratio}")
+        print(f"{name:48s} {value:10.2f}{ratio}")
     return 0
 
 

@@ -82,6 +82,7 @@ def _handler(proxy: Proxy, upstream: str) -> type[http.server.BaseHTTPRequestHan
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
 
         def do_any(self) -> None:
             body = self.body()

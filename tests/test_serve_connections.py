@@ -61,6 +61,19 @@ def ask(own: Server, method: str = "GET", path: str = "/small", body: object = N
         connection.close()
 
 
+def test_an_answer_does_not_wait_for_the_clients_acknowledgement(started, monkeypatch):
+    """An answer is written as head and body, and the second would wait for the acknowledgement of the first: 40 ms."""
+    sockets = []
+    made = connections.Protocol.connection_made
+
+    def noted(self, transport):
+        sockets.append(transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        made(self, transport)
+
+    monkeypatch.setattr(connections.Protocol, "connection_made", noted)
+    assert ask(started())[0] == 200 and sockets == [1]
+
+
 def test_slow_heads_cost_no_thread_and_are_dropped(started):
     own = started(HEAD_SECONDS=1.0)
     before = threading.active_count()

@@ -45,7 +45,9 @@ class Listener(socket.socket):
     """
 
     def __init__(self, address: str, port: int):
-        super().__init__(socket.AF_INET, socket.SOCK_STREAM)
+        # With its protocol's number, because asyncio sets TCP_NODELAY only then: answers would wait 40 ms for the client's
+        # delayed acknowledgement.
+        super().__init__(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         self._most = min(MOST_CONNECTIONS, raise_file_limit() // 2)
         self._open: dict[Any, socket.socket] = {}  # by the client's address, the oldest first
         self._busy: set[Any] = set()  # those with a request under way
