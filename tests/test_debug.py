@@ -8,6 +8,7 @@ import re
 import socket
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ pytest.importorskip("google.cloud.aiplatform", reason="google-cloud-aiplatform i
 
 from vertex_local.errors import UserError  # noqa: E402
 from vertex_local.local import debugging  # noqa: E402
+from vertex_local.local.ports import Ports  # noqa: E402
 
 ATTACH = ("name", "type", "request", "justMyCode", "subProcess", "pathMappings")
 SAMPLE = ROOT / "taxifare" / "tests" / "data"
@@ -148,6 +150,16 @@ def test_what_cannot_be_debugged_is_one_line(tmp_path, value, says):
     done = call(tmp_path, write_job(tmp_path, [("own.py", 1), ("own.py", 1), shell]), f"--debug={value}")
     assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / ".vertex_local" / "jobs").exists(), "it is said before there is a job"
+
+
+def test_jobs_that_start_at_once_wait_on_ports_of_their_own():
+    """Between the choice of a port and debugpy's listening there it is in use, too."""
+    debug = debugging.Debug("workerpool0-0")
+    with closing(Ports()) as one, closing(Ports()) as other:
+        first, second = debugging.choose_port(debug, one.take), debugging.choose_port(debug, other.take)
+        assert first != second
+        with pytest.raises(UserError, match="is in use; give another port"):
+            debugging.choose_port(debugging.Debug("workerpool0-0", second), one.take)
 
 
 def test_a_port_in_use_and_a_missing_debugpy_are_named(tmp_path):

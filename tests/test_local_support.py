@@ -48,11 +48,20 @@ def environ(**extra: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), **extra}
 
 
-def start(folder: Path, *args: object, fresh: bool = False, **popen) -> subprocess.Popen:
+class Started(subprocess.Popen):
+    """A process that a test which fails does not wait for."""
+
+    def __exit__(self, kind, *error) -> None:
+        if kind is not None:
+            self.kill()
+        super().__exit__(kind, *error)
+
+
+def start(folder: Path, *args: object, fresh: bool = False, **popen) -> Started:
     """Start the command line in a fork; `fresh`: as a process of its own, which is gone as soon as it has been killed."""
     command = [sys.executable if fresh else forked.python("local"), "-m", "vertex_local", "run", *map(str, args)]
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environ(), **popen}
-    return subprocess.Popen(command, cwd=folder, **options)
+    return Started(command, cwd=folder, **options)
 
 
 def run(folder: Path, *args: object, seconds: float = 60, **popen) -> subprocess.CompletedProcess:

@@ -93,8 +93,8 @@ def program(case: Case, number: int, site: Path | None, scratch: Path) -> Progra
         ProbeError: the module cannot be found or imported; CommandError: the image is not the project's own.
     """
     options = RunOptions(trial="1" if case.study else None, variables=case.variables)
-    planner = Planner(case.job, options, case.paths, scratch, "0")
-    members = planner.members(itertools.count(2222).__next__)
+    planner = Planner(case.job, options, case.paths, scratch, "0", itertools.count(2222).__next__)
+    members = planner.members()
     member = next(member for member in members if member.pool == number)
     found = planner.replica(member, members, site)
     env = {name: value for name, value in found.env.items() if name not in (*_OF_THE_IMAGE, "TRAINER_EVENTS")}

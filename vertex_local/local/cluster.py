@@ -56,8 +56,8 @@ def run(
             report.say(f"note: not imitated here: {missing}")
         if job.output:
             (paths.buckets / job.output[len("gs://") :].partition("/")[0]).mkdir(parents=True, exist_ok=True)
-        planner = Planner(job, options, paths, result.folder, result.job_id)
-        replicas = _replicas(planner, pools, _planned(planner, files, containers, report), ports, report)
+        planner = Planner(job, options, paths, result.folder, result.job_id, ports.take)
+        replicas = _replicas(planner, pools, _planned(planner, files, containers, report), report)
         result.outputs = {name: value for name, value in replicas[0].plan.env.items() if name in DIRECTORIES}
         lifecycle.Cluster(job, replicas, result, report, cancel or threading.Event(), options.grace).run()
     return result
@@ -130,9 +130,9 @@ def _planned(planner: Planner, files: Mapping[int, Sequence[Path]], containers: 
     return lambda member, members: planner.replica(member, members, sites.get(member.pool))
 
 
-def _replicas(planner: Planner, pools: Sequence[Pool], planned: Planned, ports: Ports, report: Quiet) -> list[Replica]:
+def _replicas(planner: Planner, pools: Sequence[Pool], planned: Planned, report: Quiet) -> list[Replica]:
     """Give every replica its address, report what each one runs, and return those to start."""
-    members, indices, replicas = planner.members(ports.take), {pool.index for pool in pools}, []
+    members, indices, replicas = planner.members(), {pool.index for pool in pools}, []
     kills = {kill.replica: kill for kill in planner.options.kills}
     for member in members:
         who = f"{member.name} ({member.role} {member.index}, {member.address})"

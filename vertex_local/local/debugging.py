@@ -6,16 +6,16 @@ import importlib.util
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError, quoted
 from . import ports
+from .store import replace_text
 
 PORT = 5678  # the port that editors propose; another free one is taken if it is in use
 ADDRESS = "127.0.0.1"
@@ -69,16 +69,26 @@ def check(debug: Debug, known: Sequence[str], python: str | None) -> None:
     if not found:
         raise UserError(f"{debug}: {python or sys.executable} has no debugpy: pip install debugpy.")
     if debug.port and not ports.is_free(debug.port, reuse=True):  # as debugpy takes it
-        raise UserError(f"{debug}: {ADDRESS}:{debug.port} is in use; give another port, or none for a free one.")
+        raise _in_use(debug)
 
 
-def choose_port(debug: Debug) -> int:
-    """Return the port to listen on: the one asked for, else the usual one, else a free one."""
-    if debug.port or ports.is_free(PORT, reuse=True):
-        return debug.port or PORT
-    with socket.socket() as one:
-        one.bind((ADDRESS, 0))
-        return one.getsockname()[1]
+def choose_port(debug: Debug, take: Callable[[int], int]) -> int:
+    """Return the port to listen on: the one asked for, else the usual one, else a free one.
+
+    Args:
+        take: reserves the port that it is given, or another one if that is taken, and returns it.
+
+    Raises:
+        UserError: the port asked for is in use, be it by a job whose replica does not listen yet.
+    """
+    port = take(debug.port or PORT)
+    if debug.port and port != debug.port:
+        raise _in_use(debug)
+    return port
+
+
+def _in_use(debug: Debug) -> UserError:
+    return UserError(f"{debug}: {ADDRESS}:{debug.port} is in use; give another port, or none for a free one.")
 
 
 def wrap(argv: Sequence[str], port: int, debugpy: Sequence[str] = ("-m", "debugpy")) -> tuple[str, ...]:
@@ -145,7 +155,7 @@ def in_container(workdir: str, bucket_root: Path) -> dict[str, str]:
 def instructions(replica: str, content: Mapping[str, Any], kept: Path, project: Path) -> list[str]:
     """Write launch.json to `kept` and return the lines that say what to do."""
     text = json.dumps(content, indent=2)
-    kept.write_text(text + "\n", encoding="utf-8")
+    replace_text(kept, text + "\n")
     where = project / ".vscode" / "launch.json"
     verb = "add its configuration to" if where.exists() else "copy it to"
     connect = content["configurations"][0]["connect"]

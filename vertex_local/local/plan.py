@@ -124,18 +124,21 @@ class ReplicaPlan:
 
 @dataclass(frozen=True)
 class Planner:
-    """Makes the plans of one job's replicas; `folder` is the job's own."""
+    """Makes the plans of one job's replicas; `folder` is the job's own, and `take_port` returns a port of this machine for it."""
 
     job: JobFile
     options: RunOptions
     paths: Paths
     folder: Path
     job_id: str
+    take_port: Callable[..., int]
 
-    def members(self, take_port: Callable[[], int]) -> list[Member]:
+    def members(self) -> list[Member]:
         """Return all replicas with their addresses in the cluster."""
         return [
-            Member(pool.index, index, f"localhost:{take_port()}", take_port()) for pool in self.job.pools for index in range(pool.replicas)
+            Member(pool.index, index, f"localhost:{self.take_port()}", self.take_port())
+            for pool in self.job.pools
+            for index in range(pool.replicas)
         ]
 
     def replica(self, member: Member, members: Sequence[Member], site: Path | None = None) -> ReplicaPlan:
@@ -170,7 +173,7 @@ class Planner:
         debug = self.options.debug
         if debug is None or plan.member.name != debug.replica:
             return plan
-        port = debugging.choose_port(debug)
+        port = debugging.choose_port(debug, self.take_port)
         found = debugging.launch_configuration(debug.replica, port, folders)
         notes = debugging.instructions(debug.replica, found, self.folder / "launch.json", self.paths.project)
         env = {**plan.env, **debugging.VARIABLES}

@@ -17,8 +17,10 @@ class Ports:
     def __init__(self) -> None:
         self._held: list[socket.socket] = []
 
-    def take(self) -> int:
-        """Return a port that nothing listens on and no other job holds."""
+    def take(self, usual: int = 0) -> int:
+        """Return a port that nothing listens on and no other job holds: `usual` if that is one, else any."""
+        if usual and is_free(usual, reuse=True) and self._reserve(usual):
+            return usual
         for port in random.SystemRandom().sample(range(*_RANGE), 2000):
             if is_free(port) and self._reserve(port):
                 return port
