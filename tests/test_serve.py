@@ -53,7 +53,7 @@ def test_a_job_from_its_creation_to_its_end(service):
     assert job["createTime"] <= job["startTime"] <= job["endTime"] <= job["updateTime"]
     assert job["jobSpec"]["workerPoolSpecs"][0]["replicaCount"] == "1", "64-bit numbers are text, as in REST answers"
     assert f"id {number} {service.state}/buckets/out-bucket/run/model/" in service.log(number)
-    assert f"{made['name']}: SUCCEEDED" in "\n".join(service.out)
+    wait_for(lambda: f"{made['name']}: SUCCEEDED" in "\n".join(service.out))  # it is printed after it is recorded
 
 
 def test_a_failed_job_says_why(service):
@@ -734,7 +734,7 @@ def test_its_end_ends_the_jobs_in_order(tmp_path):
     assert service.stop(signal.SIGINT) == 0
     gone(pid)
     assert not mark_of(service.process) and "saved" in service.log(number), "SIGTERM came first"
-    assert any("FAILED" in line and "stopped" in line for line in service.out)
+    wait_for(lambda: any("FAILED" in line and "stopped" in line for line in service.out))
     assert not (service.state / "serve/token").exists()
 
 
