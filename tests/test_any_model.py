@@ -120,6 +120,44 @@ def build_model(hp, facts, total_steps):
     model.compile(keras.optimizers.Adam(1e-2))
     return model
 """,
+    "adversarial": """
+OBJECTIVE, MAXIMIZE = "val_gap", False
+def preprocess(raw, hp, facts):
+    return stacked(raw) / 50.0
+class Adversaries(keras.Model):  # the second is no part of what the model answers by
+    def __init__(self):
+        super().__init__()
+        self.answers = keras.Sequential([keras.layers.Dense(8, "relu"), keras.layers.Dense(1)])
+        self.judge = keras.Sequential([keras.layers.Dense(8, "relu"), keras.layers.Dense(1)])
+        self.aside = keras.layers.Dense(1)
+        self.judges = keras.optimizers.RMSprop(1e-2)
+        self.gap = keras.metrics.MeanAbsoluteError(name="gap")
+    @property
+    def metrics(self):
+        return [self.gap]
+    def call(self, x, training=False):
+        return self.answers(x)
+    def train_step(self, data):
+        x, y = data
+        y = tf.cast(y, tf.float32)[:, None]
+        with tf.GradientTape(persistent=True) as tape:
+            made = self.answers(x)
+            true, false = self.judge(tf.concat([x, y], 1)), self.judge(tf.concat([x, made], 1))
+            judged = tf.reduce_mean(tf.nn.softplus(-true) + tf.nn.softplus(false))
+            missed = tf.reduce_mean(tf.nn.softplus(-false)) + tf.reduce_mean(tf.square(y - made) + tf.square(y - self.aside(x)))
+        answering = self.answers.trainable_variables + self.aside.trainable_variables
+        for optimizer, loss, own in ((self.judges, judged, self.judge.trainable_variables), (self.optimizer, missed, answering)):
+            optimizer.apply_gradients(zip(tape.gradient(loss, own), own))
+        self.gap.update_state(y, made)
+        return {"judge_loss": judged, "answer_loss": missed, "gap": self.gap.result()}
+    def test_step(self, data):
+        self.gap.update_state(data[1][:, None], self.answers(data[0]))
+        return {"gap": self.gap.result()}
+def build_model(hp, facts, total_steps):
+    model = Adversaries()
+    model.compile(keras.optimizers.Adam(1e-2))
+    return model
+""",
     "two_outputs": """
 EXACT = True
 LABEL = ("churned", "target")

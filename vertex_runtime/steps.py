@@ -74,13 +74,49 @@ class Steps:
         self.results = tf.function(model.get_metrics_result, autograph=False)
         with strategy.scope():
             batch = tf.nest.map_structure(lambda t: tf.zeros([plan.batch_size // self.replicas, *t.shape[1:]], t.dtype), example)
-            # Variables, metric and loss state must exist before the first trace; Keras has no public call for that.
-            model._symbolic_build(data_batch=batch)
-            for optimizer in optimizers(model):
-                if not optimizer.built:
-                    optimizer.build(model.trainable_variables)
-                if self.replicas > 1:
+            self._build(batch)
+            if self.replicas > 1:
+                for optimizer in optimizers(model):
                     sum_all_at_once(optimizer)
+
+    def _build(self, batch: Rows) -> None:
+        """Create every variable, those of metrics, losses and optimizers too: they must exist before the first trace."""
+        model = self.model
+        unbuilt = [optimizer for optimizer in optimizers(model) if not optimizer.built]
+        for optimizer in unbuilt:
+            optimizer.built = True  # Keras would build it for the layers that the model answers by alone
+        model._symbolic_build(data_batch=batch)  # Keras has no public call for that
+        for optimizer in unbuilt:
+            optimizer.built = False
+        own_step = type(model).train_step is not keras.Model.train_step
+        with_more = own_step and (len(unbuilt) > 1 or not all(layer.built for layer in model._flatten_layers()))
+        changed = self._built_by_step(batch, unbuilt) if with_more else {}
+        for optimizer in unbuilt:
+            optimizer.build(changed.get(id(optimizer)) or model.trainable_variables)
+
+    def _built_by_step(self, batch: Rows, unbuilt: Sequence[keras.optimizers.Optimizer]) -> dict[int, list[keras.Variable]]:
+        """Build the layers that only a training step of the model's own uses; return which variables it has each optimizer change.
+
+        `fit` does so at its first step: the discriminator of a GAN, for instance, is no part of what the model answers by.
+        """
+        changed: dict[int, list[keras.Variable]] = {}
+
+        def noted(optimizer: keras.optimizers.Optimizer) -> Callable[..., None]:
+            def apply(grads: Sequence[Any], trainable_variables: Sequence[keras.Variable] | None = None) -> None:
+                known = changed.setdefault(id(optimizer), [])
+                known += [each for each in trainable_variables or () if all(each is not other for other in known)]
+
+            return apply
+
+        for optimizer in unbuilt:
+            optimizer.apply = noted(optimizer)
+        try:
+            step = tf.function(lambda: self.strategy.run(self.model.train_step, args=(batch,)), autograph=False)
+            step.get_concrete_function()
+        finally:
+            for optimizer in unbuilt:
+                del optimizer.apply
+        return changed
 
     def trace(self) -> Sequence[tf.Variable]:
         """Trace the training call and return every variable in it, those of nobody's layer among them.
