@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
 from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -49,6 +51,44 @@ def test_a_row_unlike_the_others_is_named(odd, said):
     source = source_of(source=lambda files, hp: Rows(odd))
     with pytest.raises(UserError, match=said):
         list(source.chunks())
+
+
+@pytest.mark.parametrize("value", [
+    datetime.date(2020, 1, 1), np.datetime64("2020-01-01"), decimal.Decimal("1.5"), 2**70, {"a": 1}, [1.0, None], [[1.0], [1.0, 2.0]],
+])  # fmt: skip
+def test_what_is_no_tensor_is_refused(value):
+    source = source_of(source=lambda files, hp: [{"x": value, "y": 1.0}] * 3)
+    with pytest.raises(UserError, match=r"source: 'x' holds .* no number or text, and no dense array of them. Convert it in source"):
+        list(source.chunks())
+
+
+@pytest.mark.parametrize("value", [["a", "é"], np.array(["a", "é"]), np.array([b"a", "é".encode()])])
+def test_arrays_of_texts_are_texts(value):
+    (chunk,) = source_of(source=lambda files, hp: [{"x": value, "y": 1.0}] * 3).chunks()
+    assert chunk["x"].dtype == object and chunk["x"].tolist() == [[b"a", "é".encode()]] * 3
+
+
+@pytest.mark.parametrize(
+    "first, later, kind",
+    [(1, 1.5, None), (True, 3, None), (np.int8(1), 1000, None), (1, float("nan"), None), ("a", 1.0, None), (1.0, "a", None),
+     (1, 2**40, "int64"), (1.0, 2, "float32"), (np.float32(1), np.float64(0.1), "float32"), (np.int8(1), 7, "int8"), (False, 1, "bool")],
+)  # fmt: skip
+def test_all_rows_have_the_type_of_the_first(first, later, kind):
+    """Chunks are looked at one by one, and a value must not be cut to what those before it were."""
+    rows = [{"x": first, "y": 1.0}] * 1500 + [{"x": later, "y": 1.0}] * 10
+    source = source_of(source=lambda files, hp: rows)
+    source.take(range(10))
+    if kind is None:
+        with pytest.raises(UserError, match="row 1500 of source: 'x' is .* the rows before hold .*. Give all rows one type"):
+            source.take(range(1500, 1510))
+    else:
+        assert source.take(range(1500, 1510))["x"].tolist() == [np.dtype(kind).type(later)] * 10
+        assert source.take(range(1500, 1510))["x"].dtype == kind
+
+
+def test_whole_numbers_beside_floats_are_floats():
+    (chunk,) = source_of(source=lambda files, hp: [{"x": 1, "y": 1.0}, {"x": 1.5, "y": 1}]).chunks()
+    assert chunk["x"].tolist() == [1.0, 1.5] and chunk["x"].dtype == chunk["y"].dtype == np.float32
 
 
 def test_rows_without_the_label_are_refused():

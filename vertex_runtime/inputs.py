@@ -83,6 +83,7 @@ class Inputs:
         self.bad = data.BadRows(options.bad_rows)
         self.contract, self.paths = contract, {"training": train, "evaluation": evaluation, "test": test}
         self.sources: dict[str, Any] = {}
+        self.kinds: dict[str, np.dtype] = {}  # of the columns of sources, which all parts of the data have in common
         self.places: dict[str, np.ndarray] = {}
         self.counts: dict[str, list[int] | None] = {}
         self.split: Split | None = None
@@ -113,7 +114,9 @@ class Inputs:
         part = "training" if name == "evaluation" and self.split else name
         if part not in self.sources:
             training = part == "training"
-            self.sources[part] = sources.source_of(self.contract, self.paths[part], self.hp, training, self.bad)
+            self.sources[part] = made = sources.source_of(self.contract, self.paths[part], self.hp, training, self.bad)
+            if isinstance(made, sources.IndexedSource):
+                made.kinds = self.kinds
         return self.sources[part]
 
     def _paths(self, name: str) -> list[str]:

@@ -20,7 +20,7 @@ from .arguments import RunOptions
 from .blocks import CsvBlocks
 from .cache import Cache
 from .columns import Image
-from .contract import Contract
+from .contract import Contract, blame
 from .data import PATH, BadRows, Chunk, concatenate, rows_of, take
 from .errors import UserError, cause
 from .order import WINDOW_BLOCKS, Order
@@ -83,7 +83,8 @@ class Preparer:
             return (features, labels) if weights is None else (features, labels, tf.constant(weights, tf.float32))
 
     def _features(self, chunk: Chunk) -> Any:
-        return self.run([tf.convert_to_tensor(chunk[name], self.contract.inputs[name].dtype) for name in self.names])
+        with blame(self.contract.module, "preprocess", but=(tf.errors.InvalidArgumentError,)):  # those tell of single rows
+            return self.run([tf.convert_to_tensor(chunk[name], self.contract.inputs[name].dtype) for name in self.names])
 
     def _check_rows(self, chunk: Chunk, **found: Any) -> None:
         """Refuse what a part of the trainer made of a chunk, if it is not row by row: rows would be trained on with others' values."""

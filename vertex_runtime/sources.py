@@ -21,6 +21,7 @@ from .reporting import log
 LABEL, WEIGHT = "_label", "_weight"  # the columns of a dataset's labels and weights
 RESERVED = (LABEL, WEIGHT, PATH)
 CHUNK_ROWS = 1024
+_TENSORS = "biufc"  # NumPy's kinds of numbers
 
 
 class IndexedSource:
@@ -34,6 +35,7 @@ class IndexedSource:
         if not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__"):
             raise UserError(f"source(files, hp) must return an object with len() and [i]; got {type(rows).__name__}.")
         self.rows, self.names, self.count = rows, names, len(rows)
+        self.kinds: dict[str, np.dtype] = {}  # of each column: what the first rows that were asked for hold
         if not self.count:
             raise UserError("the source has no rows. Return some from source of model.py.")
 
@@ -45,7 +47,7 @@ class IndexedSource:
                 raise UserError(f"a row of source must be a dict of values by name; got {kind.__name__}.")
         names = dict.fromkeys([*found[0], *self.names])
         try:
-            return {name: _column([row[name] for row in found], name) for name in names}
+            return {name: self._agreeing(name, _column([row[name] for row in found], name), places) for name in names}
         except KeyError:
             for place, row in zip(places, found):
                 if lacking := [name for name in names if name not in row]:
@@ -54,6 +56,28 @@ class IndexedSource:
                         f"row {place} of source lacks {quoted(lacking[0])}; it has {there}. Give all rows the same names."
                     ) from None
             raise
+
+    def _agreeing(self, name: str, column: np.ndarray, places: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return a column in the type that it had first; refuse what that type cannot hold, such as 1.5 after whole numbers."""
+        kind = self.kinds.setdefault(name, column.dtype)
+        if column.dtype == kind:
+            return column
+        if "O" in (kind.kind, column.dtype.kind):
+            fits = np.zeros(len(column), bool)
+        elif kind.kind in "fc":
+            return column.astype(kind)
+        else:
+            with np.errstate(invalid="ignore"):
+                found = column.astype(kind)
+            fits = (found == column).reshape(len(column), -1).all(axis=1)
+        if not fits.all():
+            place = int(np.argmin(fits))
+            held = "texts" if kind.kind == "O" else f"numbers of the type {kind}"
+            raise UserError(
+                f"row {places[place]} of source: {quoted(name)} is {quoted(str(self.rows[int(places[place])][name]))}, and the rows "
+                f"before hold {held}. Give all rows one type, such as float."
+            )
+        return found
 
     def chunks(self) -> Iterator[Chunk]:
         for start in range(0, self.count, CHUNK_ROWS):
@@ -69,11 +93,25 @@ def _column(values: Sequence[Any], name: str) -> np.ndarray:
         raise UserError(f"the rows of source differ in the type of {quoted(name)}: {found}. Give NaN or an empty text where none is.")
     if are_texts == {True}:
         return objects([value.encode() if isinstance(value, str) else value for value in values])
-    arrays = [np.asarray(value, np.float32 if isinstance(values[0], float) else None) for value in values]
+    try:
+        kind = np.float32 if any(issubclass(kind, float) for kind in kinds) else None
+        arrays = [np.asarray(value, kind) for value in values]
+    except (TypeError, ValueError, OverflowError):
+        raise _no_tensor(values, name) from None
     if len({array.shape for array in arrays}) > 1:
         shapes = sorted({array.shape for array in arrays})[:3]
         raise UserError(f"the rows of source differ in the shape of {quoted(name)}: {', '.join(map(str, shapes))}. Give them one shape.")
-    return np.stack(arrays)
+    column: Any = np.stack(arrays)
+    if column.dtype.kind in "US":  # arrays of texts
+        return np.char.encode(column, "utf-8").astype(object) if column.dtype.kind == "U" else column.astype(object)
+    if column.dtype.kind not in _TENSORS:
+        raise _no_tensor(values, name)
+    return column
+
+
+def _no_tensor(values: Sequence[Any], name: str) -> UserError:
+    rule = "which is no number or text, and no dense array of them"
+    return UserError(f"source: {quoted(name)} holds {quoted(str(values[0]))} ({type(values[0]).__name__}), {rule}. Convert it in source.")
 
 
 def with_inferred_inputs(contract: Contract, chunk: Chunk) -> Contract:
