@@ -83,7 +83,7 @@ def test_the_files_that_users_edit_are_short(trainer, name, budget):
 def test_the_runtime_can_be_read_in_one_sitting():
     sizes = {path.name: lines_of_code(path) for path in SOURCES if path.parent.name == "vertex_runtime"}
     assert sum(sizes[f"{name}.py"] for name in CORE) <= 1240, sizes
-    assert sum(size for name, size in sizes.items() if name not in (*READERS, *EXPLAINING)) <= 6140, sizes
+    assert sum(size for name, size in sizes.items() if name not in (*READERS, *EXPLAINING)) <= 6220, sizes
     assert sum(sizes[name] for name in EXPLAINING) <= 380, sizes
     assert not {name: size for name, size in sizes.items() if size > LARGEST_FILES.get(name, RUNTIME_FILE)}
     report = {path.name: lines_of_code(path) for path in SOURCES if path.parent.name == "data_report"}  # no part of a run
