@@ -159,6 +159,21 @@ def test_an_index_that_is_written_while_it_is_looked_for_stays(tmp_path, monkeyp
         each.close()
 
 
+def test_what_is_told_after_the_index_was_written_is_swept_too(tmp_path):
+    """Both have prepared a block, and one finishes before the other has told of it."""
+    one, other = cache_of(tmp_path), cache_of(tmp_path)
+    for each in (one, other):
+        each.write(0, [tensor.numpy() for tensor in numbers(0, BLOCK)])
+    one.finish()
+    other.publish()
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".arrow", ".blocks", ".claims", ".json"]
+    other.finish()
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".arrow", ".claims", ".json"]
+    for each in (one, other):
+        assert 0 in each
+        each.close()
+
+
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_each_piece_is_prepared_once(workers, known, tmp_path):

@@ -285,11 +285,13 @@ class Cache:
 
     def finish(self) -> None:
         """Write the index of a named cache in which all blocks are, unless another process has done that."""
-        if self.name is None or self.finished:
+        if self.name is None:
             return
-        self.publish()
-        self.refresh()
-        if self.finished:
+        if not self.finished:
+            self.publish()
+            self.refresh()
+        if self.finished:  # by another process, which may have swept before this one told of its last blocks
+            self._sweep(self.indexed)
             return
         files = sorted({file for file, _, _ in self.places.values()})
         if self.own in files:
