@@ -69,10 +69,11 @@ class Service(LocalService):
     def add_jobs(self, name: str, count: int) -> None:
         """Record jobs like one that has ended."""
         with closing(Store(self.state)) as store:
-            document = store.get(name)
+            document, parent = store.get(name), name.rpartition("/")[0]
             for i in range(count):
-                job_record.add(store, f"{name.rpartition('/')[0]}/{i + 1}", "customJobs", {**document, "displayName": f"job-{i}"})
-                job_record.end(store, f"{name.rpartition('/')[0]}/{i + 1}", "SUCCEEDED")
+                other = f"{parent}/{i + 1}"
+                job_record.add(store, other, "customJobs", {**document, "name": other, "displayName": f"job-{i}"})
+                job_record.end(store, other, "SUCCEEDED")
 
     def idle(self) -> list[ssl.SSLSocket]:
         """Hold connections on each of which one request was answered."""
