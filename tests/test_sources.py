@@ -71,7 +71,8 @@ def test_arrays_of_texts_are_texts(value):
 @pytest.mark.parametrize(
     "first, later, kind",
     [(1, 1.5, None), (True, 3, None), (np.int8(1), 1000, None), (1, float("nan"), None), ("a", 1.0, None), (1.0, "a", None),
-     (1, 2**40, "int64"), (1.0, 2, "float32"), (np.float32(1), np.float64(0.1), "float32"), (np.int8(1), 7, "int8"), (False, 1, "bool")],
+     (1.0, 1j, None), (1, 2**40, "int64"), (1.0, 2, "float32"), (np.float32(1), np.float64(0.1), "float32"), (np.int8(1), 7, "int8"),
+     (False, 1, "bool")],
 )  # fmt: skip
 def test_all_rows_have_the_type_of_the_first(first, later, kind):
     """Chunks are looked at one by one, and a value must not be cut to what those before it were."""

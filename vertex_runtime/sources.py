@@ -62,7 +62,7 @@ class IndexedSource:
         kind = self.kinds.setdefault(name, column.dtype)
         if column.dtype == kind:
             return column
-        if "O" in (kind.kind, column.dtype.kind):
+        if "O" in (kind.kind, column.dtype.kind) or (column.dtype.kind == "c" and kind.kind != "c"):
             fits = np.zeros(len(column), bool)
         elif kind.kind in "fc":
             return column.astype(kind)
@@ -94,8 +94,8 @@ def _column(values: Sequence[Any], name: str) -> np.ndarray:
     if are_texts == {True}:
         return objects([value.encode() if isinstance(value, str) else value for value in values])
     try:
-        kind = np.float32 if any(issubclass(kind, float) for kind in kinds) else None
-        arrays = [np.asarray(value, kind) for value in values]
+        number = np.float32 if any(issubclass(kind, float) for kind in kinds) else None
+        arrays = [np.asarray(value, number) for value in values]
     except (TypeError, ValueError, OverflowError):
         raise _no_tensor(values, name) from None
     if len({array.shape for array in arrays}) > 1:
